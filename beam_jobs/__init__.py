@@ -1,0 +1,1 @@
+"""Beam pipelines that embed corpora of any size into sharded TFRecords."""

@@ -1,0 +1,241 @@
+"""Embeds an image corpus: `python -m beam_jobs.embed_images`, or `embed_images()` from Python.
+
+Options that are not its own go to Beam as they are, e.g. `--runner=FlinkRunner --flink_master=localhost:8081`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import apache_beam as beam
+import click
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_jobs.corpus import Item, list_corpus, listing_digest
+from beam_jobs.embed_shard import EmbedOptions, EmbedShard
+from beam_jobs.shards import Shard, ShardReport, plan_shards, read_report
+from searchforge import progress
+from searchforge.captions import load_captions
+from searchforge.config import Config, load_config
+from searchforge.encoder import EncoderInfo
+from searchforge.errors import JobError, SearchforgeError, UsageError
+from searchforge.hashing import content_id
+from searchforge.manifest import Manifest, ShardInfo
+from searchforge.workspace import MARKERS, Workspace
+
+_POLL_SECONDS = 2.0
+_LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+"""What DirectRunner ends up with; asked for by name, because DirectRunner first tries to download another one."""
+
+
+def embed_images(config: Config, encoder: str) -> Manifest:
+    """Embeds the corpus of `config` with an encoder of its workspace. A finished run is found, not repeated.
+
+    Args:
+      encoder: id of a committed encoder bundle.
+
+    Returns:
+      The manifest, which lies beside its shards in embeddings/<id>/.
+
+    Raises:
+      UsageError: the corpus is empty, names an id twice, or the encoder does not exist.
+      JobError: the job failed, or more than `corpus.max_reject_fraction` of the inputs were rejected.
+    """
+    workspace = Workspace(config.workspace)
+    info = EncoderInfo.model_validate(workspace.marker("encoders", encoder))
+    items = _select(list_corpus(config.corpus_source), config)
+    shards = plan_shards(items, config.embed.shards)
+    identity = {
+        "fingerprint": info.fingerprint,
+        "listing": listing_digest(items),
+        "shards": len(shards),
+        "limits": [config.corpus.max_bytes, config.corpus.max_pixels],
+    }
+    run = content_id(identity)
+    if workspace.committed("embeddings", run):
+        progress.say(f"embeddings/{run} is complete")
+        return Manifest.model_validate(workspace.marker("embeddings", run))
+    options = EmbedOptions(
+        workspace=workspace.root,
+        encoder=encoder,
+        folder=workspace.url("embeddings", run),
+        preprocessing=info.preprocessing,
+        batch_size=config.embed.batch_size,
+        max_bytes=config.corpus.max_bytes,
+        max_pixels=config.corpus.max_pixels,
+    )
+    start = time.monotonic()
+    progress.say(f"embedding {len(items)} items in {len(shards)} shards on {config.embed.runner} into {options.folder}")
+    _run_pipeline(shards, options, config)
+    reports = [_require_report(options.folder, shard) for shard in shards]
+    manifest = _manifest(run, info, config, items, reports, time.monotonic() - start)
+    workspace.storage.write(f"embeddings/{run}/{MARKERS['embeddings']}", manifest.model_dump_json(indent=2).encode())
+    _remove_leftovers(options.folder)
+    return manifest
+
+
+def _select(items: list[Item], config: Config) -> list[Item]:
+    """Keeps the items of `corpus.splits`, where those are given."""
+    if not config.corpus.splits:
+        return items
+    images = load_captions(config.data)
+    wanted = {image.id for image in images if image.split in config.corpus.splits}
+    selected = [item for item in items if item.id in wanted]
+    if not selected:
+        known = sorted({str(image.split) for image in images})
+        raise UsageError(
+            f"no item of corpus {config.corpus_source} is in split {', '.join(config.corpus.splits)}; "
+            f"the captions hold the splits {', '.join(known)}"
+        )
+    return selected
+
+
+def _run_pipeline(shards: Sequence[Shard], options: EmbedOptions, config: Config) -> None:
+    runner = _LOCAL_RUNNER if config.embed.runner == "DirectRunner" else config.embed.runner
+    arguments = [f"--runner={runner}", *config.embed.beam_options]
+    try:
+        with (
+            _shown_progress(shards, options.folder),
+            beam.Pipeline(options=PipelineOptions(arguments)) as pipeline,
+        ):
+            _ = (
+                pipeline
+                | "Shards" >> beam.Create(shards)
+                | "Spread" >> beam.Reshuffle()
+                | "Embed" >> beam.ParDo(EmbedShard(options))
+            )
+    except SearchforgeError:
+        raise
+    except Exception as error:  # every runner has its own; none of them concerns the user's shell
+        raise JobError(
+            f"the Beam job failed: {error}\nFinished shards are kept in {options.folder}; run the command again"
+        ) from error
+
+
+@contextmanager
+def _shown_progress(shards: Sequence[Shard], folder: str) -> Iterator[None]:
+    """Watches the folder for finished shards, which works for every runner."""
+    done = threading.Event()
+    with progress.track("embed", sum(len(shard.items) for shard in shards)) as advance:
+
+        def watch() -> None:
+            waiting = list(shards)
+            finished = False
+            while not finished:
+                finished = done.wait(_POLL_SECONDS)
+                for shard in [shard for shard in waiting if read_report(folder, shard)]:
+                    waiting.remove(shard)
+                    advance(len(shard.items))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
+def _require_report(folder: str, shard: Shard) -> ShardReport:
+    report = read_report(folder, shard)
+    if report is None:
+        raise JobError(f"{shard.name('data', 'tfrecord')} was not written to {folder}; run the command again")
+    return report
+
+
+def _manifest(
+    run: str,
+    info: EncoderInfo,
+    config: Config,
+    items: Sequence[Item],
+    reports: Sequence[ShardReport],
+    seconds: float,
+) -> Manifest:
+    rejected: Counter[str] = Counter()
+    for report in reports:
+        rejected.update(report.rejected)
+    embedded = sum(report.shard["count"] for report in reports)
+    total = sum(rejected.values())
+    if not embedded or total > config.corpus.max_reject_fraction * len(items):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
+        raise JobError(
+            f"{total} of {len(items)} inputs were rejected ({reasons}), allowed are "
+            f"{config.corpus.max_reject_fraction:.0%} (corpus.max_reject_fraction) and at least one must remain; "
+            f"each is listed in rejects-*.jsonl in {Workspace(config.workspace).url('embeddings', run)}"
+        )
+    return Manifest(
+        id=run,
+        encoder=info.id,
+        fingerprint=info.fingerprint,
+        preprocessing=info.preprocessing,
+        dim=info.dim,
+        source=config.corpus_source,
+        inputs=len(items),
+        embedded=embedded,
+        reused=0,
+        rejected=total,
+        rejected_by_reason=dict(sorted(rejected.items())),
+        shards=tuple(ShardInfo.model_validate(report.shard) for report in reports),
+        rejects=tuple(report.rejects for report in reports if report.rejects),
+        seconds=round(seconds, 3),
+    )
+
+
+def _remove_leftovers(folder: str) -> None:
+    """Deletes what only unfinished runs need: shard reports, and temporary files of killed workers."""
+    for pattern in ("done-*.json", "*.tmp"):
+        (result,) = FileSystems.match([f"{folder}/{pattern}"])
+        paths = [found.path for found in result.metadata_list]
+        if paths:
+            FileSystems.delete(paths)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--config", "config_path", type=click.Path(), help="YAML configuration.")
+@click.option("--workspace", help="Folder or gs://bucket/prefix.")
+@click.option("--corpus", help="Folder, glob, or text file of paths or URIs.")
+@click.option("--encoder", required=True, help="Id of the encoder bundle.")
+@click.option("--shards", type=int, help="Number of output shards.")
+@click.option("--batch-size", type=int, help="Images a call of the model.")
+@click.option("--runner", help="Any Beam runner.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@click.argument("beam_options", nargs=-1, type=click.UNPROCESSED)
+def main(
+    config_path: str | None,
+    workspace: str | None,
+    corpus: str | None,
+    encoder: str,
+    shards: int | None,
+    batch_size: int | None,
+    runner: str | None,
+    as_json: bool,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Embeds an image corpus into sharded TFRecords. Further options go to Beam."""
+    overrides: dict[str, Any] = {
+        "workspace": workspace,
+        "corpus.source": corpus,
+        "embed.shards": shards,
+        "embed.batch_size": batch_size,
+        "embed.runner": runner,
+        "embed.beam_options": beam_options or None,
+    }
+    try:
+        manifest = embed_images(load_config(config_path, overrides), encoder)
+    except SearchforgeError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    summary = f"embeddings/{manifest.id}: {manifest.embedded} embedded, {manifest.rejected} rejected"
+    click.echo(json.dumps(manifest.model_dump(), indent=2) if as_json else summary)
+
+
+if __name__ == "__main__":
+    main()

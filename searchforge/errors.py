@@ -1,0 +1,31 @@
+"""Errors that are shown to a user as one message, without a stack trace.
+
+A message names the value, what was expected and what to do. The exit codes are the command line's:
+0 done, 1 a gate or a job failed, 2 bad usage or configuration.
+"""
+
+from __future__ import annotations
+
+
+class SearchforgeError(Exception):
+    """Base of every error that is meant for the user."""
+
+    exit_code = 1
+
+
+class UsageError(SearchforgeError):
+    """Bad usage, configuration or input: the same command fails again until the user changes something."""
+
+    exit_code = 2
+
+
+class JobError(SearchforgeError):
+    """A stage could not finish its work."""
+
+
+class GateError(SearchforgeError):
+    """A searcher did not pass its check, or something unchecked was to be published."""
+
+
+class ConflictError(SearchforgeError):
+    """Another writer replaced a mutable object first."""

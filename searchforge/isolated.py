@@ -1,0 +1,154 @@
+"""Processes of their own for tflite-support, which cannot share one with TensorFlow.
+
+The child blocks TensorFlow, loads libusb (which tflite-support's native code links) and answers requests: one
+JSON object a line on standard input, one JSON object a line on a pipe of its own. Native code that writes to
+standard output therefore cannot damage an answer, and a native crash is an error of the parent, not its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from searchforge.errors import JobError, SearchforgeError, UsageError
+
+_REPLY_FD = "SEARCHFORGE_REPLY_FD"
+
+
+class ChildCrash(JobError):
+    """The child process ended without an answer.
+
+    Attributes:
+      returncode: of the process; negative for a signal.
+    """
+
+    def __init__(self, message: str, returncode: int) -> None:
+        super().__init__(message)
+        self.returncode = returncode
+
+
+class Session:
+    """A child process that answers requests until it is closed. Use as a context manager."""
+
+    def __init__(self, module: str) -> None:
+        """Starts `python -m module`, whose main function calls `serve`."""
+        self._module = module
+        read_end, write_end = os.pipe()
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        environment = {
+            **os.environ,
+            _REPLY_FD: str(write_end),
+            "PYTHONPATH": path,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+        # A file: a pipe that nobody reads would fill and block the child.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            pass_fds=(write_end,),
+            env=environment,
+        )
+        os.close(write_end)
+        self._replies = os.fdopen(read_end, "rb")
+
+    def call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends one request and returns its answer.
+
+        Raises:
+          UsageError, JobError: what the child raised.
+          ChildCrash: the child ended before it answered.
+        """
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._replies.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise self._crash()
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise (UsageError if reply["exit_code"] == UsageError.exit_code else JobError)(reply["error"])
+        return reply["result"]
+
+    def close(self) -> None:
+        """Ends the child; a second call does nothing."""
+        if self._process.stdin and not self._process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._errors.close()
+            self._replies.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _crash(self) -> ChildCrash:
+        code = self._process.wait()
+        self._errors.seek(0)
+        errors = self._errors.read().decode(errors="replace").strip()
+        ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return ChildCrash(f"{self._module} ended with {ending} before it answered:\n{errors[-2000:]}", code)
+
+
+def call(module: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Answers one request in a process of its own; see Session for the errors."""
+    with Session(module) as session:
+        return session.call(request)
+
+
+def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Runs in the child: answers requests with `handle` until standard input ends.
+
+    Only errors meant for users travel to the parent; any other ends the child with its stack trace.
+    """
+    prepare()
+    descriptor = int(os.environ[_REPLY_FD])
+    with os.fdopen(descriptor, "wb") as replies:
+        for line in sys.stdin.buffer:
+            try:
+                reply: dict[str, Any] = {"result": handle(json.loads(line))}
+            except SearchforgeError as error:
+                reply = {"error": str(error), "exit_code": error.exit_code}
+            replies.write(json.dumps(reply).encode() + b"\n")
+            replies.flush()
+
+
+def prepare() -> None:
+    """Makes this process able to import tflite_support; call before the import, in a process without TensorFlow.
+
+    Raises:
+      JobError: TensorFlow is already loaded.
+    """
+    if sys.modules.get("tensorflow") is not None:
+        raise JobError("TensorFlow is loaded in this process, so tflite-support cannot be; use searchforge.isolated")
+    sys.modules["tensorflow"] = None  # type: ignore[assignment]
+    import libusb_package
+
+    library = libusb_package.get_library_path()
+    if library is None:
+        raise JobError("package libusb-package has no libusb-1.0 for this platform; install libusb-1.0 by hand")
+    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

@@ -1,0 +1,52 @@
+"""What a user sees while a stage works: sentences and a progress line on standard error.
+
+On a terminal the line is redrawn; elsewhere a plain line appears now and then, so that logs stay readable.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two plain lines of one task."""
+
+
+def say(text: str) -> None:
+    """Tells the user one thing."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how much of `total` is done; yields the function that adds to it."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda count: progress.update(task, advance=count)
+        return
+    start = shown = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        elapsed = time.monotonic() - start
+        if time.monotonic() - shown >= PLAIN_INTERVAL and 0 < done < total:
+            shown = time.monotonic()
+            rate = done / elapsed
+            say(f"  {label}: {done}/{total}, {rate:.0f}/s, about {(total - done) / rate:.0f} s left")
+
+    yield advance
+    say(f"  {label}: {done}/{total} in {time.monotonic() - start:.1f} s")
