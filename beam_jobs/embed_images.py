@@ -5,14 +5,11 @@ Options that are not its own go to Beam as they are, e.g. `--runner=FlinkRunner 
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import apache_beam as beam
 import click
@@ -24,7 +21,8 @@ from beam_jobs.embed_shard import EmbedOptions, EmbedShard
 from beam_jobs.shards import Shard, ShardReport, plan_shards, read_report
 from searchforge import progress
 from searchforge.captions import load_captions
-from searchforge.config import Config, load_config
+from searchforge.cli import config_options, reports_errors, show
+from searchforge.config import Config
 from searchforge.encoder import EncoderInfo
 from searchforge.errors import JobError, SearchforgeError, UsageError
 from searchforge.hashing import content_id
@@ -199,42 +197,21 @@ def _remove_leftovers(folder: str) -> None:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--config", "config_path", type=click.Path(), help="YAML configuration.")
-@click.option("--workspace", help="Folder or gs://bucket/prefix.")
-@click.option("--corpus", help="Folder, glob, or text file of paths or URIs.")
+@click.option("--captions", "data__captions", multiple=True, help="COCO-captions JSON that names the splits.")
+@click.option("--images", "data__images", help="Folder of the captioned images.")
+@click.option("--corpus", "corpus__source", help="Folder, glob, or text file of paths or URIs.")
+@click.option("--corpus-split", "corpus__splits", multiple=True, help="Only images of this split.")
 @click.option("--encoder", required=True, help="Id of the encoder bundle.")
-@click.option("--shards", type=int, help="Number of output shards.")
-@click.option("--batch-size", type=int, help="Images a call of the model.")
-@click.option("--runner", help="Any Beam runner.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
-@click.argument("beam_options", nargs=-1, type=click.UNPROCESSED)
-def main(
-    config_path: str | None,
-    workspace: str | None,
-    corpus: str | None,
-    encoder: str,
-    shards: int | None,
-    batch_size: int | None,
-    runner: str | None,
-    as_json: bool,
-    beam_options: tuple[str, ...],
-) -> None:
-    """Embeds an image corpus into sharded TFRecords. Further options go to Beam."""
-    overrides: dict[str, Any] = {
-        "workspace": workspace,
-        "corpus.source": corpus,
-        "embed.shards": shards,
-        "embed.batch_size": batch_size,
-        "embed.runner": runner,
-        "embed.beam_options": beam_options or None,
-    }
-    try:
-        manifest = embed_images(load_config(config_path, overrides), encoder)
-    except SearchforgeError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    summary = f"embeddings/{manifest.id}: {manifest.embedded} embedded, {manifest.rejected} rejected"
-    click.echo(json.dumps(manifest.model_dump(), indent=2) if as_json else summary)
+@click.option("--shards", "embed__shards", type=int, help="Number of output shards.")
+@click.option("--batch-size", "embed__batch_size", type=int, help="Images a call of the model.")
+@click.option("--runner", "embed__runner", help="Any Beam runner.")
+@click.argument("embed__beam_options", nargs=-1, type=click.UNPROCESSED)
+@reports_errors
+@config_options
+def main(config: Config, as_json: bool, encoder: str) -> None:
+    """Embeds an image corpus into sharded TFRecords. Further options go to Beam as they are."""
+    manifest = embed_images(config, encoder)
+    show(manifest.model_dump(), as_json, manifest.summary)
 
 
 if __name__ == "__main__":

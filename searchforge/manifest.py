@@ -67,6 +67,16 @@ class Manifest(BaseModel):
             raise ValueError(f"reasons {self.rejected_by_reason} do not add up to {self.rejected} rejected")
         return self
 
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        reasons = "".join(f", {count} {reason}" for reason, count in self.rejected_by_reason.items())
+        rate = self.embedded / self.seconds if self.seconds else 0.0
+        return (
+            f"embeddings/{self.id}: {self.inputs} inputs = {self.embedded} embedded + {self.reused} reused + "
+            f"{self.rejected} rejected{reasons}; {self.seconds:.1f} s, {rate:.0f} images/s"
+        )
+
     def require_fingerprint(self, fingerprint: str, of: str) -> None:
         """Raises UsageError unless the embeddings were made by the encoder with this fingerprint."""
         if self.fingerprint != fingerprint:

@@ -1,0 +1,90 @@
+"""What every command shares: options for the configuration, errors as one message, and the report as JSON."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from searchforge.errors import SearchforgeError, UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SUPPORTED_PYTHON = ((3, 10), (3, 11))
+"""tflite-support has wheels for CPython up to 3.11."""
+
+
+def config_options(function: Command) -> Command:
+    """Adds `--config`, `--workspace`, `--set` and `--json`; the function gets `config: Config` and `as_json`.
+
+    Other options whose name is a configuration key with `__` for the dot (`train__epochs`) become overrides.
+    """
+
+    @functools.wraps(function)
+    def wrapper(config_path: str | None, workspace: str | None, settings: tuple[str, ...], **values: Any) -> Any:
+        from searchforge.config import load_config
+
+        overrides = dict(_parse_setting(setting) for setting in settings)
+        for name in [name for name in values if "__" in name]:
+            value = values.pop(name)
+            if value is not None and value != ():
+                overrides[name.replace("__", ".")] = value
+        if workspace:
+            overrides["workspace"] = workspace
+        return function(config=load_config(config_path, overrides), **values)
+
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any configuration key, e.g. train.epochs=5."
+        ),
+        click.option("--workspace", help="Folder or gs://bucket/prefix of all artifacts."),
+        click.option("--config", "config_path", type=click.Path(), help="YAML configuration."),
+    ):
+        wrapper = option(wrapper)
+    return wrapper  # type: ignore[return-value]
+
+
+def reports_errors(function: Command) -> Command:
+    """Shows a SearchforgeError as one message, and exits with its code."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Any, **values: Any) -> Any:
+        try:
+            require_python(sys.version_info[:2])
+            return function(*arguments, **values)
+        except SearchforgeError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def require_python(version: tuple[int, ...]) -> None:
+    """Raises UsageError where tflite-support cannot be installed."""
+    if version[:2] not in SUPPORTED_PYTHON:
+        raise UsageError(
+            f"Python {version[0]}.{version[1]} is not supported: tflite-support has wheels for Python 3.10 and 3.11; "
+            "run `make setup PYTHON=python3.11`"
+        )
+
+
+def show(report: Any, as_json: bool, summary: str) -> None:
+    """Prints a stage's report: as JSON, or as a short summary."""
+    click.echo(json.dumps(report, indent=2, ensure_ascii=False, default=str) if as_json else summary)
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    import yaml
+
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set {setting!r} is not understood; expected KEY=VALUE, such as train.epochs=5")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {setting!r}: the value is not valid YAML: {error}") from None
