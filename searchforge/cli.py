@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,7 +25,8 @@ SUPPORTED_PYTHON = ((3, 10), (3, 11))
 def config_options(function: Command) -> Command:
     """Adds `--config`, `--workspace`, `--set` and `--json`; the function gets `config: Config` and `as_json`.
 
-    Other options whose name is a configuration key with `__` for the dot (`train__epochs`) become overrides.
+    Other options whose name is a configuration key with `__` for the dot (`train__epochs`) become overrides;
+    so does `__releases`, a key of the top level.
     """
 
     @functools.wraps(function)
@@ -32,7 +37,7 @@ def config_options(function: Command) -> Command:
         for name in [name for name in values if "__" in name]:
             value = values.pop(name)
             if value is not None and value != ():
-                overrides[name.replace("__", ".")] = value
+                overrides[name.replace("__", ".").lstrip(".")] = value
         if workspace:
             overrides["workspace"] = workspace
         return function(config=load_config(config_path, overrides), **values)
@@ -56,12 +61,22 @@ def reports_errors(function: Command) -> Command:
     def wrapper(*arguments: Any, **values: Any) -> Any:
         try:
             require_python(sys.version_info[:2])
+            quiet_libraries()
             return function(*arguments, **values)
         except SearchforgeError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
 
     return wrapper  # type: ignore[return-value]
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' own notices out of a command's output; call before they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="google")
+    logging.basicConfig(level=logging.ERROR)
 
 
 def require_python(version: tuple[int, ...]) -> None:
@@ -75,7 +90,11 @@ def require_python(version: tuple[int, ...]) -> None:
 
 def show(report: Any, as_json: bool, summary: str) -> None:
     """Prints a stage's report: as JSON, or as a short summary."""
-    click.echo(json.dumps(report, indent=2, ensure_ascii=False, default=str) if as_json else summary)
+    click.echo(json.dumps(report, indent=2, ensure_ascii=False, default=_jsonable) if as_json else summary)
+
+
+def _jsonable(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)  # type: ignore[arg-type]
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

@@ -1,0 +1,224 @@
+"""The Python API: one function for each stage, and `run` for all of them.
+
+    from infra import api
+    from searchforge.config import load_config
+
+    config = load_config("searchforge.yaml")
+    api.run(config)
+    hits = api.search(config, "a dog on a beach")
+
+Every stage finds what an earlier run finished, so that a killed `run`, started again, goes on where it was.
+Stages are imported when they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra import releases as _releases
+from infra.releases import Release
+from searchforge import progress
+from searchforge.config import Config
+from searchforge.errors import GateError, UsageError
+from searchforge.workspace import Kind, Workspace
+
+if TYPE_CHECKING:
+    from serving_check.search import Hit
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What `run` did.
+
+    Attributes:
+      seconds: wall time by stage.
+      release: what is live.
+      reports: of every stage, by its name.
+    """
+
+    seconds: dict[str, float]
+    release: Release
+    reports: dict[str, dict[str, Any]]
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Trains a dual encoder on a Ray cluster; returns encoder.json."""
+    from trainer.train import train as train_encoder
+
+    return train_encoder(config).model_dump()
+
+
+def embed(config: Config, encoder: str | None = None) -> dict[str, Any]:
+    """Embeds the corpus with a Beam job; returns MANIFEST.json."""
+    from beam_jobs.embed_images import embed_images
+
+    return embed_images(config, _choose(config, "encoders", encoder)).model_dump()
+
+
+def index(config: Config, embeddings: str | None = None) -> dict[str, Any]:
+    """Builds both searchers from an embedding run; returns build.json."""
+    from indexer.build import build_index
+
+    return build_index(config, _choose(config, "embeddings", embeddings))
+
+
+def check(config: Config, searcher: str | None = None) -> dict[str, Any]:
+    """Checks a searcher with the Task Library; returns report.json, whether it passed or not."""
+    from serving_check.check import check as check_searcher
+
+    return check_searcher(config, _choose(config, "searchers", searcher))
+
+
+def publish(config: Config, check: str | None = None) -> Release:
+    """Publishes what a passed check vouches for, and makes it live."""
+    workspace = Workspace(config.workspace)
+    return _releases.publish(workspace, _target(config), _choose(config, "checks", check))
+
+
+def rollback(config: Config, to: str | None = None) -> Release:
+    """Makes an earlier release live again."""
+    return _releases.rollback(_target(config), to)
+
+
+def releases(config: Config) -> list[Release]:
+    """Returns all releases, the most recent first."""
+    return _releases.list_releases(_target(config))
+
+
+def run(config: Config) -> RunReport:
+    """Train, embed, index, check, publish.
+
+    Raises:
+      GateError: the searcher did not pass its check; nothing was published.
+    """
+    progress.say(f"train, embed, index, check and publish into {config.workspace}; what is done already is kept")
+    Workspace(config.workspace), _target(config)  # fails now, not after the training, where it cannot be written
+    seconds: dict[str, float] = {}
+    reports: dict[str, dict[str, Any]] = {}
+
+    def stage(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        progress.say(f"\n[{len(seconds) + 1}/5] {name}")
+        start = time.monotonic()
+        reports[name] = work()
+        seconds[name] = round(time.monotonic() - start, 1)
+        return reports[name]
+
+    encoder = stage("train", lambda: train(config))
+    manifest = stage("embed", lambda: embed(config, encoder["id"]))
+    build = stage("index", lambda: index(config, manifest["id"]))
+    report = stage("check", lambda: check(config, build["id"]))
+    require_passed(report)
+    progress.say("\n[5/5] publish")
+    return RunReport(seconds, publish(config, report["id"]), reports)
+
+
+def require_passed(report: dict[str, Any]) -> None:
+    """Raises GateError, which names every failed gate, by how much, and where the report is."""
+    failed = [gate for gate in report["gates"] if not gate["passed"]]
+    if failed:
+        lines = "\n".join(f"  {gate['name']}: {gate['detail']}" for gate in failed)
+        raise GateError(f"the searcher did not pass its check; nothing is published:\n{lines}")
+
+
+def search(config: Config, query: str, k: int = 10, release: str | None = None) -> list[Hit]:
+    """Answers a query from a published file, through the Task Library.
+
+    Args:
+      query: a text, or the path of an image file.
+      k: number of hits.
+      release: id of a release; a folder or URL of releases, whose live one is used; default: the live one.
+    """
+    return search_many(config, [query], k, release)[0]
+
+
+def search_many(config: Config, queries: Sequence[str], k: int = 10, release: str | None = None) -> list[list[Hit]]:
+    """Like `search`, for several queries."""
+    from serving_check.search import Searcher
+
+    folder = open_release(config, release)[1]
+    answers: list[list[Hit]] = []
+    with contextlib.ExitStack() as stack:
+        opened: dict[str, Searcher] = {}
+        for query in queries:
+            image = is_image_query(query)
+            name = "image_searcher.tflite" if image else "text_searcher.tflite"
+            if name not in opened:
+                opened[name] = stack.enter_context(Searcher(folder / name))
+            answers.append(opened[name].search_image(Path(query), k) if image else opened[name].search_text(query, k))
+    return answers
+
+
+def open_release(config: Config, release: str | None = None) -> tuple[Release, Path]:
+    """Returns a release and a local folder with its files; see `search` for `release`."""
+    if release and ("/" in release or Path(release).is_dir()):
+        return _releases.find_release(Workspace(release))
+    return _releases.find_release(_target(config), release)
+
+
+def is_image_query(query: str) -> bool:
+    """Whether a query is the path of a file, and so an image."""
+    try:
+        return Path(query).is_file()
+    except (OSError, ValueError):  # a text can be too long for a path
+        return False
+
+
+def corpus_images(config: Config, embeddings: str, ids: set[str]) -> dict[str, Path]:
+    """Returns the local files of items of an embedding run, by id; remote or unknown ones are left out."""
+    from searchforge.manifest import Manifest, read_shards
+
+    workspace = Workspace(config.workspace)
+    if not workspace.committed("embeddings", embeddings):
+        return {}
+    manifest = Manifest.model_validate(workspace.marker("embeddings", embeddings))
+    records = read_shards(workspace.local("embeddings", embeddings), manifest)
+    return {record.id: Path(record.uri) for record in records if record.id in ids and "://" not in record.uri}
+
+
+def write_contact_sheet(
+    config: Config,
+    queries: Sequence[str],
+    answers: Sequence[Sequence[Hit]],
+    release: str | None = None,
+    expected: Sequence[str] = (),
+    path: Path = Path("contact-sheet.png"),
+) -> Path:
+    """Draws queries and the images of their hits; an image that is not in the workspace is left grey.
+
+    Args:
+      expected: id of each query's own image, which is framed.
+
+    Returns:
+      `path`.
+    """
+    from infra.contact_sheet import Row, Tile, draw_contact_sheet
+
+    found, _ = open_release(config, release)
+    images = corpus_images(config, found.provenance["embeddings"], {hit.id for hits in answers for hit in hits})
+    own = [*expected, *[""] * (len(queries) - len(expected))]
+    rows = [
+        Row(query, [Tile(images.get(hit.id), hit.score, hit.id == target) for hit in hits])
+        for query, hits, target in zip(queries, answers, own, strict=True)
+    ]
+    draw_contact_sheet(f"release {found.id}: {found.figures['images']} images", rows, path)
+    return path
+
+
+def _target(config: Config) -> Workspace:
+    return Workspace(config.releases or config.workspace)
+
+
+def _choose(config: Config, kind: Kind, id: str | None) -> str:
+    """Returns `id`, or the workspace's only artifact of that kind."""
+    if id:
+        return id
+    ids = Workspace(config.workspace).ids(kind)
+    if len(ids) == 1:
+        return ids[0]
+    found = f"holds {len(ids)}: {', '.join(ids)}" if ids else "holds none"
+    raise UsageError(f"workspace {config.workspace} {found}; name the one of {kind} to use")

@@ -1,0 +1,204 @@
+"""The command line: `searchforge COMMAND`. Heavy imports happen inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from searchforge import __version__
+from searchforge.cli import Command, config_options, reports_errors, show
+
+if TYPE_CHECKING:
+    from searchforge.config import Config
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Turns a corpus of photos into a verified on-device search model."""
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+_DATA = (
+    click.option("--captions", "data__captions", multiple=True, help="COCO-captions JSON; may be repeated."),
+    click.option("--images", "data__images", help="Folder of the captioned images."),
+)
+_TRAIN = (
+    click.option("--preset", "train__preset", type=click.Choice(["best", "recipe2022"]), help="Of the training."),
+    click.option("--workers", "train__workers", type=int, help="Ray Train workers."),
+    click.option("--ray-address", "train__ray_address", help="Running Ray cluster; default: a local one."),
+)
+_CORPUS = (
+    click.option("--corpus", "corpus__source", help="Folder, glob or list of images; default: --images."),
+    click.option("--corpus-split", "corpus__splits", multiple=True, help="Only images of this split."),
+)
+_BEAM = (
+    click.option("--runner", "embed__runner", help="Beam runner."),
+    click.option("--beam-option", "embed__beam_options", multiple=True, help="Passed to Beam as it is."),
+)
+_INDEX = (
+    click.option("--index-preset", "index__preset", type=click.Choice(["best", "recipe2022"]), help="Of the index."),
+    click.option("--partitions", "index__partitions", type=int, help="Default: about the square root of the corpus."),
+)
+_PUBLISH = (click.option("--releases", "__releases", help="Where releases are published; default: the workspace."),)
+
+
+@main.command()
+@_options(*_DATA, *_TRAIN, *_CORPUS, *_BEAM, *_INDEX, *_PUBLISH)
+@reports_errors
+@config_options
+def run(config: Config, as_json: bool) -> None:
+    """Train, embed, index, check and publish, in one command."""
+    from infra import api, summaries
+
+    report = api.run(config)
+    show(report, as_json, summaries.run(report))
+
+
+@main.command()
+@_options(*_DATA, *_TRAIN)
+@reports_errors
+@config_options
+def train(config: Config, as_json: bool) -> None:
+    """Train a dual encoder on a Ray cluster."""
+    from infra import api, summaries
+
+    report = api.train(config)
+    show(report, as_json, summaries.train(report))
+
+
+@main.command()
+@_options(*_DATA, *_CORPUS, *_BEAM)
+@click.option("--encoder", help="Id; default: the workspace's only one.")
+@reports_errors
+@config_options
+def embed(config: Config, as_json: bool, encoder: str | None) -> None:
+    """Embed a corpus into sharded TFRecords with a Beam job."""
+    from infra import api, summaries
+
+    report = api.embed(config, encoder)
+    show(report, as_json, summaries.embed(report))
+
+
+@main.command()
+@_options(*_INDEX)
+@click.option("--embeddings", help="Id; default: the workspace's only one.")
+@reports_errors
+@config_options
+def index(config: Config, as_json: bool, embeddings: str | None) -> None:
+    """Build the on-device index and both searchers."""
+    from infra import api, summaries
+
+    report = api.index(config, embeddings)
+    show(report, as_json, summaries.index(report))
+
+
+@main.command()
+@_options(*_DATA)
+@click.option("--searcher", help="Id; default: the workspace's only one.")
+@reports_errors
+@config_options
+def check(config: Config, as_json: bool, searcher: str | None) -> None:
+    """Check a searcher with the Task Library, as a phone would run it."""
+    from infra import api, summaries
+
+    report = api.check(config, searcher)
+    show(report, as_json, summaries.check(report))
+    api.require_passed(report)
+
+
+@main.command()
+@_options(*_PUBLISH)
+@click.option("--check", "check_id", help="Id; default: the workspace's only one.")
+@reports_errors
+@config_options
+def publish(config: Config, as_json: bool, check_id: str | None) -> None:
+    """Publish a searcher that passed its check, and make it live."""
+    from infra import api, summaries
+
+    release = api.publish(config, check_id)
+    show(release, as_json, summaries.release(release))
+
+
+@main.command()
+@_options(*_PUBLISH)
+@click.option("--to", help="Id of a release; default: the one before the live one.")
+@reports_errors
+@config_options
+def rollback(config: Config, as_json: bool, to: str | None) -> None:
+    """Make an earlier release live again."""
+    from infra import api, summaries
+
+    release = api.rollback(config, to)
+    show(release, as_json, summaries.release(release))
+
+
+@main.command()
+@_options(*_PUBLISH)
+@reports_errors
+@config_options
+def releases(config: Config, as_json: bool) -> None:
+    """List the releases, the most recent first."""
+    from infra import api, summaries
+
+    found = api.releases(config)
+    show(found, as_json, summaries.releases(found))
+
+
+@main.command()
+@_options(*_PUBLISH)
+@click.argument("query")
+@click.option("-k", "count", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of hits.")
+@click.option("--release", help="Id of a release, or a folder or URL of releases; default: the live one.")
+@click.option("--open", "open_sheet", is_flag=True, help="Write a contact sheet of the hits and open it.")
+@reports_errors
+@config_options
+def search(config: Config, as_json: bool, query: str, count: int, release: str | None, open_sheet: bool) -> None:
+    """Search a published file through the Task Library; QUERY is a text or an image file."""
+    from infra import api, summaries
+
+    hits = api.search(config, query, count, release)
+    show(hits, as_json, summaries.hits(hits))
+    if open_sheet:
+        path = api.write_contact_sheet(config, [query], [hits], release)
+        click.echo(f"contact sheet: {path}", err=True)
+        click.launch(str(path))
+
+
+@main.command()
+@click.option("--scenes", type=click.IntRange(100), default=2400, show_default=True, help="Images to draw.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@reports_errors
+@config_options
+def demo(config: Config, as_json: bool, scenes: int, seed: int) -> None:
+    """Draw a captioned corpus and go the whole way on it, to five answered queries."""
+    from infra import demo as demonstration
+    from infra import summaries
+
+    report = demonstration.run_demo(config, scenes, seed)
+    show(report, as_json, summaries.demo(report))
+
+
+@main.command()
+@reports_errors
+@config_options
+def doctor(config: Config, as_json: bool) -> None:
+    """Check the environment and say what to do about each fault."""
+    from infra import summaries
+    from infra.doctor import examine
+
+    findings = examine(config.workspace)
+    show(findings, as_json, summaries.findings(findings))
+    if any(finding.status == "fault" for finding in findings):
+        sys.exit(1)

@@ -1,0 +1,110 @@
+"""What commands print when they are done: short, for people. The same figures are in the JSON reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from searchforge.manifest import Manifest
+
+if TYPE_CHECKING:
+    from serving_check.search import Hit
+
+    from infra.api import RunReport
+    from infra.demo import DemoReport
+    from infra.doctor import Finding
+    from infra.releases import Release
+
+
+def run(report: RunReport) -> str:
+    """Figures of the live release, and where it is."""
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
+    return f"{release(report.release)}\n  time            {stages}"
+
+
+def train(report: dict[str, Any]) -> str:
+    quality = report["report"].get("heldout") or {}
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in quality.items() if name.startswith("r_at"))
+    return f"encoders/{report['id']}: fingerprint {report['fingerprint'][:16]}; held-out captions: {figures or 'none'}"
+
+
+def embed(report: dict[str, Any]) -> str:
+    return Manifest.model_validate(report).summary
+
+
+def index(report: dict[str, Any]) -> str:
+    return f"searchers/{report['id']}: {report['images']} images, {report['bytes_per_image']:.0f} bytes an image"
+
+
+def check(report: dict[str, Any]) -> str:
+    lines = [f"checks/{report['id']}: {'passed' if report['passed'] else 'FAILED'}"]
+    for gate in report["gates"]:
+        lines.append(f"  {'ok    ' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['detail']}")
+    return "\n".join(lines)
+
+
+def release(found: Release) -> str:
+    figures = found.figures
+    lines = [
+        f"release {found.id} {'is live' if found.live else ''}".rstrip(),
+        f"  images          {figures['images']}",
+    ]
+    for name, unit in _FIGURES.items():
+        if figures.get(name) is not None:
+            lines.append(f"  {name:<15} {figures[name]:.4g}{unit}")
+    return "\n".join(lines)
+
+
+_FIGURES = {
+    "recall_at_10": "",
+    "r_at_1": "",
+    "r_at_5": "",
+    "r_at_10": "",
+    "latency_p50_ms": " ms",
+    "bytes_per_image": "",
+}
+
+
+def releases(found: Sequence[Release]) -> str:
+    if not found:
+        return "no release yet; `searchforge run` makes one"
+    lines = [f"{'':2}{'release':<18}{'published':<22}{'images':>9}{'recall@10':>11}{'ms':>8}{'MB':>8}"]
+    for entry in found:
+        figures = entry.figures
+        size = sum(file["bytes"] for file in entry.files.values()) / 1e6
+        lines.append(
+            f"{'* ' if entry.live else '  '}{entry.id:<18}{entry.created[:19]:<22}{figures['images']:>9}"
+            f"{figures['recall_at_10']:>11.3f}{figures['latency_p50_ms']:>8.1f}{size:>8.1f}"
+        )
+    return "\n".join(lines)
+
+
+def hits(found: Sequence[Hit]) -> str:
+    return "\n".join(f"{rank:>3}  {hit.score:.3f}  {printable(hit.id)}" for rank, hit in enumerate(found, start=1))
+
+
+def demo(report: DemoReport) -> str:
+    lines = []
+    for query, expected, answers in zip(report.queries, report.expected, report.answers, strict=True):
+        lines.append(f"\n{query}")
+        for hit in answers:
+            own = "  <- its own image" if hit.id == expected else ""
+            lines.append(f"  {hit.score:.3f}  {printable(hit.id)}{own}")
+    lines.append(f"\n{run(report.run)}\n  contact sheet   {report.contact_sheet}")
+    return "\n".join(lines)
+
+
+def findings(found: Sequence[Finding]) -> str:
+    marks = {"ok": click.style("ok   ", fg="green"), "note": "note ", "fault": click.style("FAULT", fg="red")}
+    return "\n".join(
+        f"{marks[finding.status]} {finding.name}: {finding.found}"
+        + (f"\n      {finding.advice}" if finding.advice else "")
+        for finding in found
+    )
+
+
+def printable(text: str) -> str:
+    """Returns `text` without characters that would steer a terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

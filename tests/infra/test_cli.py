@@ -1,0 +1,100 @@
+"""The command line: errors are one message with the right exit code, never a stack trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from infra.cli import main
+from infra.doctor import Finding, examine
+from infra.summaries import printable
+from searchforge.cli import require_python
+from searchforge.errors import UsageError
+
+COMMANDS = (
+    "demo run train embed index check publish rollback releases search doctor".split()  # noqa: SIM905
+)
+
+
+def _invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_help_lists_every_command() -> None:
+    output = _invoke("--help").output
+    for command in COMMANDS:
+        assert f"\n  {command} " in output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_the_configuration(command: str) -> None:
+    output = _invoke(command, "--help").output
+    for option in ("--config", "--workspace", "--set", "--json"):
+        assert option in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--set", "train.epoch=3"], "train.epoch: unknown key"),
+        (["run", "--set", "nonsense"], "expected KEY=VALUE"),
+        (["run", "--set", "train.epochs=[1"], "not valid YAML"),
+        (["run", "--workspace", "{tmp}"], "captioned images are needed"),
+        (["run", "--workspace", "s3://bucket"], "expected a local folder or gs://"),
+        (["run", "--workspace", "{tmp}", "--captions", "none.json", "--images", "{tmp}"], "none.json cannot be read"),
+        (["run", "--workspace", "{tmp}", "--captions", "c", "--images", "{tmp}/no"], "does not exist"),
+        (["embed", "--workspace", "{tmp}"], "holds none; name the one of encoders to use"),
+        (["index", "--workspace", "{tmp}"], "holds none"),
+        (["check", "--workspace", "{tmp}", "--searcher", "x"], "searchers/x is not in workspace"),
+        (["publish", "--workspace", "{tmp}", "--check", "../x"], "is not an artifact id"),
+        (["rollback", "--workspace", "{tmp}"], "no release before the live one"),
+        (["search", "a dog", "--workspace", "{tmp}"], "has no live release"),
+        (["demo", "--workspace", "gs://bucket/x"], "needs a local workspace"),
+        (["releases", "--config", "none.yaml"], "configuration none.yaml cannot be read"),
+    ],
+)
+def test_bad_usage_is_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = _invoke(*[argument.replace("{tmp}", str(tmp_path)) for argument in arguments])
+    assert result.exit_code == 2
+    assert "error: " in result.output and message in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_a_workspace_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = _invoke("run", "--workspace", str(tmp_path / "file" / "workspace"))
+    assert result.exit_code == 1
+    assert "cannot be created" in result.output
+
+
+def test_reports_are_json_on_request(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["releases", "--workspace", str(tmp_path), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == []
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 12), (3, 13)])
+def test_an_unsupported_python_is_refused(version: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match="has wheels for Python 3.10 and 3.11"):
+        require_python(version)
+
+
+def test_the_doctor_finds_this_environment_sound(tmp_path: Path) -> None:
+    findings = examine(str(tmp_path))
+    assert [finding for finding in findings if finding.status == "fault"] == []
+    assert {"python", "packages", "Task Library", "ScaNN", "workspace"} <= {finding.name for finding in findings}
+
+
+def test_the_doctor_names_a_conflict_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.0" if name == "protobuf" else "none")
+    from infra.doctor import _packages
+
+    faults = {finding.name: finding for finding in _packages() if finding.status == "fault"}
+    assert faults["protobuf"] == Finding("protobuf", "fault", "5.0", "expected protobuf<4,>=3.20.3; run `make setup`")
+
+
+def test_ids_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[31m\nb") == "a\\x1b[31m\\nb"

