@@ -13,12 +13,11 @@ from contextlib import contextmanager
 
 import apache_beam as beam
 import click
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs.corpus import Item, list_corpus, listing_digest
 from beam_jobs.embed_shard import EmbedOptions, EmbedShard
-from beam_jobs.shards import Shard, ShardReport, plan_shards, read_report
+from beam_jobs.shards import Shard, ShardReport, plan_shards, read_report, remove_leftovers
 from searchforge import progress
 from searchforge.captions import load_captions
 from searchforge.cli import config_options, reports_errors, show
@@ -64,19 +63,24 @@ def embed_images(config: Config, encoder: str) -> Manifest:
     options = EmbedOptions(
         workspace=workspace.root,
         encoder=encoder,
-        folder=workspace.url("embeddings", run),
+        folder=f"embeddings/{run}",
         preprocessing=info.preprocessing,
         batch_size=config.embed.batch_size,
         max_bytes=config.corpus.max_bytes,
         max_pixels=config.corpus.max_pixels,
     )
     start = time.monotonic()
-    progress.say(f"embedding {len(items)} items in {len(shards)} shards on {config.embed.runner} into {options.folder}")
-    _run_pipeline(shards, options, config)
-    reports = [_require_report(options.folder, shard) for shard in shards]
+    progress.say(
+        f"embedding {len(items)} items in {len(shards)} shards on {config.embed.runner} into "
+        f"{workspace.url('embeddings', run)}"
+    )
+    _run_pipeline(shards, options, config, workspace)
+    reports = [_require_report(workspace, options.folder, shard) for shard in shards]
     manifest = _manifest(run, info, config, items, reports, time.monotonic() - start)
-    workspace.storage.write(f"embeddings/{run}/{MARKERS['embeddings']}", manifest.model_dump_json(indent=2).encode())
-    _remove_leftovers(options.folder)
+    marker = MARKERS["embeddings"]
+    workspace.storage.write(f"{options.folder}/{marker}", manifest.model_dump_json(indent=2).encode())
+    keep = (marker, *(shard.name for shard in manifest.shards), *manifest.rejects)
+    remove_leftovers(workspace.storage, options.folder, keep)
     return manifest
 
 
@@ -96,12 +100,12 @@ def _select(items: list[Item], config: Config) -> list[Item]:
     return selected
 
 
-def _run_pipeline(shards: Sequence[Shard], options: EmbedOptions, config: Config) -> None:
+def _run_pipeline(shards: Sequence[Shard], options: EmbedOptions, config: Config, workspace: Workspace) -> None:
     runner = _LOCAL_RUNNER if config.embed.runner == "DirectRunner" else config.embed.runner
     arguments = [f"--runner={runner}", *config.embed.beam_options]
     try:
         with (
-            _shown_progress(shards, options.folder),
+            _shown_progress(shards, options.folder, workspace),
             beam.Pipeline(options=PipelineOptions(arguments)) as pipeline,
         ):
             _ = (
@@ -114,12 +118,13 @@ def _run_pipeline(shards: Sequence[Shard], options: EmbedOptions, config: Config
         raise
     except Exception as error:  # every runner has its own; none of them concerns the user's shell
         raise JobError(
-            f"the Beam job failed: {error}\nFinished shards are kept in {options.folder}; run the command again"
+            f"the Beam job failed: {error}\n"
+            f"Finished shards are kept in {workspace.root}/{options.folder}; run the command again"
         ) from error
 
 
 @contextmanager
-def _shown_progress(shards: Sequence[Shard], folder: str) -> Iterator[None]:
+def _shown_progress(shards: Sequence[Shard], folder: str, workspace: Workspace) -> Iterator[None]:
     """Watches the folder for finished shards, which works for every runner."""
     done = threading.Event()
     with progress.track("embed", sum(len(shard.items) for shard in shards)) as advance:
@@ -129,7 +134,7 @@ def _shown_progress(shards: Sequence[Shard], folder: str) -> Iterator[None]:
             finished = False
             while not finished:
                 finished = done.wait(_POLL_SECONDS)
-                for shard in [shard for shard in waiting if read_report(folder, shard)]:
+                for shard in [shard for shard in waiting if read_report(workspace.storage, folder, shard)]:
                     waiting.remove(shard)
                     advance(len(shard.items))
 
@@ -142,10 +147,12 @@ def _shown_progress(shards: Sequence[Shard], folder: str) -> Iterator[None]:
             watcher.join()
 
 
-def _require_report(folder: str, shard: Shard) -> ShardReport:
-    report = read_report(folder, shard)
+def _require_report(workspace: Workspace, folder: str, shard: Shard) -> ShardReport:
+    report = read_report(workspace.storage, folder, shard)
     if report is None:
-        raise JobError(f"{shard.name('data', 'tfrecord')} was not written to {folder}; run the command again")
+        raise JobError(
+            f"{shard.name('data', 'tfrecord')} was not written to {workspace.root}/{folder}; run the command again"
+        )
     return report
 
 
@@ -185,15 +192,6 @@ def _manifest(
         rejects=tuple(report.rejects for report in reports if report.rejects),
         seconds=round(seconds, 3),
     )
-
-
-def _remove_leftovers(folder: str) -> None:
-    """Deletes what only unfinished runs need: shard reports, and temporary files of killed workers."""
-    for pattern in ("done-*.json", "*.tmp"):
-        (result,) = FileSystems.match([f"{folder}/{pattern}"])
-        paths = [found.path for found in result.metadata_list]
-        if paths:
-            FileSystems.delete(paths)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -35,7 +35,7 @@ NAMESPACE = "searchforge"
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What every worker needs: where the encoder is and where shards go."""
+    """What every worker needs: the workspace's root, the encoder in it, and the folder in it where shards go."""
 
     workspace: str
     encoder: str
@@ -77,8 +77,9 @@ class EmbedShard(beam.DoFn):
         self._shared = Shared()
 
     def setup(self) -> None:
-        encoders = Workspace(self._options.workspace)
-        path = encoders.local("encoders", self._options.encoder) / IMAGE_SAVED_MODEL
+        workspace = Workspace(self._options.workspace)
+        self._storage = workspace.storage
+        path = workspace.local("encoders", self._options.encoder) / IMAGE_SAVED_MODEL
         self._model: _Model = self._shared.acquire(lambda: _Model(path), tag=str(path))
         self._preprocessing = Preprocessing.parse(self._options.preprocessing)
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="decode")
@@ -87,11 +88,11 @@ class EmbedShard(beam.DoFn):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def process(self, shard: Shard) -> Iterator[dict[str, Any]]:
-        report = read_report(self._options.folder, shard)
+        report = read_report(self._storage, self._options.folder, shard)
         if report is None:
             rejects: list[dict[str, str]] = []
             records = list(self._embed(self._decode(shard.items, rejects)))
-            report = write_shard(self._options.folder, shard, records, rejects)
+            report = write_shard(self._storage, self._options.folder, shard, records, rejects)
         Metrics.counter(NAMESPACE, "embedded").inc(report.shard["count"])
         for reason, count in report.rejected.items():
             Metrics.counter(NAMESPACE, f"rejected_{reason}").inc(count)

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import io
 import json
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from apache_beam.io.filesystems import FileSystems
-
 from beam_jobs.corpus import Item
 from searchforge.hashing import sha256_bytes
 from searchforge.manifest import ShardInfo
 from searchforge.records import EmbeddingRecord, write_tfrecords
+from searchforge.storage import Storage
 
 ITEMS_PER_SHARD = 1024
 MIN_SHARDS, MAX_SHARDS = 8, 1000
@@ -63,9 +61,9 @@ def plan_shards(items: Sequence[Item], count: int | None = None) -> list[Shard]:
 
 
 def write_shard(
-    folder: str, shard: Shard, records: Iterable[EmbeddingRecord], rejects: Sequence[dict[str, str]]
+    storage: Storage, folder: str, shard: Shard, records: Iterable[EmbeddingRecord], rejects: Sequence[dict[str, str]]
 ) -> ShardReport:
-    """Writes a shard's records and rejects and, last, its report."""
+    """Writes a shard's records and rejects and, last, its report into a folder of the storage."""
     buffer, count = io.BytesIO(), 0
 
     def payloads() -> Iterable[bytes]:
@@ -77,27 +75,25 @@ def write_shard(
     write_tfrecords(buffer, payloads())
     data = buffer.getvalue()
     info = ShardInfo(name=shard.name("data", "tfrecord"), count=count, bytes=len(data), sha256=sha256_bytes(data))
-    _write(f"{folder}/{info.name}", data)
+    storage.write(f"{folder}/{info.name}", data)
     rejects_name = shard.name("rejects", "jsonl") if rejects else ""
     if rejects:
         lines = (json.dumps(reject, ensure_ascii=False, sort_keys=True) + "\n" for reject in rejects)
-        _write(f"{folder}/{rejects_name}", "".join(lines).encode("utf-8", "surrogateescape"))
+        storage.write(f"{folder}/{rejects_name}", "".join(lines).encode("utf-8", "surrogateescape"))
     report = ShardReport(info.model_dump(), dict(Counter(reject["reason"] for reject in rejects)), rejects_name)
-    _write(f"{folder}/{shard.name('done', 'json')}", json.dumps(asdict(report)).encode())
+    storage.write(f"{folder}/{shard.name('done', 'json')}", json.dumps(asdict(report)).encode())
     return report
 
 
-def read_report(folder: str, shard: Shard) -> ShardReport | None:
+def read_report(storage: Storage, folder: str, shard: Shard) -> ShardReport | None:
     """Returns the report of a finished shard, None where it is not finished."""
-    path = f"{folder}/{shard.name('done', 'json')}"
-    if not FileSystems.exists(path):
+    try:
+        return ShardReport(**json.loads(storage.read(f"{folder}/{shard.name('done', 'json')}")))
+    except FileNotFoundError:
         return None
-    with FileSystems.open(path) as file:
-        return ShardReport(**json.loads(file.read()))
 
 
-def _write(path: str, data: bytes) -> None:
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-    with FileSystems.create(temporary) as file:
-        file.write(data)
-    FileSystems.rename([temporary], [path])
+def remove_leftovers(storage: Storage, folder: str, keep: Iterable[str]) -> None:
+    """Deletes what only an unfinished run needs: the shards' reports, and what killed writers left."""
+    for name in set(storage.files(folder)) - set(keep):
+        storage.delete(f"{folder}/{name}")

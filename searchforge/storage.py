@@ -44,6 +44,14 @@ class Storage(ABC):
         """Names of the folders directly in `folder`, sorted."""
 
     @abstractmethod
+    def files(self, folder: str) -> list[str]:
+        """Names of the objects directly in `folder`, sorted; unfinished writes are among them."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Deletes an object that may be gone already."""
+
+    @abstractmethod
     def upload(self, local: Path, path: str) -> None:
         """Copies a local file."""
 
@@ -111,6 +119,13 @@ class LocalStorage(Storage):
     def names(self, folder: str) -> list[str]:
         path = self.path(folder)
         return sorted(entry.name for entry in os.scandir(path) if entry.is_dir()) if path.is_dir() else []
+
+    def files(self, folder: str) -> list[str]:
+        path = self.path(folder)
+        return sorted(entry.name for entry in os.scandir(path) if entry.is_file()) if path.is_dir() else []
+
+    def delete(self, path: str) -> None:
+        self.path(path).unlink(missing_ok=True)
 
     def upload(self, local: Path, path: str) -> None:
         with self._replacing(path) as target, local.open("rb") as source:
@@ -184,6 +199,17 @@ class GcsStorage(Storage):
         for _ in listing:  # prefixes are complete once every page was read
             pass
         return sorted(name.removeprefix(prefix).rstrip("/") for name in listing.prefixes)
+
+    def files(self, folder: str) -> list[str]:
+        prefix = f"{self._prefix}{check_path(folder)}/"
+        listing = self._bucket.client.list_blobs(self._bucket, prefix=prefix, delimiter="/")
+        return sorted(blob.name.removeprefix(prefix) for blob in listing)
+
+    def delete(self, path: str) -> None:
+        from google.api_core.exceptions import NotFound
+
+        with contextlib.suppress(NotFound):
+            self._blob(path).delete()
 
     def upload(self, local: Path, path: str) -> None:
         self._blob(path).upload_from_filename(str(local), content_type=_content_type(path), checksum="crc32c")

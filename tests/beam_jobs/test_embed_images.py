@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from beam_jobs import embed_shard
 from beam_jobs.embed_images import embed_images
-from PIL import Image
 from searchforge.config import Config, load_config
 from searchforge.errors import JobError, UsageError
 from searchforge.manifest import Manifest, read_shards
@@ -124,11 +125,11 @@ def test_a_killed_run_keeps_its_finished_shards(photos: Path, tmp_path: Path, mo
     config = _config(other, photos)
     written: list[int] = []
 
-    def write_two_then_die(folder: str, shard: embed_shard.Shard, records: list, rejects: list) -> object:
+    def write_two_then_die(storage: object, folder: str, shard: embed_shard.Shard, *rest: object) -> object:
         if len(written) == 2:
             raise OSError("killed")
         written.append(shard.index)
-        return original(folder, shard, records, rejects)
+        return original(storage, folder, shard, *rest)
 
     original = embed_shard.write_shard
     monkeypatch.setattr(embed_shard, "write_shard", write_two_then_die)
@@ -140,9 +141,9 @@ def test_a_killed_run_keeps_its_finished_shards(photos: Path, tmp_path: Path, mo
     monkeypatch.setattr(
         embed_shard,
         "write_shard",
-        lambda folder, shard, records, rejects: (
+        lambda storage, folder, shard, *rest: (
             redone.append(shard.index),
-            original(folder, shard, records, rejects),
+            original(storage, folder, shard, *rest),
         )[1],
     )
     manifest = embed_images(config, "tiny")
