@@ -1,0 +1,5 @@
+"""`python -m infra` is `searchforge`."""
+
+from infra.cli import main
+
+main()

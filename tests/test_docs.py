@@ -1,0 +1,46 @@
+"""What the documentation shows is what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from click import Group
+
+from infra.cli import main
+from searchforge.config import Config, load_config
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_documented_configuration_is_the_default_with_every_key() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert block
+    documented: dict[str, Any] = yaml.safe_load(block.group(1))
+    overrides = {
+        f"{section}.{key}": value
+        for section, values in documented.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+    assert load_config(None, overrides) == Config()
+    for section, values in Config().model_dump().items():
+        if isinstance(values, dict):
+            assert documented[section].keys() == values.keys()
+
+
+def test_every_command_that_is_shown_exists() -> None:
+    assert isinstance(main, Group)
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = {name for page in pages for name in re.findall(r"^\$? *searchforge (\w+)", page.read_text(), re.MULTILINE)}
+    assert shown and shown <= main.commands.keys()
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
