@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from infra import releases as _releases
 from infra.releases import Release
 from searchforge import progress
+from searchforge.cli import import_quietly
 from searchforge.config import Config
 from searchforge.errors import GateError, UsageError
 from searchforge.workspace import Kind, Workspace
@@ -48,6 +49,7 @@ class RunReport:
 
 def train(config: Config) -> dict[str, Any]:
     """Trains a dual encoder on a Ray cluster; returns encoder.json."""
+    import_quietly("tensorflow")
     from trainer.train import train as train_encoder
 
     return train_encoder(config).model_dump()
@@ -55,6 +57,7 @@ def train(config: Config) -> dict[str, Any]:
 
 def embed(config: Config, encoder: str | None = None) -> dict[str, Any]:
     """Embeds the corpus with a Beam job; returns MANIFEST.json."""
+    import_quietly("tensorflow")
     from beam_jobs.embed_images import embed_images
 
     return embed_images(config, _choose(config, "encoders", encoder)).model_dump()

@@ -10,12 +10,11 @@ import click
 from searchforge.manifest import Manifest
 
 if TYPE_CHECKING:
-    from serving_check.search import Hit
-
     from infra.api import RunReport
     from infra.demo import DemoReport
     from infra.doctor import Finding
     from infra.releases import Release
+    from serving_check.search import Hit
 
 
 def run(report: RunReport) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -77,6 +79,19 @@ def quiet_libraries() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")
     logging.basicConfig(level=logging.ERROR)
+
+
+def import_quietly(module: str) -> None:
+    """Imports a module whose native code writes to standard error before it reads any setting."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as null:
+            os.dup2(null.fileno(), 2)
+            importlib.import_module(module)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def require_python(version: tuple[int, ...]) -> None:

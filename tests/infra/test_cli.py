@@ -78,7 +78,7 @@ def test_reports_are_json_on_request(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 12), (3, 13)])
 def test_an_unsupported_python_is_refused(version: tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match="has wheels for Python 3.10 and 3.11"):
+    with pytest.raises(UsageError, match=r"has wheels for Python 3.10 and 3.11"):
         require_python(version)
 
 

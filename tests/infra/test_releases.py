@@ -67,7 +67,7 @@ def test_other_bytes_than_the_checked_ones_are_not_published(workspace: Workspac
     check = _checked(workspace, "a")
     file = workspace.local("searchers", "a") / FILES[1]
     file.write_text("other") if damage == "changed" else file.unlink()
-    with pytest.raises(GateError, match="image_searcher.tflite of searcher a has"):
+    with pytest.raises(GateError, match=r"image_searcher.tflite of searcher a has"):
         publish(workspace, workspace, check)
     assert list_releases(workspace) == []
 

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from beam_jobs.embed_images import embed_images
+from infra import api
 from infra.releases import find_release, list_releases, live_release, publish, rollback
+from infra.scenes import write_scenes
 from searchforge.config import load_config
 from searchforge.errors import ConflictError, SearchforgeError
 from searchforge.manifest import read_shards
@@ -101,3 +103,21 @@ def test_a_corpus_and_a_workspace_may_both_be_in_buckets(bucket: str, tmp_path: 
     assert sorted(record.id for record in records) == [f"sub/{index}.png" for index in range(6)]
     assert records[0].uri.startswith(f"{bucket}/photos/sub/")
     assert embed_images(config, "tiny") == manifest
+
+
+def test_a_run_goes_all_the_way_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    captions = write_scenes(tmp_path / "corpus", 120)
+    overrides = {
+        "workspace": f"{bucket}/workspace",
+        "releases": f"{bucket}/apps",
+        "data.captions": str(captions),
+        "data.images": str(tmp_path / "corpus" / "images"),
+        "train.epochs": 2,
+        "train.batch_size": 50,
+        "check.min_recall_at_10": 0.8,
+    }
+    config = load_config(None, overrides)
+    report = api.run(config)
+    assert report.release.id == live_release(Workspace(f"{bucket}/apps"))
+    assert len(api.search(config, "a red ball at night", 5)) == 5
+    assert api.search(config, str(tmp_path / "corpus" / "images" / "scene-00003.jpg"), 1)[0].id == "scene-00003.jpg"
