@@ -223,5 +223,6 @@ def _choose(config: Config, kind: Kind, id: str | None) -> str:
     ids = Workspace(config.workspace).ids(kind)
     if len(ids) == 1:
         return ids[0]
-    found = f"holds {len(ids)}: {', '.join(ids)}" if ids else "holds none"
-    raise UsageError(f"workspace {config.workspace} {found}; name the one of {kind} to use")
+    option = f"--{kind if kind == 'embeddings' else kind.removesuffix('s')}"
+    held = f"{len(ids)} {kind} ({', '.join(ids)})" if ids else f"no {kind}"
+    raise UsageError(f"workspace {config.workspace} holds {held}; choose one with {option}")

@@ -93,14 +93,13 @@ class Preprocessing:
         Raises:
           RejectedInput: the bytes cannot be turned into pixels.
         """
-        image = decode(data, max_pixels)
+        image = _decode(data, max_pixels)
         if image.size != (self.width, self.height):
             image = image.resize((self.width, self.height), _FILTERS[self.filter])
         return np.asarray(image, np.uint8)
 
 
-def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """Returns one image, upright and in RGB, at its own size; see `Preprocessing.pixels`."""
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise RejectedInput("empty", "0 bytes")
     try:

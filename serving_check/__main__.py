@@ -1,0 +1,32 @@
+"""`python -m serving_check`: checks a searcher, as a job on its own. Exits 1 where a gate fails."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from searchforge.cli import config_options, reports_errors, show
+from searchforge.config import Config
+
+
+@click.command()
+@click.option("--searcher", required=True, help="Id of the searcher to check.")
+@reports_errors
+@config_options
+def main(config: Config, searcher: str, as_json: bool) -> None:
+    """Opens both searchers with the Task Library, measures them and writes report.json."""
+    from serving_check.check import check
+
+    report = check(config, searcher)
+    lines = [f"checks/{report['id']}: {'passed' if report['passed'] else 'FAILED'}"]
+    lines += [
+        f"  {'ok    ' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['detail']}" for gate in report["gates"]
+    ]
+    show(report, as_json, "\n".join(lines))
+    if not report["passed"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

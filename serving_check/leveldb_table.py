@@ -1,0 +1,83 @@
+"""Reads a LevelDB table, the format of the on-device index, and verifies the checksum of every block.
+
+Format: https://github.com/google/leveldb/blob/main/doc/table_format.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import google_crc32c
+
+MAGIC = bytes.fromhex("57fb808b247547db")
+"""The last eight bytes of every table."""
+
+_FOOTER_LENGTH = 48
+_SNAPPY = 1
+
+
+def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yields every (key, value) of a table, in the order of the keys.
+
+    Raises:
+      ValueError: the bytes are not a whole, undamaged LevelDB table.
+    """
+    if len(table) < _FOOTER_LENGTH or not table.endswith(MAGIC):
+        raise ValueError(f"{len(table)} bytes are not a LevelDB table: the last 8 bytes are not its magic number")
+    footer = table[-_FOOTER_LENGTH:]
+    try:
+        offset, size, position = _handle(footer, 0)
+        _block(table, offset, size)  # the metaindex: nothing is in it, but it must be whole
+        offset, size, _ = _handle(footer, position)
+        for _, handle in _entries(_block(table, offset, size)):
+            offset, size, _ = _handle(handle, 0)
+            yield from _entries(_block(table, offset, size))
+    except (IndexError, struct.error) as error:
+        raise ValueError(f"damaged LevelDB table: {error}") from None
+
+
+def _block(table: bytes, offset: int, size: int) -> bytes:
+    block, trailer = table[offset : offset + size], table[offset + size : offset + size + 5]
+    kind, checksum = struct.unpack("<BI", trailer)
+    crc = google_crc32c.value(table[offset : offset + size + 1])
+    if checksum != ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF:
+        raise ValueError(f"damaged LevelDB table: wrong checksum of the block at byte {offset}")
+    if kind != _SNAPPY:
+        return block
+    import pyarrow
+
+    length, _ = _varint(block, 0)
+    plain: bytes = pyarrow.decompress(block, decompressed_size=length, codec="snappy", asbytes=True)
+    return plain
+
+
+def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    (restarts,) = struct.unpack("<I", block[-4:])
+    end = len(block) - 4 * (restarts + 1)
+    position, key = 0, b""
+    while position < end:
+        shared, position = _varint(block, position)
+        unshared, position = _varint(block, position)
+        length, position = _varint(block, position)
+        key = key[:shared] + block[position : position + unshared]
+        position += unshared
+        yield key, block[position : position + length]
+        position += length
+
+
+def _handle(data: bytes, position: int) -> tuple[int, int, int]:
+    offset, position = _varint(data, position)
+    size, position = _varint(data, position)
+    return offset, size, position
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7

@@ -1,0 +1,117 @@
+"""Queries a searcher file through the Task Library: what `searchforge search`, the demo and a server stand on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from searchforge.errors import JobError, UsageError
+from searchforge.isolated import Session
+from serving_check import task_library
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result.
+
+    Attributes:
+      id: of the item.
+      score: dot product of query and item as the index approximates it; higher is closer.
+      metadata: of the item.
+    """
+
+    id: str
+    score: float
+    metadata: dict[str, Any]
+
+
+class Searcher:
+    """A searcher file, open in a process of its own. Use as a context manager.
+
+    Args:
+      path: text_searcher.tflite or image_searcher.tflite.
+      kind: what a query is; by default taken from the file's name.
+
+    Attributes:
+      user_info: JSON that the indexer stored: fingerprint, counts, parameters.
+      load_seconds: time to open the file.
+
+    Raises:
+      UsageError: there is no such file.
+      JobError: the Task Library does not open the file.
+    """
+
+    def __init__(self, path: Path, kind: Literal["text", "image"] | None = None) -> None:
+        if not path.is_file():
+            raise UsageError(f"searcher {path} does not exist; publish a release, or name another one")
+        self.kind = kind or ("image" if path.name.startswith("image") else "text")
+        self._session = Session(task_library.MODULE)
+        try:
+            opened = self._session.call({"operation": "open", "path": str(path.resolve()), "kind": self.kind})
+        except BaseException:
+            self._session.close()
+            raise
+        self.user_info: str = opened["user_info"]
+        self.load_seconds: float = opened["seconds"]
+
+    def search_text(self, text: str, k: int = 10) -> list[Hit]:
+        """Returns the k nearest items of a text, best first; fewer where the searched partitions hold fewer."""
+        self._require("text")
+        return self.timed_search(text, k)[0]
+
+    def search_image(self, path: Path, k: int = 10) -> list[Hit]:
+        """Returns the k nearest items of an image file, best first.
+
+        Raises:
+          UsageError: the file is not an image that can be decoded.
+        """
+        self._require("image")
+        return self.timed_search(str(path), k)[0]
+
+    def timed_search(self, query: str, k: int) -> tuple[list[Hit], float]:
+        """Returns hits of a query (a text, or an image's path) and its milliseconds, encoding included.
+
+        Raises:
+          ChildCrash: the native code crashed on this query.
+        """
+        if k < 1:
+            raise UsageError(f"{k} hits were asked for; ask for 1 or more")
+        answer = self._session.call({"operation": "search", "query": query, "hits": k})
+        return [_hit(found) for found in answer["hits"]], answer["milliseconds"]
+
+    def timed_embed(self, query: str) -> tuple[npt.NDArray[np.float32], float]:
+        """Returns the query's embedding, [dim] float32, by the same file's encoder, and its milliseconds."""
+        answer = self._session.call({"operation": "embed", "query": query})
+        return np.asarray(answer["embedding"], np.float32), answer["milliseconds"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._session.close()
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require(self, kind: str) -> None:
+        if self.kind != kind:
+            raise UsageError(f"this searcher takes {self.kind} queries, not {kind}; open the other file")
+
+
+def _hit(found: dict[str, Any]) -> Hit:
+    try:
+        metadata = json.loads(found["metadata"])
+        return Hit(id=metadata.pop("id"), score=-found["distance"], metadata=metadata)
+    except (ValueError, KeyError, AttributeError):
+        raise JobError(
+            f"metadata of a hit is {found['metadata'][:80]!r}, expected a JSON object with an id; build the index again"
+        ) from None

@@ -1,0 +1,118 @@
+"""A workspace with a tiny encoder and an embedded corpus of tiny images, each with a caption of one word."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from searchforge.config import Config, load_config
+from searchforge.encoder import EncoderInfo
+from searchforge.hashing import sha256_file
+from searchforge.manifest import Manifest, ShardInfo
+from searchforge.records import EmbeddingRecord, write_tfrecords
+from searchforge.workspace import Workspace
+from tests.indexer.tiny_encoder import TinyEncoder, random_images, save_images, unit
+
+IMAGES = 400
+DIM = 16
+FINGERPRINT = "f" * 64
+
+
+@functools.cache
+def tiny_encoder() -> tuple[TinyEncoder, np.ndarray, Path]:
+    """Returns an encoder, 400 images, and the folder of its bundle. Word w<i> means nearly what image i shows."""
+    images = random_images(IMAGES)
+    encoder = TinyEncoder({"w0": np.ones(DIM)})
+    vectors = np.stack([encoder.image(image) for image in images])
+    noise = np.random.default_rng(1).normal(size=vectors.shape) * 0.05
+    encoder.words = {f"w{i}": vector for i, vector in enumerate(unit(vectors + noise))}
+    folder = Path(tempfile.mkdtemp(prefix="searchforge-tiny-encoder-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return encoder, images, encoder.write(folder, fingerprint=FINGERPRINT)
+
+
+@dataclass(frozen=True)
+class TinyCorpus:
+    """A workspace with encoder `tiny` and embeddings `corpus`, and its configuration."""
+
+    workspace: Workspace
+    config: Config
+    records: list[EmbeddingRecord]
+
+
+def make_corpus(root: Path, count: int = IMAGES, **settings: Any) -> TinyCorpus:
+    """Commits the encoder and `count` embedded images; settings are configuration keys with `__` for the dot."""
+    encoder, images, bundle = tiny_encoder()
+    workspace = Workspace(str(root / "workspace"))
+    with workspace.create("encoders", "tiny") as staging:
+        for name in ("text_encoder.tflite", "image_encoder.tflite"):
+            shutil.copy(bundle / name, staging.path / name)
+        staging.commit(json.loads((bundle / "encoder.json").read_text()))
+    paths = save_images(images[:count], root / "images")
+    records = [
+        EmbeddingRecord(path.name, encoder.image(pixels), str(path), sha256_file(path), {"number": i})
+        for i, (path, pixels) in enumerate(zip(paths, images, strict=False))
+    ]
+    commit_embeddings(workspace, records)
+    captions = {
+        "images": [
+            {"id": i, "file_name": path.name, "split": "dev" if i % 2 else "train"} for i, path in enumerate(paths)
+        ],
+        "annotations": [{"image_id": i, "caption": f"w{i}"} for i in range(len(paths))],
+    }
+    (root / "captions.json").write_text(json.dumps(captions))
+    overrides = {
+        "workspace": workspace.root,
+        "data.captions": str(root / "captions.json"),
+        "data.images": str(root / "images"),
+        **{key.replace("__", "."): value for key, value in settings.items()},
+    }
+    return TinyCorpus(workspace, load_config(None, overrides), records)
+
+
+def commit_embeddings(
+    workspace: Workspace,
+    records: list[EmbeddingRecord],
+    id: str = "corpus",
+    shards: int = 2,
+    dim: int = DIM,
+    fingerprint: str = FINGERPRINT,
+) -> Manifest:
+    """Writes an embedding run of encoder `tiny`."""
+    with workspace.create("embeddings", id) as staging:
+        infos = []
+        for shard in range(shards):
+            part = records[shard::shards]
+            path = staging.path / f"data-{shard:05d}-of-{shards:05d}.tfrecord"
+            with path.open("wb") as file:
+                write_tfrecords(file, (record.to_bytes() for record in part))
+            infos.append(
+                ShardInfo(name=path.name, count=len(part), bytes=path.stat().st_size, sha256=sha256_file(path))
+            )
+        info = EncoderInfo.model_validate(workspace.marker("encoders", "tiny"))
+        manifest = Manifest(
+            id=id,
+            encoder="tiny",
+            fingerprint=fingerprint,
+            preprocessing=info.preprocessing,
+            dim=dim,
+            source="test",
+            inputs=len(records),
+            embedded=len(records),
+            reused=0,
+            rejected=0,
+            rejected_by_reason={},
+            shards=tuple(infos),
+            rejects=(),
+            seconds=0.0,
+        )
+        staging.commit(manifest.model_dump())
+    return manifest

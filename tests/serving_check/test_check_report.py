@@ -1,0 +1,231 @@
+"""The check passes a good searcher, and a named gate catches each fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from indexer.build import build_index
+from searchforge.config import Config
+from searchforge.errors import UsageError
+from searchforge.hashing import sha256_file
+from searchforge.workspace import Workspace
+from serving_check.__main__ import main
+from serving_check.check import check
+from serving_check.search import Searcher
+from tests.indexer.tiny_corpus import TinyCorpus, commit_embeddings, make_corpus
+
+COUNT = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A tiny corpus and its searcher, which a test may damage."""
+
+    corpus: TinyCorpus
+    searcher: str
+    folder: Path
+
+    def check(self, **settings: Any) -> dict[str, Any]:
+        """Checks with other settings of the `check` section."""
+        section = self.corpus.config.check.model_copy(update=settings)
+        return check(self.corpus.config.model_copy(update={"check": section}), self.searcher)
+
+    def rewrite_embeddings(self, records: list[Any]) -> None:
+        shutil.rmtree(Path(self.corpus.workspace.root) / "embeddings/corpus")
+        commit_embeddings(self.corpus.workspace, records)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyCorpus, str]:
+    corpus = make_corpus(tmp_path_factory.mktemp("template"), COUNT)
+    return corpus, build_index(corpus.config, "corpus")["id"]
+
+
+@pytest.fixture
+def built(template: tuple[TinyCorpus, str], tmp_path: Path) -> Built:
+    original, searcher = template
+    shutil.copytree(original.workspace.root, tmp_path / "workspace")
+    workspace = Workspace(str(tmp_path / "workspace"))
+    config = original.config.model_copy(update={"workspace": workspace.root})
+    return Built(TinyCorpus(workspace, config, original.records), searcher, workspace.local("searchers", searcher))
+
+
+def failed(report: dict[str, Any]) -> set[str]:
+    assert report["passed"] == all(gate["passed"] for gate in report["gates"])
+    return {gate["name"] for gate in report["gates"] if not gate["passed"]}
+
+
+def detail(report: dict[str, Any], name: str) -> str:
+    return next(gate["detail"] for gate in report["gates"] if gate["name"] == name)
+
+
+def test_a_good_searcher_passes_with_all_figures(built: Built) -> None:
+    report = built.check()
+    assert failed(report) == set()
+    figures = report["figures"]
+    assert figures["images"] == figures["gallery"] == COUNT
+    assert (figures["query_kind"], figures["queries"]) == ("text", COUNT // 2)
+    assert figures["recall_at_10"] > 0.95
+    assert figures["r_at_1"] > 0.9 and figures["r_at_1"] <= figures["r_at_5"] <= figures["r_at_10"] <= 1
+    assert figures["exact_r_at_10"] == 1
+    assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
+    assert figures["image_latency_p50_ms"] > 0
+    build = built.corpus.workspace.marker("searchers", built.searcher)
+    assert figures["bytes_per_image"] == pytest.approx(build["bytes_per_image"], rel=0.2)
+    assert report["provenance"] == {"encoder": "tiny", "embeddings": "corpus", "searcher": built.searcher}
+    for name, file in report["files"].items():
+        assert file == {"bytes": (built.folder / name).stat().st_size, "sha256": sha256_file(built.folder / name)}
+    assert set(report["files"]) == {"text_searcher.tflite", "image_searcher.tflite"}
+    assert built.corpus.workspace.marker("checks", report["id"]) == report
+    assert report["version"] == 1
+
+
+def test_a_passed_check_is_not_repeated_but_other_gates_are_another_check(built: Built) -> None:
+    report = built.check()
+    assert built.check() == report
+    assert built.check(min_recall_at_10=0.5)["id"] != report["id"]
+
+
+def test_a_failed_check_keeps_its_report_and_is_repeated(built: Built) -> None:
+    first, second = (built.check(max_latency_p50_ms=1e-6) for _ in range(2))
+    assert failed(first) == failed(second) == {"latency_p50_ms"}
+    assert first["id"] != second["id"]
+    assert built.corpus.workspace.committed("checks", first["id"])
+
+
+def test_low_recall_fails_its_gate_and_the_command_exits_1(built: Built) -> None:
+    index = built.corpus.config.index.model_copy(update={"partitions": 20, "partitions_searched": 1})
+    config = built.corpus.config.model_copy(update={"index": index})
+    searcher = build_index(config, "corpus")["id"]
+    report = check(config, searcher)
+    assert failed(report) >= {"recall_at_10"}
+    assert "at least 0.9 demanded" in detail(report, "recall_at_10")
+    assert "too low" in detail(report, "recall_at_10")
+    data = config.data
+    arguments = ["--workspace", config.workspace, "--searcher", searcher]
+    arguments += ["--set", f"data.captions={data.captions[0]}", "--set", f"data.images={data.images}"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "FAILED recall_at_10: " in result.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "gate"),
+    [
+        ({"max_latency_p99_ms": 1e-6}, "latency_p99_ms"),
+        ({"max_bytes_per_image": 10}, "bytes_per_image"),
+        ({"max_searcher_bytes": 1000}, "searcher_bytes"),
+    ],
+)
+def test_a_configured_limit_is_enforced(built: Built, settings: dict[str, Any], gate: str) -> None:
+    assert failed(built.check(**settings)) == {gate}
+
+
+def test_an_item_that_the_manifest_does_not_know_is_caught(built: Built) -> None:
+    records = list(built.corpus.records)
+    records[3] = dataclasses.replace(records[3], id="renamed")
+    built.rewrite_embeddings(records)
+    report = built.check()
+    assert failed(report) >= {"structure", "known_ids"}
+    assert "'renamed'" in detail(report, "structure")
+    assert "'00003.png'" in detail(report, "known_ids")
+
+
+def test_an_index_of_half_the_corpus_is_caught(built: Built) -> None:
+    built.rewrite_embeddings(built.corpus.records[: COUNT // 2])
+    half = build_index(built.corpus.config, "corpus")["id"]
+    built.rewrite_embeddings(built.corpus.records)
+    report = check(built.corpus.config, half)
+    assert failed(report) >= {"structure", "fingerprint"}
+    assert "60 items are in the manifest, but not in the index" in detail(report, "structure")
+    assert "says 60 images, the manifest 120" in detail(report, "fingerprint")
+
+
+def test_another_encoders_index_is_caught(built: Built) -> None:
+    marker = Path(built.corpus.workspace.root) / "embeddings/corpus/MANIFEST.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "fingerprint": "e" * 64}))
+    report = built.check()
+    assert failed(report) == {"fingerprint"}
+    assert "encoder ffffffffffffffff, the manifest is of encoder eeeeeeeeeeeeeeee" in detail(report, "fingerprint")
+
+
+def test_ids_that_belong_to_other_images_are_caught(built: Built) -> None:
+    records = built.corpus.records
+    ids = [record.id for record in records]
+    rotated = [dataclasses.replace(record, id=id) for record, id in zip(records, ids[7:] + ids[:7], strict=True)]
+    built.rewrite_embeddings(rotated)
+    shuffled = build_index(built.corpus.config, "corpus")["id"]
+    built.rewrite_embeddings(records)
+    assert failed(check(built.corpus.config, shuffled)) >= {"images_find_themselves", "recall_at_10"}
+
+
+def test_a_flipped_byte_in_the_index_is_caught(built: Built) -> None:
+    path = built.folder / "text_searcher.tflite"
+    data = bytearray(path.read_bytes())
+    start = data.index(b"on_device_scann_index.ldb")
+    data[data.index(b"E_0", start) + 8] ^= 1
+    path.write_bytes(data)
+    report = built.check()
+    assert "structure" in failed(report)
+    assert "text_searcher.tflite" in detail(report, "structure")
+
+
+@pytest.mark.parametrize("keep", [0, 100, 5000])
+def test_a_truncated_searcher_is_caught(built: Built, keep: int) -> None:
+    path = built.folder / "image_searcher.tflite"
+    path.write_bytes(path.read_bytes()[:keep])
+    report = built.check()
+    assert "structure" in failed(report)
+    assert "image_searcher.tflite" in detail(report, "structure")
+
+
+def test_a_missing_searcher_is_caught(built: Built) -> None:
+    (built.folder / "image_searcher.tflite").unlink()
+    assert "structure" in failed(built.check())
+
+
+def test_a_native_crash_is_a_failed_gate_that_names_the_query(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Searcher.timed_search
+
+    def crash_on_w7(searcher: Searcher, query: str, k: int) -> Any:
+        if query == "w7":
+            os.kill(searcher._session._process.pid, signal.SIGSEGV)
+        return search(searcher, query, k)
+
+    monkeypatch.setattr(Searcher, "timed_search", crash_on_w7)
+    report = built.check()
+    assert failed(report) == {"answers", "recall_at_10"}
+    assert "query 'w7'" in detail(report, "answers")
+    assert "signal 11" in detail(report, "answers")
+
+
+def test_without_captions_the_corpus_images_are_the_queries(built: Built) -> None:
+    config = built.corpus.config
+    report = check(Config(workspace=config.workspace), built.searcher)
+    assert failed(report) == set()
+    assert report["figures"]["query_kind"] == "image"
+    assert report["figures"]["recall_at_10"] > 0.95
+    assert report["figures"]["latency_p50_ms"] > 0
+    assert "r_at_10" not in report["figures"]
+
+
+def test_recall_that_cannot_be_measured_fails(built: Built) -> None:
+    gone = [dataclasses.replace(record, uri="/nowhere/x.png") for record in built.corpus.records]
+    built.rewrite_embeddings(gone)
+    report = check(Config(workspace=built.corpus.config.workspace), built.searcher)
+    assert failed(report) == {"recall_at_10"}
+    assert "none of the images can be read" in detail(report, "recall_at_10")
+
+
+def test_an_unknown_searcher_is_refused(built: Built) -> None:
+    with pytest.raises(UsageError, match=built.searcher):
+        check(built.corpus.config, "0" * 16)

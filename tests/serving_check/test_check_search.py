@@ -1,0 +1,108 @@
+"""Searching a file through the Task Library, and what is said when that cannot be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from indexer.build import build_index
+from searchforge.errors import JobError, UsageError
+from searchforge.preprocessing import Preprocessing
+from serving_check.leveldb_table import read_table
+from serving_check.search import Searcher
+from tests.indexer.tiny_corpus import make_corpus, tiny_encoder
+from tests.indexer.tiny_encoder import PREPROCESSING
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    corpus = make_corpus(tmp_path_factory.mktemp("search"), 30)
+    return corpus.workspace.local("searchers", build_index(corpus.config, "corpus")["id"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "w1 " * 5_000, "\x00\x07", "\u202e\u05d0", "\U0001f600", "no such word", "w1\nw2", "\ud7ff\uffff"]
+)
+def test_any_text_is_answered(folder: Path, text: str) -> None:
+    with Searcher(folder / "text_searcher.tflite") as searcher:
+        assert len(searcher.search_text(text, 5)) == 5
+
+
+def test_images_of_any_size_and_mode_are_answered(folder: Path, tmp_path: Path) -> None:
+    with Searcher(folder / "image_searcher.tflite") as searcher:
+        for size in ((1, 1), (1, 300), (3000, 2), (8, 8)):
+            for mode in ("RGB", "L", "LA", "RGBA", "P", "I;16"):
+                Image.new(mode, size).save(tmp_path / "query.png")
+                assert len(searcher.search_image(tmp_path / "query.png", 5)) == 5
+
+
+def test_more_hits_can_be_asked_for_at_any_time(folder: Path) -> None:
+    with Searcher(folder / "text_searcher.tflite") as searcher:
+        few, many, again = (searcher.search_text("w3", k) for k in (2, 25, 2))
+    assert few == again == many[:2]
+    assert len(many) == 25
+    assert [hit.score for hit in many] == sorted((hit.score for hit in many), reverse=True)
+
+
+def test_the_encoder_inside_a_searcher_is_the_one_that_was_packed(folder: Path) -> None:
+    encoder, images, _ = tiny_encoder()
+    with Searcher(folder / "text_searcher.tflite") as searcher:
+        assert searcher.timed_embed("w1 w2")[0] == pytest.approx(encoder.text("w1 w2"), abs=1e-6)
+    with Searcher(folder / "image_searcher.tflite") as searcher:
+        path = folder.parents[2] / "images/00004.png"
+        assert searcher.timed_embed(str(path))[0] == pytest.approx(encoder.image(images[4]), abs=1e-5)
+
+
+def test_a_large_photo_is_embedded_as_the_corpus_was(folder: Path, tmp_path: Path) -> None:
+    """The Task Library alone would skip pixels; and its image must outlive the call, whatever its size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3000, 2000, 3), np.uint8)
+    pixels[:1500] //= 4
+    Image.fromarray(pixels).save(tmp_path / "photo.png", compress_level=1)
+    encoder, _, _ = tiny_encoder()
+    expected = encoder.image(Preprocessing.parse(PREPROCESSING).pixels((tmp_path / "photo.png").read_bytes(), 10**8))
+    with Searcher(folder / "image_searcher.tflite") as searcher:
+        assert searcher.timed_embed(str(tmp_path / "photo.png"))[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_queries_that_cannot_be_answered_say_why(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "not-an-image").write_text("hello")
+    with Searcher(folder / "image_searcher.tflite") as searcher:
+        with pytest.raises(UsageError, match="not_an_image"):
+            searcher.search_image(tmp_path / "not-an-image")
+        with pytest.raises(UsageError, match="cannot be read"):
+            searcher.search_image(tmp_path / "absent.jpg")
+        with pytest.raises(UsageError, match="takes image queries"):
+            searcher.search_text("w1")
+        with pytest.raises(UsageError, match="0 hits"):
+            searcher.search_image(tmp_path / "absent.jpg", 0)
+        good = folder.parents[2] / "images/00001.png"
+        assert searcher.search_image(good, 1)[0].id == "00001.png"
+
+
+def test_files_that_are_no_searchers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        Searcher(tmp_path / "text_searcher.tflite")
+    _, _, bundle = tiny_encoder()
+    with pytest.raises(JobError, match=r"does not open text_encoder\.tflite"):
+        Searcher(bundle / "text_encoder.tflite")
+    (tmp_path / "text_searcher.tflite").write_bytes(b"garbage")
+    with pytest.raises(JobError, match="does not open"):
+        Searcher(tmp_path / "text_searcher.tflite")
+
+
+def test_damage_to_a_table_is_noticed(folder: Path) -> None:
+    table = (folder / "index.ldb").read_bytes()
+    whole = list(read_table(table))
+    assert [key for key, _ in whole] == sorted(key for key, _ in whole)
+    assert dict(whole)[b"USER_INFO"].startswith(b"{")
+    for position in (0, 10, len(table) // 2, len(table) - 48, len(table) - 1):
+        damaged = bytearray(table)
+        damaged[position] ^= 0x11
+        with pytest.raises(ValueError):
+            list(read_table(bytes(damaged)))
+    for length in (0, 47, 48, len(table) - 1):
+        with pytest.raises(ValueError):
+            list(read_table(table[:length]))
