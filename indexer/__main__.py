@@ -19,11 +19,10 @@ from searchforge.config import Config
 @config_options
 def main(config: Config, embeddings: str, encoder: str | None, as_json: bool) -> None:
     """Trains ScaNN on an embedding run and packs text_searcher.tflite and image_searcher.tflite."""
-    from indexer.build import build_index
+    from indexer.build import build_index, summary
 
     report = build_index(config, embeddings, encoder)
-    summary = f"searchers/{report['id']}: {report['images']} images, {report['bytes_per_image']:.0f} bytes an image"
-    show(report, as_json, summary)
+    show(report, as_json, summary(report))
 
 
 if __name__ == "__main__":

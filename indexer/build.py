@@ -91,11 +91,15 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
             "files": {path.name: sha256_file(path) for path in sorted(staging.path.iterdir())},
         }
         staging.commit(report)
-    say(
-        f"searcher {id}: {report['bytes_per_image']:.0f} bytes an image, text searcher "
-        f"{sizes[TEXT_SEARCHER] / 1e6:.1f} MB, {report['seconds']['total']:.1f} s, in {workspace.url('searchers', id)}"
-    )
     return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Returns what a build gave, in one line for people."""
+    return (
+        f"searchers/{report['id']}: {report['images']} images, {report['bytes_per_image']:.0f} bytes an image, "
+        f"text searcher {report['sizes'][TEXT_SEARCHER] / 1e6:.1f} MB; {report['seconds']['total']:.1f} s"
+    )
 
 
 def _searcher_id(manifest: Manifest, bundle: EncoderInfo, parameters: IndexParameters) -> str:

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from serving_check.search import Hit
 
 
+_KIND: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "searchers", "check": "checks"}
+"""What each stage makes."""
+
+
 @dataclass(frozen=True)
 class RunReport:
     """What `run` did.
@@ -100,7 +104,7 @@ def run(config: Config) -> RunReport:
       GateError: the searcher did not pass its check; nothing was published.
     """
     progress.say(f"train, embed, index, check and publish into {config.workspace}; what is done already is kept")
-    Workspace(config.workspace), _target(config)  # fails now, not after the training, where it cannot be written
+    workspace, _ = Workspace(config.workspace), _target(config)  # fails now, not after the training
     seconds: dict[str, float] = {}
     reports: dict[str, dict[str, Any]] = {}
 
@@ -109,6 +113,7 @@ def run(config: Config) -> RunReport:
         start = time.monotonic()
         reports[name] = work()
         seconds[name] = round(time.monotonic() - start, 1)
+        progress.say(f"  {name} is done after {seconds[name]:.1f} s: {workspace.url(_KIND[name], reports[name]['id'])}")
         return reports[name]
 
     encoder = stage("train", lambda: train(config))

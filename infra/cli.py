@@ -72,10 +72,13 @@ def run(config: Config, as_json: bool) -> None:
 @config_options
 def train(config: Config, as_json: bool) -> None:
     """Train a dual encoder on a Ray cluster."""
-    from infra import api, summaries
+    from infra import api
+    from searchforge.encoder import EncoderInfo
 
     report = api.train(config)
-    show(report, as_json, summaries.train(report))
+    from trainer.train import summary
+
+    show(report, as_json, summary(EncoderInfo.model_validate(report)))
 
 
 @main.command()
@@ -85,10 +88,11 @@ def train(config: Config, as_json: bool) -> None:
 @config_options
 def embed(config: Config, as_json: bool, encoder: str | None) -> None:
     """Embed a corpus into sharded TFRecords with a Beam job."""
-    from infra import api, summaries
+    from infra import api
+    from searchforge.manifest import Manifest
 
     report = api.embed(config, encoder)
-    show(report, as_json, summaries.embed(report))
+    show(report, as_json, Manifest.model_validate(report).summary)
 
 
 @main.command()
@@ -98,10 +102,11 @@ def embed(config: Config, as_json: bool, encoder: str | None) -> None:
 @config_options
 def index(config: Config, as_json: bool, embeddings: str | None) -> None:
     """Build the on-device index and both searchers."""
-    from infra import api, summaries
+    from indexer.build import summary
+    from infra import api
 
     report = api.index(config, embeddings)
-    show(report, as_json, summaries.index(report))
+    show(report, as_json, summary(report))
 
 
 @main.command()
@@ -111,10 +116,11 @@ def index(config: Config, as_json: bool, embeddings: str | None) -> None:
 @config_options
 def check(config: Config, as_json: bool, searcher: str | None) -> None:
     """Check a searcher with the Task Library, as a phone would run it."""
-    from infra import api, summaries
+    from infra import api
+    from serving_check.check import summary
 
     report = api.check(config, searcher)
-    show(report, as_json, summaries.check(report))
+    show(report, as_json, summary(report))
     api.require_passed(report)
 
 

@@ -1,13 +1,14 @@
-"""What commands print when they are done: short, for people. The same figures are in the JSON reports."""
+"""What commands print when they are done: short, for people. The same figures are in the JSON reports.
+
+The stages have summaries of their own; here are those of what joins them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-
-from searchforge.manifest import Manifest
 
 if TYPE_CHECKING:
     from infra.api import RunReport
@@ -21,27 +22,6 @@ def run(report: RunReport) -> str:
     """Figures of the live release, and where it is."""
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
     return f"{release(report.release)}\n  time            {stages}"
-
-
-def train(report: dict[str, Any]) -> str:
-    quality = report["report"].get("heldout") or {}
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in quality.items() if name.startswith("r_at"))
-    return f"encoders/{report['id']}: fingerprint {report['fingerprint'][:16]}; held-out captions: {figures or 'none'}"
-
-
-def embed(report: dict[str, Any]) -> str:
-    return Manifest.model_validate(report).summary
-
-
-def index(report: dict[str, Any]) -> str:
-    return f"searchers/{report['id']}: {report['images']} images, {report['bytes_per_image']:.0f} bytes an image"
-
-
-def check(report: dict[str, Any]) -> str:
-    lines = [f"checks/{report['id']}: {'passed' if report['passed'] else 'FAILED'}"]
-    for gate in report["gates"]:
-        lines.append(f"  {'ok    ' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['detail']}")
-    return "\n".join(lines)
 
 
 def release(found: Release) -> str:

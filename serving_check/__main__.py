@@ -16,14 +16,10 @@ from searchforge.config import Config
 @config_options
 def main(config: Config, searcher: str, as_json: bool) -> None:
     """Opens both searchers with the Task Library, measures them and writes report.json."""
-    from serving_check.check import check
+    from serving_check.check import check, summary
 
     report = check(config, searcher)
-    lines = [f"checks/{report['id']}: {'passed' if report['passed'] else 'FAILED'}"]
-    lines += [
-        f"  {'ok    ' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['detail']}" for gate in report["gates"]
-    ]
-    show(report, as_json, "\n".join(lines))
+    show(report, as_json, summary(report))
     if not report["passed"]:
         sys.exit(1)
 

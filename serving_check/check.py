@@ -89,9 +89,15 @@ def check(config: Config, searcher: str) -> dict[str, Any]:
     }
     with workspace.create("checks", id) as staging:
         staging.commit(report)
-    failed = [gate.name for gate in gates if not gate.passed]
-    say(f"check {id}: {'FAILED ' + ', '.join(failed) if failed else f'passed {len(gates)} gates'}")
     return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Returns the verdict, every gate and the main figures, for people."""
+    lines = [f"checks/{report['id']}: {'passed' if report['passed'] else 'FAILED'}"]
+    for gate in report["gates"]:
+        lines.append(f"  {'ok    ' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['detail']}")
+    return "\n".join(lines)
 
 
 def _free_id(workspace: Workspace, content: dict[str, Any]) -> tuple[str, bool]:
