@@ -177,7 +177,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "epochs": 10,
             "batch_size": 256,
             "learning_rate": 1e-3,
-            "weight_decay": 0.0,
+            "weight_decay": 1e-3,
             "learn_temperature": False,
             "captions_per_image": 1,
             "mixup": 0.0,

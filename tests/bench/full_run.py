@@ -61,7 +61,7 @@ def _figures(report: dict[str, Any], memory: int) -> dict[str, Any]:
         "train": {name: training[name] for name in ("images", "seconds", "images_per_second", "captions_per_second")},
         "embed_images_per_second": round(manifest["embedded"] / manifest["seconds"], 1),
         "index_seconds": build["seconds"],
-        "float_model": training["retrieval"],
+        "float_model": training["heldout"],
         "searcher": {
             name: value
             for name, value in figures.items()

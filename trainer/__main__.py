@@ -1,0 +1,33 @@
+"""The command `python -m trainer`: trains an encoder on captioned images."""
+
+from __future__ import annotations
+
+import click
+
+from searchforge.cli import config_options, reports_errors, show
+from searchforge.config import Config
+
+
+@click.command()
+@click.option("--captions", "data__captions", multiple=True, help="COCO-captions JSON; may be given several times.")
+@click.option("--images", "data__images", help="Folder that the captions' file names are relative to.")
+@click.option("--preset", "train__preset", type=click.Choice(["best", "recipe2022"]), help="Recipe of the heads.")
+@click.option(
+    "--image-tower", "train__image_tower", help="pypi:efficientnet-lite0, hub:<handle> or saved_model:<folder>."
+)
+@click.option("--text-tower", "train__text_tower", help="pypi:minilm-l6, hub:<handle> or saved_model:<folder>.")
+@click.option("--epochs", "train__epochs", type=int, help="Epochs of the heads' training.")
+@click.option("--workers", "train__workers", type=int, help="Ray Train workers.")
+@click.option("--ray-address", "train__ray_address", help="Address of a running Ray cluster; default: a local one.")
+@reports_errors
+@config_options
+def main(config: Config, as_json: bool) -> None:
+    """Trains a dual encoder on captioned images and commits its bundle to the workspace."""
+    from trainer.train import summary, train
+
+    info = train(config)
+    show(info.model_dump(), as_json, summary(info))
+
+
+if __name__ == "__main__":
+    main()

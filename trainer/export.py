@@ -1,0 +1,175 @@
+"""Exports the encoders: SavedModels for servers and batch jobs, TensorFlow Lite for phones.
+
+    image_encoder/        images uint8 [n, h, w, 3] -> {"embedding": float32 [n, dim]}
+    text_encoder/         texts string [n] -> {"embedding": float32 [n, dim]}
+    image_encoder.tflite  image float32 [1, h, w, 3], scaled by the metadata -> [1, dim]; float16 weights
+    text_encoder.tflite   ids, mask, segment_ids int32 [1, length] (or one string [1]) -> [1, dim]; length is free
+                          with int8 weights, and the encoder's sequence length otherwise
+
+All embeddings are L2-normalised in the graph. Loading text_encoder/ needs tensorflow_text imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from searchforge import isolated
+from searchforge.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, TEXT_TFLITE
+from searchforge.errors import JobError
+from trainer.heads import Head
+from trainer.layers import for_device
+from trainer.towers import ImageTower, TextTower
+
+Quantization = Literal["int8", "float16", "float32"]
+
+_METADATA = "trainer.metadata"
+
+
+class ImageEncoder(tf.Module):
+    """An image tower and its head."""
+
+    def __init__(self, tower: ImageTower, head: Head) -> None:
+        super().__init__(name="image_encoder")
+        self._tower, self._head = tower, head
+
+    def save(self, folder: Path) -> None:
+        """Writes the SavedModel."""
+        preprocessing = self._tower.preprocessing
+
+        @tf.function(input_signature=[tf.TensorSpec([None, *self._size, 3], tf.uint8, name="images")])
+        def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            scaled = (tf.cast(images, tf.float32) - preprocessing.mean) / preprocessing.std
+            return {"embedding": self._head(self._tower(scaled))}
+
+        _save(self, serve, folder)
+
+    def save_tflite(self, path: Path) -> None:
+        """Writes the TFLite model with metadata for the ImageEmbedder and the ImageSearcher."""
+
+        @tf.function(input_signature=[tf.TensorSpec([1, *self._size, 3], tf.float32, name="image")])
+        def embed(image: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"embedding": self._head(self._tower(image))}
+
+        path.write_bytes(_convert(self, embed, "float16", "image tower"))
+        preprocessing = self._tower.preprocessing
+        scaling = {"mean": preprocessing.mean, "std": preprocessing.std}
+        isolated.call(_METADATA, {"do": "describe_image", "model": str(path), **scaling})
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self._tower.preprocessing.height, self._tower.preprocessing.width
+
+
+class TextEncoder(tf.Module):
+    """A text tower and its head."""
+
+    def __init__(self, tower: TextTower, head: Head) -> None:
+        super().__init__(name="text_encoder")
+        self._tower, self._head = tower, head
+
+    def save(self, folder: Path) -> None:
+        """Writes the SavedModel."""
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")])
+        def serve(texts: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"embedding": self._head(self._tower(texts))}
+
+        _save(self, serve, folder)
+
+    def save_tflite(self, path: Path, quantization: Quantization) -> None:
+        """Writes the TFLite model with metadata for the TextEmbedder and the TextSearcher.
+
+        Raises:
+          JobError: the tower uses operations that the Task Library does not have.
+        """
+        tokenizer = self._tower.tokenizer
+        length = self._tower.sequence_length
+        # The Task Library gives a model with inputs of free length its tokens without padding or truncation. That
+        # saves most of the time of a short query with int8 weights; float ones run faster with a fixed length.
+        free = quantization == "int8"
+        if tokenizer is None:
+            specs = [tf.TensorSpec([1], tf.string, name="text")]
+            run: Any = self._tower.__call__
+        else:
+            shape = [1, None if free else length]
+            specs = [tf.TensorSpec(shape, tf.int32, name=name) for name in ("ids", "mask", "segment_ids")]
+
+            def run(*tokens: tf.Tensor) -> tf.Tensor:
+                return self._tower.encode(*((_truncated(part, length) for part in tokens) if free else tokens))
+
+        @tf.function(input_signature=specs)
+        def embed(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"embedding": self._head(run(*inputs))}
+
+        path.write_bytes(_convert(self, embed, quantization, "text tower"))
+        vocabulary = str(tokenizer.vocabulary) if tokenizer else None
+        isolated.call(_METADATA, {"do": "describe_text", "model": str(path), "vocabulary": vocabulary})
+
+
+def export(folder: Path, images: ImageEncoder, texts: TextEncoder, quantization: Quantization) -> dict[str, int]:
+    """Writes both encoders in both forms into a folder.
+
+    Returns:
+      The TFLite files' sizes in bytes by name.
+
+    Raises:
+      JobError: a tower cannot be converted for the Task Library.
+    """
+    images.save(folder / IMAGE_SAVED_MODEL)
+    texts.save(folder / TEXT_SAVED_MODEL)
+    images.save_tflite(folder / IMAGE_TFLITE)
+    texts.save_tflite(folder / TEXT_TFLITE, quantization)
+    return {name: (folder / name).stat().st_size for name in (IMAGE_TFLITE, TEXT_TFLITE)}
+
+
+def _truncated(tokens: tf.Tensor, length: int) -> tf.Tensor:
+    """Cuts [1, any] to at most `length` tokens and keeps the last one, which is [SEP]."""
+    kept = tf.minimum(tf.shape(tokens)[1], length)
+    return tf.concat([tokens[:, : kept - 1], tokens[:, -1:]], 1)
+
+
+def _save(module: tf.Module, serve: Any, folder: Path) -> None:
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": serve})
+    # Its content is random, and nothing reads it: without it, the same weights give the same files.
+    (folder / "fingerprint.pb").unlink(missing_ok=True)
+
+
+def _convert(module: tf.Module, function: Any, quantization: Quantization, what: str) -> bytes:
+    with for_device():
+        concrete = function.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
+    if quantization != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    converter.allow_custom_ops = what == "text tower"  # the Task Library has those of tensorflow_text's tokenizers
+    try:
+        with _quiet():
+            model: bytes = converter.convert()
+    except Exception as error:  # the converter raises its own and MLIR's errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise JobError(
+            f"the {what} cannot be converted to TensorFlow Lite with the operations that the Task Library has: "
+            f"{reason}; choose another tower"
+        ) from error
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the converter's notices, which come from native code, off standard error."""
+    saved = os.dup(2)
+    with Path(os.devnull).open("wb") as nothing, contextlib.redirect_stderr(io.StringIO()):
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
