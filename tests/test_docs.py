@@ -35,7 +35,9 @@ def test_the_documented_configuration_is_the_default_with_every_key() -> None:
 def test_every_command_that_is_shown_exists() -> None:
     assert isinstance(main, Group)
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    shown = {name for page in pages for name in re.findall(r"^\$? *searchforge (\w+)", page.read_text(), re.MULTILINE)}
+    shown = {
+        name for page in pages for name in re.findall(r"(?:^ {4}|`)searchforge (\w+)", page.read_text(), re.MULTILINE)
+    }
     assert shown and shown <= main.commands.keys()
 
 
