@@ -30,20 +30,21 @@ def release(found: Release) -> str:
         f"release {found.id} {'is live' if found.live else ''}".rstrip(),
         f"  images          {figures['images']}",
     ]
-    for name, unit in _FIGURES.items():
+    for name, (label, meaning) in _FIGURES.items():
         if figures.get(name) is not None:
-            lines.append(f"  {name:<15} {figures[name]:.4g}{unit}")
+            lines.append(f"  {label:<15} {figures[name]:.4g} {meaning}")
     return "\n".join(lines)
 
 
 _FIGURES = {
-    "recall_at_10": "",
-    "r_at_1": "",
-    "r_at_5": "",
-    "r_at_10": "",
-    "latency_p50_ms": " ms",
-    "bytes_per_image": "",
+    "recall_at_10": ("recall@10", "of the index, against exact search"),
+    "r_at_1": ("R@1", "of held-out captions"),
+    "r_at_5": ("R@5", "of held-out captions"),
+    "r_at_10": ("R@10", "of held-out captions"),
+    "latency_p50_ms": ("latency", "ms a query on one thread (median)"),
+    "bytes_per_image": ("size", "bytes an image"),
 }
+"""Figures of a release that are shown: label and what it is."""
 
 
 def releases(found: Sequence[Release]) -> str:
