@@ -20,7 +20,7 @@ from beam_jobs.embed_shard import EmbedOptions, EmbedShard
 from beam_jobs.shards import Shard, ShardReport, plan_shards, read_report, remove_leftovers
 from searchforge import progress
 from searchforge.captions import load_captions
-from searchforge.cli import config_options, reports_errors, show
+from searchforge.cli import config_options, import_quietly, reports_errors, show
 from searchforge.config import Config
 from searchforge.encoder import EncoderInfo
 from searchforge.errors import JobError, SearchforgeError, UsageError
@@ -208,6 +208,7 @@ def _manifest(
 @config_options
 def main(config: Config, as_json: bool, encoder: str) -> None:
     """Embeds an image corpus into sharded TFRecords. Further options go to Beam as they are."""
+    import_quietly("tensorflow")
     manifest = embed_images(config, encoder)
     show(manifest.model_dump(), as_json, manifest.summary)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from searchforge.cli import config_options, reports_errors, show
+from searchforge.cli import config_options, import_quietly, reports_errors, show
 from searchforge.config import Config
 
 
@@ -23,6 +23,7 @@ from searchforge.config import Config
 @config_options
 def main(config: Config, as_json: bool) -> None:
     """Trains a dual encoder on captioned images and commits its bundle to the workspace."""
+    import_quietly("tensorflow")
     from trainer.train import summary, train
 
     info = train(config)
