@@ -46,6 +46,9 @@ def list_corpus(source: str) -> list[Item]:
         items = sorted(_list(source), key=lambda item: item.id)
     except BeamIOError as error:
         raise JobError(f"corpus {source} cannot be listed: {error}") from None
+    for item in items:
+        if not item.id.isprintable() and any("\udc80" <= character <= "\udcff" for character in item.id):
+            raise UsageError(f"file name {item.id!r} in corpus {source} is not UTF-8; rename the file")
     if not items:
         raise UsageError(f"corpus {source} is empty: no file was found; check the path")
     for first, second in itertools.pairwise(items):
@@ -87,11 +90,16 @@ def _match(pattern: str, root: str) -> list[Item]:
 
 def _walk(root: Path) -> list[Item]:
     items = []
-    for folder, _, names in os.walk(root):
-        for name in names:
+    for folder, folders, names in os.walk(root, onerror=_fail):
+        # A link to a folder is not followed, since it may lead back: it is an item, and will be rejected.
+        for name in [*names, *(name for name in folders if (Path(folder) / name).is_symlink())]:
             path = Path(folder) / name
             items.append(Item(path.relative_to(root).as_posix(), str(path), _local_version(path)))
     return items
+
+
+def _fail(error: OSError) -> None:
+    raise JobError(f"folder {error.filename} cannot be listed: {error.strerror}; change its permissions") from None
 
 
 def _read_list(source: str) -> list[Item]:

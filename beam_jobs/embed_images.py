@@ -76,6 +76,11 @@ def embed_images(config: Config, encoder: str) -> Manifest:
     )
     _run_pipeline(shards, options, config, workspace)
     reports = [_require_report(workspace, options.folder, shard) for shard in shards]
+    if _too_many_rejects(config, items, reports):
+        for shard, report in zip(shards, reports, strict=True):
+            if report.rejects:  # the cause may be mended: the next run tries these shards again
+                workspace.storage.delete(f"{options.folder}/{shard.name('done', 'json')}")
+        raise _reject_error(config, items, reports, workspace.url("embeddings", run))
     manifest = _manifest(run, info, config, items, reports, time.monotonic() - start)
     marker = MARKERS["embeddings"]
     workspace.storage.write(f"{options.folder}/{marker}", manifest.model_dump_json(indent=2).encode())
@@ -134,7 +139,11 @@ def _shown_progress(shards: Sequence[Shard], folder: str, workspace: Workspace) 
             finished = False
             while not finished:
                 finished = done.wait(_POLL_SECONDS)
-                for shard in [shard for shard in waiting if read_report(workspace.storage, folder, shard)]:
+                try:
+                    files = set(workspace.storage.files(folder))
+                except (SearchforgeError, OSError):  # progress is no reason to fail
+                    continue
+                for shard in [shard for shard in waiting if shard.name("done", "json") in files]:
                     waiting.remove(shard)
                     advance(len(shard.items))
 
@@ -156,6 +165,29 @@ def _require_report(workspace: Workspace, folder: str, shard: Shard) -> ShardRep
     return report
 
 
+def _rejected(reports: Sequence[ShardReport]) -> Counter[str]:
+    """Returns the number of rejects by reason."""
+    rejected: Counter[str] = Counter()
+    for report in reports:
+        rejected.update(report.rejected)
+    return rejected
+
+
+def _too_many_rejects(config: Config, items: Sequence[Item], reports: Sequence[ShardReport]) -> bool:
+    total = _rejected(reports).total()
+    return total == len(items) or total > config.corpus.max_reject_fraction * len(items)
+
+
+def _reject_error(config: Config, items: Sequence[Item], reports: Sequence[ShardReport], folder: str) -> JobError:
+    rejected = _rejected(reports)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
+    return JobError(
+        f"{rejected.total()} of {len(items)} inputs were rejected ({reasons}), allowed are "
+        f"{config.corpus.max_reject_fraction:.0%} (corpus.max_reject_fraction) and at least one must remain; "
+        f"each is listed in rejects-*.jsonl in {folder}"
+    )
+
+
 def _manifest(
     run: str,
     info: EncoderInfo,
@@ -164,18 +196,7 @@ def _manifest(
     reports: Sequence[ShardReport],
     seconds: float,
 ) -> Manifest:
-    rejected: Counter[str] = Counter()
-    for report in reports:
-        rejected.update(report.rejected)
-    embedded = sum(report.shard["count"] for report in reports)
-    total = sum(rejected.values())
-    if not embedded or total > config.corpus.max_reject_fraction * len(items):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
-        raise JobError(
-            f"{total} of {len(items)} inputs were rejected ({reasons}), allowed are "
-            f"{config.corpus.max_reject_fraction:.0%} (corpus.max_reject_fraction) and at least one must remain; "
-            f"each is listed in rejects-*.jsonl in {Workspace(config.workspace).url('embeddings', run)}"
-        )
+    rejected = _rejected(reports)
     return Manifest(
         id=run,
         encoder=info.id,
@@ -184,9 +205,9 @@ def _manifest(
         dim=info.dim,
         source=config.corpus_source,
         inputs=len(items),
-        embedded=embedded,
+        embedded=sum(report.shard["count"] for report in reports),
         reused=0,
-        rejected=total,
+        rejected=sum(rejected.values()),
         rejected_by_reason=dict(sorted(rejected.items())),
         shards=tuple(ShardInfo.model_validate(report.shard) for report in reports),
         rejects=tuple(report.rejects for report in reports if report.rejects),

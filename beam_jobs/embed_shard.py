@@ -16,10 +16,11 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
-from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
+from google.api_core.exceptions import GoogleAPICallError
 
 from beam_jobs.corpus import Item
 from beam_jobs.shards import Shard, read_report, write_shard
@@ -146,9 +147,10 @@ def read_bytes(uri: str, max_bytes: int) -> bytes:
         reason = "not_a_file" if Path(uri).exists() else "missing"
         raise RejectedInput(reason, uri)
     try:
-        with FileSystems.open(uri) as file:
+        # As it is: by default, Beam would decompress what has a suffix such as .gz.
+        with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             data: bytes = file.read(max_bytes + 1)
-    except (BeamIOError, OSError, ValueError) as error:
+    except (BeamIOError, GoogleAPICallError, OSError, ValueError) as error:
         raise RejectedInput("unreadable", str(error)) from error
     if len(data) > max_bytes:
         raise RejectedInput("too_large", f"more than {max_bytes} bytes")

@@ -79,7 +79,7 @@ def write_shard(
     rejects_name = shard.name("rejects", "jsonl") if rejects else ""
     if rejects:
         lines = (json.dumps(reject, ensure_ascii=False, sort_keys=True) + "\n" for reject in rejects)
-        storage.write(f"{folder}/{rejects_name}", "".join(lines).encode("utf-8", "surrogateescape"))
+        storage.write(f"{folder}/{rejects_name}", "".join(lines).encode())
     report = ShardReport(info.model_dump(), dict(Counter(reject["reason"] for reject in rejects)), rejects_name)
     storage.write(f"{folder}/{shard.name('done', 'json')}", json.dumps(asdict(report)).encode())
     return report

@@ -121,10 +121,12 @@ def _verified_encoders(directory: Path, bundle: EncoderInfo) -> dict[str, Path]:
     encoders = {TEXT_SEARCHER: directory / TEXT_TFLITE, IMAGE_SEARCHER: directory / IMAGE_TFLITE}
     for path in encoders.values():
         if not path.is_file():
-            raise JobError(f"encoder {bundle.id} has no {path.name}; train it again")
+            raise JobError(f"encoder {bundle.id} has no {path.name}; delete {directory} and train again")
         listed = bundle.files.get(path.name)
         if listed and (found := sha256_file(path)) != listed:
-            raise JobError(f"{path} has SHA-256 {found}, encoder.json says {listed}; train the encoder again")
+            raise JobError(
+                f"{path} has SHA-256 {found}, encoder.json says {listed}; delete {directory} and train again"
+            )
     return encoders
 
 

@@ -67,11 +67,15 @@ def embed(config: Config, encoder: str | None = None) -> dict[str, Any]:
     return embed_images(config, _choose(config, "encoders", encoder)).model_dump()
 
 
-def index(config: Config, embeddings: str | None = None) -> dict[str, Any]:
-    """Builds both searchers from an embedding run; returns build.json."""
+def index(config: Config, embeddings: str | None = None, encoder: str | None = None) -> dict[str, Any]:
+    """Builds both searchers from an embedding run; returns build.json.
+
+    Args:
+      encoder: that answers queries; by default the one that made the embeddings.
+    """
     from indexer.build import build_index
 
-    return build_index(config, _choose(config, "embeddings", embeddings))
+    return build_index(config, _choose(config, "embeddings", embeddings), encoder)
 
 
 def check(config: Config, searcher: str | None = None) -> dict[str, Any]:
@@ -104,7 +108,9 @@ def run(config: Config) -> RunReport:
       GateError: the searcher did not pass its check; nothing was published.
     """
     progress.say(f"train, embed, index, check and publish into {config.workspace}; what is done already is kept")
-    workspace, _ = Workspace(config.workspace), _target(config)  # fails now, not after the training
+    workspace, target = Workspace(config.workspace), _target(config)
+    for place in (workspace, target):
+        place.require_writable()  # fails now, not after the training
     seconds: dict[str, float] = {}
     reports: dict[str, dict[str, Any]] = {}
 
@@ -118,11 +124,12 @@ def run(config: Config) -> RunReport:
 
     encoder = stage("train", lambda: train(config))
     manifest = stage("embed", lambda: embed(config, encoder["id"]))
-    build = stage("index", lambda: index(config, manifest["id"]))
+    build = stage("index", lambda: index(config, manifest["id"], encoder["id"]))
     report = stage("check", lambda: check(config, build["id"]))
     require_passed(report)
     progress.say("\n[5/5] publish")
-    return RunReport(seconds, publish(config, report["id"]), reports)
+    release = _releases.publish(workspace, target, report["id"], revive=False)
+    return RunReport(seconds, release, reports)
 
 
 def require_passed(report: dict[str, Any]) -> None:

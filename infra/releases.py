@@ -43,13 +43,14 @@ class Release:
     live: bool = False
 
 
-def publish(workspace: Workspace, target: Workspace, check: str) -> Release:
+def publish(workspace: Workspace, target: Workspace, check: str, revive: bool = True) -> Release:
     """Copies a checked searcher into the target's releases and makes it the live one.
 
     Args:
       workspace: holds the check and the searcher.
       target: where apps download from; may be the same workspace.
       check: id of a passed check.
+      revive: whether a release that was rolled back may become live again; a schedule must not undo a rollback.
 
     Raises:
       GateError: the check did not pass, or the searcher's bytes are not the ones that were checked.
@@ -82,6 +83,9 @@ def publish(workspace: Workspace, target: Workspace, check: str) -> Release:
             shutil.copyfile(workspace.local("checks", check) / MARKERS["checks"], staging.path / REPORT)
             created = datetime.now(timezone.utc).isoformat(timespec="microseconds")
             staging.commit({"version": 1, "id": id, "created": created, **content, "figures": report["figures"]})
+    if not revive and id in _current(target).get("withdrawn", []):
+        progress.say(f"release {id} was rolled back, so it stays withdrawn; `searchforge publish` makes it live again")
+        return _read(target, id, live=False)
     _make_live(target, id)
     return _read(target, id, live=True)
 
@@ -104,7 +108,7 @@ def rollback(target: Workspace, to: str | None = None) -> Release:
     for name, expected in release.files.items():
         if not (folder / name).is_file() or sha256_file(folder / name) != expected["sha256"]:
             raise GateError(f"{name} of release {to} is damaged; choose another release")
-    _make_live(target, to)
+    _make_live(target, to, withdrawn=live_release(target))
     return release
 
 
@@ -117,8 +121,8 @@ def list_releases(target: Workspace) -> list[Release]:
 
 def live_release(target: Workspace) -> str | None:
     """Returns the id that CURRENT.json names, None before the first release."""
-    data, _ = target.storage.read_version(CURRENT)
-    return str(json.loads(data)["release"]) if data else None
+    release: str | None = _current(target).get("release")
+    return release
 
 
 def find_release(target: Workspace, id: str | None = None) -> tuple[Release, Path]:
@@ -134,13 +138,23 @@ def find_release(target: Workspace, id: str | None = None) -> tuple[Release, Pat
     return _read(target, id, live=id == live), target.local("releases", id)
 
 
-def _make_live(target: Workspace, id: str) -> None:
+def _current(target: Workspace) -> dict[str, Any]:
+    data, _ = target.storage.read_version(CURRENT)
+    content: dict[str, Any] = json.loads(data) if data else {}
+    return content
+
+
+def _make_live(target: Workspace, id: str, withdrawn: str | None = None) -> None:
+    """Names the live release; `withdrawn` joins the releases that only a person makes live again."""
     data, version = target.storage.read_version(CURRENT)
-    if data and json.loads(data)["release"] == id:
+    current = json.loads(data) if data else {}
+    if current.get("release") == id:
         progress.say(f"release {id} is live already")
         return
+    rolled_back = sorted({*current.get("withdrawn", []), withdrawn} - {None, id})
     updated = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    content = json.dumps({"version": 1, "release": id, "updated": updated}, indent=2).encode()
+    entry = {"version": 1, "release": id, "withdrawn": rolled_back, "updated": updated}
+    content = json.dumps(entry, indent=2).encode()
     try:
         target.storage.replace(CURRENT, content, version)
     except ConflictError as error:

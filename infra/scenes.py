@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from searchforge import progress
+from searchforge.errors import UsageError
 from searchforge.storage import LocalStorage
 
 SIZE = 224
@@ -98,7 +100,10 @@ def write_scenes(folder: Path, count: int, seed: int = 0) -> Path:
         return captions
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
+    captions.unlink(missing_ok=True)  # written last: without it, the folder is not complete
     for stale in images.iterdir():
+        if not re.fullmatch(r"scene-\d+\.jpg", stale.name):
+            raise UsageError(f"{stale} was not drawn by the demo; choose a workspace that has no corpus/images folder")
         stale.unlink()
     content: dict[str, object] = {"info": info, "images": [], "annotations": []}
     entries: list[dict[str, object]] = []

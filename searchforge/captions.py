@@ -124,7 +124,7 @@ def _read_file(path: Path, root: Path) -> list[CaptionedImage]:
 def _require_files(images: Sequence[CaptionedImage]) -> None:
     present: dict[Path, set[str]] = {}
     for folder in {image.path.parent for image in images}:
-        present[folder] = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        present[folder] = {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
     missing = [image for image in images if image.path.name not in present[image.path.parent]]
     if missing:
         shown = ", ".join(repr(image.id) for image in missing[:3])

@@ -189,6 +189,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """TensorFlow's "On-device Text-to-Image Search" of 2022; `best` is the sections' own defaults."""
 
+_SECTIONS = ("data", "corpus", "train", "embed", "index", "check")
+
 _PRESET_OF = {"train": "train", "index": "index", "check": "index"}
 """The section whose `preset` sets the defaults of a section."""
 
@@ -231,19 +233,19 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
 
     Args:
       path: YAML file; relative paths in it are relative to the file's folder. None: the defaults.
-      overrides: values by dotted key (`train.epochs`), which win over the file. None values are ignored.
+      overrides: values by dotted key (`train.epochs`), which win over the file.
 
     Raises:
       UsageError: the file cannot be read, or names every unknown key and bad value with its place.
     """
     values = _read_yaml(Path(path)) if path else {}
     for key, value in (overrides or {}).items():
-        if value is None:
-            continue
         *sections, name = key.split(".")
         target = values
         for section in sections:
-            target = target.setdefault(section, {})
+            if not isinstance(target.setdefault(section, {}), dict):
+                raise UsageError(f"{key} cannot be set: {section} is {target[section]!r}, expected a section")
+            target = target[section]
         target[name] = value
     place = f"{path}: " if path else ""
     for section, source in _PRESET_OF.items():
@@ -269,10 +271,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UsageError(f"configuration {path} holds a {type(values).__name__}, expected sections such as `data:`")
+    values = {key: {} if value is None and key in _SECTIONS else value for key, value in values.items()}
     for section, key in (("", "workspace"), ("", "releases"), ("data", "images"), ("corpus", "source")):
         holder = values.get(section) if section else values
         if isinstance(holder, dict) and isinstance(holder.get(key), str):
             holder[key] = _relative_to(path.parent, holder[key])
+    train = values.get("train")
+    if isinstance(train, dict):
+        for key in ("image_tower", "text_tower"):
+            scheme, _, folder = str(train.get(key)).partition(":")
+            if scheme == "saved_model" and folder:
+                train[key] = f"{scheme}:{_relative_to(path.parent, folder)}"
     data = values.get("data")
     if isinstance(data, dict) and data.get("captions"):
         captions = data["captions"]

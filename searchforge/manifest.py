@@ -95,7 +95,9 @@ def read_shards(directory: Path, manifest: Manifest) -> Iterator[EmbeddingRecord
     for shard in manifest.shards:
         path = directory / shard.name
         if not path.is_file():
-            raise JobError(f"{path} is missing, but the manifest lists it; embed the corpus again")
+            raise JobError(f"{path} is missing, but the manifest lists it; delete {directory} and embed again")
         if (found := sha256_file(path)) != shard.sha256:
-            raise JobError(f"{path} has SHA-256 {found}, the manifest says {shard.sha256}; embed it again")
+            raise JobError(
+                f"{path} has SHA-256 {found}, the manifest says {shard.sha256}; delete {directory} and embed again"
+            )
         yield from read_embeddings(path)

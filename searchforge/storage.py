@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from searchforge.errors import ConflictError, JobError, UsageError
 from searchforge.hashing import sha256_bytes
 
 GCS_SCHEME = "gs://"
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Storage(ABC):
@@ -167,6 +170,24 @@ class LocalStorage(Storage):
             raise
 
 
+def _reports_gcs_errors(method: Method) -> Method:
+    """Turns what the service answers (no bucket, no permission, unavailable) into an error for the user."""
+
+    @functools.wraps(method)
+    def wrapper(self: GcsStorage, *arguments: Any) -> Any:
+        from google.api_core.exceptions import GoogleAPICallError
+        from google.auth.exceptions import GoogleAuthError
+
+        try:
+            return method(self, *arguments)
+        except (GoogleAPICallError, GoogleAuthError) as error:
+            raise JobError(
+                f"{self.root} cannot be used: {error}; check the bucket's name and your permissions"
+            ) from error
+
+    return wrapper  # type: ignore[return-value]
+
+
 class GcsStorage(Storage):
     """Objects under gs://bucket/prefix. `STORAGE_EMULATOR_HOST` is honoured, without credentials."""
 
@@ -178,6 +199,7 @@ class GcsStorage(Storage):
         self._prefix = f"{prefix}/" if prefix else ""
         self._bucket = gcs_client().bucket(bucket)
 
+    @_reports_gcs_errors
     def read(self, path: str) -> bytes:
         from google.api_core.exceptions import NotFound
 
@@ -187,12 +209,15 @@ class GcsStorage(Storage):
             raise FileNotFoundError(f"{self.root}/{path}") from error
         return data
 
+    @_reports_gcs_errors
     def write(self, path: str, data: bytes) -> None:
         self._blob(path).upload_from_string(data, content_type=_content_type(path), checksum="crc32c")
 
+    @_reports_gcs_errors
     def exists(self, path: str) -> bool:
         return bool(self._blob(path).exists())
 
+    @_reports_gcs_errors
     def names(self, folder: str) -> list[str]:
         prefix = f"{self._prefix}{check_path(folder)}/"
         listing = self._bucket.client.list_blobs(self._bucket, prefix=prefix, delimiter="/")
@@ -200,20 +225,24 @@ class GcsStorage(Storage):
             pass
         return sorted(name.removeprefix(prefix).rstrip("/") for name in listing.prefixes)
 
+    @_reports_gcs_errors
     def files(self, folder: str) -> list[str]:
         prefix = f"{self._prefix}{check_path(folder)}/"
         listing = self._bucket.client.list_blobs(self._bucket, prefix=prefix, delimiter="/")
         return sorted(blob.name.removeprefix(prefix) for blob in listing)
 
+    @_reports_gcs_errors
     def delete(self, path: str) -> None:
         from google.api_core.exceptions import NotFound
 
         with contextlib.suppress(NotFound):
             self._blob(path).delete()
 
+    @_reports_gcs_errors
     def upload(self, local: Path, path: str) -> None:
         self._blob(path).upload_from_filename(str(local), content_type=_content_type(path), checksum="crc32c")
 
+    @_reports_gcs_errors
     def download_folder(self, folder: str, local: Path) -> None:
         prefix = f"{self._prefix}{check_path(folder)}/"
         for blob in self._bucket.client.list_blobs(self._bucket, prefix=prefix):
@@ -221,17 +250,22 @@ class GcsStorage(Storage):
             target.parent.mkdir(parents=True, exist_ok=True)
             blob.download_to_filename(str(target), checksum="crc32c")
 
+    @_reports_gcs_errors
     def read_version(self, path: str) -> tuple[bytes | None, str]:
-        from google.api_core.exceptions import NotFound
+        from google.api_core.exceptions import NotFound, PreconditionFailed
 
-        blob = self._blob(path)
-        try:
-            blob.reload()
-            data = blob.download_as_bytes(if_generation_match=blob.generation, checksum="crc32c")
-        except NotFound:
-            return None, "0"  # GCS: generation 0 matches only an absent object
-        return data, str(blob.generation)
+        while True:
+            blob = self._blob(path)
+            try:
+                blob.reload()
+                data = blob.download_as_bytes(if_generation_match=blob.generation, checksum="crc32c")
+            except NotFound:
+                return None, "0"  # GCS: generation 0 matches only an absent object
+            except PreconditionFailed:  # replaced between the two requests
+                continue
+            return data, str(blob.generation)
 
+    @_reports_gcs_errors
     def replace(self, path: str, data: bytes, version: str) -> None:
         from google.api_core.exceptions import PreconditionFailed
 

@@ -37,6 +37,8 @@ MARKERS: dict[Kind, str] = {
 }
 """The file whose presence commits an artifact, by kind."""
 
+_PROBE = ".writable"
+
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,79}")
 
 
@@ -59,7 +61,6 @@ class Workspace:
       root: the folder or URL.
 
     Raises:
-      JobError: the local folder cannot be created or written to.
       UsageError: the scheme is unknown, or there are no credentials for it.
     """
 
@@ -71,7 +72,12 @@ class Workspace:
         else:
             home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             self._local_root = home / "searchforge" / sha256_bytes(self.root.encode())[:16]
+
+    def require_writable(self) -> None:
+        """Raises JobError unless files can be written."""
         make_folder(self._local_root)
+        self.storage.write(_PROBE, b"")
+        self.storage.delete(_PROBE)
 
     def cache(self, name: str) -> Path:
         """Returns a local folder for what can be computed again, such as features of frozen towers."""
@@ -146,6 +152,8 @@ class Workspace:
         if isinstance(self.storage, LocalStorage):
             (path / name).write_bytes(content)
             _move(path, self._local_root / kind / id, name)
+            return
+        if self.committed(kind, id):
             return
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
             self.storage.upload(file, _path(kind, id, file.relative_to(path).as_posix()))

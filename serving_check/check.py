@@ -23,8 +23,11 @@ REPORT_VERSION = 1
 
 SEARCHERS: dict[Literal["text", "image"], str] = {"text": "text_searcher.tflite", "image": "image_searcher.tflite"}
 
+MIN_CAPTIONS = 200
+"""Held-out captions that are enough to measure recall; with fewer, images of the corpus measure it as well."""
+
 IMAGE_QUERIES = 50
-"""Images asked of the image searcher where captions measure recall; without captions, as many as `check.queries`."""
+"""Images asked of the image searcher where captions measure recall; with fewer captions, as many as `check.queries`."""
 
 
 def check(config: Config, searcher: str) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def check(config: Config, searcher: str) -> dict[str, Any]:
     asked = f"{len(captions)} held-out captions" if len(captions) else "its images, as it has no held-out captions,"
     say(f"check searcher {searcher} of {len(corpus.ids):,} images with {asked} through the Task Library; takes seconds")
     with tempfile.TemporaryDirectory(prefix="searchforge-check-") as scratch:
-        wanted = IMAGE_QUERIES if len(captions) else config.check.queries
+        wanted = IMAGE_QUERIES if len(captions) >= MIN_CAPTIONS else config.check.queries
         images = corpus_images(corpus, wanted, config.check.seed, Path(scratch))
         examination = Examination(corpus, manifest, bundle)
         examination.examine("text", folder / SEARCHERS["text"], captions)

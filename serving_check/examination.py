@@ -89,5 +89,7 @@ class Examination:
             no_faults("known_ids", unknown, "every hit is an item of the manifest"),
         ]
         if self._asked["image"]:
-            gates.append(at_least("images_find_themselves", self._figures.get("image_r_at_10"), MIN_SELF_HITS))
+            gates.append(
+                at_least("images_find_themselves", self._figures.get("image_own_or_equal_at_10"), MIN_SELF_HITS)
+            )
         return gates

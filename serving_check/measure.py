@@ -73,10 +73,11 @@ def compare(answers: Answers, queries: Queries, corpus: Corpus) -> dict[str, flo
 
     recall_at_1, recall_at_10: share of the exact top k (full-precision embeddings) that the searcher returned.
     r_at_1, r_at_5, r_at_10: share of queries whose own item is among the searcher's first k hits.
-    exact_r_at_1, exact_r_at_5, exact_r_at_10: the same for exact search.
+    exact_r_at_1, exact_r_at_5, exact_r_at_10: the same for exact search; items that score the same come first.
+    own_or_equal_at_10: like r_at_10, but an item that scores the same, such as a copy, stands for a query's own.
     """
     recall: dict[int, list[float]] = {1: [], K: []}
-    ranks, own = [], []
+    ranks, own, own_or_equal = [], [], []
     for start in range(0, len(queries), _BATCH):
         batch = slice(start, start + _BATCH)
         all_scores = answers.embeddings[batch] @ corpus.vectors.T
@@ -86,9 +87,11 @@ def compare(answers: Answers, queries: Queries, corpus: Corpus) -> dict[str, flo
             for k, found in recall.items():
                 exact = best[:k]
                 found.append(np.count_nonzero(scores[rows[:k]] >= exact[-1] - _TIE) / len(exact))
-            ranks.append(np.count_nonzero(scores > scores[target]))
+            ranks.append(np.count_nonzero(scores >= scores[target]) - 1)
+            own_or_equal.append(bool(np.any(scores[rows[:K]] >= scores[target] - _TIE)))
             own.append(rows.index(target) if target in rows else len(scores))
     quality = {f"recall_at_{k}": float(np.mean(found)) for k, found in recall.items()}
+    quality[f"own_or_equal_at_{K}"] = float(np.mean(own_or_equal))
     for k in (1, 5, K):
         quality[f"r_at_{k}"] = float(np.mean([rank < k for rank in own]))
         quality[f"exact_r_at_{k}"] = float(np.mean([rank < k for rank in ranks]))

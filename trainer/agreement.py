@@ -19,6 +19,9 @@ from searchforge.errors import JobError
 MIN_COSINE = 0.995
 """Least mean cosine between the embeddings of both forms."""
 
+MIN_LEAST_COSINE = 0.98
+"""Least cosine of any one input."""
+
 SAMPLES = 200
 """Most inputs that are compared."""
 
@@ -63,9 +66,10 @@ def _compare(name: str, expected: npt.NDArray[np.float32], found: npt.NDArray[np
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
     cosines = (expected * found).sum(1) / np.maximum(norms, 1e-12)
     mean, least = float(cosines.mean()), float(cosines.min())
-    if not mean >= MIN_COSINE:  # also refuses NaN
+    if not (mean >= MIN_COSINE and least >= MIN_LEAST_COSINE):  # also refuses NaN
         raise JobError(
-            f"{name} disagrees with TensorFlow: mean cosine {mean:.4f} over {len(cosines)} inputs, expected at least "
-            f"{MIN_COSINE}; the bundle is not kept. Try train.text_quantization=float16, or another tower"
+            f"{name} disagrees with TensorFlow: cosine {mean:.4f} in the mean and {least:.4f} at the least over "
+            f"{len(cosines)} inputs, expected at least {MIN_COSINE} and {MIN_LEAST_COSINE}; the bundle is not kept. "
+            "Try train.text_quantization=float16, or another tower"
         )
     return {"inputs": len(cosines), "mean_cosine": mean, "min_cosine": least, "ms": ms}

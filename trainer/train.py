@@ -64,7 +64,7 @@ def train(config: Config) -> EncoderInfo:
     settings, workspace = config.train, Workspace(config.workspace)
     train_images, heldout = split_heldout(load_captions(config.data), config.data)
     _check(settings, train_images)
-    data = _Data(train_images, heldout, {image.id: sha256_file(image.path) for image in train_images + heldout})
+    data = _Data(train_images, heldout, {image.id: _image_hash(image) for image in train_images + heldout})
     image_spec, text_spec = _specs(settings)
     image_tower, text_tower = load_image_tower(image_spec), load_text_tower(text_spec)
     bundle = _bundle_id(settings, data, image_tower, text_tower)
@@ -157,6 +157,13 @@ def summary(info: EncoderInfo) -> str:
     return "\n".join(lines)
 
 
+def _image_hash(image: CaptionedImage) -> str:
+    try:
+        return sha256_file(image.path)
+    except OSError as error:
+        raise UsageError(f"image {image.path} cannot be read: {error.strerror}; change it or its permissions") from None
+
+
 def _specs(settings: TrainConfig) -> tuple[TowerSpec, TowerSpec]:
     layers: Layers = "last" if settings.preset == "recipe2022" else "several"
     return (
@@ -171,6 +178,11 @@ def _check(settings: TrainConfig, images: Sequence[CaptionedImage]) -> None:
             f"{len(images)} readable training images are too few for {settings.workers} workers, "
             "each of which compares at least 2; "
             "give more captioned images or fewer workers (train.workers)"
+        )
+    if settings.batch_size < 2 * settings.workers:
+        raise UsageError(
+            f"train.batch_size is {settings.batch_size}, but each of {settings.workers} workers compares at least 2 "
+            f"images; set it to at least {2 * settings.workers}"
         )
     if settings.preset == "recipe2022" and settings.captions_per_image != 1:
         raise UsageError(

@@ -17,6 +17,7 @@ from beam_jobs.embed_images import embed_images
 from searchforge.config import Config, load_config
 from searchforge.errors import JobError, UsageError
 from searchforge.manifest import Manifest, read_shards
+from searchforge.preprocessing import RejectedInput
 from searchforge.workspace import Workspace
 from tests.tiny_bundle import DIM, write_bundle
 
@@ -182,6 +183,31 @@ def test_too_many_rejects_fail_the_job(workspace: Workspace, photos: Path) -> No
         (photos / f"{index}.txt").write_text("x")
     with pytest.raises(JobError, match=r"5 of 25 inputs were rejected \(5 not_an_image\)"):
         embed_images(_config(workspace, photos, **{"corpus.max_reject_fraction": 0.1}), "tiny")
+
+
+def test_rejects_that_failed_a_job_are_tried_again(
+    workspace: Workspace, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(uri: str, max_bytes: int) -> bytes:
+        raise RejectedInput("unreadable", "the file server is down")
+
+    config = _config(workspace, photos)
+    with monkeypatch.context() as patch, pytest.raises(JobError, match="20 unreadable"):
+        patch.setattr(embed_shard, "read_bytes", unreachable)
+        embed_images(config, "tiny")
+    manifest = embed_images(config, "tiny")
+    assert (manifest.embedded, manifest.rejected, manifest.rejects) == (20, 0, ())
+
+
+def test_a_link_to_a_folder_is_counted(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (photos / "link").symlink_to(tmp_path / "elsewhere")
+    assert embed_images(_config(workspace, photos), "tiny").rejected_by_reason == {"not_a_file": 1}
+
+
+def test_a_damaged_archive_is_rejected(workspace: Workspace, photos: Path) -> None:
+    (photos / "photo.jpg.gz").write_bytes(b"\x1f\x8bbroken")
+    assert embed_images(_config(workspace, photos), "tiny").rejected_by_reason == {"not_an_image": 1}
 
 
 def test_an_unknown_encoder_is_refused(workspace: Workspace, photos: Path) -> None:

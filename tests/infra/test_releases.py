@@ -21,7 +21,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(str(tmp_path / "workspace"))
 
 
-def _checked(workspace: Workspace, name: str, passed: bool = True) -> str:
+def _checked(workspace: Workspace, name: str, passed: bool = True, latency: float = 5.0) -> str:
     """Commits a searcher with files of its own and a check of it; returns the check's id."""
     with workspace.create("searchers", name) as staging:
         for file in FILES:
@@ -38,7 +38,7 @@ def _checked(workspace: Workspace, name: str, passed: bool = True) -> str:
         "files": {
             file: {"sha256": sha256_file(folder / file), "bytes": (folder / file).stat().st_size} for file in FILES
         },
-        "figures": {"images": 10, "recall_at_10": 0.97, "latency_p50_ms": 5.0},
+        "figures": {"images": 10, "recall_at_10": 0.97, "latency_p50_ms": latency},
         "provenance": {"encoder": "e", "embeddings": "m", "searcher": name},
     }
     with workspace.create("checks", check) as staging:
@@ -100,6 +100,26 @@ def test_rollback_goes_back_one_release_at_a_time(workspace: Workspace) -> None:
         rollback(workspace)
     assert rollback(workspace, ids[2]).id == live_release(workspace)
     assert [release.live for release in list_releases(workspace)] == [True, False, False]
+
+
+def test_a_schedule_does_not_undo_a_rollback(workspace: Workspace) -> None:
+    first, second = (_checked(workspace, name) for name in ("a", "b"))
+    good = publish(workspace, workspace, first)
+    bad = publish(workspace, workspace, second)
+    rollback(workspace)
+    assert publish(workspace, workspace, second, revive=False).id == bad.id
+    assert live_release(workspace) == good.id
+    assert publish(workspace, workspace, second).live
+    assert live_release(workspace) == bad.id
+
+
+def test_the_id_does_not_depend_on_measured_times(workspace: Workspace, tmp_path: Path) -> None:
+    other = Workspace(str(tmp_path / "other"))
+    ids = {
+        publish(place, place, _checked(place, "a", latency=latency)).id
+        for place, latency in ((workspace, 5.0), (other, 6.0))
+    }
+    assert len(ids) == 1
 
 
 def test_rollback_refuses_a_damaged_release(workspace: Workspace) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from infra.scenes import describe, random_scene, write_scenes
 from searchforge.captions import load_captions, split_heldout
 from searchforge.config import DataConfig
+from searchforge.errors import UsageError
 
 
 def test_scenes_are_a_captioned_corpus(tmp_path: Path) -> None:
@@ -45,6 +46,15 @@ def test_a_complete_corpus_is_kept_and_an_incomplete_one_redrawn(tmp_path: Path)
     captions.unlink()
     write_scenes(tmp_path, 5)
     assert image.read_bytes() == drawn
+
+
+def test_photos_that_the_demo_did_not_draw_are_left_alone(tmp_path: Path) -> None:
+    photo = tmp_path / "images" / "holiday.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"holiday\.jpg was not drawn by the demo"):
+        write_scenes(tmp_path, 5)
+    assert photo.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -13,7 +13,7 @@ from infra import api
 from infra.releases import find_release, list_releases, live_release, publish, rollback
 from infra.scenes import write_scenes
 from searchforge.config import load_config
-from searchforge.errors import ConflictError, SearchforgeError
+from searchforge.errors import ConflictError, JobError, SearchforgeError
 from searchforge.manifest import read_shards
 from searchforge.storage import open_storage
 from searchforge.workspace import Workspace
@@ -36,6 +36,11 @@ def test_objects_are_written_listed_and_copied(bucket: str, tmp_path: Path) -> N
     storage.download_folder("a", tmp_path / "copy")
     assert (tmp_path / "copy" / "b" / "two.json").read_bytes() == b"2"
     assert not (tmp_path / "copy" / "three.json").exists()
+
+
+def test_a_missing_bucket_is_named(bucket: str) -> None:
+    with pytest.raises(JobError, match=r"gs://no-such-bucket-here cannot be used: .*check the bucket's name"):
+        Workspace("gs://no-such-bucket-here").require_writable()
 
 
 def test_of_racing_writers_one_wins(bucket: str) -> None:

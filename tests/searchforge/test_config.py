@@ -22,13 +22,18 @@ def test_the_defaults_are_valid() -> None:
 
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     path = _write(tmp_path, "train: {epochs: 3, seed: 7}")
-    config = load_config(path, {"train.epochs": 5, "train.workers": None})
-    assert (config.train.epochs, config.train.seed, config.train.workers) == (5, 7, 2)
+    config = load_config(path, {"train.epochs": 5, "check.min_recall_at_10": None})
+    assert (config.train.epochs, config.train.seed, config.check.min_recall_at_10) == (5, 7, None)
+
+
+def test_an_empty_section_is_its_defaults(tmp_path: Path) -> None:
+    assert load_config(_write(tmp_path, "train:\n"), {"train.seed": 3}).train.seed == 3
 
 
 def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
-    path = _write(tmp_path, "workspace: gs://bucket/x\ndata: {captions: [a.json, /b.json], images: photos}")
-    config = load_config(path)
+    text = "workspace: gs://bucket/x\ndata: {captions: [a.json, /b.json], images: photos}"
+    config = load_config(_write(tmp_path, f"{text}\ntrain: {{image_tower: 'saved_model:tower'}}"))
+    assert config.train.image_tower == f"saved_model:{tmp_path / 'tower'}"
     assert config.workspace == "gs://bucket/x"
     assert config.data.images == str(tmp_path / "photos")
     assert config.data.captions == (str(tmp_path / "a.json"), "/b.json")
