@@ -83,6 +83,8 @@ def embed_images(config: Config, encoder: str) -> Manifest:
         raise _reject_error(config, items, reports, workspace.url("embeddings", run))
     manifest = _manifest(run, info, config, items, reports, time.monotonic() - start)
     marker = MARKERS["embeddings"]
+    if workspace.committed("embeddings", run):  # another process was quicker
+        return Manifest.model_validate(workspace.marker("embeddings", run))
     workspace.storage.write(f"{options.folder}/{marker}", manifest.model_dump_json(indent=2).encode())
     keep = (marker, *(shard.name for shard in manifest.shards), *manifest.rejects)
     remove_leftovers(workspace.storage, options.folder, keep)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from searchforge.preprocessing import FORMATS
+
 _THUMBNAIL = 150
 _GAP = 10
 _TEXT_WIDTH = 260
@@ -61,8 +63,8 @@ def _thumbnail(path: Path | None) -> Image.Image:
     if path is None:
         return empty
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.draft("RGB", (_THUMBNAIL * 2, _THUMBNAIL * 2))
-            return ImageOps.fit(image.convert("RGB"), (_THUMBNAIL, _THUMBNAIL))
+            return ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (_THUMBNAIL, _THUMBNAIL))
     except (OSError, ValueError, Image.DecompressionBombError):
         return empty

@@ -16,6 +16,9 @@ Count = Annotated[int, Field(ge=1)]
 MAX_PIXELS = 2 * (1024**3 // 4 // 3)
 """Pillow refuses larger images by itself."""
 
+DEFAULT_MAX_PIXELS = 100_000_000
+"""Larger images are rejected before they are decoded."""
+
 
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys."""
@@ -59,7 +62,7 @@ class CorpusConfig(Section):
     source: str | None = None
     splits: tuple[str, ...] = ()
     max_bytes: Count = 64 * 2**20
-    max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = 100_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = DEFAULT_MAX_PIXELS
     max_reject_fraction: Fraction = 0.5
 
 

@@ -30,10 +30,10 @@ def at_least(name: str, measured: float | None, limit: float, unmeasured: str = 
     return Gate(name, measured, limit, measured >= limit, f"{measured:.4g}, at least {limit:g} demanded: {difference}")
 
 
-def at_most(name: str, measured: float | None, limit: float, unmeasured: str = "not measured") -> Gate:
-    """Demands a value of `limit` or less; `unmeasured` says why there is none."""
+def at_most(name: str, measured: float | None, limit: float) -> Gate:
+    """Demands a value of `limit` or less."""
     if measured is None:
-        return Gate(name, None, limit, False, f"{unmeasured}; at most {limit:g} is allowed")
+        return Gate(name, None, limit, False, f"not measured; at most {limit:g} is allowed")
     difference = f"{abs(measured - limit):.4g} {'below' if measured <= limit else 'too high'}"
     return Gate(name, measured, limit, measured <= limit, f"{measured:.4g}, at most {limit:g} allowed: {difference}")
 

@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 
 from searchforge import isolated
+from searchforge.config import DEFAULT_MAX_PIXELS
 from searchforge.errors import JobError, UsageError
 from searchforge.preprocessing import Preprocessing, RejectedInput
 
 MODULE = "serving_check.task_library"
 """What a Session runs."""
-
-MAX_PIXELS = 100_000_000
-"""Larger query images are refused."""
 
 _DEFAULT_HITS = 10
 
@@ -96,7 +94,7 @@ class _Searcher:
 
         try:
             data = Path(query).read_bytes()
-            self._pixels = self._preprocessing().pixels(data, MAX_PIXELS)
+            self._pixels = self._preprocessing().pixels(data, DEFAULT_MAX_PIXELS)
         except OSError as error:
             raise UsageError(f"query image {query} cannot be read: {error.strerror}") from None
         except RejectedInput as error:

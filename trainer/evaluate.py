@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ def text_to_image(
     texts: npt.NDArray[np.float32],
     images: npt.NDArray[np.float32],
     owners: npt.NDArray[np.int64],
-    ks: Sequence[int] = KS,
 ) -> dict[str, Any]:
     """Ranks all images for each caption by exact search.
 
@@ -35,5 +33,5 @@ def text_to_image(
         scores = texts[i : i + _ROWS] @ images.T
         own = scores[np.arange(len(scores)), owners[i : i + _ROWS]]
         ranks[i : i + _ROWS] = (scores >= own[:, np.newaxis]).sum(1)
-    found: dict[str, Any] = {f"r_at_{k}": float((ranks <= k).mean()) for k in ks}
+    found: dict[str, Any] = {f"r_at_{k}": float((ranks <= k).mean()) for k in KS}
     return {**found, "median_rank": float(np.median(ranks)), "captions": len(texts), "gallery": len(images)}

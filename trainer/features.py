@@ -19,12 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from searchforge import progress
+from searchforge.config import DEFAULT_MAX_PIXELS
 from searchforge.hashing import content_id
 from searchforge.preprocessing import RejectedInput
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
-
-MAX_PIXELS = 100_000_000
-"""Larger training images are rejected, not decoded."""
 
 CHUNK = {"image": 256, "text": 1024}
 """Inputs a file."""
@@ -150,7 +148,7 @@ class Extractor:
         keys, pixels, rejected = [], [], []
         for key, path in inputs:
             try:
-                pixels.append(preprocessing.pixels(Path(path).read_bytes(), MAX_PIXELS))
+                pixels.append(preprocessing.pixels(Path(path).read_bytes(), DEFAULT_MAX_PIXELS))
                 keys.append(key)
             except (RejectedInput, OSError) as error:
                 reason = error.reason if isinstance(error, RejectedInput) else "unreadable"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from searchforge import progress
 from searchforge.captions import CaptionedImage, load_captions, split_heldout
-from searchforge.config import Config, TrainConfig
+from searchforge.config import DEFAULT_MAX_PIXELS, Config, TrainConfig
 from searchforge.encoder import EncoderInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_bytes, sha256_file
@@ -26,7 +26,7 @@ from trainer.batches import TrainingSet, batch_plan
 from trainer.cluster import ray_cluster, threads_per_worker
 from trainer.dual_encoder import DualEncoder
 from trainer.export import ImageEncoder, TextEncoder, export
-from trainer.features import MAX_PIXELS, Features, extract
+from trainer.features import Features, extract
 from trainer.loop import train_heads
 from trainer.towers import ImageTower, Layers, TextTower, TowerSpec, load_image_tower, load_text_tower
 
@@ -62,7 +62,9 @@ def train(config: Config) -> EncoderInfo:
       JobError: training failed, or the TFLite encoders disagree with the TensorFlow ones.
     """
     settings, workspace = config.train, Workspace(config.workspace)
-    train_images, heldout = split_heldout(load_captions(config.data), config.data)
+    captioned = load_captions(config.data)
+    train_images, heldout = split_heldout(captioned, config.data)
+    unused = len(captioned) - len(train_images) - len(heldout)
     _check(settings, train_images)
     data = _Data(train_images, heldout, {image.id: _image_hash(image) for image in train_images + heldout})
     image_spec, text_spec = _specs(settings)
@@ -73,6 +75,8 @@ def train(config: Config) -> EncoderInfo:
         return EncoderInfo(**workspace.marker("encoders", bundle))
 
     _announce(settings, data, bundle)
+    if unused:
+        progress.say(f"  {unused} images are of other splits and not used (data.train_splits, data.heldout_splits)")
     start = time.monotonic()
     cache = workspace.cache("features")
     threads = threads_per_worker(settings)
@@ -107,7 +111,7 @@ def train(config: Config) -> EncoderInfo:
         export_seconds = time.monotonic() - export_start
         report: dict[str, Any] = {
             "settings": settings.model_dump(),
-            "images": {"train": len(data.train), "heldout": len(data.heldout), "rejected": rejected},
+            "images": {"train": len(data.train), "heldout": len(data.heldout), "unused": unused, "rejected": rejected},
             "captions": len(texts),
             "losses": trained.losses,
             "temperature": float(model.temperature),
@@ -283,7 +287,7 @@ def _pixels(images: Sequence[CaptionedImage], tower: ImageTower) -> npt.NDArray[
     found = []
     for image in images:
         try:
-            found.append(tower.preprocessing.pixels(image.path.read_bytes(), MAX_PIXELS))
+            found.append(tower.preprocessing.pixels(image.path.read_bytes(), DEFAULT_MAX_PIXELS))
         except RejectedInput as error:  # its features are cached, so it could be read before
             raise JobError(f"{image.path} changed while training ran: {error}; start again") from error
     return np.stack(found)
