@@ -181,8 +181,9 @@ def _reports_gcs_errors(method: Method) -> Method:
         try:
             return method(self, *arguments)
         except (GoogleAPICallError, GoogleAuthError) as error:
+            reason = str(error).splitlines()[0]  # what follows is the service's own page
             raise JobError(
-                f"{self.root} cannot be used: {error}; check the bucket's name and your permissions"
+                f"{self.root} cannot be used ({reason}); check the bucket's name and your permissions"
             ) from error
 
     return wrapper  # type: ignore[return-value]
