@@ -12,6 +12,7 @@ from typing import Any
 from searchforge.config import DataConfig
 from searchforge.errors import UsageError
 from searchforge.hashing import sha256_bytes
+from searchforge.progress import say
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,10 @@ def _read_file(path: Path, root: Path) -> list[CaptionedImage]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UsageError(f"captions {path}: file name {name!r} leaves the image folder {root}")
         images[name] = CaptionedImage(name, image, split, tuple(captions[key]))
+    blank = len(content["annotations"]) - sum(map(len, captions.values()))
+    if blank or len(images) < len(entries):
+        uncaptioned = len(entries) - len(images)
+        say(f"captions {path}: {uncaptioned} images without a caption and {blank} empty captions are not used")
     if not images:
         raise UsageError(f"captions {path} caption no image; expected at least one annotation with text")
     return list(images.values())

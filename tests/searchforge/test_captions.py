@@ -28,7 +28,9 @@ def _image(id: int, name: str, **more: Any) -> dict[str, Any]:
     return {"id": id, "file_name": name, **more}
 
 
-def test_captions_are_joined_with_their_image(tmp_path: Path) -> None:
+def test_captions_are_joined_and_what_is_not_used_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = _data(
         tmp_path,
         [_image(7, "b.jpg"), _image(3, "a.jpg", split="dev"), _image(4, "uncaptioned.jpg")],
@@ -42,6 +44,7 @@ def test_captions_are_joined_with_their_image(tmp_path: Path) -> None:
     first, second = load_captions(data)
     assert (first.id, first.split, first.captions) == ("a.jpg", "dev", ("a", "b"))
     assert (second.id, second.split, second.captions) == ("b.jpg", None, ("two words",))
+    assert "1 images without a caption and 1 empty captions are not used" in capsys.readouterr().err
 
 
 def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
