@@ -29,6 +29,7 @@ from searchforge.manifest import Manifest, ShardInfo
 from searchforge.workspace import MARKERS, Workspace
 
 _POLL_SECONDS = 2.0
+_IMAGES_PER_SECOND = 120  # of the default tower on 2 cores, for the estimate only
 _LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """What DirectRunner ends up with; asked for by name, because DirectRunner first tries to download another one."""
 
@@ -72,7 +73,7 @@ def embed_images(config: Config, encoder: str) -> Manifest:
     start = time.monotonic()
     progress.say(
         f"embedding {len(items)} items in {len(shards)} shards on {config.embed.runner} into "
-        f"{workspace.url('embeddings', run)}"
+        f"{workspace.url('embeddings', run)}; about {5 + len(items) / _IMAGES_PER_SECOND:.0f} s on 2 cores"
     )
     _run_pipeline(shards, options, config, workspace)
     reports = [_require_report(workspace, options.folder, shard) for shard in shards]

@@ -15,7 +15,7 @@ from typing import Any
 
 from searchforge import progress
 from searchforge.errors import ConflictError, GateError, UsageError
-from searchforge.hashing import content_id, sha256_file
+from searchforge.hashing import content_id, sha256_bytes, sha256_file
 from searchforge.workspace import MARKERS, Workspace
 
 CURRENT = "releases/CURRENT.json"
@@ -104,9 +104,9 @@ def rollback(target: Workspace, to: str | None = None) -> Release:
             raise UsageError(f"{target.root} has no release before the live one; `searchforge releases` lists them")
         to = releases[live + 1].id
     release = _read(target, to, live=True)
-    folder = target.local("releases", to)
     for name, expected in release.files.items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != expected["sha256"]:
+        path = f"releases/{to}/{name}"
+        if not target.storage.exists(path) or sha256_bytes(target.storage.read(path)) != expected["sha256"]:
             raise GateError(f"{name} of release {to} is damaged; choose another release")
     _make_live(target, to, withdrawn=live_release(target))
     return release

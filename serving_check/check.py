@@ -66,7 +66,10 @@ def check(config: Config, searcher: str) -> dict[str, Any]:
         say(f"check {id} is there already, and passed: same bytes, queries and gates")
         return workspace.marker("checks", id)
     asked = f"{len(captions)} held-out captions" if len(captions) else "its images, as it has no held-out captions,"
-    say(f"check searcher {searcher} of {len(corpus.ids):,} images with {asked} through the Task Library; takes seconds")
+    say(
+        f"check searcher {searcher} of {len(corpus.ids):,} images with {asked} through the Task Library; "
+        f"about {5 + 0.02 * (len(captions) or config.check.queries):.0f} s"
+    )
     with tempfile.TemporaryDirectory(prefix="searchforge-check-") as scratch:
         wanted = IMAGE_QUERIES if len(captions) >= MIN_CAPTIONS else config.check.queries
         images = corpus_images(corpus, wanted, config.check.seed, Path(scratch))
