@@ -77,12 +77,12 @@ def embed_images(config: Config, encoder: str) -> Manifest:
     )
     _run_pipeline(shards, options, config, workspace)
     reports = [_require_report(workspace, options.folder, shard) for shard in shards]
-    if _too_many_rejects(config, items, reports):
+    manifest = _manifest(run, info, config, items, reports, time.monotonic() - start)
+    if not manifest.embedded or manifest.rejected > config.corpus.max_reject_fraction * manifest.inputs:
         for shard, report in zip(shards, reports, strict=True):
             if report.rejects:  # the cause may be mended: the next run tries these shards again
                 workspace.storage.delete(f"{options.folder}/{shard.name('done', 'json')}")
-        raise _reject_error(config, items, reports, workspace.url("embeddings", run))
-    manifest = _manifest(run, info, config, items, reports, time.monotonic() - start)
+        raise _too_many_rejects(manifest, config.corpus.max_reject_fraction, workspace.url("embeddings", run))
     marker = MARKERS["embeddings"]
     if workspace.committed("embeddings", run):  # another process was quicker
         return Manifest.model_validate(workspace.marker("embeddings", run))
@@ -168,26 +168,11 @@ def _require_report(workspace: Workspace, folder: str, shard: Shard) -> ShardRep
     return report
 
 
-def _rejected(reports: Sequence[ShardReport]) -> Counter[str]:
-    """Returns the number of rejects by reason."""
-    rejected: Counter[str] = Counter()
-    for report in reports:
-        rejected.update(report.rejected)
-    return rejected
-
-
-def _too_many_rejects(config: Config, items: Sequence[Item], reports: Sequence[ShardReport]) -> bool:
-    total = _rejected(reports).total()
-    return total == len(items) or total > config.corpus.max_reject_fraction * len(items)
-
-
-def _reject_error(config: Config, items: Sequence[Item], reports: Sequence[ShardReport], folder: str) -> JobError:
-    rejected = _rejected(reports)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
+def _too_many_rejects(manifest: Manifest, allowed: float, folder: str) -> JobError:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(manifest.rejected_by_reason).most_common())
     return JobError(
-        f"{rejected.total()} of {len(items)} inputs were rejected ({reasons}), allowed are "
-        f"{config.corpus.max_reject_fraction:.0%} (corpus.max_reject_fraction) and at least one must remain; "
-        f"each is listed in rejects-*.jsonl in {folder}"
+        f"{manifest.rejected} of {manifest.inputs} inputs were rejected ({reasons}), allowed are {allowed:.0%} "
+        f"(corpus.max_reject_fraction) and at least one must remain; each is listed in rejects-*.jsonl in {folder}"
     )
 
 
@@ -199,7 +184,9 @@ def _manifest(
     reports: Sequence[ShardReport],
     seconds: float,
 ) -> Manifest:
-    rejected = _rejected(reports)
+    rejected: Counter[str] = Counter()
+    for report in reports:
+        rejected.update(report.rejected)
     return Manifest(
         id=run,
         encoder=info.id,
@@ -210,7 +197,7 @@ def _manifest(
         inputs=len(items),
         embedded=sum(report.shard["count"] for report in reports),
         reused=0,
-        rejected=sum(rejected.values()),
+        rejected=rejected.total(),
         rejected_by_reason=dict(sorted(rejected.items())),
         shards=tuple(ShardInfo.model_validate(report.shard) for report in reports),
         rejects=tuple(report.rejects for report in reports if report.rejects),

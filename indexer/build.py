@@ -21,11 +21,9 @@ from searchforge.errors import JobError
 from searchforge.hashing import content_id, sha256_file
 from searchforge.manifest import Manifest
 from searchforge.progress import say
+from searchforge.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
 from searchforge.workspace import Workspace
 
-TEXT_SEARCHER = "text_searcher.tflite"
-IMAGE_SEARCHER = "image_searcher.tflite"
-INDEX = "index.ldb"
 FORMAT_VERSION = 1
 """Of build.json and USER_INFO; also part of a searcher's id, so a build that packs differently gets another id."""
 

@@ -26,6 +26,7 @@ from searchforge import progress
 from searchforge.cli import import_quietly
 from searchforge.config import Config
 from searchforge.errors import GateError, UsageError
+from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from searchforge.workspace import Kind, Workspace
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def search_many(config: Config, queries: Sequence[str], k: int = 10, release: st
         opened: dict[str, Searcher] = {}
         for query in queries:
             image = is_image_query(query)
-            name = "image_searcher.tflite" if image else "text_searcher.tflite"
+            name = IMAGE_SEARCHER if image else TEXT_SEARCHER
             if name not in opened:
                 opened[name] = stack.enter_context(Searcher(folder / name))
             answers.append(opened[name].search_image(Path(query), k) if image else opened[name].search_text(query, k))

@@ -19,7 +19,6 @@ from searchforge.hashing import content_id, sha256_bytes, sha256_file
 from searchforge.workspace import MARKERS, Workspace
 
 CURRENT = "releases/CURRENT.json"
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def publish(workspace: Workspace, target: Workspace, check: str, revive: bool = 
                 shutil.copyfile(searcher / name, staging.path / name)
                 if sha256_file(staging.path / name) != report["files"][name]["sha256"]:
                     raise GateError(f"{name} changed while it was copied; publish again")
-            shutil.copyfile(workspace.local("checks", check) / MARKERS["checks"], staging.path / REPORT)
+            shutil.copy(workspace.local("checks", check) / MARKERS["checks"], staging.path)
             created = datetime.now(timezone.utc).isoformat(timespec="microseconds")
             staging.commit({"version": 1, "id": id, "created": created, **content, "figures": report["figures"]})
     if not revive and id in _current(target).get("withdrawn", []):

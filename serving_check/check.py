@@ -13,6 +13,7 @@ from searchforge.encoder import EncoderInfo
 from searchforge.hashing import content_id, sha256_file
 from searchforge.manifest import Manifest
 from searchforge.progress import say
+from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from searchforge.workspace import Workspace
 from serving_check.corpus import corpus_images, heldout_captions, load_corpus
 from serving_check.examination import Examination
@@ -21,7 +22,7 @@ from serving_check.gates import Gate, at_least, at_most
 REPORT_VERSION = 1
 """Of report.json; documented in docs/."""
 
-SEARCHERS: dict[Literal["text", "image"], str] = {"text": "text_searcher.tflite", "image": "image_searcher.tflite"}
+SEARCHERS: dict[Literal["text", "image"], str] = {"text": TEXT_SEARCHER, "image": IMAGE_SEARCHER}
 
 MIN_CAPTIONS = 200
 """Held-out captions that are enough to measure recall; with fewer, images of the corpus measure it as well."""

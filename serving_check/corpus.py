@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from searchforge.config import Config
 from searchforge.errors import SearchforgeError
 from searchforge.hashing import sha256_bytes
 from searchforge.manifest import Manifest, read_shards
-from searchforge.storage import open_storage
+from searchforge.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def heldout_captions(config: Config, corpus: Corpus) -> Queries:
 def corpus_images(corpus: Corpus, count: int, seed: int, folder: Path) -> Queries:
     """Copies a seeded sample of the corpus' images into `folder`; those that are gone or changed are left out."""
     values, targets = [], []
+    open_once = functools.cache(open_storage)  # a client for every bucket, not for every image
     for row in _sample(len(corpus.ids), count, seed):
-        data = _read(corpus.uris[row])
+        data = _read(corpus.uris[row], open_once)
         if data is not None and sha256_bytes(data) == corpus.content_hashes[row]:
             path = folder / str(row)
             path.write_bytes(data)
@@ -101,12 +103,12 @@ def _sample(total: int, count: int, seed: int) -> Sequence[int]:
     return chosen
 
 
-def _read(uri: str) -> bytes | None:
+def _read(uri: str, open_bucket: Callable[[str], Storage]) -> bytes | None:
     try:
         if "://" not in uri:
             return Path(uri).read_bytes()
         scheme, _, rest = uri.partition("://")
         bucket, _, name = rest.partition("/")
-        return open_storage(f"{scheme}://{bucket}").read(name)
+        return open_bucket(f"{scheme}://{bucket}").read(name)
     except (OSError, SearchforgeError):
         return None

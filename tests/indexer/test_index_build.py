@@ -11,13 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from indexer.__main__ import main
-from indexer.build import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER, build_index
+from indexer.build import build_index
 from indexer.parameters import IndexParameters, resolve
 from indexer.quantize import QuantizedCorpus
 from searchforge import isolated
 from searchforge.config import IndexConfig
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_file
+from searchforge.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
 from serving_check.leveldb_table import read_table
 from serving_check.search import Searcher
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus, tiny_encoder
