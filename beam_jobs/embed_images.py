@@ -19,7 +19,7 @@ from beam_jobs.corpus import Item, list_corpus, listing_digest
 from beam_jobs.embed_shard import EmbedOptions, EmbedShard
 from beam_jobs.shards import Shard, ShardReport, plan_shards, read_report, remove_leftovers
 from searchforge import progress
-from searchforge.captions import load_captions
+from searchforge.captions import corpus_source, load_captions
 from searchforge.cli import config_options, import_quietly, reports_errors, show
 from searchforge.config import Config
 from searchforge.encoder import EncoderInfo
@@ -49,7 +49,7 @@ def embed_images(config: Config, encoder: str) -> Manifest:
     """
     workspace = Workspace(config.workspace)
     info = EncoderInfo.model_validate(workspace.marker("encoders", encoder))
-    items = _select(list_corpus(config.corpus_source), config)
+    items = _select(list_corpus(corpus_source(config)), config)
     shards = plan_shards(items, config.embed.shards)
     identity = {
         "fingerprint": info.fingerprint,
@@ -96,13 +96,13 @@ def _select(items: list[Item], config: Config) -> list[Item]:
     """Keeps the items of `corpus.splits`, where those are given."""
     if not config.corpus.splits:
         return items
-    images = load_captions(config.data)
+    images = load_captions(config).images
     wanted = {image.id for image in images if image.split in config.corpus.splits}
     selected = [item for item in items if item.id in wanted]
     if not selected:
         known = sorted({str(image.split) for image in images})
         raise UsageError(
-            f"no item of corpus {config.corpus_source} is in split {', '.join(config.corpus.splits)}; "
+            f"no item of corpus {corpus_source(config)} is in split {', '.join(config.corpus.splits)}; "
             f"the captions hold the splits {', '.join(known)}"
         )
     return selected
@@ -193,7 +193,7 @@ def _manifest(
         fingerprint=info.fingerprint,
         preprocessing=info.preprocessing,
         dim=info.dim,
-        source=config.corpus_source,
+        source=corpus_source(config),
         inputs=len(items),
         embedded=sum(report.shard["count"] for report in reports),
         reused=0,
@@ -206,7 +206,7 @@ def _manifest(
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--captions", "data__captions", multiple=True, help="COCO-captions JSON that names the splits.")
+@click.option("--captions", "data__captions", multiple=True, help="Captions files that name the splits.")
 @click.option("--images", "data__images", help="Folder of the captioned images.")
 @click.option("--corpus", "corpus__source", help="Folder, glob, or text file of paths or URIs.")
 @click.option("--corpus-split", "corpus__splits", multiple=True, help="Only images of this split.")

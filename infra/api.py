@@ -60,6 +60,18 @@ def train(config: Config) -> dict[str, Any]:
     return train_encoder(config).model_dump()
 
 
+def evaluate(config: Config, encoder: str | None = None) -> dict[str, Any]:
+    """Measures an encoder on the held-out captions; returns report.json.
+
+    Args:
+      encoder: default: the one with the configuration's training settings, or the workspace's only one.
+    """
+    import_quietly("tensorflow")
+    from trainer.evaluate_bundle import evaluate_bundle
+
+    return evaluate_bundle(config, encoder).model_dump(mode="json")
+
+
 def embed(config: Config, encoder: str | None = None) -> dict[str, Any]:
     """Embeds the corpus with a Beam job; returns MANIFEST.json."""
     import_quietly("tensorflow")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -31,7 +32,12 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 
 _DATA = (
-    click.option("--captions", "data__captions", multiple=True, help="COCO-captions JSON; may be repeated."),
+    click.option(
+        "--captions",
+        "data__captions",
+        multiple=True,
+        help="JSON (COCO), CSV, TSV, JSONL or TFRecords; may be repeated.",
+    ),
     click.option("--images", "data__images", help="Folder of the captioned images."),
 )
 _TRAIN = (
@@ -79,6 +85,23 @@ def train(config: Config, as_json: bool) -> None:
     from trainer.train import summary
 
     show(report, as_json, summary(EncoderInfo.model_validate(report)))
+
+
+@main.command("eval")
+@_options(*_DATA, *_TRAIN)
+@click.option("--encoder", help="Id; default: the one of these training settings, or the workspace's only one.")
+@reports_errors
+@config_options
+def evaluate(config: Config, as_json: bool, encoder: str | None) -> None:
+    """Measure an encoder on the held-out captions, and write a report of it."""
+    from infra import api
+    from searchforge.workspace import Workspace
+
+    report = api.evaluate(config, encoder)
+    from trainer.report import EvaluationReport, summary
+
+    pages = Workspace(config.workspace).url("evaluations", report["id"])
+    show(report, as_json, f"{summary(EvaluationReport.model_validate(report))}\n  reports: {pages}")
 
 
 @main.command()
@@ -194,6 +217,30 @@ def demo(config: Config, as_json: bool, scenes: int, seed: int) -> None:
 
     report = demonstration.run_demo(config, scenes, seed)
     show(report, as_json, summaries.demo(report))
+
+
+@main.command()
+@click.argument("dataset", type=click.Choice(["coco2014", "coco2017"]))
+@click.option("--folder", help="Where to; default: a folder of the data set's name.")
+@click.option("--only", type=click.Choice(["captions", "images"]), help="Leave the other out.")
+@click.option("--split", type=click.Choice(["train", "val"]), help="Only the images of this split.")
+@click.option("--keep-archives", is_flag=True, help="Do not delete archives that are unpacked.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@reports_errors
+def fetch(
+    dataset: str,
+    folder: str | None,
+    only: Literal["captions", "images"] | None,
+    split: Literal["train", "val"] | None,
+    keep_archives: bool,
+    as_json: bool,
+) -> None:
+    """Download, verify and unpack COCO's photos and captions."""
+    from infra import fetch as fetching
+
+    target = Path(folder or dataset).expanduser().absolute()
+    report = fetching.fetch(fetching.DATASETS[dataset], target, only, split, keep_archives)
+    show(report, as_json, fetching.summary(report))
 
 
 @main.command()

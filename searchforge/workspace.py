@@ -1,10 +1,11 @@
 """The workspace: where every artifact lives, each whole or not there.
 
-    encoders/<id>/    encoder.json
-    embeddings/<id>/  MANIFEST.json
-    searchers/<id>/   build.json
-    checks/<id>/      report.json
-    releases/<id>/    release.json
+    encoders/<id>/     encoder.json
+    evaluations/<id>/  report.json
+    embeddings/<id>/   MANIFEST.json
+    searchers/<id>/    build.json
+    checks/<id>/       report.json
+    releases/<id>/     release.json
 
 The file named here is written last and is the commit of its artifact: without it there is no artifact.
 """
@@ -26,10 +27,11 @@ from searchforge.errors import UsageError
 from searchforge.hashing import sha256_bytes
 from searchforge.storage import LocalStorage, make_folder, open_storage
 
-Kind = Literal["encoders", "embeddings", "searchers", "checks", "releases"]
+Kind = Literal["encoders", "evaluations", "embeddings", "searchers", "checks", "releases"]
 
 MARKERS: dict[Kind, str] = {
     "encoders": "encoder.json",
+    "evaluations": "report.json",
     "embeddings": "MANIFEST.json",
     "searchers": "build.json",
     "checks": "report.json",

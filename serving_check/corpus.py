@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.captions import load_captions, split_heldout
+from searchforge.captions import has_captions, load_captions, split_heldout
 from searchforge.config import Config
 from searchforge.errors import SearchforgeError
 from searchforge.hashing import sha256_bytes
@@ -69,9 +69,9 @@ def load_corpus(directory: Path, manifest: Manifest) -> Corpus:
 
 def heldout_captions(config: Config, corpus: Corpus) -> Queries:
     """Returns a seeded sample of `check.queries` held-out captions of images of the corpus; none without captions."""
-    if not config.data.captions or not config.data.images:
+    if not has_captions(config.data):
         return Queries([], [])
-    _, heldout = split_heldout(load_captions(config.data), config.data)
+    heldout = split_heldout(load_captions(config), config).heldout
     row_of_uri = {uri: row for row, uri in enumerate(corpus.uris)}
     pairs = []
     for image in heldout:

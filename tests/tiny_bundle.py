@@ -1,10 +1,11 @@
-"""A tiny image encoder bundle, for tests of the stages after training: a random projection of the pixels."""
+"""Tiny encoder bundles, for tests of the stages after training."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from searchforge.encoder import IMAGE_SAVED_MODEL, EncoderInfo
+from searchforge.encoder import IMAGE_SAVED_MODEL, TEXT_SAVED_MODEL, EncoderInfo
 from searchforge.workspace import Workspace
 
 PREPROCESSING = "decode|resize(8,8,bilinear)|scale(-1,1)"
@@ -12,7 +13,7 @@ DIM = 16
 
 
 def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0) -> EncoderInfo:
-    """Commits a bundle with an image encoder only; another seed is another embedding space."""
+    """Commits a bundle with an image encoder only, a random projection; another seed is another embedding space."""
     info = EncoderInfo(
         id=encoder,
         fingerprint=f"fingerprint-{seed}",
@@ -28,6 +29,43 @@ def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0) -> 
         _save_image_encoder(staging.path / IMAGE_SAVED_MODEL, seed)
         staging.commit(info.model_dump())
     return info
+
+
+def write_colour_bundle(
+    workspace: Workspace, encoder: str = "colours", report: dict[str, Any] | None = None
+) -> EncoderInfo:
+    """Commits a bundle of two encoders: an image is its mean colour, a text which of red, green and blue it names."""
+    info = EncoderInfo(
+        id=encoder,
+        fingerprint="colours",
+        preprocessing=PREPROCESSING,
+        dim=3,
+        image_tower="mean",
+        text_tower="names",
+        sequence_length=0,
+        files={},
+        report=report or {},
+    )
+    with workspace.create("encoders", encoder) as staging:
+        _save_colour_encoders(staging.path)
+        staging.commit(info.model_dump())
+    return info
+
+
+def _save_colour_encoders(folder: Path) -> None:
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8, "images")])
+    def image(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"embedding": tf.math.l2_normalize(tf.reduce_mean(tf.cast(images, tf.float32), [1, 2]), -1)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "texts")])
+    def text(texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        named = [tf.strings.regex_full_match(texts, f".*{name}.*") for name in ("red", "green", "blue")]
+        return {"embedding": tf.math.l2_normalize(tf.cast(tf.stack(named, 1), tf.float32), -1)}
+
+    for name, function in ((IMAGE_SAVED_MODEL, image), (TEXT_SAVED_MODEL, text)):
+        tf.saved_model.save(tf.Module(), str(folder / name), signatures={"serving_default": function})
 
 
 def _save_image_encoder(path: Path, seed: int) -> None:

@@ -9,7 +9,9 @@ from searchforge.config import Config
 
 
 @click.command()
-@click.option("--captions", "data__captions", multiple=True, help="COCO-captions JSON; may be given several times.")
+@click.option(
+    "--captions", "data__captions", multiple=True, help="COCO JSON, CSV, TSV, JSONL or TFRecords; may be repeated."
+)
 @click.option("--images", "data__images", help="Folder that the captions' file names are relative to.")
 @click.option("--preset", "train__preset", type=click.Choice(["best", "recipe2022"]), help="Recipe of the heads.")
 @click.option(

@@ -18,7 +18,7 @@ class TrainingSet:
     """Features of the training images and of their captions.
 
     Attributes:
-      images: float32 [n, image width].
+      images: float32 [views, n, image width]; the first view is the plain image.
       texts: float32 [m, text width], one row for each different caption.
       captions: int32 [n, most captions of an image]: rows of `texts`.
       caption_counts: int32 [n]: how many entries of a row of `captions` are used.
@@ -31,41 +31,64 @@ class TrainingSet:
 
 
 def batch_plan(config: TrainConfig, images: int) -> tuple[int, int]:
-    """Returns (images a worker in a step, steps an epoch). The rest of an epoch's order is left to other epochs."""
-    share = min(config.batch_size, images) // config.workers
-    return share, images // (share * config.workers) if share else 0
+    """Returns (images a worker in a step, steps an epoch).
+
+    Steps are of equal size, at most the batch size and at least two images a worker; the few images that remain are
+    others in every epoch.
+    """
+    steps = min(-(-images // config.batch_size), images // (2 * config.workers))
+    return (images // (steps * config.workers), steps) if steps else (0, 0)
 
 
 def draw(
     config: TrainConfig, data: TrainingSet, rows: Array, random: np.random.Generator, part: slice
 ) -> tuple[Array, Array, Array]:
-    """Draws captions and mixing partners for a global batch, and returns one worker's part of it.
+    """Draws views, captions and mixing partners for a global batch, and returns one worker's part of it.
 
     Every worker calls this with a generator in the same state.
 
     Args:
-      rows: images of the global batch.
+      rows: images of the global batch of the first pair of heads; the other pairs have others in their places.
       part: this worker's share of them.
 
     Returns:
-      images float32 [n, image width], texts float32 [n, k, text width] and text ids int32 [n, k].
+      images float32 [n, pairs, image width], texts float32 [n, pairs, k, text width] and text ids int32 [n, pairs, k].
     """
+    drawn = []
+    for pair in range(config.heads):
+        own = rows
+        if pair:
+            own = np.random.default_rng([config.seed, pair]).permutation(data.images.shape[1])[rows]
+        drawn.append(_draw_pair(config, data, own, random, part))
+    images, texts, ids = (np.stack(parts, 1) for parts in zip(*drawn, strict=True))
+    return images, texts, ids
+
+
+def _draw_pair(
+    config: TrainConfig, data: TrainingSet, rows: Array, random: np.random.Generator, part: slice
+) -> tuple[Array, Array, Array]:
+    ids = choose_captions(config, data, rows, random)
+    views = random.integers(0, len(data.images), len(rows))
+    if not config.mixup:
+        return data.images[views[part], rows[part]], data.texts[ids[part]], ids[part]
+    weight = random.beta(config.mixup, config.mixup, len(rows)).astype(np.float32)
+    weight = np.maximum(weight, 1 - weight)[part]  # an example stays nearer to itself than to its partner
+    partner = random.permutation(len(rows))[part]
+    images, others = data.images[views[part], rows[part]], data.images[views[partner], rows[partner]]
+    texts = _mix(data.texts[ids[part]], data.texts[ids[partner]], weight[:, np.newaxis, np.newaxis])
+    return _mix(images, others, weight[:, np.newaxis]), texts, ids[part]
+
+
+def choose_captions(config: TrainConfig, data: TrainingSet, rows: Array, random: np.random.Generator) -> Array:
+    """Returns rows of `data.texts`, int32 [n, k]: captions of each image, different ones as far as it has as many."""
     counts = data.caption_counts[rows]
     first = (random.random(len(rows)) * counts).astype(np.int64)
-    # Further captions are different ones, as far as an image has as many.
     columns = [first]
     if config.captions_per_image == 2:
         other = 1 + (random.random(len(rows)) * (counts - 1)).astype(np.int64)
         columns.append((first + other) % counts)
-    ids = data.captions[rows[:, np.newaxis], np.stack(columns, 1)]
-    if not config.mixup:
-        return data.images[rows[part]], data.texts[ids[part]], ids[part]
-    weight = random.beta(config.mixup, config.mixup, len(rows)).astype(np.float32)
-    weight = np.maximum(weight, 1 - weight)[part]  # an example stays nearer to itself than to its partner
-    partner = random.permutation(len(rows))[part]
-    images = _mix(data.images[rows[part]], data.images[rows[partner]], weight[:, np.newaxis])
-    texts = _mix(data.texts[ids[part]], data.texts[ids[partner]], weight[:, np.newaxis, np.newaxis])
-    return images, texts, ids[part]
+    ids: Array = data.captions[rows[:, np.newaxis], np.stack(columns, 1)]
+    return ids
 
 
 def _mix(own: Array, other: Array, weight: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The trainable part of the dual encoder: two heads and a temperature, and one step of their training."""
+"""The trainable part of the dual encoder: pairs of heads and a temperature, and one step of their training."""
 
 from __future__ import annotations
 
@@ -20,33 +20,39 @@ MIN_TEMPERATURE = 0.01
 
 
 class DualEncoder(tf.Module):
-    """Image head, text head and temperature.
+    """Pairs of an image head and a text head, which learn side by side, and their temperature.
+
+    Pairs share nothing but the temperature: each has initial weights, dropout and batches of its own.
+    `trainer.fusion` makes one encoder of them.
 
     Attributes:
-      image_head, text_head: see trainer.heads.
+      image_heads, text_heads: see trainer.heads; `config.heads` of each.
       log_temperature: float32 scalar; trained or not.
     """
 
     def __init__(self, config: TrainConfig, image_width: int, text_width: int) -> None:
         super().__init__(name="dual_encoder")
-        self.image_head: Head
-        self.text_head: Head
-        if config.preset == "recipe2022":
-            self.image_head = ResidualHead(image_width, config.dim, config.seed, "image")
-            self.text_head = ResidualHead(text_width, config.dim, config.seed + 1, "text")
-            self._loss = soft_target_loss
-        else:
-            self.image_head = WideHead(image_width, config.dim, config.seed, "image", 0.2, 0.5)
-            self.text_head = WideHead(text_width, config.dim, config.seed + 1, "text", 0.1, 0.3)
-            self._loss = info_nce
+        self.image_heads: list[Head] = []
+        self.text_heads: list[Head] = []
+        for member in range(config.heads):
+            image, text = (config.seed, member, 0), (config.seed, member, 1)
+            if config.preset == "recipe2022":
+                self.image_heads.append(ResidualHead(image_width, config.dim, image, "image"))
+                self.text_heads.append(ResidualHead(text_width, config.dim, text, "text"))
+            else:
+                self.image_heads.append(WideHead(image_width, config.dim, image, "image", 0.2, 0.5))
+                self.text_heads.append(WideHead(text_width, config.dim, text, "text", 0.1, 0.3))
+        self._loss = soft_target_loss if config.preset == "recipe2022" else info_nce
         initial = np.float32(np.log(config.temperature))
         self.log_temperature = tf.Variable(initial, trainable=config.learn_temperature, name="log_temperature")
 
     def standardize(self, image_features: Array, text_features: Array) -> None:
         """Gives heads that z-score their input the statistics of the training features, float32 [n, d] each."""
-        for head, features in ((self.image_head, image_features), (self.text_head, text_features)):
-            if isinstance(head, WideHead):
-                head.standardize(features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64))
+        for heads, features in ((self.image_heads, image_features), (self.text_heads, text_features)):
+            mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+            for head in heads:
+                if isinstance(head, WideHead):
+                    head.standardize(mean, std)
 
     @property
     def temperature(self) -> tf.Tensor:
@@ -58,17 +64,39 @@ class DualEncoder(tf.Module):
     ) -> tf.Tensor:
         """This worker's share of the loss over the global batch; call it inside `strategy.run`.
 
+        Axis m has a batch for each pair of heads, or one for all of them.
+
         Args:
-          images: float32 [n, image width], features of this worker's part of the batch.
-          texts: float32 [n, k, text width], features of k captions of each.
-          text_ids: int32 [n, k], equal where captions read the same.
+          images: float32 [n, m, image width], features of this worker's part of the batch.
+          texts: float32 [n, m, k, text width], features of k captions of each.
+          text_ids: int32 [n, m, k], equal where captions read the same.
           dropout_seed: int32 [2], or None for no dropout.
+
+        Returns:
+          The mean over the pairs.
         """
-        image_seed, text_seed = split_seed(dropout_seed)
+        embedded = self.embed(images, texts, dropout_seed)
+        return over_global_batch(self.compare, *embedded, self._for_all(text_ids), self.temperature)
+
+    def embed(self, images: tf.Tensor, texts: tf.Tensor, dropout_seed: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns each pair's embeddings, float32 [n, pairs, dim] and [n, pairs, k, dim]; arguments as of `loss`."""
+        seeds = split_seed(dropout_seed, 2 * len(self.image_heads))
+        images, texts = self._for_all(images), self._for_all(texts)
         shape = tf.shape(texts)
-        flat = self.text_head(tf.reshape(texts, [shape[0] * shape[1], texts.shape[2]]), text_seed)
-        embedded = tf.reshape(flat, [shape[0], shape[1], flat.shape[-1]])
-        return over_global_batch(self._loss, self.image_head(images, image_seed), embedded, text_ids, self.temperature)
+        found_images, found_texts = [], []
+        for member, (image_head, text_head) in enumerate(zip(self.image_heads, self.text_heads, strict=True)):
+            found_images.append(image_head(images[:, member], seeds[2 * member]))
+            flat = text_head(tf.reshape(texts[:, member], [-1, texts.shape[-1]]), seeds[2 * member + 1])
+            found_texts.append(tf.reshape(flat, [shape[0], shape[2], flat.shape[-1]]))
+        return tf.stack(found_images, 1), tf.stack(found_texts, 1)
+
+    def compare(self, images: tf.Tensor, texts: tf.Tensor, text_ids: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
+        """The mean loss of the pairs over a whole batch, of what `embed` returned."""
+        losses = [
+            self._loss(images[:, member], texts[:, member], text_ids[:, member], temperature)
+            for member in range(len(self.image_heads))
+        ]
+        return tf.add_n(losses) / len(losses)
 
     def state(self) -> dict[str, Array]:
         """Returns all weights by name, trained or not."""
@@ -79,9 +107,14 @@ class DualEncoder(tf.Module):
         for name, variable in self._named().items():
             variable.assign(state[name])
 
+    def _for_all(self, batch: tf.Tensor) -> tf.Tensor:
+        return batch if batch.shape[1] == len(self.image_heads) else tf.repeat(batch, len(self.image_heads), 1)
+
     def _named(self) -> dict[str, tf.Variable]:
-        heads = {"image": self.image_head, "text": self.text_head}
-        named = {f"{part}/{v.name}": v for part, head in heads.items() for v in head.variables}
+        parts = {"image": self.image_heads, "text": self.text_heads}
+        named = {
+            f"{part}{i}/{v.name}": v for part, heads in parts.items() for i, h in enumerate(heads) for v in h.variables
+        }
         return {**named, "log_temperature": self.log_temperature}
 
 

@@ -1,12 +1,14 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946; the Lite variant: ReLU6, no squeeze-and-excite).
+"""EfficientNet-Lite (Tan and Le 2019, arXiv:1905.11946; the Lite variant: ReLU6, no squeeze-and-excite).
 
-The image tower of the default encoders: a network made for TensorFlow Lite, built from plain TensorFlow
-operations. Its batch normalisations are folded into the convolutions when the weights are read, which changes
-nothing but rounding, and makes it faster and easier to quantize.
+The image towers of the default encoders: networks made for TensorFlow Lite, built from plain TensorFlow
+operations. Their batch normalisations are folded into the convolutions when the weights are read, which changes
+nothing but rounding, and makes them faster and easier to quantize. Sizes differ in depth, in width (which the weights
+tell) and in the size of the images they were made for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,35 +16,69 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-_STAGES = (  # repeats, kernel, stride, expansion, output channels
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
-_BATCH_NORM_EPSILON = 1e-3
+from searchforge.errors import UsageError
+from trainer.layers import halved
 
-MIDDLE_BLOCK = 10
-"""The last block of the 112-channel stage, at 1/16 of the input's resolution."""
+_STAGES = (  # repeats, stride, expansion
+    (1, 1, 1),
+    (2, 2, 6),
+    (2, 2, 6),
+    (3, 2, 6),
+    (3, 1, 6),
+    (4, 2, 6),
+    (1, 1, 6),
+)
+_MIDDLE_STAGE = 4
+"""The last stage at 1/16 of the input's resolution."""
+
+_BATCH_NORM_EPSILON = 1e-3
 
 Array = npt.NDArray[Any]
 
 
-class EfficientNetLite0(tf.Module):
+class EfficientNetLite(tf.Module):
     """The convolutional part, without the classifier.
 
     Args:
       weights: tensors by their PyTorch names (`_blocks.0._bn1.weight`), in PyTorch's layouts.
+      depth: the size's coefficient of depth; 1.0 is Lite0.
+
+    Attributes:
+      widths: length of each vector that `stages` returns, by name.
+
+    Raises:
+      UsageError: the weights are of another depth.
     """
 
-    def __init__(self, weights: Mapping[str, Array]) -> None:
-        super().__init__(name="efficientnet_lite0")
+    def __init__(self, weights: Mapping[str, Array], depth: float) -> None:
+        super().__init__(name="efficientnet_lite")
+        # As in the Lite networks, the first and the last stage are not scaled.
+        self._repeats = [
+            repeats if index in (0, len(_STAGES) - 1) else math.ceil(repeats * depth)
+            for index, (repeats, _, _) in enumerate(_STAGES)
+        ]
+        blocks, found = sum(self._repeats), len({name.split(".")[1] for name in weights if name.startswith("_blocks.")})
+        if found != blocks:
+            raise UsageError(f"EfficientNet-Lite weights have {found} blocks, expected {blocks} for depth {depth}")
         self._weights = {
-            name: tf.Variable(value, trainable=False, name=name.lstrip("_")) for name, value in fold(weights).items()
+            name: tf.Variable(value, trainable=False, name=name.lstrip("_"))
+            for name, value in fold(weights, blocks).items()
         }
+        middle = sum(self._repeats[: _MIDDLE_STAGE + 1]) - 1
+        ends = {"middle": f"_blocks.{middle}._project_conv", "last": f"_blocks.{blocks - 1}._project_conv"}
+        self.widths = {
+            name: int(self._weights[f"{conv}.bias"].shape[0]) for name, conv in {**ends, "head": "_conv_head"}.items()
+        }
+
+    def tunable(self, last: int | None = None) -> dict[str, tf.Variable]:
+        """Returns weights by name: all, or those of the last blocks and of what comes after them."""
+        if last is None:
+            return dict(self._weights)
+        blocks = sum(self._repeats)
+        if last > blocks:
+            raise UsageError(f"this EfficientNet-Lite has {blocks} blocks, not {last}; tune fewer, or all (full)")
+        parts = ("_conv_head.", *(f"_blocks.{index}." for index in range(blocks - last, blocks)))
+        return {name: variable for name, variable in self._weights.items() if name.startswith(parts)}
 
     def stages(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns spatial means of three depths of the network.
@@ -51,17 +87,18 @@ class EfficientNetLite0(tf.Module):
           images: float32 [n, h, w, 3], scaled as the weights expect it.
 
         Returns:
-          float32 `middle` [n, 112], `last` [n, 320] (last block) and `head` [n, 1280] (the usual feature vector).
+          float32 `middle` (at 1/16 of the resolution), `last` (last block) and `head` (the usual feature vector), each
+          [n, widths[name]].
         """
         x = self._conv(images, "_conv_stem", stride=2)
         found = {}
         index = 0
-        for repeats, _kernel, stride, expansion, _channels in _STAGES:
+        for stage, ((_, stride, expansion), repeats) in enumerate(zip(_STAGES, self._repeats, strict=True)):
             for repeat in range(repeats):
                 x = self._block(x, f"_blocks.{index}", stride if repeat == 0 else 1, expansion, residual=repeat > 0)
-                if index == MIDDLE_BLOCK:
-                    found["middle"] = tf.reduce_mean(x, [1, 2])
                 index += 1
+            if stage == _MIDDLE_STAGE:
+                found["middle"] = tf.reduce_mean(x, [1, 2])
         found["last"] = tf.reduce_mean(x, [1, 2])
         found["head"] = tf.reduce_mean(self._conv(x, "_conv_head"), [1, 2])
         return found
@@ -78,20 +115,23 @@ class EfficientNetLite0(tf.Module):
     def _conv(
         self, x: tf.Tensor, name: str, stride: int = 1, depthwise: bool = False, activation: bool = True
     ) -> tf.Tensor:
-        convolution = tf.nn.depthwise_conv2d if depthwise else tf.nn.conv2d
-        x = convolution(x, self._weights[f"{name}.kernel"], [1, stride, stride, 1], "SAME")
+        kernel, strides = self._weights[f"{name}.kernel"], [1, stride, stride, 1]
+        if depthwise:  # bound by memory, so that conversions would not pay
+            x = tf.nn.depthwise_conv2d(x, kernel, strides, "SAME")
+        else:
+            x = tf.cast(tf.nn.conv2d(*halved(x, kernel), strides, "SAME"), tf.float32)
         x = tf.nn.bias_add(x, self._weights[f"{name}.bias"])
         return tf.nn.relu6(x) if activation else x
 
 
-def fold(weights: Mapping[str, Array]) -> dict[str, Array]:
+def fold(weights: Mapping[str, Array], blocks: int) -> dict[str, Array]:
     """Folds every batch normalisation into its convolution, and brings kernels into TensorFlow's layouts.
 
     Returns:
       float32 `<convolution>.kernel` ([h, w, in, out], depthwise [h, w, channels, 1]) and `<convolution>.bias`.
     """
     norms = {"_conv_stem": "_bn0", "_conv_head": "_bn1"}
-    for index in range(sum(stage[0] for stage in _STAGES)):
+    for index in range(blocks):
         for conv, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
             norms[f"_blocks.{index}.{conv}"] = f"_blocks.{index}.{norm}"
     folded = {}

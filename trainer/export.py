@@ -3,10 +3,14 @@
     image_encoder/        images uint8 [n, h, w, 3] -> {"embedding": float32 [n, dim]}
     text_encoder/         texts string [n] -> {"embedding": float32 [n, dim]}
     image_encoder.tflite  image float32 [1, h, w, 3], scaled by the metadata -> [1, dim]; float16 weights
-    text_encoder.tflite   ids, mask, segment_ids int32 [1, length] (or one string [1]) -> [1, dim]; length is free
-                          with int8 weights, and the encoder's sequence length otherwise
+    text_encoder.tflite   ids, mask, segment_ids int32 [1, length] (or one string [1]) -> [1, dim]; length is the
+                          encoder's sequence length, and free with `dynamic_int8`
 
 All embeddings are L2-normalised in the graph. Loading text_encoder/ needs tensorflow_text imported.
+
+The forms of a text encoder: `float32`; `float16` (weights only: half the size, computed in float32); `dynamic_int8`
+(8-bit weights, activations quantized while it runs); `int8` (dense layers in 8 bits throughout, by ranges observed on
+texts; the fastest). A model that tokenizes by itself has no `int8`: it is exported as `dynamic_int8` instead.
 """
 
 from __future__ import annotations
@@ -14,28 +18,49 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from searchforge import isolated
-from searchforge.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, TEXT_TFLITE
+from searchforge.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL
 from searchforge.errors import JobError
-from trainer.heads import Head
-from trainer.layers import for_device
+from trainer.layers import Ranges, for_device, observe
 from trainer.towers import ImageTower, TextTower
 
-Quantization = Literal["int8", "float16", "float32"]
+Quantization = Literal["int8", "dynamic_int8", "float16", "float32"]
+
+PREFERRED: tuple[Quantization, ...] = ("int8", "dynamic_int8", "float16")
+"""Forms of a text encoder, the fastest first; a bundle has the first that agrees with TensorFlow."""
+
+Projection = Callable[[tf.Tensor], tf.Tensor]
+"""A head: float32 [n, d] features to float32 [n, dim] embeddings."""
 
 _METADATA = "trainer.metadata"
 
+_SENTENCEPIECE = "TFText>FastSentencepieceTokenize"
+_TASK_LIBRARY_SENTENCEPIECE = "TFSentencepieceTokenizeOp"
 
-class ImageEncoder(tf.Module):
+
+class _Encoder(tf.Module):
+    """A tower and its head."""
+
+    _head: Projection
+
+    def project(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns the embeddings [n, dim] of the tower's features [n, width]."""
+        embedded: npt.NDArray[np.float32] = self._head(tf.constant(features)).numpy()
+        return embedded
+
+
+class ImageEncoder(_Encoder):
     """An image tower and its head."""
 
-    def __init__(self, tower: ImageTower, head: Head) -> None:
+    def __init__(self, tower: ImageTower, head: Projection) -> None:
         super().__init__(name="image_encoder")
         self._tower, self._head = tower, head
 
@@ -67,10 +92,10 @@ class ImageEncoder(tf.Module):
         return self._tower.preprocessing.height, self._tower.preprocessing.width
 
 
-class TextEncoder(tf.Module):
+class TextEncoder(_Encoder):
     """A text tower and its head."""
 
-    def __init__(self, tower: TextTower, head: Head) -> None:
+    def __init__(self, tower: TextTower, head: Projection) -> None:
         super().__init__(name="text_encoder")
         self._tower, self._head = tower, head
 
@@ -83,23 +108,32 @@ class TextEncoder(tf.Module):
 
         _save(self, serve, folder)
 
-    def save_tflite(self, path: Path, quantization: Quantization) -> None:
+    def save_tflite(self, path: Path, quantization: Quantization, calibration: Sequence[str] = ()) -> None:
         """Writes the TFLite model with metadata for the TextEmbedder and the TextSearcher.
+
+        Args:
+          path: of the file.
+          quantization: see above.
+          calibration: texts like the queries, whose activations give the ranges of `int8`.
 
         Raises:
           JobError: the tower uses operations that the Task Library does not have.
         """
         tokenizer = self._tower.tokenizer
         length = self._tower.sequence_length
-        # The Task Library gives a model with inputs of free length its tokens without padding or truncation. That
-        # saves most of the time of a short query with int8 weights; float ones run faster with a fixed length.
-        free = quantization == "int8"
+        ranges: Ranges | None = None
         if tokenizer is None:
+            quantization = "dynamic_int8" if quantization == "int8" else quantization
             specs = [tf.TensorSpec([1], tf.string, name="text")]
             run: Any = self._tower.__call__
         else:
+            # The Task Library gives a model with inputs of free length its tokens without padding or truncation, which
+            # saves time where XNNPACK does not take part; it takes models of fixed shapes only, and saves more.
+            free = quantization == "dynamic_int8"
             shape = [1, None if free else length]
             specs = [tf.TensorSpec(shape, tf.int32, name=name) for name in ("ids", "mask", "segment_ids")]
+            if quantization == "int8":
+                ranges = self._observe(calibration)
 
             def run(*tokens: tf.Tensor) -> tf.Tensor:
                 return self._tower.encode(*((_truncated(part, length) for part in tokens) if free else tokens))
@@ -108,25 +142,36 @@ class TextEncoder(tf.Module):
         def embed(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"embedding": self._head(run(*inputs))}
 
-        path.write_bytes(_convert(self, embed, quantization, "text tower"))
+        path.write_bytes(_convert(self, embed, quantization, "text tower", ranges))
         vocabulary = str(tokenizer.vocabulary) if tokenizer else None
         isolated.call(_METADATA, {"do": "describe_text", "model": str(path), "vocabulary": vocabulary})
 
+    def _observe(self, texts: Sequence[str]) -> Ranges:
+        """Runs texts, without padding, and returns the ranges of all dense layers."""
+        if not texts:
+            raise ValueError("8-bit layers need texts to observe their ranges on")
+        assert self._tower.tokenizer
+        ids, mask, segment_ids = self._tower.tokenizer(tf.constant(list(texts)), self._tower.sequence_length)
+        lengths = mask.numpy().sum(1)
+        ranges = Ranges()
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            with observe(ranges):
+                self._head(
+                    self._tower.encode(*(tf.gather(part, rows)[:, :length] for part in (ids, mask, segment_ids)))
+                )
+        return ranges
 
-def export(folder: Path, images: ImageEncoder, texts: TextEncoder, quantization: Quantization) -> dict[str, int]:
-    """Writes both encoders in both forms into a folder.
 
-    Returns:
-      The TFLite files' sizes in bytes by name.
+def export(folder: Path, images: ImageEncoder, texts: TextEncoder) -> None:
+    """Writes all of a bundle's models but the text encoder's TFLite form, see `TextEncoder.save_tflite`.
 
     Raises:
-      JobError: a tower cannot be converted for the Task Library.
+      JobError: the image tower cannot be converted for the Task Library.
     """
     images.save(folder / IMAGE_SAVED_MODEL)
     texts.save(folder / TEXT_SAVED_MODEL)
     images.save_tflite(folder / IMAGE_TFLITE)
-    texts.save_tflite(folder / TEXT_TFLITE, quantization)
-    return {name: (folder / name).stat().st_size for name in (IMAGE_TFLITE, TEXT_TFLITE)}
 
 
 def _truncated(tokens: tf.Tensor, length: int) -> tf.Tensor:
@@ -141,8 +186,10 @@ def _save(module: tf.Module, serve: Any, folder: Path) -> None:
     (folder / "fingerprint.pb").unlink(missing_ok=True)
 
 
-def _convert(module: tf.Module, function: Any, quantization: Quantization, what: str) -> bytes:
-    with for_device():
+def _convert(
+    module: tf.Module, function: Any, quantization: Quantization, what: str, ranges: Ranges | None = None
+) -> bytes:
+    with for_device(ranges):
         concrete = function.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
     if quantization != "float32":
@@ -159,7 +206,20 @@ def _convert(module: tf.Module, function: Any, quantization: Quantization, what:
             f"the {what} cannot be converted to TensorFlow Lite with the operations that the Task Library has: "
             f"{reason}; choose another tower"
         ) from error
-    return model
+    return _renamed_tokenizer(model)
+
+
+def _renamed_tokenizer(model: bytes) -> bytes:
+    """Gives SentencePiece's operation the name that the Task Library knows it by."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    if _SENTENCEPIECE.encode() not in model:
+        return model
+    parsed = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+    for code in parsed.operatorCodes:
+        if code.customCode == _SENTENCEPIECE.encode():
+            code.customCode = _TASK_LIBRARY_SENTENCEPIECE.encode()
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(parsed))
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ HIDDEN = 1024
 LAYER_NORM_EPSILON = 1e-3
 
 Array = npt.NDArray[Any]
+Seed = int | tuple[int, ...]
 
 
 class Head(tf.Module):
@@ -29,7 +30,7 @@ class Head(tf.Module):
       name: `image` or `text`; part of the names of the weights.
     """
 
-    def __init__(self, dim: int, seed: int, name: str) -> None:
+    def __init__(self, dim: int, seed: Seed, name: str) -> None:
         super().__init__(name=name)
         self.dim = dim
         self._random = np.random.default_rng(seed)
@@ -60,7 +61,7 @@ class Head(tf.Module):
 class ResidualHead(Head):
     """The head of the 2022 recipe: a dense layer and one residual block with layer normalisation."""
 
-    def __init__(self, inputs: int, dim: int, seed: int, name: str, dropout: float = 0.1) -> None:
+    def __init__(self, inputs: int, dim: int, seed: Seed, name: str, dropout: float = 0.1) -> None:
         super().__init__(dim, seed, name)
         self._dropout = dropout
         self._first = self._dense(inputs, dim, "first")
@@ -86,7 +87,7 @@ class WideHead(Head):
     """
 
     def __init__(
-        self, inputs: int, dim: int, seed: int, name: str, input_dropout: float, hidden_dropout: float
+        self, inputs: int, dim: int, seed: Seed, name: str, input_dropout: float, hidden_dropout: float
     ) -> None:
         super().__init__(dim, seed, name)
         self._input_dropout, self._hidden_dropout = input_dropout, hidden_dropout
@@ -103,22 +104,21 @@ class WideHead(Head):
         self._scale.assign(np.where(std > 1e-6, 1.0 / np.maximum(std, 1e-6), 1.0).astype(np.float32))
 
     def _project(self, features: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
-        input_seed, hidden_seed = split_seed(dropout_seed)
+        input_seed, hidden_seed = split_seed(dropout_seed, 2)
         x = _drop((features - self._mean) * self._scale, self._input_dropout, input_seed)
         hidden = _drop(tf.nn.gelu(dense(x, *self._hidden)), self._hidden_dropout, hidden_seed)
         return dense(x, *self._linear) + dense(hidden, *self._output)
 
 
-def split_seed(seed: tf.Tensor | None) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-    """Returns two independent seeds, int32 [2] each; None gives None.
+def split_seed(seed: tf.Tensor | None, count: int) -> list[tf.Tensor | None]:
+    """Returns independent seeds, int32 [2] each; None gives as many None.
 
     Whatever is dropped in two places must not share a seed: with one mask for an image and its caption, training
     learns to match the masks.
     """
     if seed is None:
-        return None, None
-    first, second = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
-    return first, second
+        return [None] * count
+    return list(tf.unstack(tf.random.experimental.stateless_split(seed, count)))
 
 
 def _drop(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:

@@ -1,8 +1,15 @@
-"""Dense layers in two forms: a product of matrices for training and batch embedding, a 1x1 convolution for phones.
+"""Layers in two forms: plain float operations for training and batch embedding, and what phones run fast and exactly.
 
-The TFLite converter quantizes a convolution with one scale for each output channel and for each row of its input,
-and every runtime of the Task Library computes that correctly. A quantized fully-connected layer is either a
-version that those runtimes do not know, or has one scale for its whole matrix, which costs accuracy.
+The runtimes of the Task Library quantize a convolution correctly, with a scale for each output channel; a quantized
+fully-connected layer is either a version that they do not know, or has one scale for its whole matrix, which costs
+accuracy. So on the device a dense layer is a 1x1 convolution, in one of two ways:
+
+- with ranges (`for_device(ranges)`): 8-bit activations whose ranges were observed beforehand. XNNPACK then packs the
+  weights once, when the model is opened. Every channel of the input and of the output is brought into -1..1 by factors
+  that are folded into the kernel, so that a channel with large values (transformers have some) does not cost the
+  others their resolution; the idea is SmoothQuant's (Xiao et al. 2022, arXiv:2211.10438).
+- without: float, or quantized row by row while it runs (the converter's dynamic range), which packs the weights anew
+  for every query.
 """
 
 from __future__ import annotations
@@ -10,30 +17,167 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
-_on_device = contextvars.ContextVar("on_device", default=False)
+Array = npt.NDArray[np.float32]
+
+_HEADROOM = 1.1
+"""Ranges are this much wider than what was observed."""
+
+_LEAST = 1e-3
+"""Least range of a channel as a share of its layer's widest: a channel that was always 0 needs one too."""
+
+
+@dataclass
+class Ranges:
+    """Largest absolute values of the inputs and outputs of dense layers, a pair for each layer in the order of calls.
+
+    Attributes:
+      layers: (float32 [inputs], float32 [outputs]).
+    """
+
+    layers: list[tuple[Array, Array]] = field(default_factory=list)
+
+
+@dataclass
+class _Pass:
+    """One pass through a network: which form its layers take, and how many dense ones were called."""
+
+    ranges: Ranges | None
+    observing: bool
+    called: int = 0
+
+
+_half = contextvars.ContextVar("half", default=False)
+_current: contextvars.ContextVar[_Pass | None] = contextvars.ContextVar("layers_pass", default=None)
 
 
 @contextlib.contextmanager
-def for_device() -> Iterator[None]:
-    """Inside, functions are traced in the form that is exported to TFLite."""
-    token = _on_device.set(True)
+def observe(ranges: Ranges) -> Iterator[None]:
+    """Inside, one eager pass widens the ranges to what it meets."""
+    with _passing(_Pass(ranges, observing=True)):
+        yield
+
+
+@contextlib.contextmanager
+def for_device(ranges: Ranges | None = None) -> Iterator[None]:
+    """Inside, one function is traced in the form that is exported to TFLite; with ranges, in 8-bit dense layers."""
+    with _passing(_Pass(ranges, observing=False)):
+        yield
+
+
+@contextlib.contextmanager
+def mixed_precision() -> Iterator[None]:
+    """Inside, functions are traced whose products are of bfloat16 numbers; everything else stays float32."""
+    token = _half.set(True)
     try:
         yield
     finally:
-        _on_device.reset(token)
+        _half.reset(token)
+
+
+def halved(*tensors: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the factors of a product as they are, or as bfloat16 inside `mixed_precision`."""
+    return [tf.cast(tensor, tf.bfloat16) for tensor in tensors] if _half.get() else list(tensors)
 
 
 def dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Multiplies the last axis of float32 [..., inputs] with a kernel [inputs, outputs] and adds the bias."""
     shape = tf.shape(x)
     rows = tf.reshape(x, [-1, kernel.shape[0]])
-    if _on_device.get():
+    current = _current.get()
+    if current is None:
+        rows = tf.nn.bias_add(tf.cast(tf.matmul(*halved(rows, kernel)), tf.float32), bias)
+    elif current.observing:
+        rows = _observed(rows, kernel, bias, current)
+    elif current.ranges is not None:
+        rows = _static_int8(rows, kernel, bias, *current.ranges.layers[current.called])
+    else:
         # Rows are the batch, so that each one is quantized with a scale of its own.
         rows = tf.nn.conv2d(rows[:, tf.newaxis, tf.newaxis], kernel[tf.newaxis, tf.newaxis], 1, "VALID")
         rows = tf.nn.bias_add(rows, bias)
-    else:
-        rows = tf.nn.bias_add(tf.matmul(rows, kernel), bias)
+    if current is not None:
+        current.called += 1
     return tf.reshape(rows, tf.concat([shape[:-1], [kernel.shape[1]]], 0))
+
+
+def embedding(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+    """Returns the rows float32 [..., d] of a table [n, d]; 8 bits with a scale for each row where there are ranges."""
+    if not _is_static():
+        return tf.gather(table, ids)
+    values = _constant(table)
+    scales = np.maximum(np.abs(values).max(1), np.finfo(np.float32).tiny) / 127
+    rows = tf.gather(tf.constant(np.round(values / scales[:, np.newaxis]).astype(np.int8)), ids)
+    return tf.cast(rows, tf.float32) * tf.gather(tf.constant(scales), ids)[..., tf.newaxis]
+
+
+def gelu(x: tf.Tensor) -> tf.Tensor:
+    """GELU; on the device by its tanh approximation (within 5e-4), written with what XNNPACK has."""
+    if not _is_static():
+        return tf.nn.gelu(x)
+    return x * tf.sigmoid(x * (1.5957691 + 0.0713548 * x * x))  # 2 sqrt(2 / pi) (x + 0.044715 x^3)
+
+
+def layer_norm(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """Layer normalisation of the last axis."""
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
+    return centred * tf.math.rsqrt(variance + epsilon) * gain + bias
+
+
+@contextlib.contextmanager
+def _passing(new: _Pass) -> Iterator[None]:
+    token = _current.set(new)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _is_static() -> bool:
+    current = _current.get()
+    return current is not None and current.ranges is not None and not current.observing
+
+
+def _observed(rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, current: _Pass) -> tf.Tensor:
+    assert current.ranges is not None
+    outputs = tf.nn.bias_add(tf.matmul(rows, kernel), bias)
+    found = (np.abs(rows.numpy()).max(0), np.abs(outputs.numpy()).max(0))
+    layers = current.ranges.layers
+    if current.called == len(layers):
+        layers.append(found)
+    else:
+        before = layers[current.called]
+        layers[current.called] = (np.maximum(before[0], found[0]), np.maximum(before[1], found[1]))
+    return outputs
+
+
+def _static_int8(rows: tf.Tensor, kernel: Any, bias: Any, inputs: Array, outputs: Array) -> tf.Tensor:
+    """The converter makes 8-bit operations of what stands between `fake_quant` operations."""
+    inputs, outputs = _widened(inputs), _widened(outputs)
+    folded = _constant(kernel) * inputs[:, np.newaxis] / outputs
+    limits = np.maximum(np.abs(folded).max(0), np.finfo(np.float32).tiny)
+    pixels = tf.quantization.fake_quant_with_min_max_args((rows * (1 / inputs))[tf.newaxis, tf.newaxis], -1.0, 1.0)
+    weights = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+        folded[np.newaxis, np.newaxis], -limits, limits, narrow_range=True
+    )
+    pixels = tf.nn.bias_add(tf.nn.conv2d(pixels, weights, 1, "VALID"), bias / outputs)
+    pixels = tf.quantization.fake_quant_with_min_max_args(pixels, -1.0, 1.0)
+    # The converter would fold the factors back into the kernel, were they not behind a reshape.
+    return tf.reshape(pixels, [-1, len(outputs)]) * outputs
+
+
+def _widened(limits: Array) -> Array:
+    widest = max(float(limits.max()), float(np.finfo(np.float32).tiny))
+    return np.maximum(limits * _HEADROOM, widest * _LEAST).astype(np.float32)
+
+
+def _constant(value: Any) -> Array:
+    with tf.init_scope():  # out of the function that is being traced
+        found: Array = tf.convert_to_tensor(value).numpy()
+    return found

@@ -3,48 +3,62 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from searchforge import progress
-from searchforge.captions import CaptionedImage, load_captions, split_heldout
+from searchforge.captions import CaptionedImage
 from searchforge.config import DEFAULT_MAX_PIXELS, Config, TrainConfig
-from searchforge.encoder import EncoderInfo
+from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.errors import JobError, UsageError
-from searchforge.hashing import content_id, sha256_bytes, sha256_file
+from searchforge.hashing import content_id, sha256_file
 from searchforge.preprocessing import RejectedInput
 from searchforge.workspace import Workspace
-from trainer import agreement, evaluate
+from trainer import agreement, curves, evaluate, forms, tuning
 from trainer.batches import TrainingSet, batch_plan
+from trainer.checkpoints import CheckpointStore
 from trainer.cluster import ray_cluster, threads_per_worker
+from trainer.data import Data, announce_unused, load_data, without_rejected
 from trainer.dual_encoder import DualEncoder
-from trainer.export import ImageEncoder, TextEncoder, export
-from trainer.features import Features, extract
-from trainer.loop import train_heads
-from trainer.towers import ImageTower, Layers, TextTower, TowerSpec, load_image_tower, load_text_tower
+from trainer.export import PREFERRED, ImageEncoder, Quantization, TextEncoder, export
+from trainer.feature_sets import FeatureSets, extract_all
+from trainer.fusion import FusedHead, fuse
+from trainer.head_training import train_heads
+from trainer.towers import (
+    ImageTower,
+    Layers,
+    TextTower,
+    TowerSpec,
+    fitting_length,
+    load_image_tower,
+    load_text_tower,
+)
 
-VERSION = 1
+Item = TypeVar("Item")
+
+CALIBRATION = 1000
+"""Most captions that the ranges of an 8-bit text encoder are observed on."""
+
+VERSION = 2
 """Part of every encoder's id: raise it when the same settings train or export something else."""
 
 
 @dataclass(frozen=True)
-class _Data:
-    """Captioned images of both sides, and the content hashes of all images by id."""
+class _Learned:
+    """What training gives, before it is exported."""
 
-    train: list[CaptionedImage]
-    heldout: list[CaptionedImage]
-    hashes: dict[str, str]
-
-    @property
-    def images(self) -> list[CaptionedImage]:
-        return self.train + self.heldout
+    data: Data
+    features: FeatureSets
+    image_encoder: ImageEncoder
+    text_encoder: TextEncoder
+    fingerprint: str
+    report: dict[str, Any]
 
 
 def train(config: Config) -> EncoderInfo:
@@ -62,86 +76,160 @@ def train(config: Config) -> EncoderInfo:
       JobError: training failed, or the TFLite encoders disagree with the TensorFlow ones.
     """
     settings, workspace = config.train, Workspace(config.workspace)
-    captioned = load_captions(config.data)
-    train_images, heldout = split_heldout(captioned, config.data)
-    unused = len(captioned) - len(train_images) - len(heldout)
-    _check(settings, train_images)
-    data = _Data(train_images, heldout, {image.id: _image_hash(image) for image in train_images + heldout})
-    image_spec, text_spec = _specs(settings)
-    image_tower, text_tower = load_image_tower(image_spec), load_text_tower(text_spec)
-    bundle = _bundle_id(settings, data, image_tower, text_tower)
+    data = load_data(config)
+    _check(settings, data.train)
+    specs = tower_specs(settings, [text for image in data.images for text in image.captions])
+    towers = load_image_tower(specs[0]), load_text_tower(specs[1])
+    tuning.check(settings, *towers)
+    bundle = _bundle_id(settings, data, *towers)
     if workspace.committed("encoders", bundle):
         progress.say(f"train: encoder {bundle} is already there")
         return EncoderInfo(**workspace.marker("encoders", bundle))
 
     _announce(settings, data, bundle)
-    if unused:
-        progress.say(f"  {unused} images are of other splits and not used (data.train_splits, data.heldout_splits)")
+    announce_unused(data)
     start = time.monotonic()
-    cache = workspace.cache("features")
-    threads = threads_per_worker(settings)
-    paths = {data.hashes[image.id]: str(image.path) for image in data.images}
-    texts = {_key(text): text for image in data.images for text in image.captions}
-    with ray_cluster(settings):
-        image_key = f"{image_tower.fingerprint} {image_tower.preprocessing}"
-        images = extract(image_spec, image_key, paths, cache, settings.workers, threads)
-        captions = extract(text_spec, text_tower.fingerprint, texts, cache, settings.workers, threads)
-        data, rejected = _without_rejected(data, images)
-        _check(settings, data.train)
-        training_set = _training_set(data, images, captions)
-        heads_start = time.monotonic()
-        trained = train_heads(settings, training_set, workspace.cache("training"), bundle, threads)
-    heads_seconds = time.monotonic() - heads_start
+    store = CheckpointStore(workspace.root)
+    learned = _learn(config, data, specs, towers, workspace.cache("features"), store, bundle)
+    export_start = time.monotonic()
+    with workspace.create("encoders", bundle) as staging:
+        exported = _export(staging.path, settings, learned, towers[0])
+        curves.write(staging.path, learned.report["history"])
+        report = {"settings": settings.model_dump(), **learned.data.report(), **learned.report, **exported}
+        report["seconds"]["export"] = time.monotonic() - export_start
+        report["seconds"]["total"] = time.monotonic() - start
+        info = EncoderInfo(
+            id=bundle,
+            fingerprint=learned.fingerprint,
+            preprocessing=str(towers[0].preprocessing),
+            dim=settings.dim,
+            image_tower=settings.image_tower,
+            text_tower=settings.text_tower,
+            sequence_length=towers[1].sequence_length,
+            files=_hashes(staging.path),
+            report=report,
+        )
+        staging.commit(info.model_dump())
+    for run in (f"{bundle}-heads", f"{bundle}-towers"):
+        store.delete(run)  # checkpoints have done their work
+    return info
 
-    model = DualEncoder(settings, image_tower.width, text_tower.width)
-    model.load(trained.weights)
-    retrieval = _retrieval(model, data, images, captions)
+
+def _learn(
+    config: Config,
+    data: Data,
+    specs: tuple[TowerSpec, TowerSpec],
+    towers: tuple[ImageTower, TextTower],
+    cache: Path,
+    store: CheckpointStore,
+    bundle: str,
+) -> _Learned:
+    """Features, heads, and the towers where they are tuned."""
+    settings = config.train
+    seconds: dict[str, float] = {}
+    tuned_report = None
+    with ray_cluster(settings):
+        threads = threads_per_worker(settings.workers)
+        features = extract_all(settings, data, towers, specs, cache, settings.views)
+        seconds |= {"image_features": features.image_seconds, "text_features": features.captions.seconds}
+        computed = features.train.computed + features.heldout.computed, features.captions.computed
+        data = without_rejected(data, features.rejected, config.data.max_reject_fraction)
+        _check(settings, data.train)
+        training_set = features.training_set(data)
+        start = time.monotonic()
+        trained = train_heads(settings, training_set, store, bundle, threads)
+        seconds["heads"] = time.monotonic() - start
+        model = DualEncoder(settings, towers[0].width, towers[1].width)
+        model.load(trained.weights)
+        heads = fused_heads(settings, model, training_set)
+        retrieval = heldout_retrieval(heads, data, features)
+        if tuning.tunes(settings):
+            start, before = time.monotonic(), retrieval
+            paths = [str(image.path) for image in data.train]
+            task = tuning.TuningTask(
+                settings, training_set, specs, paths, features.training_texts(data), trained.weights
+            )
+            tuned = tuning.tune(task, store, bundle, threads)
+            weights = tuned.towers["image"], tuned.towers["text"]
+            for tower, tower_weights in zip(towers, weights, strict=True):
+                tower.assign(tower_weights)
+            features = extract_all(settings, data, towers, specs, cache, 1, weights)
+            model.load(tuned.heads)
+            heads = fused_heads(settings, model, features.training_set(data))
+            retrieval = heldout_retrieval(heads, data, features)
+            seconds["tuning"] = time.monotonic() - start
+            tuned_report = {"history": tuned.history, "heldout_before": before}
     if retrieval:
         progress.say(
             f"  R@1/5/10 of {retrieval['captions']} held-out captions among {retrieval['gallery']} images: "
             + " / ".join(f"{retrieval[f'r_at_{k}']:.3f}" for k in evaluate.KS)
         )
-
-    export_start = time.monotonic()
-    with workspace.create("encoders", bundle) as staging:
-        image_encoder = ImageEncoder(image_tower, model.image_head)
-        text_encoder = TextEncoder(text_tower, model.text_head)
-        sizes = export(staging.path, image_encoder, text_encoder, settings.text_quantization)
-        agreed = _agreement(staging.path, data, image_tower)
-        export_seconds = time.monotonic() - export_start
-        report: dict[str, Any] = {
-            "settings": settings.model_dump(),
-            "images": {"train": len(data.train), "heldout": len(data.heldout), "unused": unused, "rejected": rejected},
-            "captions": len(texts),
-            "losses": trained.losses,
+    return _Learned(
+        data,
+        features,
+        ImageEncoder(towers[0], heads[0]),
+        TextEncoder(towers[1], heads[1]),
+        _fingerprint(*towers, *heads),
+        {
+            "history": trained.history,
+            "tuning": tuned_report,
             "temperature": float(model.temperature),
             "heldout": retrieval,
-            "agreement": agreed,
-            "tflite_bytes": sizes,
-            "seconds": {
-                "image_features": images.seconds,
-                "text_features": captions.seconds,
-                "heads": heads_seconds,
-                "export": export_seconds,
-                "total": time.monotonic() - start,
-            },
-            "images_per_second": images.computed / images.seconds if images.computed else None,
-            "captions_per_second": captions.computed / captions.seconds if captions.computed else None,
-        }
-        info = EncoderInfo(
-            id=bundle,
-            fingerprint=_fingerprint(image_tower, text_tower, trained.weights),
-            preprocessing=str(image_tower.preprocessing),
-            dim=settings.dim,
-            image_tower=settings.image_tower,
-            text_tower=settings.text_tower,
-            sequence_length=text_tower.sequence_length,
-            files=_hashes(staging.path),
-            report=report,
+            "seconds": seconds,
+            "images_per_second": computed[0] / seconds["image_features"] if computed[0] else None,
+            "captions_per_second": computed[1] / seconds["text_features"] if computed[1] else None,
+        },
+    )
+
+
+def _export(folder: Path, settings: TrainConfig, learned: _Learned, image_tower: ImageTower) -> dict[str, Any]:
+    """Writes the bundle's models, proves that their forms agree, and returns their part of the report."""
+    data, features, encoder = learned.data, learned.features, learned.text_encoder
+    texts = [text for image in data.train for text in image.captions]
+    calibration = texts[:: max(1, len(texts) // CALIBRATION)][:CALIBRATION]
+    proof = data.heldout or data.train
+    export(folder, learned.image_encoder, encoder)
+    form, agreed = _export_text(folder, settings, encoder, calibration, proof)
+    report: dict[str, Any] = {
+        "agreement": {"text": agreed, "image": agreement.check_images(folder, _pixels(proof, image_tower))},
+        "tflite_bytes": {name: (folder / name).stat().st_size for name in (IMAGE_TFLITE, TEXT_TFLITE)},
+        "text_form": form,
+        "forms": None,
+    }
+    if data.heldout:
+        captions, values, owners = features.heldout_captions(data)
+        progress.say(f"  comparing forms of the text encoder on {min(len(captions), forms.QUERIES)} held-out captions")
+        report["forms"] = forms.compare_texts(
+            encoder,
+            (form, folder / TEXT_TFLITE),
+            calibration,
+            captions,
+            owners,
+            encoder.project(values),
+            learned.image_encoder.project(features.heldout_images(data)),
         )
-        staging.commit(info.model_dump())
-    shutil.rmtree(workspace.cache("training") / bundle, ignore_errors=True)  # checkpoints have done their work
-    return info
+    return report
+
+
+def _export_text(
+    folder: Path,
+    settings: TrainConfig,
+    encoder: TextEncoder,
+    calibration: Sequence[str],
+    proof: Sequence[CaptionedImage],
+) -> tuple[Quantization, dict[str, Any]]:
+    """Writes the text encoder's TFLite form, and returns which one it is and how it agrees with TensorFlow."""
+    sample = _sampled([text for image in proof for text in image.captions])
+    candidates = (settings.text_quantization,) if settings.text_quantization else PREFERRED
+    for form in candidates:
+        try:
+            encoder.save_tflite(folder / TEXT_TFLITE, form, calibration)
+            return form, agreement.check_texts(folder, sample)
+        except JobError as error:
+            if form == candidates[-1]:
+                raise
+            progress.say(f"  the text encoder is not kept as {form}: {str(error).split(';')[0]}")
+    raise AssertionError("unreachable: the last candidate returns or raises")
 
 
 def summary(info: EncoderInfo) -> str:
@@ -161,18 +249,14 @@ def summary(info: EncoderInfo) -> str:
     return "\n".join(lines)
 
 
-def _image_hash(image: CaptionedImage) -> str:
-    try:
-        return sha256_file(image.path)
-    except OSError as error:
-        raise UsageError(f"image {image.path} cannot be read: {error.strerror}; change it or its permissions") from None
-
-
-def _specs(settings: TrainConfig) -> tuple[TowerSpec, TowerSpec]:
+def tower_specs(settings: TrainConfig, texts: Sequence[str]) -> tuple[TowerSpec, TowerSpec]:
+    """Returns the image tower and the text tower of a configuration; captions decide how much of a text is read."""
     layers: Layers = "last" if settings.preset == "recipe2022" else "several"
     return (
         TowerSpec("image", settings.image_tower, layers),
-        TowerSpec("text", settings.text_tower, layers, settings.sequence_length),
+        TowerSpec(
+            "text", settings.text_tower, layers, settings.sequence_length or fitting_length(settings.text_tower, texts)
+        ),
     )
 
 
@@ -195,7 +279,7 @@ def _check(settings: TrainConfig, images: Sequence[CaptionedImage]) -> None:
         )
 
 
-def _bundle_id(settings: TrainConfig, data: _Data, image_tower: ImageTower, text_tower: TextTower) -> str:
+def _bundle_id(settings: TrainConfig, data: Data, image_tower: ImageTower, text_tower: TextTower) -> str:
     sides = {"train": data.train, "heldout": data.heldout}
     return content_id(
         {
@@ -203,89 +287,59 @@ def _bundle_id(settings: TrainConfig, data: _Data, image_tower: ImageTower, text
             "settings": settings.model_dump(exclude={"ray_address", "image_tower", "text_tower"}),
             "towers": [image_tower.fingerprint, str(image_tower.preprocessing), text_tower.fingerprint],
             "data": {
-                side: [[image.id, data.hashes[image.id], list(image.captions)] for image in images]
+                side: [[image.id, image.content_hash, list(image.captions)] for image in images]
                 for side, images in sides.items()
             },
         }
     )
 
 
-def _announce(settings: TrainConfig, data: _Data, bundle: str) -> None:
+def _announce(settings: TrainConfig, data: Data, bundle: str) -> None:
     captions = sum(len(image.captions) for image in data.images)
     share, steps = batch_plan(settings, len(data.train))
+    tuned = f"{settings.tune_epochs} epochs of the towers, " if tuning.tunes(settings) else ""
     progress.say(
         f"train: encoder {bundle}, preset {settings.preset}, {settings.workers} workers: features of "
         f"{len(data.images)} images and {captions} captions, then {settings.epochs} epochs of {steps} steps of "
-        f"{share * settings.workers} images, export and proof; "
+        f"{share * settings.workers} images, {tuned}export and proof; "
         f"about {_minutes(settings, data, captions, steps)} on 2 cores"
     )
 
 
-def _minutes(settings: TrainConfig, data: _Data, captions: int, steps: int) -> str:
+def _minutes(settings: TrainConfig, data: Data, captions: int, steps: int) -> str:
     """A rough guess for the default towers: images and captions a second, seconds a step, and the fixed rest."""
     step = 0.15 if settings.preset == "best" else 0.03
-    seconds = len(data.images) / 100 + captions / 400 + settings.epochs * (steps * step + 0.3) + 60
+    features = (settings.views * len(data.train) + len(data.heldout)) / 100 + captions / 400
+    seconds = features + settings.epochs * (steps * settings.heads * step + 0.3) + 60
+    # A tuned tower runs once without gradients and once with them, at three times the cost of a frozen one.
+    images = 3 / 100 * (settings.tune_image != tuning.FROZEN)
+    texts = 3 / 400 * settings.captions_per_image * (settings.tune_text != tuning.FROZEN)
+    seconds += settings.tune_epochs * len(data.train) * (images + texts)
     return f"{max(1, round(seconds / 60))} min"
 
 
-def _without_rejected(data: _Data, images: Features) -> tuple[_Data, list[dict[str, str]]]:
-    """Returns the data without images that have no features, and the list of those for the report."""
-    by_key = {item.key: item for item in images.rejected}
-    rejected = [
-        {"id": image.id, "reason": by_key[key].reason, "detail": by_key[key].detail}
-        for image in data.images
-        if (key := data.hashes[image.id]) in by_key
-    ]
-    if not rejected:
-        return data, []
-    reasons = sorted({item["reason"] for item in rejected})
-    progress.say(f"  {len(rejected)} images are left out ({', '.join(reasons)}), such as {rejected[0]['id']!r}")
-    usable = [[image for image in side if data.hashes[image.id] in images.rows] for side in (data.train, data.heldout)]
-    return _Data(usable[0], usable[1], data.hashes), rejected
+def fused_heads(settings: TrainConfig, model: DualEncoder, training_set: TrainingSet) -> tuple[FusedHead, FusedHead]:
+    """Returns the image head and the text head that a trained model's pairs make; see trainer.fusion."""
+    plain = training_set.images[0]
+    return fuse(model, plain, training_set.texts, settings.dim, settings.hub_correction, settings.seed)
 
 
-def _training_set(data: _Data, images: Features, captions: Features) -> TrainingSet:
-    rows = [[captions.rows[_key(text)] for text in dict.fromkeys(image.captions)] for image in data.train]
-    used = sorted({row for caption_rows in rows for row in caption_rows})
-    position = {row: i for i, row in enumerate(used)}
-    table = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for i, caption_rows in enumerate(rows):
-        table[i, : len(caption_rows)] = [position[row] for row in caption_rows]
-    return TrainingSet(
-        images=images.values[[images.rows[data.hashes[image.id]] for image in data.train]],
-        texts=captions.values[used],
-        captions=table,
-        caption_counts=np.array([len(caption_rows) for caption_rows in rows], np.int32),
-    )
-
-
-def _retrieval(model: DualEncoder, data: _Data, images: Features, captions: Features) -> dict[str, Any] | None:
+def heldout_retrieval(heads: tuple[FusedHead, FusedHead], data: Data, features: FeatureSets) -> dict[str, Any] | None:
+    """Returns how well held-out captions find their images; None where nothing is held out."""
     if not data.heldout:
         return None
-    image_rows = [images.rows[data.hashes[image.id]] for image in data.heldout]
-    pairs = [(i, captions.rows[_key(text)]) for i, image in enumerate(data.heldout) for text in image.captions]
-    return evaluate.text_to_image(
-        model.text_head(captions.values[[row for _, row in pairs]]).numpy(),
-        model.image_head(images.values[image_rows]).numpy(),
-        np.array([owner for owner, _ in pairs]),
-    )
+    _, captions, owners = features.heldout_captions(data)
+    return evaluate.text_to_image(heads[1](captions).numpy(), heads[0](features.heldout_images(data)).numpy(), owners)
 
 
-def _agreement(bundle: Path, data: _Data, tower: ImageTower) -> dict[str, Any]:
-    """Checks both TFLite forms on held-out captions and images, or on those of training where none is held out."""
-    images = data.heldout or data.train
-    texts = [text for image in images for text in image.captions]
-    stride = max(1, len(texts) // agreement.SAMPLES)
-    sampled = images[:: max(1, len(images) // agreement.SAMPLES)][: agreement.SAMPLES]
-    return {
-        "text": agreement.check_texts(bundle, texts[::stride][: agreement.SAMPLES]),
-        "image": agreement.check_images(bundle, _pixels(sampled, tower)),
-    }
+def _sampled(items: Sequence[Item]) -> Sequence[Item]:
+    """Returns what agreement is checked on, evenly chosen."""
+    return items[:: max(1, len(items) // agreement.SAMPLES)][: agreement.SAMPLES]
 
 
 def _pixels(images: Sequence[CaptionedImage], tower: ImageTower) -> npt.NDArray[np.uint8]:
     found = []
-    for image in images:
+    for image in _sampled(images):
         try:
             found.append(tower.preprocessing.pixels(image.path.read_bytes(), DEFAULT_MAX_PIXELS))
         except RejectedInput as error:  # its features are cached, so it could be read before
@@ -293,20 +347,18 @@ def _pixels(images: Sequence[CaptionedImage], tower: ImageTower) -> npt.NDArray[
     return np.stack(found)
 
 
-def _fingerprint(image_tower: ImageTower, text_tower: TextTower, weights: Mapping[str, npt.NDArray[Any]]) -> str:
+def _fingerprint(image_tower: ImageTower, text_tower: TextTower, *heads: FusedHead) -> str:
     digest = hashlib.sha256()
     for part in (image_tower.fingerprint, text_tower.fingerprint, str(image_tower.preprocessing)):
         digest.update(part.encode())
-    for name in sorted(weights):
-        digest.update(f"{name} {weights[name].dtype} {weights[name].shape}".encode())
-        digest.update(np.ascontiguousarray(weights[name]).data)
+    for head in heads:
+        for variable in head.variables:
+            value = variable.numpy()
+            digest.update(f"{variable.name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
     return digest.hexdigest()
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
-
-
-def _key(text: str) -> str:
-    return sha256_bytes(text.encode())

@@ -70,6 +70,7 @@ def _figures(report: dict[str, Any], memory: int) -> dict[str, Any]:
         },
         "searcher_bytes": {name: file["bytes"] for name, file in files.items()},
         "encoders": training["agreement"],
+        "text_encoder_forms": training["forms"],
     }
 
 

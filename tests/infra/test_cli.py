@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from infra.cli import main
 from infra.doctor import Finding, examine
 from infra.summaries import printable
 from searchforge.cli import require_python
 from searchforge.errors import UsageError
+from searchforge.workspace import Workspace
+from tests.tiny_bundle import write_colour_bundle
 
 COMMANDS = (
-    "demo run train embed index check publish rollback releases search doctor".split()  # noqa: SIM905
+    "demo run train eval embed index check publish rollback releases search doctor".split()  # noqa: SIM905
 )
 
 
@@ -46,6 +49,8 @@ def test_every_command_takes_the_configuration(command: str) -> None:
         (["run", "--workspace", "s3://bucket"], "expected a local folder or gs://"),
         (["run", "--workspace", "{tmp}", "--captions", "none.json", "--images", "{tmp}"], "none.json cannot be read"),
         (["run", "--workspace", "{tmp}", "--captions", "c", "--images", "{tmp}/no"], "does not exist"),
+        (["eval", "--workspace", "{tmp}"], "holds no encoder; run `searchforge train`"),
+        (["eval", "--workspace", "{tmp}", "--encoder", "x"], "encoders/x is not in workspace"),
         (["embed", "--workspace", "{tmp}"], "holds no encoders; choose one with --encoder"),
         (["index", "--workspace", "{tmp}"], "holds no embeddings; choose one with --embeddings"),
         (["check", "--workspace", "{tmp}", "--searcher", "x"], "searchers/x is not in workspace"),
@@ -74,6 +79,25 @@ def test_reports_are_json_on_request(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["releases", "--workspace", str(tmp_path), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout) == []
+
+
+def test_an_encoder_is_evaluated(tmp_path: Path) -> None:
+    write_colour_bundle(Workspace(str(tmp_path)))
+    images = []
+    for index, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / f"{colour}.png")
+        images.append({"id": index, "file_name": f"{colour}.png", "split": ("train", "dev", "dev")[index]})
+    annotations = [{"image_id": index, "caption": "some green"} for index in range(3)]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    options = ["--workspace", str(tmp_path), "--captions", str(tmp_path / "captions.json"), "--images", str(tmp_path)]
+    result = CliRunner().invoke(main, ["eval", *options, "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["text_to_image"]["gallery"] == 2
+    assert report["text_to_image"]["r_at_1"]["value"] == 0.5
+    result = CliRunner().invoke(main, ["eval", *options])
+    assert "2 queries among 2: R@1 50.0" in result.stdout
+    assert (tmp_path / "evaluations" / report["id"] / "report.html").exists()
 
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 12), (3, 13)])

@@ -10,17 +10,18 @@ from PIL import Image
 
 from infra.scenes import describe, random_scene, write_scenes
 from searchforge.captions import load_captions, split_heldout
-from searchforge.config import DataConfig
+from searchforge.config import Config, DataConfig
 from searchforge.errors import UsageError
 
 
 def test_scenes_are_a_captioned_corpus(tmp_path: Path) -> None:
     captions = write_scenes(tmp_path, 50)
     data = DataConfig(captions=(str(captions),), images=str(tmp_path / "images"))
-    images = load_captions(data)
-    train, heldout = split_heldout(images, data)
-    assert (len(images), len(train), len(heldout)) == (50, 45, 5)
-    for image in images:
+    config = Config(workspace=str(tmp_path / "workspace"), data=data)
+    read = load_captions(config)
+    split = split_heldout(read, config)
+    assert (len(read.images), len(split.train), len(split.heldout)) == (50, 45, 5)
+    for image in read.images:
         assert len(set(image.captions)) == 5
         with Image.open(image.path) as picture:
             assert (picture.size, picture.mode) == ((224, 224), "RGB")

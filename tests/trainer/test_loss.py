@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -12,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from searchforge.config import TrainConfig
+from tests.trainer import tiny_towers
+from tests.trainer.loss_worker import IMAGES
 from trainer.dual_encoder import DualEncoder
 from trainer.loss import info_nce, soft_target_loss
 
@@ -22,17 +26,20 @@ from trainer.loss import info_nce, soft_target_loss
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders with what one worker found alone, and what two found together."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", "first", "second")}
+    tower, random = tiny_towers.save_fixed_image_model(tmp_path_factory.mktemp("tower")), np.random.default_rng(0)
+    for index in range(IMAGES):
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(tower / f"{index}.png")
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))
         addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in (first, second)]
-    pair = [_start(folders["first"], 0, addresses), _start(folders["second"], 1, addresses)]
+    pair = [_start(folders[name], rank, addresses, tower) for rank, name in enumerate(("first", "second"))]
     assert [process.wait(180) for process in pair] == [0, 0]
-    assert _start(folders["alone"], 0, addresses[:1]).wait(180) == 0
+    assert _start(folders["alone"], 0, addresses[:1], tower).wait(180) == 0
     return folders
 
 
-@pytest.mark.parametrize("preset", ["best", "recipe2022"])
+@pytest.mark.parametrize("preset", ["best", "recipe2022", "tower"])
 def test_two_workers_equal_one_with_the_joined_batch(preset: str, results: dict[str, Path]) -> None:
     alone, first, second = (dict(np.load(folder / f"{preset}.npz")) for folder in results.values())
     assert len(alone) > 8
@@ -43,11 +50,11 @@ def test_two_workers_equal_one_with_the_joined_batch(preset: str, results: dict[
     assert max(np.abs(value).max() for value in alone.values()) > 1e-2
 
 
-def _start(folder: Path, rank: int, workers: list[str]) -> subprocess.Popen[bytes]:
+def _start(folder: Path, rank: int, workers: list[str], tower: Path) -> subprocess.Popen[bytes]:
     task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
     environment = {**os.environ, "TF_CONFIG": json.dumps(task), "TF_CPP_MIN_LOG_LEVEL": "3"}
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "tests.trainer.loss_worker", str(folder), str(rank), str(len(workers))]
+    command = [sys.executable, "-m", "tests.trainer.loss_worker", str(folder), str(rank), str(len(workers)), str(tower)]
     return subprocess.Popen(command, env=environment, cwd=root)
 
 
@@ -82,21 +89,27 @@ def test_soft_targets_of_unlike_pairs_are_one_hot() -> None:
 
 
 def test_an_image_and_its_caption_are_dropped_out_independently() -> None:
-    config = TrainConfig(preset="recipe2022", dim=64, captions_per_image=1, mixup=0.0)
+    config = TrainConfig(preset="recipe2022", dim=64, captions_per_image=1, mixup=0.0, heads=2)
     model = DualEncoder(config, 64, 64)
-    for head in (model.image_head, model.text_head):
+    for head in (*model.image_heads, *model.text_heads):
         for name, variable in zip(("bias", "kernel"), head._second[::-1], strict=True):  # type: ignore[attr-defined]
             variable.assign(tf.ones_like(variable) if name == "bias" else tf.zeros_like(variable))
     dropped = []
 
     def spy(images: tf.Tensor, texts: tf.Tensor, *_others: tf.Tensor) -> tf.Tensor:
-        dropped.extend([images, texts[:, 0]])
+        dropped.append((np.sign(images.numpy()), np.sign(texts[:, 0].numpy())))
         return tf.constant(0.0)
 
     model._loss = spy
     zeros = tf.zeros([50, 64])
     strategy = tf.distribute.OneDeviceStrategy("cpu:0")
-    strategy.run(lambda: model.loss(zeros, zeros[:, tf.newaxis], tf.zeros([50, 1], tf.int32), tf.constant([1, 2])))
-    image_masks, text_masks = (np.sign(x.numpy()) for x in dropped)
-    same = (image_masks == text_masks).mean()
-    assert 0.75 < same < 0.9  # 0.82 by chance where a tenth is dropped on each side, 1 if the masks were shared
+    strategy.run(
+        lambda: model.loss(
+            zeros[:, tf.newaxis], zeros[:, tf.newaxis, tf.newaxis], tf.zeros([50, 1, 1], tf.int32), tf.constant([1, 2])
+        )
+    )
+    masks = [mask for pair in dropped for mask in pair]
+    assert len(masks) == 4
+    for one, other in itertools.combinations(masks, 2):
+        same = (one == other).mean()
+        assert 0.75 < same < 0.9  # 0.82 by chance where a tenth is dropped on each side, 1 if the masks were shared

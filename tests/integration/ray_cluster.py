@@ -1,0 +1,47 @@
+"""A Ray cluster of two nodes with two CPUs each on localhost; ends when its standard input does.
+
+python -m tests.integration.ray_cluster FOLDER DASHBOARD_PORT, under `environment()`; prints the cluster's address.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+NODES = 2
+
+
+def environment() -> dict[str, str]:
+    """For the cluster and for everything that uses it."""
+    variables = {
+        # Keeps Ray from turning 127.0.0.1 into the machine's outward address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        # The project's modules are importable on the nodes, as where it is installed.
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    return {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, **variables}
+
+
+def main(folder: str, port: int) -> None:
+    from ray.cluster_utils import Cluster
+
+    dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+    shared = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "temp_dir": folder}
+    cluster = Cluster(initialize_head=True, head_node_args={**shared, **dashboard})
+    for _ in range(NODES - 1):
+        cluster.add_node(**shared, dashboard_agent_listen_port=0)
+    cluster.wait_for_nodes()
+    print(cluster.address, flush=True)
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

