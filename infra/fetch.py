@@ -243,6 +243,10 @@ def _announce(dataset: Dataset, missing: list[Archive], folder: Path) -> None:
     )
     state = folder / _STATE
     there = sum(path.stat().st_size for path in state.iterdir() if path.is_file())
+    for archive in missing:  # and what was unpacked of them
+        place = folder / archive.into / archive.folder
+        if place.is_dir():
+            there += sum(p.stat().st_size for p in place.iterdir() if archive.takes(f"{archive.folder}/{p.name}"))
     free = shutil.disk_usage(folder).free + there
     if free < needed:
         raise JobError(

@@ -136,7 +136,7 @@ def read_json_lines(path: Path, place_key: str | None = None) -> Found:
 def _read_coco(path: Path) -> Found:
     """Reads https://cocodataset.org/#format-data, 4. Image Captioning; an image may carry `split` and `categories`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UsageError(f"captions {path} are not JSON: {error}") from None
     listed = content.get("images") if isinstance(content, dict) else None
@@ -147,12 +147,14 @@ def _read_coco(path: Path) -> Found:
             'expected {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
         )
     images: dict[int | str, tuple[Any, Any, Any]] = {}
-    captioned = set()
+    captioned, ambiguous = set(), set()
     for index, image in enumerate(listed):
         key = image.get("id") if isinstance(image, dict) else None
         if not isinstance(key, int | str):
             yield Reject(f"{path}: images[{index}]", "malformed", f"{_shown(image)} has no id", captions=0)
             continue
+        if key in images and images[key][0] != image.get("file_name"):
+            ambiguous.add(key)
         images[key] = image.get("file_name"), image.get("split"), image.get("categories")
     for index, annotation in enumerate(annotations):
         place = f"{path}: annotations[{index}]"
@@ -161,9 +163,12 @@ def _read_coco(path: Path) -> Found:
             yield Reject(place, "unknown_image", f"image_id {_shown(key)} is not among the images")
             continue
         captioned.add(key)
+        if key in ambiguous:
+            yield Reject(place, "unknown_image", f"image_id {_shown(key)} is that of several images")
+            continue
         name, split, categories = images[key]
         yield make_row(place, name, annotation.get("caption"), split, categories)
-    for key in images.keys() - captioned:
+    for key in (key for key in images if key not in captioned):
         yield Reject(f"{path}: image id {key!r}", "uncaptioned", _shown(images[key][0]), captions=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import os
 from collections import Counter
@@ -14,7 +15,7 @@ from searchforge.caption_files import READERS, Found, Reject, Row, reader_of
 from searchforge.caption_records import is_tfrecord, read_unpacked, unpack
 from searchforge.config import Config, DataConfig
 from searchforge.content_hashes import content_hashes
-from searchforge.errors import UsageError
+from searchforge.errors import JobError, UsageError
 from searchforge.progress import say
 from searchforge.workspace import Workspace
 
@@ -205,6 +206,7 @@ def split_heldout(captions: Captions, config: Config, training: bool = True) -> 
             f"no image is in a training split: the captions hold {', '.join(found)}, data.train_splits is "
             f"{', '.join(data.train_splits)}"
             + (f"; {leaked} images were dropped because their content is held out too" if leaked else "")
+            + (f"; {len(failed)} images cannot be read, such as {min(failed)}" if failed else "")
         )
     unreadable = [(image, failed[image.path]) for image in used if image.path in failed]
     return Split(train, heldout, len(captions.images) - len(used), merged, leaked, unreadable)
@@ -227,7 +229,7 @@ def _files(data: DataConfig) -> list[Path]:
     """Returns the captions files; a name that is no file may be a pattern."""
     files: list[Path] = []
     for name in map(Path, data.captions):
-        matches = sorted(name.parent.glob(name.name)) if "*" in name.name and not name.exists() else [name]
+        matches = _matches(name) if "*" in name.name and not name.exists() else [name]
         if not matches:
             raise UsageError(f"captions {name} match no file; check the pattern")
         files += matches
@@ -243,6 +245,14 @@ def _files(data: DataConfig) -> list[Path]:
             "TFRecords bring their images with them, so give either"
         )
     return files
+
+
+def _matches(pattern: Path) -> list[Path]:
+    try:
+        names = os.listdir(pattern.parent)  # noqa: PTH208  fnmatch takes names
+    except OSError as error:
+        raise UsageError(f"captions {pattern}: {pattern.parent} cannot be read: {error.strerror}") from None
+    return [pattern.parent / name for name in sorted(fnmatch.filter(names, pattern.name))]
 
 
 def _rows(data: DataConfig, root: Path, folders: _Folders) -> Found:
@@ -309,13 +319,25 @@ class _Folders:
     def _list(self, folder: PurePosixPath) -> dict[str, bool] | None:
         """Returns the files of a folder, and whether each is a link; None where the folder is outside."""
         if folder not in self._names:
-            path, names = self._root / folder, {}
-            if path.is_dir():
-                with os.scandir(path) as entries:
-                    names = {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
-            inside = path.resolve().is_relative_to(self._real_root)
-            self._names[folder] = names if inside else None
+            path = self._root / folder
+            names: dict[str, bool] | None = {}
+            try:
+                if not path.resolve().is_relative_to(self._real_root):
+                    names = None
+                elif path.is_dir():
+                    with os.scandir(path) as entries:
+                        names = {entry.name: entry.is_symlink() for entry in entries if _is_file(entry)}
+            except (OSError, RuntimeError):  # a name that no file system takes, a folder that may not be read
+                names = {}
+            self._names[folder] = names
         return self._names[folder]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def _merge(images: Sequence[CaptionedImage]) -> CaptionedImage:
@@ -355,6 +377,10 @@ def _report(rejects: list[Reject], rows: int, images: int, config: Config) -> di
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise JobError(f"{path} cannot be written: {error.strerror}; make room in the workspace") from error

@@ -13,6 +13,7 @@ from searchforge.errors import UsageError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 MAX_PIXELS = 2 * (1024**3 // 4 // 3)
 """Pillow refuses larger images by itself."""
@@ -41,7 +42,7 @@ _TOWERS = {
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -149,7 +150,7 @@ class TrainConfig(Section):
     tune_micro_batch: Count = 32
     workers: Count = 2
     ray_address: str | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     @field_validator("image_tower", "text_tower")
     @classmethod
@@ -198,7 +199,7 @@ class IndexConfig(Section):
     training_sample: Count = 100_000
     training_iterations: Count = 12
     compression: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
 
 class CheckConfig(Section):
@@ -220,7 +221,7 @@ class CheckConfig(Section):
     max_latency_p99_ms: Annotated[float, Field(gt=0)] | None = None
     max_bytes_per_image: Annotated[float, Field(gt=0)] | None = None
     max_searcher_bytes: Count | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -15,7 +15,9 @@ from searchforge.config import Config
 @click.option("--images", "data__images", help="Folder that the captions' file names are relative to.")
 @click.option("--preset", "train__preset", type=click.Choice(["best", "recipe2022"]), help="Recipe of the heads.")
 @click.option(
-    "--image-tower", "train__image_tower", help="pypi:efficientnet-lite0, hub:<handle> or saved_model:<folder>."
+    "--image-tower",
+    "train__image_tower",
+    help="pypi:efficientnet-lite0, hub:<handle>, saved_model:<folder>, keras:<name>@<file>.",
 )
 @click.option("--text-tower", "train__text_tower", help="pypi:minilm-l6, hub:<handle> or saved_model:<folder>.")
 @click.option("--epochs", "train__epochs", type=int, help="Epochs of the heads' training.")

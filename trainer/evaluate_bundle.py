@@ -1,4 +1,4 @@
-"""`searchforge eval`: measures an encoder bundle on the held-out captions, with the exported models themselves."""
+"""`searchforge eval`: measures an encoder bundle on the held-out captions, with its SavedModels."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def evaluate_bundle(config: Config, encoder: str | None = None) -> EvaluationRep
     rejected += [
         _rejected(image, RejectedInput("unreadable", detail))
         for image, detail in split.unreadable
-        if image.split not in config.data.train_splits
+        if image.split in config.data.heldout_splits
     ]
     image_seconds = time.monotonic() - start
     lost = {image.id for image in rejected}

@@ -10,7 +10,7 @@ All embeddings are L2-normalised in the graph. Loading text_encoder/ needs tenso
 
 The forms of a text encoder: `float32`; `float16` (weights only: half the size, computed in float32); `dynamic_int8`
 (8-bit weights, activations quantized while it runs); `int8` (dense layers in 8 bits throughout, by ranges observed on
-texts; the fastest). A model that tokenizes by itself has no `int8`: it is exported as `dynamic_int8` instead.
+texts; the fastest). A model that tokenizes by itself has no `int8`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +28,12 @@ import tensorflow as tf
 
 from searchforge import isolated
 from searchforge.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL
-from searchforge.errors import JobError
+from searchforge.errors import JobError, UsageError
 from trainer.layers import Ranges, for_device, observe
 from trainer.towers import ImageTower, TextTower
 
 Quantization = Literal["int8", "dynamic_int8", "float16", "float32"]
 
-PREFERRED: tuple[Quantization, ...] = ("int8", "dynamic_int8", "float16")
-"""Forms of a text encoder, the fastest first; a bundle has the first that agrees with TensorFlow."""
 
 Projection = Callable[[tf.Tensor], tf.Tensor]
 """A head: float32 [n, d] features to float32 [n, dim] embeddings."""
@@ -123,7 +121,11 @@ class TextEncoder(_Encoder):
         length = self._tower.sequence_length
         ranges: Ranges | None = None
         if tokenizer is None:
-            quantization = "dynamic_int8" if quantization == "int8" else quantization
+            if quantization == "int8":
+                raise UsageError(
+                    "train.text_quantization is int8, but the text tower tokenizes by itself; leave it out, or take "
+                    + ", ".join(self.forms)
+                )
             specs = [tf.TensorSpec([1], tf.string, name="text")]
             run: Any = self._tower.__call__
         else:
@@ -145,6 +147,11 @@ class TextEncoder(_Encoder):
         path.write_bytes(_convert(self, embed, quantization, "text tower", ranges))
         vocabulary = str(tokenizer.vocabulary) if tokenizer else None
         isolated.call(_METADATA, {"do": "describe_text", "model": str(path), "vocabulary": vocabulary})
+
+    @property
+    def forms(self) -> tuple[Quantization, ...]:
+        """What `save_tflite` can write, the fastest first."""
+        return get_args(Quantization) if self._tower.tokenizer else get_args(Quantization)[1:]
 
     def _observe(self, texts: Sequence[str]) -> Ranges:
         """Runs texts, without padding, and returns the ranges of all dense layers."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ BATCH = {"image": 32, "text": 64}
 
 UNSEEN = "unseen"
 """Reason of a rejection: the file cannot be opened where the tower runs."""
+
+_DAMAGE = (EOFError, ValueError, KeyError, BadZipFile, zlib.error)
 
 Array = npt.NDArray[Any]
 
@@ -306,8 +309,11 @@ def _index(folder: Path) -> dict[str, tuple[Path, int]]:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found.update({key.decode(): (path, row) for row, key in enumerate(file["keys"])})
-        except (OSError, ValueError, KeyError, BadZipFile):
-            path.unlink()
+                file["values"]  # damage shows here and not when the rows are needed
+        except _DAMAGE:
+            path.unlink(missing_ok=True)
+        except OSError:
+            continue
     return found
 
 

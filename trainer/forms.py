@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,7 @@ def compare_texts(
         "tensorflow": evaluate.text_to_image(expected, gallery, owners)["r_at_10"],
         "forms": {},
     }
-    for form in get_args(Quantization):
+    for form in encoder.forms:
         with tempfile.TemporaryDirectory() as folder:
             model = chosen[1] if form == chosen[0] else Path(folder) / TEXT_TFLITE
             try:

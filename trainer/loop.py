@@ -127,8 +127,11 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Trained:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.tensorflow import TensorflowTrainer
 
-    counter = ray.remote(num_cpus=0)(_Counter).remote()
     workers = task.config.workers
+    if (cpus := ray.cluster_resources().get("CPU", 0)) < workers:
+        # Ray would wait for ever.
+        progress.say(f"the Ray cluster has {cpus:g} CPUs, but train.workers is {workers}: it waits for more nodes")
+    counter = ray.remote(num_cpus=0)(_Counter).remote()
     trainer = TensorflowTrainer(
         _worker,
         train_loop_config={"task": [ray.put(task)], "threads": threads, "counter": counter},
@@ -243,10 +246,13 @@ def _worker(settings: dict[str, Any]) -> str | None:
             settings["counter"].set.remote(epoch + 1)
         if (epoch + 1) % math.ceil(task.epochs / CHECKPOINTS) and epoch + 1 < task.epochs:
             continue
+        state = run.state()
+        if not all(np.isfinite(value).all() for value in state.values() if value.dtype.kind == "f"):
+            return f"weights are not finite after epoch {epoch + 1} ({task.label}); lower the learning rate"
         with tempfile.TemporaryDirectory() as folder:
             saved = None
             if rank == 0:
-                np.savez(Path(folder) / _CHECKPOINT, history=np.array(history), **run.state())
+                np.savez(Path(folder) / _CHECKPOINT, history=np.array(history), **state)
                 saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"epoch": epoch + 1, "loss": history[-1][1]}, checkpoint=saved)
     return None

@@ -69,7 +69,7 @@ def _headline(report: EvaluationReport) -> str:
         f"<header><h1>Evaluation of encoder <code>{escape(encoder.id)}</code></h1>"
         f'<p class="lead">{lead}</p>'
         f"<p>{_text(encoder.image_tower)} and {_text(encoder.text_tower)}, {encoder.dim} dimensions; "
-        f"the exported models, searched exactly.{_training(report)}</p></header>"
+        f"the exported SavedModels, searched exactly.{_training(report)}</p></header>"
         + _cards("Text to image", f"{found.queries:,} captions, gallery of {found.gallery:,} images", found)
         + _cards("Image to text", f"{back.queries:,} images, gallery of {back.gallery:,} captions", back)
         + '<p class="note">In brackets: 95 percent intervals (Wilson), for other images of the same kind in a gallery '
@@ -161,20 +161,26 @@ def _curves(training: Mapping[str, Any]) -> str:
 
 
 def _forms(forms: Any) -> str:
-    """The exported forms of the encoders, as training's report lists them."""
-    if not isinstance(forms, Sequence) or not forms:
+    """The forms of the text encoder, as `trainer.forms.compare_texts` gives them."""
+    if not isinstance(forms, Mapping) or not forms.get("forms"):
         return ""
     rows = [
         [
-            _text(form.get("form", "")),
-            _text(form.get("encoder", "")),
+            _text(name),
             _number(form.get("bytes"), 1e-6, 1),
             _number(form.get("ms"), 1, 1),
             _number(form.get("r_at_10"), 100, 1),
+            _text(form.get("error", "")),
         ]
-        for form in forms
+        for name, form in forms["forms"].items()
     ]
-    return f"<section><h2>Forms</h2>{_table(['Form', 'Encoder', 'MB', 'ms, one thread', 'R@10'], rows)}</section>"
+    about = (
+        f"<p>R@10 of {_number(forms.get('queries'), 1, 0)} held-out captions among "
+        f"{_number(forms.get('gallery'), 1, 0)} images; TensorFlow's float model: "
+        f"{_number(forms.get('tensorflow'), 100, 1)}.</p>"
+    )
+    table = _table(["Form", "MB", "ms, one thread", "R@10", ""], rows)
+    return f"<section><h2>Forms of the text encoder</h2>{about}{table}</section>"
 
 
 def _rejected(report: EvaluationReport) -> str:

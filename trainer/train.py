@@ -26,7 +26,7 @@ from trainer.checkpoints import CheckpointStore
 from trainer.cluster import ray_cluster, threads_per_worker
 from trainer.data import Data, announce_unused, load_data, without_rejected
 from trainer.dual_encoder import DualEncoder
-from trainer.export import PREFERRED, ImageEncoder, Quantization, TextEncoder, export
+from trainer.export import ImageEncoder, Quantization, TextEncoder, export
 from trainer.feature_sets import FeatureSets, extract_all
 from trainer.fusion import FusedHead, fuse
 from trainer.head_training import train_heads
@@ -82,14 +82,15 @@ def train(config: Config) -> EncoderInfo:
     towers = load_image_tower(specs[0]), load_text_tower(specs[1])
     tuning.check(settings, *towers)
     bundle = _bundle_id(settings, data, *towers)
+    store = CheckpointStore(workspace.root)
     if workspace.committed("encoders", bundle):
         progress.say(f"train: encoder {bundle} is already there")
+        _forget(store, bundle)
         return EncoderInfo(**workspace.marker("encoders", bundle))
 
     _announce(settings, data, bundle)
     announce_unused(data)
     start = time.monotonic()
-    store = CheckpointStore(workspace.root)
     learned = _learn(config, data, specs, towers, workspace.cache("features"), store, bundle)
     export_start = time.monotonic()
     with workspace.create("encoders", bundle) as staging:
@@ -110,9 +111,14 @@ def train(config: Config) -> EncoderInfo:
             report=report,
         )
         staging.commit(info.model_dump())
-    for run in (f"{bundle}-heads", f"{bundle}-towers"):
-        store.delete(run)  # checkpoints have done their work
+    _forget(store, bundle)
     return info
+
+
+def _forget(store: CheckpointStore, bundle: str) -> None:
+    """Deletes checkpoints, which have done their work."""
+    for run in (f"{bundle}-heads", f"{bundle}-towers"):
+        store.delete(run)
 
 
 def _learn(
@@ -220,7 +226,7 @@ def _export_text(
 ) -> tuple[Quantization, dict[str, Any]]:
     """Writes the text encoder's TFLite form, and returns which one it is and how it agrees with TensorFlow."""
     sample = _sampled([text for image in proof for text in image.captions])
-    candidates = (settings.text_quantization,) if settings.text_quantization else PREFERRED
+    candidates = (settings.text_quantization,) if settings.text_quantization else encoder.forms[:-1]
     for form in candidates:
         try:
             encoder.save_tflite(folder / TEXT_TFLITE, form, calibration)
@@ -342,7 +348,7 @@ def _pixels(images: Sequence[CaptionedImage], tower: ImageTower) -> npt.NDArray[
     for image in _sampled(images):
         try:
             found.append(tower.preprocessing.pixels(image.path.read_bytes(), DEFAULT_MAX_PIXELS))
-        except RejectedInput as error:  # its features are cached, so it could be read before
+        except (RejectedInput, OSError) as error:  # its features are cached, so it could be read before
             raise JobError(f"{image.path} changed while training ran: {error}; start again") from error
     return np.stack(found)
 

@@ -34,7 +34,10 @@ CHUNKS = 16
 def main(captions: tuple[str, ...], images: str, limit: int, rounds: int) -> None:
     quiet_libraries()
     import_quietly("tensorflow")
-    config = load_config(None, {"data.captions": list(captions), "data.images": images, "train.epochs": 4})
+    config = load_config(
+        None,
+        {"workspace": tempfile.mkdtemp(), "data.captions": list(captions), "data.images": images, "train.epochs": 4},
+    )
     print(json.dumps(_compare(config, limit, rounds), indent=2))
 
 

@@ -64,7 +64,7 @@ def _extractor(spec: Any) -> Any:
 def main(captions: tuple[str, ...], images: str, limit: int | None, epochs: int) -> None:
     quiet_libraries()
     import_quietly("tensorflow")
-    data = {"data.captions": list(captions), "data.images": images}
+    data = {"workspace": tempfile.mkdtemp(), "data.captions": list(captions), "data.images": images}
     towers = {"train.image_tower": "pypi:efficientnet-lite0", "train.text_tower": "pypi:minilm-l6"}
     recipe = {"train.preset": "recipe2022", "train.epochs": epochs, **towers}
     print(json.dumps(_compare(load_config(None, {**data, **recipe}), limit), indent=2))

@@ -90,14 +90,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _trainer(corpus: Path, workspace: str) -> list[str]:
-    """The arguments of `python -m trainer`."""
-    settings = {"image_tower": f"saved_model:{corpus / 'tower'}", "epochs": 4, "batch_size": 8, "dim": 16}
-    options = [f"train.{key}={value}" for key, value in settings.items()]
-    data = ["--captions", str(corpus / "captions.json"), "--images", str(corpus / "images")]
-    return [*data, "--workspace", workspace, *(part for option in options for part in ("--set", option))]
-
-
 def test_a_submitted_job_uses_both_nodes_and_commits_a_bundle(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainer", *_arguments(corpus, tmp_path / "workspace")]
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--", *command]

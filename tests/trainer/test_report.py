@@ -109,7 +109,7 @@ def _report(texts: list[str], training: dict[str, Any] | None = None) -> Evaluat
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_text_stays_text(text: str) -> None:
-    page = _Page(render(_report([text], {"forms": [{"form": text, "encoder": text}]}), {}))
+    page = _Page(render(_report([text], {"forms": {"forms": {text: {"error": text}}}}), {}))
     assert page.text.count(text) >= 6  # shown as it is
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "svg", "iframe", "object", "embed", "base", "form", "link"}
@@ -157,7 +157,11 @@ def test_characters_that_html_cannot_hold_are_replaced() -> None:
 
 
 def test_the_figures_are_there_with_their_gallery() -> None:
-    forms = [{"form": "int8", "encoder": "text", "bytes": 23_000_000, "ms": 3.94, "r_at_10": 0.7}, {"form": "float32"}]
+    compared = {
+        "int8": {"bytes": 23_000_000, "ms": 3.94, "r_at_10": 0.7, "mean_cosine": 1.0},
+        "float32": {"error": "x"},
+    }
+    forms = {"queries": 100, "gallery": 1000, "tensorflow": 0.71, "forms": compared}
     text = _Page(render(_report(["a"], {"forms": forms}), {})).text
     assert "70.0 of 100 captions find their own image among the first 10 of 1,000 images" in text
     assert "(65.0 to 75.0)" in text and "gallery of 1,000" in text

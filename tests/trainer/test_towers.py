@@ -85,7 +85,7 @@ def test_sentence_encoder_runs_in_the_task_library_from_one_string(tmp_path: Pat
     tower = load_text_tower(TowerSpec("text", f"hub:{tiny_hub.save_sentence_encoder(tmp_path / 'use')}"))
     encoder = TextEncoder(tower, ResidualHead(tower.width, 8, 0, "text"))
     encoder.save(tmp_path / TEXT_SAVED_MODEL)
-    encoder.save_tflite(tmp_path / TEXT_TFLITE, "int8")
+    encoder.save_tflite(tmp_path / TEXT_TFLITE, "dynamic_int8")
     agreed = agreement.check_texts(tmp_path, ["a red dog", "blue cars on sand", "something else"])
     assert agreed["min_cosine"] > 0.999
 

@@ -132,6 +132,10 @@ def _load(name: str) -> tuple[Any, Callable[[tf.Tensor], tf.Tensor], list[int | 
     def call(inputs: tf.Tensor) -> tf.Tensor:
         outputs = run(inputs)
         if isinstance(outputs, dict):
+            if "default" not in outputs and len(outputs) > 1:
+                raise UsageError(
+                    f"tower {name!r} gives {', '.join(sorted(outputs))}; expected one output, or `default`"
+                )
             outputs = outputs["default"] if "default" in outputs else next(iter(outputs.values()))
         return tf.cast(outputs, tf.float32)
 
