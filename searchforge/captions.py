@@ -376,10 +376,12 @@ def _report(rejects: list[Reject], rows: int, images: int, config: Config) -> di
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    content = "".join(f"{line}\n" for line in lines).encode()
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        if path.is_file() and path.read_bytes() == content:
+            return  # a run that finds everything done changes nothing
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
