@@ -179,7 +179,7 @@ def _values(message: bytes) -> Iterator[bytes]:
     while position < len(message):
         if message[position] & 7 != _LENGTH_DELIMITED:
             raise ValueError(f"unexpected wire type {message[position] & 7}")
-        length, position = _varint(message, position + 1)
+        length, position = read_varint(message, position + 1)
         if position + length > len(message):
             raise ValueError("truncated message")
         yield message[position : position + length]
@@ -190,15 +190,15 @@ def _numbered(message: bytes, number: int) -> Iterator[bytes]:
     """Yields the length-delimited values of the field `number`; other fields are skipped."""
     position = 0
     while position < len(message):
-        tag, position = _varint(message, position)
+        tag, position = read_varint(message, position)
         wire_type = tag & 7
         if wire_type == 0:
-            _, position = _varint(message, position)
+            _, position = read_varint(message, position)
             continue
         if wire_type in _FIXED:
             length = _FIXED[wire_type]
         elif wire_type == _LENGTH_DELIMITED:
-            length, position = _varint(message, position)
+            length, position = read_varint(message, position)
         else:
             raise ValueError(f"unexpected wire type {wire_type}")
         if position + length > len(message):
@@ -208,7 +208,7 @@ def _numbered(message: bytes, number: int) -> Iterator[bytes]:
         position += length
 
 
-def _varint(message: bytes, position: int) -> tuple[int, int]:
+def read_varint(message: bytes, position: int) -> tuple[int, int]:
     """Returns the integer at `position`, and where it ends."""
     value = shift = 0
     while True:

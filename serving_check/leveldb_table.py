@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import google_crc32c
 
+from searchforge.records import read_varint
+
 MAGIC = bytes.fromhex("57fb808b247547db")
 """The last eight bytes of every table."""
 
@@ -47,7 +49,7 @@ def _block(table: bytes, offset: int, size: int) -> bytes:
         return block
     import pyarrow
 
-    length, _ = _varint(block, 0)
+    length, _ = read_varint(block, 0)
     plain: bytes = pyarrow.decompress(block, decompressed_size=length, codec="snappy", asbytes=True)
     return plain
 
@@ -57,9 +59,9 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     end = len(block) - 4 * (restarts + 1)
     position, key = 0, b""
     while position < end:
-        shared, position = _varint(block, position)
-        unshared, position = _varint(block, position)
-        length, position = _varint(block, position)
+        shared, position = read_varint(block, position)
+        unshared, position = read_varint(block, position)
+        length, position = read_varint(block, position)
         key = key[:shared] + block[position : position + unshared]
         position += unshared
         yield key, block[position : position + length]
@@ -67,17 +69,6 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, position: int) -> tuple[int, int, int]:
-    offset, position = _varint(data, position)
-    size, position = _varint(data, position)
+    offset, position = read_varint(data, position)
+    size, position = read_varint(data, position)
     return offset, size, position
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7

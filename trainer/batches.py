@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +57,16 @@ def draw(
     """
     drawn = []
     for pair in range(config.heads):
-        own = rows
-        if pair:
-            own = np.random.default_rng([config.seed, pair]).permutation(data.images.shape[1])[rows]
+        own = _order(config.seed, pair, data.images.shape[1])[rows] if pair else rows
         drawn.append(_draw_pair(config, data, own, random, part))
     images, texts, ids = (np.stack(parts, 1) for parts in zip(*drawn, strict=True))
     return images, texts, ids
+
+
+@functools.lru_cache(maxsize=16)
+def _order(seed: int, pair: int, images: int) -> Array:
+    """The images in the order of one pair of heads; the same in every step."""
+    return np.random.default_rng([seed, pair]).permutation(images)
 
 
 def _draw_pair(

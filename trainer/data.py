@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from searchforge import progress
 from searchforge.captions import CaptionedImage, Captions, Split, load_captions, split_heldout
-from searchforge.config import Config
-from searchforge.errors import UsageError
+from searchforge.config import DEFAULT_MAX_PIXELS, Config
+from searchforge.errors import JobError, UsageError
+from searchforge.preprocessing import Preprocessing, RejectedInput
 from trainer.features import Rejected
 
 
@@ -65,6 +70,18 @@ def load_data(config: Config) -> Data:
     split = split_heldout(captions, config)
     unreadable = [{"id": image.id, "reason": "unreadable", "detail": detail} for image, detail in split.unreadable]
     return Data(split.train, split.heldout, captions, split, unreadable)
+
+
+def read_again(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Returns the pixels, uint8 [height, width, 3], of an image whose features were computed before.
+
+    Raises:
+      JobError: the image cannot be read any more.
+    """
+    try:
+        return preprocessing.pixels(path.read_bytes(), DEFAULT_MAX_PIXELS)
+    except (RejectedInput, OSError) as error:
+        raise JobError(f"{path} changed while training ran: {error}; start again") from error
 
 
 def announce_unused(data: Data) -> None:

@@ -124,10 +124,11 @@ def extract(
                     _require_seen(bad, inputs)
                     if len(keys):
                         for view in lacking:
-                            _write(folders[view] / f"{content_id(keys)}.npz", keys, values[view])
+                            path = folders[view] / f"{content_id(keys)}.npz"
+                            _write(path, keys, values[view])
+                            cached[view].update({key: (path, row) for row, key in enumerate(keys)})
                     rejected += bad
                     advance(len(keys) + len(bad))
-        cached = {view: _index(folder) for view, folder in folders.items()}
     usable = [key for key in inputs if all(key in rows for rows in cached.values())]
     gathered = {view: _gather(usable, cached[view]) for view in views}
     rows = {key: row for row, key in enumerate(usable)}

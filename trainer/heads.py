@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.layers import dense
+from trainer.layers import dense, layer_norm
 
 HIDDEN = 1024
 """Width of the wide head's hidden layer."""
@@ -72,10 +72,7 @@ class ResidualHead(Head):
     def _project(self, features: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
         projected = dense(features, *self._first)
         residual = _drop(dense(tf.nn.relu(projected), *self._second), self._dropout, dropout_seed)
-        x = projected + residual
-        centred = x - tf.reduce_mean(x, -1, keepdims=True)
-        variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
-        return centred * tf.math.rsqrt(variance + LAYER_NORM_EPSILON) * self._gain + self._bias
+        return layer_norm(projected + residual, self._gain, self._bias, LAYER_NORM_EPSILON)
 
 
 class WideHead(Head):

@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from searchforge import progress
 from searchforge.captions import CaptionedImage
-from searchforge.config import DEFAULT_MAX_PIXELS, Config, TrainConfig
+from searchforge.config import Config, TrainConfig
 from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_file
-from searchforge.preprocessing import RejectedInput
 from searchforge.workspace import Workspace
 from trainer import agreement, curves, evaluate, forms, tuning
 from trainer.batches import TrainingSet, batch_plan
 from trainer.checkpoints import CheckpointStore
 from trainer.cluster import ray_cluster, threads_per_worker
-from trainer.data import Data, announce_unused, load_data, without_rejected
+from trainer.data import Data, announce_unused, load_data, read_again, without_rejected
 from trainer.dual_encoder import DualEncoder
 from trainer.export import ImageEncoder, Quantization, TextEncoder, export
 from trainer.feature_sets import FeatureSets, extract_all
@@ -191,13 +189,13 @@ def _learn(
 def _export(folder: Path, settings: TrainConfig, learned: _Learned, image_tower: ImageTower) -> dict[str, Any]:
     """Writes the bundle's models, proves that their forms agree, and returns their part of the report."""
     data, features, encoder = learned.data, learned.features, learned.text_encoder
-    texts = [text for image in data.train for text in image.captions]
-    calibration = texts[:: max(1, len(texts) // CALIBRATION)][:CALIBRATION]
+    calibration = _sampled([text for image in data.train for text in image.captions], CALIBRATION)
     proof = data.heldout or data.train
     export(folder, learned.image_encoder, encoder)
     form, agreed = _export_text(folder, settings, encoder, calibration, proof)
+    pixels = np.stack([read_again(i.path, image_tower.preprocessing) for i in _sampled(proof, agreement.SAMPLES)])
     report: dict[str, Any] = {
-        "agreement": {"text": agreed, "image": agreement.check_images(folder, _pixels(proof, image_tower))},
+        "agreement": {"text": agreed, "image": agreement.check_images(folder, pixels)},
         "tflite_bytes": {name: (folder / name).stat().st_size for name in (IMAGE_TFLITE, TEXT_TFLITE)},
         "text_form": form,
         "forms": None,
@@ -225,7 +223,7 @@ def _export_text(
     proof: Sequence[CaptionedImage],
 ) -> tuple[Quantization, dict[str, Any]]:
     """Writes the text encoder's TFLite form, and returns which one it is and how it agrees with TensorFlow."""
-    sample = _sampled([text for image in proof for text in image.captions])
+    sample = _sampled([text for image in proof for text in image.captions], agreement.SAMPLES)
     candidates = (settings.text_quantization,) if settings.text_quantization else encoder.forms[:-1]
     for form in candidates:
         try:
@@ -338,19 +336,9 @@ def heldout_retrieval(heads: tuple[FusedHead, FusedHead], data: Data, features: 
     return evaluate.text_to_image(heads[1](captions).numpy(), heads[0](features.heldout_images(data)).numpy(), owners)
 
 
-def _sampled(items: Sequence[Item]) -> Sequence[Item]:
-    """Returns what agreement is checked on, evenly chosen."""
-    return items[:: max(1, len(items) // agreement.SAMPLES)][: agreement.SAMPLES]
-
-
-def _pixels(images: Sequence[CaptionedImage], tower: ImageTower) -> npt.NDArray[np.uint8]:
-    found = []
-    for image in _sampled(images):
-        try:
-            found.append(tower.preprocessing.pixels(image.path.read_bytes(), DEFAULT_MAX_PIXELS))
-        except (RejectedInput, OSError) as error:  # its features are cached, so it could be read before
-            raise JobError(f"{image.path} changed while training ran: {error}; start again") from error
-    return np.stack(found)
+def _sampled(items: Sequence[Item], most: int) -> Sequence[Item]:
+    """Returns at most that many of the items, evenly chosen."""
+    return items[:: max(1, len(items) // most)][:most]
 
 
 def _fingerprint(image_tower: ImageTower, text_tower: TextTower, *heads: FusedHead) -> str:

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.config import DEFAULT_MAX_PIXELS, TrainConfig
-from searchforge.errors import JobError, UsageError
-from searchforge.preprocessing import Preprocessing, RejectedInput
+from searchforge.config import TrainConfig
+from searchforge.errors import UsageError
+from searchforge.preprocessing import Preprocessing
 from trainer.batches import TrainingSet, choose_captions
 from trainer.checkpoints import CheckpointStore
+from trainer.data import read_again
 from trainer.loop import Trained, fit
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 
@@ -204,7 +205,9 @@ class TuningRun:
         """
         inputs: dict[str, Any] = {}
         if "image" in self._sides:
-            inputs["image"] = images = np.stack(list(self._pool.map(self._pixels, images)))
+            paths = map(Path, images)
+            pixels = self._pool.map(functools.partial(read_again, preprocessing=self._preprocessing), paths)
+            inputs["image"] = images = np.stack(list(pixels))
             images = self._sides["image"].features(images)
         if "text" in self._sides:
             inputs["text"] = texts.reshape(-1)
@@ -232,12 +235,6 @@ class TuningRun:
         context = tf.distribute.get_replica_context()
         total, *summed = context.all_reduce(tf.distribute.ReduceOp.SUM, [share, *own])
         return total, summed, by_image, by_text
-
-    def _pixels(self, path: str) -> Array:
-        try:
-            return self._preprocessing.pixels(Path(path).read_bytes(), DEFAULT_MAX_PIXELS)
-        except (RejectedInput, OSError) as error:  # its features were computed, so it could be read before
-            raise JobError(f"{path} changed while training ran: {error}; start again") from error
 
     @property
     def learning_rate(self) -> float:
