@@ -1,146 +1,145 @@
-"""Lists a corpus: a folder, a glob, or a text file of paths or URIs; local or any file system that Beam knows."""
+"""Lists a corpus as a stream of items: images or texts, wherever they are and whatever they are packed in.
+
+A corpus is a folder with all below it, a glob, an archive, a list of places, or files with one text a line or row.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
-from apache_beam.io.filesystem import BeamIOError
-from apache_beam.io.filesystems import FileSystems
+from beam_jobs.archives import is_archive, list_archive
+from beam_jobs.files import File, describe_file, find_files
+from beam_jobs.items import Item
+from beam_jobs.reading import open_file
+from beam_jobs.rows import Row, read_rows
+from searchforge.errors import UsageError
+from searchforge.hashing import sha256_bytes
+from searchforge.preprocessing import RejectedInput
 
-from searchforge.errors import JobError, UsageError
-from searchforge.hashing import content_id
+PLACE_NAMES = ("uri", "path", "file", "image", "file_name", "filename", "filepath", "url")
+TEXT_NAMES = ("text", "caption", "sentence", "content", "document")
+"""Names of columns and keys, in any case; the first that is there is used."""
 
-_GLOB = re.compile(r"[*?\[]")
-_STAT_THREADS = 32
+_MAX_SHOWN_TEXT = 4096
+"""Bytes of a text that travel with its record, to be shown as a hit."""
 
-
-@dataclass(frozen=True)
-class Item:
-    """One input of a corpus.
-
-    Attributes:
-      id: unique: the path below the folder (or below the fixed part of the glob), or the line of the list.
-      uri: where its bytes are.
-      version: changes when the file changes: its size and time of modification; empty where it is missing.
-    """
-
-    id: str
-    uri: str
-    version: str
+_ROWS_AT_ONCE = 1024
+_REQUESTS = 32
+"""Objects in buckets that are looked up at the same time."""
 
 
-def list_corpus(source: str) -> list[Item]:
-    """Returns every item of a corpus in the order of the ids.
+def list_images(source: str) -> Iterator[Item]:
+    """Yields every image of a corpus, in no particular order; what is known to be unusable has the reason.
+
+    Args:
+      source: a folder, a glob, a list of places (lines, .csv, .tsv, .jsonl) or an archive (.tar, .tfrecord); local,
+        gs:// or where Beam can list. Archives are opened wherever they lie.
 
     Raises:
-      UsageError: the source does not exist, is empty, or two items have one id.
-      JobError: the file system cannot be listed.
+      UsageError: it does not exist, holds a compressed archive or a file name that is not UTF-8, or it is a list that
+        is not text or has no column of places.
+      JobError: a folder or a bucket cannot be listed.
     """
-    try:
-        items = sorted(_list(source), key=lambda item: item.id)
-    except BeamIOError as error:
-        raise JobError(f"corpus {source} cannot be listed: {error}") from None
-    for item in items:
-        if not item.id.isprintable() and any("\udc80" <= character <= "\udcff" for character in item.id):
-            raise UsageError(f"file name {item.id!r} in corpus {source} is not UTF-8; rename the file")
-    if not items:
-        raise UsageError(f"corpus {source} is empty: no file was found; check the path")
-    for first, second in itertools.pairwise(items):
-        if first.id == second.id:
-            raise UsageError(f"id {first.id!r} names two items, {first.uri} and {second.uri}; ids are unique")
-    return items
+    found = find_files(source)
+    if not isinstance(found, File):
+        return (item for file in found for item in _images_of(file, {}))
+    if is_archive(found.path):
+        return list_archive(found, {})
+    return _usable(_listed(found), source, "a folder, a glob, an archive (.tar, .tfrecord), a list of paths or URIs")
 
 
-def listing_digest(items: Iterable[Item]) -> str:
-    """Returns a hash that changes when any item is added, removed or changed."""
-    return content_id([[item.id, item.uri, item.version] for item in items])
+def list_texts(source: str) -> Iterator[Item]:
+    """Yields every text of a corpus, each line of a file or row of a table, in no particular order.
 
+    Args:
+      source: a file (lines, .csv, .tsv, .jsonl), a folder or a glob of such files; local, gs:// or where Beam can list.
 
-def _list(source: str) -> list[Item]:
-    if _GLOB.search(source) and not Path(source).exists():
-        fixed = _GLOB.split(source)[0].rpartition("/")[0]
-        return _match(_absolute(source), f"{_absolute(fixed or '.')}/")
-    if "://" in source:
-        root = source.rstrip("/")
-        return _match(f"{root}/**", f"{root}/") or _read_list(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _walk(path.resolve())
-    return _read_list(str(path))
-
-
-def _match(pattern: str, root: str) -> list[Item]:
-    (result,) = FileSystems.match([pattern])
-    return [
-        Item(
-            found.path.removeprefix(root),
-            found.path,
-            _version(found.size_in_bytes, found.last_updated_in_seconds),
+    Raises:
+      UsageError, JobError: as of `list_images`.
+    """
+    found = find_files(source)
+    if isinstance(found, File):
+        return _usable(
+            _texts_of(found, ""), source, "a file with one text a line, CSV, TSV, JSONL, or a folder of such"
         )
-        for found in result.metadata_list
-        if not found.path.endswith("/")
-    ]
+    return (item for file in found for item in _some_texts(file))
 
 
-def _walk(root: Path) -> list[Item]:
-    items = []
-    for folder, folders, names in os.walk(root, onerror=_fail):
-        # A link to a folder is not followed, since it may lead back: it is an item, and will be rejected.
-        for name in [*names, *(name for name in folders if (Path(folder) / name).is_symlink())]:
-            path = Path(folder) / name
-            items.append(Item(path.relative_to(root).as_posix(), str(path), _local_version(path)))
-    return items
-
-
-def _fail(error: OSError) -> None:
-    raise JobError(f"folder {error.filename} cannot be listed: {error.strerror}; change its permissions") from None
-
-
-def _read_list(source: str) -> list[Item]:
+def _some_texts(file: File) -> Iterator[Item]:
     try:
-        with FileSystems.open(source) as file:
-            text = file.read().decode("utf-8")
-    except (BeamIOError, OSError):
-        raise UsageError(
-            f"corpus {source} does not exist; expected a folder, a glob, or a text file of paths or URIs"
-        ) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"corpus {source} is not a text file; expected one path or URI a line") from None
-    base = source.rpartition("/")[0]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    uris = [line if "://" in line else os.path.join(_absolute(base or "."), line) for line in lines]  # noqa: PTH118
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        versions = pool.map(_uri_version, uris)
-    return [Item(line, uri, version) for line, uri, version in zip(lines, uris, versions, strict=True)]
+        yield from _texts_of(file, f"{file.id}:")
+    except RejectedInput as error:
+        detail = error.detail
+        yield Item(file.id, file.path, file.path, file.version, file.size, reject=error.reason, detail=detail)
 
 
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
-
-
-def _uri_version(uri: str) -> str:
-    if "://" not in uri:
-        return _local_version(Path(uri))
+def _usable(items: Iterator[Item], source: str, expected: str) -> Iterator[Item]:
+    """Passes items on; that the source itself cannot be read is an error."""
     try:
-        found = FileSystems.metadata(uri)
-    except (BeamIOError, OSError, ValueError):
-        return ""
-    return _version(found.size_in_bytes, found.last_updated_in_seconds)
+        yield from items
+    except RejectedInput as error:
+        raise UsageError(f"corpus {source} cannot be used ({error.detail}); expected {expected}") from None
 
 
-def _local_version(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return ""
-    return _version(status.st_size, status.st_mtime)
+def _images_of(file: File, metadata: dict[str, object]) -> Iterator[Item]:
+    if is_archive(file.path):
+        return list_archive(file, metadata)
+    return iter((Item(file.id, file.path, file.path, file.version, file.size, None, file.content, metadata),))
 
 
-def _version(size: int, modified: float | None) -> str:
-    return f"{size}:{modified or 0:.6f}"
+def _listed(listing: File) -> Iterator[Item]:
+    """Yields the images that a list names."""
+    folder = listing.path.rpartition("/")[0] or "/"
+    rows = _rows(listing, PLACE_NAMES)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            places = [_place(folder, row.value) for row in batch]
+            remote = [place for place in places if "://" in place]
+            described = dict(zip(remote, pool.map(describe_file, remote), strict=True))
+            for row, place in zip(batch, places, strict=True):
+                if row.reject or not row.value or "\0" in row.value:
+                    yield _bad_row(listing, f"{listing.id}:{row.line}", row, "bad_line", "no place of an image")
+                else:
+                    file = described.get(place) or describe_file(place)
+                    yield from _images_of(file._replace(id=row.id or row.value), row.metadata)
+
+
+def _place(folder: str, value: str) -> str:
+    if "://" in value or not value:
+        return value
+    return f"{folder}/{value}" if "://" in folder else os.path.normpath(os.path.join(folder, value))  # noqa: PTH118
+
+
+def _rows(file: File, names: tuple[str, ...]) -> Iterator[Row]:
+    with open_file(file.path, file.version) as stream:
+        yield from read_rows(stream, file.path, names)
+
+
+def _texts_of(file: File, prefix: str) -> Iterator[Item]:
+    """Yields the texts of a file; without an id of their own they have the line's number after `prefix`."""
+    for row in _rows(file, TEXT_NAMES):
+        id = row.id or f"{prefix}{row.line}"
+        data = row.value.encode()
+        if row.reject or not data:
+            yield _bad_row(file, id, row, "empty", "no text")
+            continue
+        shown = row.value if len(data) <= _MAX_SHOWN_TEXT else data[:_MAX_SHOWN_TEXT].decode(errors="ignore")
+        yield Item(
+            id,
+            f"{file.path}:{row.line}",
+            file.path,
+            file.version,
+            len(data),
+            content=f"sha256:{sha256_bytes(data)}",
+            metadata={**row.metadata, "text": shown},
+            text=row.value,
+        )
+
+
+def _bad_row(file: File, id: str, row: Row, reason: str, detail: str) -> Item:
+    """Rejects a row for its own fault, or else for `reason`."""
+    reason, detail = (row.reject, row.detail) if row.reject else (reason, detail)
+    return Item(id, f"{file.path}:{row.line}", file.path, file.version, reject=reason, detail=detail)

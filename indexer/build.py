@@ -51,7 +51,7 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
     bundle = EncoderInfo.model_validate(workspace.marker("encoders", encoder or manifest.encoder))
     manifest.require_fingerprint(bundle.fingerprint, of=bundle.id)
     require_images(manifest)
-    images = sum(shard.count for shard in manifest.shards)
+    images = manifest.records
     parameters = resolve(config.index, images, manifest.dim)
     id = _searcher_id(manifest, bundle, parameters)
     if workspace.committed("searchers", id):
@@ -77,7 +77,7 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
     seconds: dict[str, float] = {}
     with workspace.create("searchers", id) as staging:
         with _timed(seconds, "load"):
-            corpus = load_corpus(workspace.local("embeddings", manifest.id), manifest)
+            corpus = load_corpus(workspace, manifest)
         sizes = _build_files(corpus, parameters, user_info, encoders, staging.path, seconds)
         index_bytes = sizes["codes"] + sizes["centroids_and_codebooks"] + sizes["user_info"]
         report: dict[str, Any] = {
@@ -105,7 +105,7 @@ def _searcher_id(manifest: Manifest, bundle: EncoderInfo, parameters: IndexParam
         {
             "version": FORMAT_VERSION,
             "embeddings": manifest.id,
-            "shards": [shard.sha256 for shard in manifest.shards],
+            "shards": [[shard.sha256, shard.dead] for shard in manifest.shards],
             "encoder": bundle.id,
             "fingerprint": bundle.fingerprint,
             "files": bundle.files,

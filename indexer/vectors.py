@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from searchforge.errors import UsageError
 from searchforge.hashing import canonical_json
 from searchforge.manifest import Manifest, read_shards
+from searchforge.workspace import Workspace
 
 NORM_TOLERANCE = 1e-3
 """How far the length of an embedding may be from 1."""
@@ -31,7 +31,7 @@ class Corpus:
     device_metadata: list[bytes]
 
 
-def load_corpus(directory: Path, manifest: Manifest) -> Corpus:
+def load_corpus(workspace: Workspace, manifest: Manifest) -> Corpus:
     """Reads and validates every record of an embedding run.
 
     Raises:
@@ -39,13 +39,13 @@ def load_corpus(directory: Path, manifest: Manifest) -> Corpus:
         manifest's dimension, or metadata cannot be JSON on the device.
       JobError: a shard is missing or damaged.
     """
-    count = sum(shard.count for shard in manifest.shards)
+    count = manifest.records
     require_images(manifest)
     vectors = np.empty((count, manifest.dim), np.float32)
     ids: list[str] = []
     uris: dict[str, str] = {}
     metadata: list[bytes] = []
-    for row, record in enumerate(read_shards(directory, manifest)):
+    for row, record in enumerate(read_shards(workspace, manifest)):
         if record.id in uris:
             raise UsageError(
                 f"id {record.id!r} is in embeddings {manifest.id} twice, from {uris[record.id]} and from {record.uri}; "
@@ -67,7 +67,7 @@ def load_corpus(directory: Path, manifest: Manifest) -> Corpus:
 
 def require_images(manifest: Manifest) -> None:
     """Raises UsageError where an embedding run embedded nothing."""
-    if not any(shard.count for shard in manifest.shards):
+    if not manifest.records:
         raise UsageError(
             f"embeddings {manifest.id} hold no images ({manifest.inputs} inputs, {manifest.rejected} rejected: "
             f"{manifest.rejected_by_reason}); there is nothing to index"

@@ -26,10 +26,12 @@ from searchforge import progress
 from searchforge.cli import import_quietly
 from searchforge.config import Config
 from searchforge.errors import GateError, UsageError
+from searchforge.manifest import Manifest, Modality, read_shards
 from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from searchforge.workspace import Kind, Workspace
 
 if TYPE_CHECKING:
+    from beam_jobs.estimate import Estimate
     from serving_check.search import Hit
 
 
@@ -72,12 +74,30 @@ def evaluate(config: Config, encoder: str | None = None) -> dict[str, Any]:
     return evaluate_bundle(config, encoder).model_dump(mode="json")
 
 
-def embed(config: Config, encoder: str | None = None) -> dict[str, Any]:
-    """Embeds the corpus with a Beam job; returns MANIFEST.json."""
-    import_quietly("tensorflow")
-    from beam_jobs.embed_images import embed_images
+def embed(config: Config, encoder: str | None = None, modality: Modality = "images") -> dict[str, Any]:
+    """Embeds the corpus with a Beam job, building on what an earlier run holds; returns MANIFEST.json."""
+    import_quietly("apache_beam")
+    from beam_jobs.embed import embed as embed_corpus
 
-    return embed_images(config, _choose(config, "encoders", encoder)).model_dump()
+    return embed_corpus(config, _choose(config, "encoders", encoder), modality).model_dump()
+
+
+def compact(config: Config, embeddings: str | None = None) -> dict[str, Any]:
+    """Copies the records of a run, which other runs' shards may hold, into shards of its own; returns MANIFEST.json."""
+    import_quietly("apache_beam")
+    from beam_jobs.embed import compact as compact_run
+
+    return compact_run(config, _choose(config, "embeddings", embeddings)).model_dump()
+
+
+def estimate(
+    config: Config, encoder: str | None = None, modality: Modality = "images", workers: int = 1, sample: int = 256
+) -> Estimate:
+    """Measures on a sample how long the whole corpus takes on some workers, and how many bytes come out."""
+    import_quietly("apache_beam")
+    from beam_jobs.estimate import estimate as estimate_run
+
+    return estimate_run(config, _choose(config, "encoders", encoder), modality, workers, sample)
 
 
 def index(config: Config, embeddings: str | None = None, encoder: str | None = None) -> dict[str, Any]:
@@ -198,13 +218,11 @@ def is_image_query(query: str) -> bool:
 
 def corpus_images(config: Config, embeddings: str, ids: set[str]) -> dict[str, Path]:
     """Returns the local files of items of an embedding run, by id; remote or unknown ones are left out."""
-    from searchforge.manifest import Manifest, read_shards
-
     workspace = Workspace(config.workspace)
     if not workspace.committed("embeddings", embeddings):
         return {}
     manifest = Manifest.model_validate(workspace.marker("embeddings", embeddings))
-    records = read_shards(workspace.local("embeddings", embeddings), manifest)
+    records = read_shards(workspace, manifest)
     return {record.id: Path(record.uri) for record in records if record.id in ids and "://" not in record.uri}
 
 

@@ -14,6 +14,7 @@ from searchforge.cli import Command, config_options, reports_errors, show
 
 if TYPE_CHECKING:
     from searchforge.config import Config
+    from searchforge.manifest import Modality
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -49,7 +50,14 @@ _CORPUS = (
     click.option("--corpus", "corpus__source", help="Folder, glob or list of images; default: --images."),
     click.option("--corpus-split", "corpus__splits", multiple=True, help="Only images of this split."),
 )
+_TEXTS = (
+    click.option(
+        "--texts", "modality", flag_value="texts", default="images", help="The corpus is lines, CSV or JSONL."
+    ),
+    click.option("--encoder", help="Id; default: the workspace's only one."),
+)
 _BEAM = (
+    click.option("--base", "embed__base", help="Id of an earlier run to build on; default: the latest; or none."),
     click.option("--runner", "embed__runner", help="Beam runner."),
     click.option("--beam-option", "embed__beam_options", multiple=True, help="Passed to Beam as it is."),
 )
@@ -105,16 +113,45 @@ def evaluate(config: Config, as_json: bool, encoder: str | None) -> None:
 
 
 @main.command()
-@_options(*_DATA, *_CORPUS, *_BEAM)
-@click.option("--encoder", help="Id; default: the workspace's only one.")
+@_options(*_DATA, *_CORPUS, *_BEAM, *_TEXTS)
 @reports_errors
 @config_options
-def embed(config: Config, as_json: bool, encoder: str | None) -> None:
+def embed(config: Config, as_json: bool, modality: Modality, encoder: str | None) -> None:
     """Embed a corpus into sharded TFRecords with a Beam job."""
     from infra import api
     from searchforge.manifest import Manifest
 
-    report = api.embed(config, encoder)
+    report = api.embed(config, encoder, modality)
+    show(report, as_json, Manifest.model_validate(report).summary)
+
+
+@main.command()
+@_options(*_DATA, *_CORPUS, *_TEXTS)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Machines like this one.")
+@click.option("--sample", type=click.IntRange(1), default=256, show_default=True, help="Items to measure.")
+@reports_errors
+@config_options
+def estimate(config: Config, as_json: bool, modality: Modality, encoder: str | None, workers: int, sample: int) -> None:
+    """Measure on a sample how long embedding a corpus takes, and how many bytes come out."""
+    from infra import api
+
+    report = api.estimate(config, encoder, modality, workers, sample)
+    from beam_jobs.estimate import summary
+
+    show(report, as_json, summary(report))
+
+
+@main.command()
+@_options(*_BEAM)
+@click.option("--embeddings", help="Id; default: the workspace's only one.")
+@reports_errors
+@config_options
+def compact(config: Config, as_json: bool, embeddings: str | None) -> None:
+    """Copy the records of an incremental run into shards of their own."""
+    from infra import api
+    from searchforge.manifest import Manifest
+
+    report = api.compact(config, embeddings)
     show(report, as_json, Manifest.model_validate(report).summary)
 
 

@@ -173,17 +173,11 @@ def _read_coco(path: Path) -> Found:
 
 
 def _read_csv(path: Path) -> Found:
-    return _table(path, _csv_records(_lines(path)))
+    return _table(path, csv_records(_lines(path)))
 
 
 def _read_tsv(path: Path) -> Found:
-    """Reads https://www.iana.org/assignments/media-types/text/tab-separated-values, without quotes around fields."""
-    records = (
-        (number, [_unquoted(field) for field in line.removesuffix("\n").split("\t")] if line else _TOO_LONG)
-        for number, line in _lines(path)
-        if line is None or line.strip()
-    )
-    return _table(path, records)
+    return _table(path, tsv_records(_lines(path)))
 
 
 _TOO_LONG = f"more than {MAX_LINE} characters"
@@ -220,7 +214,16 @@ _HEADER = (
 )
 
 
-def _csv_records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, list[str] | str]]:
+def tsv_records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, list[str] | str]]:
+    """Splits lines as https://www.iana.org/assignments/media-types/text/tab-separated-values; quotes are taken off."""
+    for number, line in lines:
+        if line is None:
+            yield number, _TOO_LONG
+        elif line.strip():
+            yield number, [_unquoted(field) for field in line.removesuffix("\n").split("\t")]
+
+
+def csv_records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, list[str] | str]]:
     """Yields records with the number of their first line.
 
     A quote that is opened by mistake would swallow the lines after it: they are read again.

@@ -81,7 +81,8 @@ class CorpusConfig(Section):
     """The images to search.
 
     Attributes:
-      source: folder, glob, or text file of paths or URIs; local or gs://. Default: `data.images`.
+      source: folder, glob, archive (TFRecords, tar) or list (text, CSV, TSV, JSONL); local or gs://. Default:
+        `data.images`.
       splits: keep only images of these splits of `data.captions`.
       max_bytes, max_pixels: larger files and images are rejected, not decoded.
       max_reject_fraction: more rejects than this fail the job.
@@ -165,14 +166,22 @@ class EmbedConfig(Section):
     """How the Beam job runs.
 
     Attributes:
-      shards: number of output shards; derived from the size of the corpus by default.
-      batch_size: images a call of the model.
+      base: id of an earlier run of the same encoder, whose embeddings are reused; `auto`: the latest; `none`.
+      max_dead_fraction: of the records in earlier runs' shards; with more of them dead, all are written anew.
+      shards: number of shards that are written; derived from the size of the corpus by default.
+      backend: what runs the encoder; `auto`: TensorFlow on a GPU and for texts, LiteRT on a CPU.
+      batch_size: inputs a call of TensorFlow; LiteRT embeds one image at a time on every core.
+      threads: of a worker; its share of the cores by default.
       runner: any Beam runner; DirectRunner runs in this process.
       beam_options: passed to the runner as they are, e.g. `--direct_num_workers=2`.
     """
 
+    base: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,79}$")] = "auto"
+    max_dead_fraction: Fraction = 0.3
     shards: Count | None = None
+    backend: Literal["auto", "litert", "tensorflow"] = "auto"
     batch_size: Count = 64
+    threads: Count | None = None
     runner: str = "DirectRunner"
     beam_options: tuple[str, ...] = ()
 

@@ -20,6 +20,10 @@ from searchforge.errors import UsageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Image formats that are decoded; anything else is rejected as not an image."""
 
+# Large or damaged images are no news: they are rejected, or decoded as far as they are whole. Set once, since filters
+# are shared by all threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _PATTERN = re.compile(rf"decode\|resize\((\d+),(\d+),({'|'.join(_FILTERS)})\)\|scale\({_NUMBER},{_NUMBER}\)")
@@ -101,15 +105,17 @@ class Preprocessing:
             image = image.resize((self.width, self.height), _FILTERS[self.filter])
         return np.asarray(image, np.uint8)
 
+    def scale(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Returns pixel values as the image tower takes them, float32 from `low` to `high`."""
+        return (pixels.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
+
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
     """Decodes an image to RGB; arguments and errors as of `Preprocessing.pixels`."""
     if not data:
         raise RejectedInput("empty", "0 bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit below is ours
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise RejectedInput("not_an_image", f"{len(data)} bytes, not one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:

@@ -24,12 +24,19 @@ def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows how much of `total` is done; yields the function that adds to it."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+        from rich.text import Text
+
+        class RateColumn(TextColumn):
+            def render(self, task: Task) -> Text:
+                speed = task.finished_speed or task.speed
+                return Text(f"{speed:.0f}/s" if speed else "")
 
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            RateColumn(""),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:

@@ -22,6 +22,10 @@ from searchforge.errors import JobError
 MAX_RECORD_BYTES = 2**30
 """A longer TFRecord is not read: its length would be taken from a foreign file and reserved in memory."""
 
+TFRECORD_HEADER = 12
+TFRECORD_FRAMING = 16
+"""Bytes before a TFRecord's payload (its length and a checksum), and before and after it."""
+
 
 @dataclass(frozen=True)
 class EmbeddingRecord:
@@ -33,6 +37,7 @@ class EmbeddingRecord:
       uri: where the item was read.
       content_hash: SHA-256 of the item's bytes, hexadecimal.
       metadata: JSON object that travels with the item to the device.
+      version: of the file it was read from, which tells an incremental run whether it changed; "" where unknown.
     """
 
     id: str
@@ -40,6 +45,7 @@ class EmbeddingRecord:
     uri: str
     content_hash: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
 
     def __post_init__(self) -> None:
         if self.embedding.ndim != 1 or self.embedding.dtype != np.float32:
@@ -57,6 +63,7 @@ class EmbeddingRecord:
             "id": _field(_BYTES_LIST, _field(1, self.id.encode())),
             "metadata": _field(_BYTES_LIST, _field(1, metadata.encode())),
             "uri": _field(_BYTES_LIST, _field(1, self.uri.encode())),
+            "version": _field(_BYTES_LIST, _field(1, self.version.encode())),
         }
         entries = (_field(1, _field(1, key.encode()) + _field(2, value)) for key, value in features.items())
         return _field(1, b"".join(entries))
@@ -79,6 +86,7 @@ class EmbeddingRecord:
                 uri=features[b"uri"].decode(),
                 content_hash=features[b"content_hash"].decode(),
                 metadata=json.loads(features[b"metadata"]),
+                version=features.get(b"version", b"").decode(),
             )
         except (ValueError, KeyError, IndexError) as error:
             raise JobError(
@@ -114,8 +122,8 @@ def iterate_tfrecords(file: BinaryIO) -> Iterator[bytes]:
       ValueError: the file is truncated or a checksum does not match.
     """
     position = 0
-    while header := file.read(12):
-        if len(header) < 12 or header[8:] != _masked_crc(header[:8]):
+    while header := file.read(TFRECORD_HEADER):
+        if len(header) < TFRECORD_HEADER or header[8:] != _masked_crc(header[:8]):
             raise ValueError(f"damaged TFRecord header at byte {position}")
         (length,) = struct.unpack("<Q", header[:8])
         if length > MAX_RECORD_BYTES:
@@ -124,7 +132,7 @@ def iterate_tfrecords(file: BinaryIO) -> Iterator[bytes]:
         if len(payload) < length or crc != _masked_crc(payload):
             raise ValueError(f"damaged TFRecord at byte {position}")
         yield payload
-        position += 16 + length
+        position += TFRECORD_FRAMING + length
 
 
 def example_bytes(data: bytes) -> dict[str, list[bytes]]:

@@ -15,7 +15,7 @@ from searchforge.manifest import Manifest
 from searchforge.progress import say
 from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from searchforge.workspace import Workspace
-from serving_check.corpus import corpus_images, heldout_captions, load_corpus
+from serving_check.corpus import Queries, corpus_images, corpus_texts, heldout_captions, load_corpus
 from serving_check.examination import Examination
 from serving_check.gates import Gate, at_least, at_most
 
@@ -53,8 +53,9 @@ def check(config: Config, searcher: str) -> dict[str, Any]:
         for name in SEARCHERS.values()
         if (path := folder / name).is_file()
     }
-    corpus = load_corpus(workspace.local("embeddings", manifest.id), manifest)
-    captions = heldout_captions(config, corpus)
+    corpus = load_corpus(workspace, manifest)
+    of_texts = manifest.modality == "texts"
+    captions = corpus_texts(corpus, config) if of_texts else heldout_captions(config, corpus)
     content = {
         "version": REPORT_VERSION,
         "searcher": searcher,
@@ -66,14 +67,15 @@ def check(config: Config, searcher: str) -> dict[str, Any]:
     if passed_before:
         say(f"check {id} is there already, and passed: same bytes, queries and gates")
         return workspace.marker("checks", id)
-    asked = f"{len(captions)} held-out captions" if len(captions) else "its images, as it has no held-out captions,"
+    kind = "of its texts" if of_texts else "held-out captions"
+    asked = f"{len(captions)} {kind}" if len(captions) else "its images, as it has no held-out captions,"
     say(
-        f"check searcher {searcher} of {len(corpus.ids):,} images with {asked} through the Task Library; "
+        f"check searcher {searcher} of {len(corpus.ids):,} {manifest.modality} with {asked} through the Task Library; "
         f"about {5 + 0.02 * (len(captions) or config.check.queries):.0f} s"
     )
     with tempfile.TemporaryDirectory(prefix="searchforge-check-") as scratch:
         wanted = IMAGE_QUERIES if len(captions) >= MIN_CAPTIONS else config.check.queries
-        images = corpus_images(corpus, wanted, config.check.seed, Path(scratch))
+        images = Queries([], []) if of_texts else corpus_images(corpus, wanted, config.check.seed, Path(scratch))
         examination = Examination(corpus, manifest, bundle)
         examination.examine("text", folder / SEARCHERS["text"], captions)
         examination.examine("image", folder / SEARCHERS["image"], images)

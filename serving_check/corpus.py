@@ -16,6 +16,7 @@ from searchforge.errors import SearchforgeError
 from searchforge.hashing import sha256_bytes
 from searchforge.manifest import Manifest, read_shards
 from searchforge.storage import Storage, open_storage
+from searchforge.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Corpus:
 
     Attributes:
       vectors: [n, dim] float32.
+      texts: of a text corpus; empty for images.
       row_of: position of each id.
     """
 
@@ -31,6 +33,7 @@ class Corpus:
     vectors: npt.NDArray[np.float32]
     uris: list[str]
     content_hashes: list[str]
+    texts: list[str]
     row_of: dict[str, int]
 
 
@@ -50,19 +53,20 @@ class Queries:
         return len(self.values)
 
 
-def load_corpus(directory: Path, manifest: Manifest) -> Corpus:
+def load_corpus(workspace: Workspace, manifest: Manifest) -> Corpus:
     """Reads every record of an embedding run.
 
     Raises:
       JobError: a shard is missing or damaged.
     """
-    records = list(read_shards(directory, manifest))
+    records = list(read_shards(workspace, manifest))
     ids = [record.id for record in records]
     return Corpus(
         ids=ids,
         vectors=np.stack([record.embedding for record in records]),
         uris=[record.uri for record in records],
         content_hashes=[record.content_hash for record in records],
+        texts=[str(record.metadata.get("text", "")) for record in records] if manifest.modality == "texts" else [],
         row_of={id: row for row, id in enumerate(ids)},
     )
 
@@ -80,6 +84,12 @@ def heldout_captions(config: Config, corpus: Corpus) -> Queries:
             pairs += [(caption, row) for caption in image.captions]
     chosen = _sample(len(pairs), config.check.queries, config.check.seed)
     return Queries([pairs[i][0] for i in chosen], [pairs[i][1] for i in chosen])
+
+
+def corpus_texts(corpus: Corpus, config: Config) -> Queries:
+    """Returns a seeded sample of `check.queries` texts of a text corpus, which are to find themselves."""
+    chosen = _sample(len(corpus.texts), config.check.queries, config.check.seed)
+    return Queries([corpus.texts[row] for row in chosen], list(chosen))
 
 
 def corpus_images(corpus: Corpus, count: int, seed: int, folder: Path) -> Queries:

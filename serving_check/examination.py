@@ -15,7 +15,7 @@ from serving_check.search import Searcher
 from serving_check.structure import examine_index, fingerprint_faults
 
 MIN_SELF_HITS = 0.8
-"""Share of the corpus' images that must find themselves: less means another encoder, or shuffled ids."""
+"""Share of the corpus' images, or texts, that must find themselves: less means another encoder, or shuffled ids."""
 
 LATENCY_TEXTS = [
     "a dog on a beach",
@@ -75,7 +75,8 @@ class Examination:
         """Everything measured. Without captions, the image searcher's recall is the index' recall."""
         kind = "text" if self._asked["text"] else "image"
         images = len(self._corpus.ids)
-        figures = {"images": images, "gallery": images, "query_kind": kind, "queries": self._asked[kind]}
+        of_texts = "corpus_text" if self._corpus.texts else kind
+        figures = {"images": images, "gallery": images, "query_kind": of_texts, "queries": self._asked[kind]}
         recall = {name: self._figures.get(f"{_FIGURE_PREFIX[kind]}{name}") for name in ("recall_at_1", "recall_at_10")}
         return {**figures, **self._figures, **recall}
 
@@ -88,6 +89,8 @@ class Examination:
             no_faults("answers", self._answers, "every query was answered"),
             no_faults("known_ids", unknown, "every hit is an item of the manifest"),
         ]
+        if self._corpus.texts:
+            gates.append(at_least("texts_find_themselves", self._figures.get("own_or_equal_at_10"), MIN_SELF_HITS))
         if self._asked["image"]:
             gates.append(
                 at_least("images_find_themselves", self._figures.get("image_own_or_equal_at_10"), MIN_SELF_HITS)

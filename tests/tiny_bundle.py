@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from searchforge.encoder import IMAGE_SAVED_MODEL, TEXT_SAVED_MODEL, EncoderInfo
+from searchforge.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, EncoderInfo
 from searchforge.workspace import Workspace
 
 PREPROCESSING = "decode|resize(8,8,bilinear)|scale(-1,1)"
 DIM = 16
 
 
-def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0) -> EncoderInfo:
-    """Commits a bundle with an image encoder only, a random projection; another seed is another embedding space."""
+def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0, tflite: bool = True) -> EncoderInfo:
+    """Commits a bundle with an image encoder only, a random projection; another seed is another embedding space.
+
+    Args:
+      tflite: also write the TFLite form, and vouch for it as training does.
+    """
     info = EncoderInfo(
         id=encoder,
         fingerprint=f"fingerprint-{seed}",
@@ -22,11 +26,11 @@ def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0) -> 
         image_tower="random",
         text_tower="none",
         sequence_length=0,
-        files={},
-        report={},
+        files={IMAGE_TFLITE: ""} if tflite else {},
+        report={"agreement": {"image": {"min_cosine": 1.0}}} if tflite else {},
     )
     with workspace.create("encoders", encoder) as staging:
-        _save_image_encoder(staging.path / IMAGE_SAVED_MODEL, seed)
+        _save_image_encoder(staging.path, seed, tflite)
         staging.commit(info.model_dump())
     return info
 
@@ -68,15 +72,24 @@ def _save_colour_encoders(folder: Path) -> None:
         tf.saved_model.save(tf.Module(), str(folder / name), signatures={"serving_default": function})
 
 
-def _save_image_encoder(path: Path, seed: int) -> None:
+def _save_image_encoder(folder: Path, seed: int, tflite: bool) -> None:
     import tensorflow as tf
 
     module = tf.Module()
     module.weights = tf.Variable(tf.random.stateless_normal([8 * 8 * 3, DIM], [seed, 1]))
 
+    def project(scaled: tf.Tensor) -> tf.Tensor:
+        return tf.math.l2_normalize(tf.reshape(scaled, [-1, 8 * 8 * 3]) @ module.weights, axis=-1)
+
     @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8, "images")])
     def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        flat = tf.reshape(tf.cast(images, tf.float32) / 127.5 - 1.0, [-1, 8 * 8 * 3])
-        return {"embedding": tf.math.l2_normalize(flat @ module.weights, axis=-1)}
+        return {"embedding": project(tf.cast(images, tf.float32) / 127.5 - 1.0)}
 
-    tf.saved_model.save(module, str(path), signatures={"serving_default": encode})
+    @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 3], tf.float32, "image")])
+    def encode_scaled(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"embedding": project(image)}
+
+    tf.saved_model.save(module, str(folder / IMAGE_SAVED_MODEL), signatures={"serving_default": encode})
+    if tflite:
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([encode_scaled.get_concrete_function()], module)
+        (folder / IMAGE_TFLITE).write_bytes(converter.convert())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import zlib
@@ -10,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from click.testing import CliRunner
 
-from beam_jobs import embed_shard
-from beam_jobs.embed_images import embed_images
-from searchforge.config import Config, load_config
+from beam_jobs import embedder, pipeline
+from beam_jobs.embed_images import embed_images, main
+from beam_jobs.shards import Shard
 from searchforge.errors import JobError, UsageError
-from searchforge.manifest import Manifest, read_shards
 from searchforge.preprocessing import RejectedInput
 from searchforge.workspace import Workspace
+from tests.beam_jobs.photos import draw_photos, embed_config, png, records, shard_bytes
 from tests.tiny_bundle import DIM, write_bundle
 
 
@@ -31,19 +30,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    (folder / "sub").mkdir(parents=True)
-    for index in range(20):
-        name = f"{'sub/' if index % 2 else ''}{index:02d}.png"
-        (folder / name).write_bytes(_png(index))
-    return folder
-
-
-def _png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return draw_photos(tmp_path / "photos")
 
 
 def _png_claiming(width: int, height: int) -> bytes:
@@ -54,23 +41,11 @@ def _png_claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0"))
 
 
-def _config(workspace: Workspace, source: Path | str, **overrides: object) -> Config:
-    values = {"workspace": workspace.root, "corpus.source": str(source), "embed.batch_size": 4, "embed.shards": 3}
-    return load_config(None, {**values, **overrides})
-
-
-def _shard_bytes(workspace: Workspace, manifest: Manifest) -> dict[str, bytes]:
-    folder = workspace.local("embeddings", manifest.id)
-    return {shard.name: (folder / shard.name).read_bytes() for shard in manifest.shards}
-
-
 def test_every_image_is_embedded_under_its_path(workspace: Workspace, photos: Path) -> None:
-    manifest = embed_images(_config(workspace, photos), "tiny")
-    records = list(read_shards(workspace.local("embeddings", manifest.id), manifest))
-    assert sorted(record.id for record in records) == sorted(
-        path.relative_to(photos).as_posix() for path in photos.rglob("*.png")
-    )
-    for record in records:
+    manifest = embed_images(embed_config(workspace, photos), "tiny")
+    found = records(workspace, manifest)
+    assert found.keys() == {path.relative_to(photos).as_posix() for path in photos.rglob("*.png")}
+    for record in found.values():
         assert record.embedding.shape == (DIM,)
         assert np.linalg.norm(record.embedding) == pytest.approx(1, abs=1e-5)
     assert (manifest.inputs, manifest.embedded, manifest.rejected) == (20, 20, 0)
@@ -79,11 +54,11 @@ def test_every_image_is_embedded_under_its_path(workspace: Workspace, photos: Pa
 def test_bad_inputs_are_rejected_with_their_reason(workspace: Workspace, photos: Path) -> None:
     (photos / "zero.jpg").write_bytes(b"")
     (photos / "text.jpg").write_bytes(b"not an image at all")
-    (photos / "cut.png").write_bytes(_png(1)[:-40])
+    (photos / "cut.png").write_bytes(png(1)[:-40])
     (photos / "bomb.png").write_bytes(_png_claiming(50_000, 50_000))
     (photos / "big.png").write_bytes(_png_claiming(11_000, 10_000))
-    (photos / "long.png").write_bytes(_png(2) + b"\0" * 5000)
-    manifest = embed_images(_config(workspace, photos, **{"corpus.max_bytes": 4000}), "tiny")
+    (photos / "long.png").write_bytes(png(2) + b"\0" * 5000)
+    manifest = embed_images(embed_config(workspace, photos, corpus__max_bytes=4000), "tiny")
     folder = workspace.local("embeddings", manifest.id)
     rejects = [json.loads(line) for name in manifest.rejects for line in (folder / name).read_text().splitlines()]
     assert {reject["id"]: reject["reason"] for reject in rejects} == {
@@ -99,53 +74,68 @@ def test_bad_inputs_are_rejected_with_their_reason(workspace: Workspace, photos:
 
 def test_a_list_may_name_missing_files(workspace: Workspace, photos: Path) -> None:
     (photos / "list.txt").write_text("00.png\nsub/01.png\ngone.png\n\n")
-    manifest = embed_images(_config(workspace, photos / "list.txt"), "tiny")
+    manifest = embed_images(embed_config(workspace, photos / "list.txt"), "tiny")
     assert manifest.rejected_by_reason == {"missing": 1}
     assert manifest.inputs == 3
 
 
 def test_a_glob_gives_the_ids_below_its_fixed_part(workspace: Workspace, photos: Path) -> None:
-    manifest = embed_images(_config(workspace, f"{photos}/sub/*.png"), "tiny")
-    ids = [record.id for record in read_shards(workspace.local("embeddings", manifest.id), manifest)]
-    assert sorted(ids) == sorted(path.name for path in (photos / "sub").iterdir())
+    manifest = embed_images(embed_config(workspace, f"{photos}/sub/*.png"), "tiny")
+    assert records(workspace, manifest).keys() == {path.name for path in (photos / "sub").iterdir()}
 
 
 def test_workers_do_not_change_the_bytes(photos: Path, tmp_path: Path) -> None:
     found = []
-    for name, options in (("a", ()), ("b", ("--direct_num_workers=2", "--direct_running_mode=multi_processing"))):
+    two = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    for name, threads, options in (("a", 1, ()), ("b", 4, ()), ("c", None, two)):
         other = Workspace(str(tmp_path / name))
         write_bundle(other)
-        manifest = embed_images(_config(other, photos, **{"embed.beam_options": options}), "tiny")
-        found.append(_shard_bytes(other, manifest))
-    assert found[0] == found[1]
+        config = embed_config(other, photos, embed__beam_options=options, embed__threads=threads)
+        found.append(shard_bytes(other, embed_images(config, "tiny")))
+    assert found[0] == found[1] == found[2]
 
 
-def test_a_killed_run_keeps_its_finished_shards(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorflow_agrees_with_litert(photos: Path, tmp_path: Path) -> None:
+    found = []
+    for backend in ("litert", "tensorflow"):
+        other = Workspace(str(tmp_path / backend))
+        write_bundle(other)
+        manifest = embed_images(embed_config(other, photos, embed__backend=backend, embed__batch_size=3), "tiny")
+        assert manifest.backend == backend
+        found.append(records(other, manifest))
+    for id, record in found[0].items():
+        assert record.embedding @ found[1][id].embedding > 0.9999
+
+
+def test_a_form_that_training_did_not_vouch_for_is_not_used(photos: Path, tmp_path: Path) -> None:
+    other = Workspace(str(tmp_path / "workspace"))
+    write_bundle(other, tflite=False)
+    assert embed_images(embed_config(other, photos), "tiny").backend == "tensorflow"
+    with pytest.raises(UsageError, match=r"it has no image_encoder\.tflite"):
+        embed_images(embed_config(other, photos, embed__backend="litert"), "tiny")
+
+
+def test_a_broken_job_keeps_its_finished_shards(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Workspace(str(tmp_path / "workspace"))
     write_bundle(other)
-    config = _config(other, photos)
+    config = embed_config(other, photos)
     written: list[int] = []
 
-    def write_two_then_die(storage: object, folder: str, shard: embed_shard.Shard, *rest: object) -> object:
+    def write_two_then_die(storage: object, folder: str, shard: Shard, report: object) -> None:
         if len(written) == 2:
             raise OSError("killed")
         written.append(shard.index)
-        return original(storage, folder, shard, *rest)
+        original(storage, folder, shard, report)
 
-    original = embed_shard.write_shard
-    monkeypatch.setattr(embed_shard, "write_shard", write_two_then_die)
-    with pytest.raises(JobError, match="run the command again"):
+    original = pipeline.write_report
+    with monkeypatch.context() as patch, pytest.raises(JobError, match="run the command again"):
+        patch.setattr(pipeline, "write_report", write_two_then_die)
         embed_images(config, "tiny")
     assert other.ids("embeddings") == []
 
     redone: list[int] = []
     monkeypatch.setattr(
-        embed_shard,
-        "write_shard",
-        lambda storage, folder, shard, *rest: (
-            redone.append(shard.index),
-            original(storage, folder, shard, *rest),
-        )[1],
+        pipeline, "write_report", lambda *values: (redone.append(values[2].index), original(*values))[1]
     )
     manifest = embed_images(config, "tiny")
     assert manifest.embedded == 20
@@ -153,47 +143,53 @@ def test_a_killed_run_keeps_its_finished_shards(photos: Path, tmp_path: Path, mo
 
 
 def test_a_finished_run_is_found_again(workspace: Workspace, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = _config(workspace, photos)
+    config = embed_config(workspace, photos)
     first = embed_images(config, "tiny")
-    monkeypatch.setattr("beam_jobs.embed_images._run_pipeline", lambda *_: pytest.fail("the job ran again"))
+    monkeypatch.setattr("beam_jobs.embed.run_pipeline", lambda *_: pytest.fail("the job ran again"))
     assert embed_images(config, "tiny") == first
 
 
 def test_a_changed_image_is_another_run(workspace: Workspace, photos: Path) -> None:
-    config = _config(workspace, photos)
+    config = embed_config(workspace, photos)
     first = embed_images(config, "tiny")
-    (photos / "00.png").write_bytes(_png(99, (13, 10)))
+    (photos / "00.png").write_bytes(png(99, (13, 10)))
     assert embed_images(config, "tiny").id != first.id
 
 
 def test_an_empty_corpus_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="is empty"):
-        embed_images(_config(workspace, tmp_path / "empty"), "tiny")
+        embed_images(embed_config(workspace, tmp_path / "empty"), "tiny")
 
 
 def test_a_duplicate_id_shows_both_sources(workspace: Workspace, photos: Path) -> None:
-    (photos / "list.txt").write_text("00.png\n00.png\n")
-    with pytest.raises(UsageError, match=r"'00.png' names two items"):
-        embed_images(_config(workspace, photos / "list.txt"), "tiny")
+    (photos / "list.csv").write_text("id,path\na,00.png\nb,02.png\na,sub/01.png\n")
+    with pytest.raises(UsageError, match=r"id 'a' names two items, \S+00.png and \S+01.png"):
+        embed_images(embed_config(workspace, photos / "list.csv"), "tiny")
+
+
+def test_columns_of_a_list_travel_with_the_record(workspace: Workspace, photos: Path) -> None:
+    (photos / "list.csv").write_text('id,path,title\na,00.png,"A, B"\n')
+    manifest = embed_images(embed_config(workspace, photos / "list.csv"), "tiny")
+    assert records(workspace, manifest)["a"].metadata == {"title": "A, B"}
 
 
 def test_too_many_rejects_fail_the_job(workspace: Workspace, photos: Path) -> None:
     for index in range(5):
         (photos / f"{index}.txt").write_text("x")
     with pytest.raises(JobError, match=r"5 of 25 inputs were rejected \(5 not_an_image\)"):
-        embed_images(_config(workspace, photos, **{"corpus.max_reject_fraction": 0.1}), "tiny")
+        embed_images(embed_config(workspace, photos, corpus__max_reject_fraction=0.1), "tiny")
 
 
 def test_rejects_that_failed_a_job_are_tried_again(
     workspace: Workspace, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(uri: str, max_bytes: int) -> bytes:
+    def unreachable(*_: object) -> bytes:
         raise RejectedInput("unreadable", "the file server is down")
 
-    config = _config(workspace, photos)
+    config = embed_config(workspace, photos, embed__base="none")
     with monkeypatch.context() as patch, pytest.raises(JobError, match="20 unreadable"):
-        patch.setattr(embed_shard, "read_bytes", unreachable)
+        patch.setattr(embedder, "read_bytes", unreachable)
         embed_images(config, "tiny")
     manifest = embed_images(config, "tiny")
     assert (manifest.embedded, manifest.rejected, manifest.rejects) == (20, 0, ())
@@ -202,14 +198,35 @@ def test_rejects_that_failed_a_job_are_tried_again(
 def test_a_link_to_a_folder_is_counted(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (photos / "link").symlink_to(tmp_path / "elsewhere")
-    assert embed_images(_config(workspace, photos), "tiny").rejected_by_reason == {"not_a_file": 1}
+    assert embed_images(embed_config(workspace, photos), "tiny").rejected_by_reason == {"not_a_file": 1}
 
 
-def test_a_damaged_archive_is_rejected(workspace: Workspace, photos: Path) -> None:
+def test_a_compressed_file_is_not_unpacked(workspace: Workspace, photos: Path) -> None:
     (photos / "photo.jpg.gz").write_bytes(b"\x1f\x8bbroken")
-    assert embed_images(_config(workspace, photos), "tiny").rejected_by_reason == {"not_an_image": 1}
+    assert embed_images(embed_config(workspace, photos), "tiny").rejected_by_reason == {"not_an_image": 1}
 
 
 def test_an_unknown_encoder_is_refused(workspace: Workspace, photos: Path) -> None:
     with pytest.raises(UsageError, match="encoders/other is not in workspace"):
-        embed_images(_config(workspace, photos), "other")
+        embed_images(embed_config(workspace, photos), "other")
+
+
+def test_the_report_adds_up(workspace: Workspace, photos: Path) -> None:
+    (photos / "copy.png").write_bytes(png(0))
+    (photos / "bad.png").write_bytes(b"?")
+    manifest = embed_images(embed_config(workspace, photos, embed__base="none"), "tiny")
+    report = json.loads(workspace.storage.read(f"embeddings/{manifest.id}/report.json"))
+    assert (report["inputs"], report["embedded"], report["reused"], report["rejected"]) == (22, 20, 1, 1)
+    assert report["bytes_read"] == 1 + sum(len(png(index)) for index in range(20))
+    assert report["bytes_written"] == sum(shard.bytes for shard in manifest.shards)
+    assert report["batch_size"]["sum"] == report["batch_ms"]["count"] == 20
+
+
+def test_the_command_passes_beam_its_options(workspace: Workspace, photos: Path) -> None:
+    arguments = ["--workspace", workspace.root, "--encoder", "tiny", "--corpus", str(photos), "--json"]
+    result = CliRunner().invoke(main, [*arguments, "--base", "none", "--direct_num_workers=1"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["embedded"] == 20
+    result = CliRunner().invoke(main, [*arguments, "--corpus", str(photos / "sub"), "--runner", "NoSuchRunner"])
+    assert result.exit_code == 1
+    assert "the Beam job failed" in result.output

@@ -34,7 +34,7 @@ def load(tmp_path: Path) -> Load:
     def commit_and_load(records: list[EmbeddingRecord], **options: Any) -> Corpus:
         id = f"run{len(workspace.ids('embeddings'))}"
         manifest = commit_embeddings(workspace, records, id, **options)
-        return load_corpus(workspace.local("embeddings", id), manifest)
+        return load_corpus(workspace, manifest)
 
     return commit_and_load
 
@@ -111,4 +111,4 @@ def test_a_damaged_shard_is_refused(load: Load, tmp_path: Path) -> None:
     shard.write_bytes(data)
     manifest = json.loads((shard.parent / "MANIFEST.json").read_text())
     with pytest.raises(JobError, match="SHA-256"):
-        load_corpus(shard.parent, Manifest.model_validate(manifest))
+        load_corpus(Workspace(str(tmp_path)), Manifest.model_validate(manifest))

@@ -104,7 +104,7 @@ def test_a_corpus_and_a_workspace_may_both_be_in_buckets(bucket: str, tmp_path: 
     config = load_config(None, {"workspace": workspace.root, "corpus.source": f"{bucket}/photos", "embed.shards": 2})
     manifest = embed_images(config, "tiny")
     assert (manifest.inputs, manifest.embedded, manifest.rejected_by_reason) == (7, 6, {"not_an_image": 1})
-    records = list(read_shards(workspace.local("embeddings", manifest.id), manifest))
+    records = list(read_shards(workspace, manifest))
     assert sorted(record.id for record in records) == [f"sub/{index}.png" for index in range(6)]
     assert records[0].uri.startswith(f"{bucket}/photos/sub/")
     assert embed_images(config, "tiny") == manifest

@@ -1,0 +1,35 @@
+"""The command line of both jobs, for images and for texts."""
+
+from __future__ import annotations
+
+import click
+
+from beam_jobs.embed import embed
+from searchforge.cli import config_options, import_quietly, reports_errors, show
+from searchforge.config import Config
+from searchforge.manifest import Modality
+
+
+def embed_command(modality: Modality, help: str) -> click.Command:
+    """Returns the command that embeds a corpus; options that are not its own go to Beam as they are."""
+
+    @reports_errors
+    @config_options
+    def main(config: Config, as_json: bool, encoder: str) -> None:
+        import_quietly("apache_beam")
+        manifest = embed(config, encoder, modality)
+        show(manifest.model_dump(), as_json, manifest.summary)
+
+    for decorate in (
+        click.argument("embed__beam_options", nargs=-1, type=click.UNPROCESSED),
+        click.option("--runner", "embed__runner", help="Any Beam runner."),
+        click.option("--base", "embed__base", help="Id of an earlier run to build on, auto or none."),
+        click.option("--shards", "embed__shards", type=int, help="Number of output shards."),
+        click.option("--encoder", required=True, help="Id of the encoder bundle."),
+        click.option("--corpus-split", "corpus__splits", multiple=True, help="Only images of this split."),
+        click.option("--corpus", "corpus__source", help="Folder, glob, archive or list; local or gs://."),
+        click.option("--images", "data__images", help="Folder of the captioned images."),
+        click.option("--captions", "data__captions", multiple=True, help="Captions files that name the splits."),
+    ):
+        main = decorate(main)
+    return click.command(help=help, context_settings={"ignore_unknown_options": True})(main)

@@ -1,0 +1,303 @@
+"""An embedding run: list the corpus, plan what no earlier run holds, embed that with Beam, commit the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+from beam_jobs import plan as planning
+from beam_jobs.corpus import list_images, list_texts
+from beam_jobs.distributions import Distribution
+from beam_jobs.embedder import EmbedOptions
+from beam_jobs.items import Item
+from beam_jobs.listing import Listing
+from beam_jobs.models import choose_backend
+from beam_jobs.pipeline import run_pipeline, threads_per_worker
+from beam_jobs.plan import Plan
+from beam_jobs.shards import ShardReport, read_report, rejected_by_reason, remove_leftovers
+from searchforge import progress
+from searchforge.captions import corpus_source, load_captions
+from searchforge.config import Config
+from searchforge.encoder import EncoderInfo
+from searchforge.errors import JobError, UsageError
+from searchforge.hashing import canonical_json, content_id
+from searchforge.manifest import Manifest, Modality, ShardInfo
+from searchforge.workspace import MARKERS, Workspace
+
+REPORT = "report.json"
+_MARKER = MARKERS["embeddings"]
+
+
+def embed(config: Config, encoder: str, modality: Modality) -> Manifest:
+    """Embeds the corpus of `config` with an encoder of its workspace. A finished run is found, not repeated.
+
+    What an earlier run of the same encoder holds is not embedded again (see `embed.base`).
+
+    Args:
+      encoder: id of a committed encoder bundle.
+
+    Returns:
+      The manifest, which lies beside its shards in embeddings/<id>/.
+
+    Raises:
+      UsageError: the corpus is empty, names an id twice, or the encoder or the base does not exist.
+      JobError: the job failed, or more than `corpus.max_reject_fraction` of the inputs were rejected.
+    """
+    run = _Run(config, encoder, modality)
+    with Listing() as listing:
+        listing.add(list_corpus(config, modality))
+        digest = content_id([run.digest, listing.digest()])
+        earlier = run.earlier()
+        base = run.base(earlier)
+        if same := [manifest for manifest in earlier if manifest.digest == digest]:
+            progress.say(f"embeddings/{same[-1].id} is complete")
+            return same[-1]
+        id = content_id([digest, config.embed.shards])
+        plan = _pinned(run.workspace, id, config, base)
+        if plan is None:
+            plan = planning.write(
+                listing,
+                run.workspace,
+                _folder(id),
+                base,
+                shards=config.embed.shards,
+                max_bytes=config.corpus.max_bytes,
+                max_dead_fraction=config.embed.max_dead_fraction,
+            )
+    return run.finish(id, digest, plan)
+
+
+def compact(config: Config, embeddings: str) -> Manifest:
+    """Copies the live records of a run, which may lie in the shards of many earlier runs, into shards of their own.
+
+    Raises:
+      UsageError: there is no such run.
+      JobError: its shards are missing or damaged, or the job failed.
+    """
+    workspace = Workspace(config.workspace)
+    manifest = Manifest.model_validate(workspace.marker("embeddings", embeddings))
+    if not any(shard.run or shard.dead for shard in manifest.shards):
+        progress.say(f"embeddings/{embeddings} is compact")
+        return manifest
+    run = _Run(config, manifest.encoder, manifest.modality, backend=manifest.backend)
+    id = content_id(["compact", embeddings, config.embed.shards])
+    if workspace.committed("embeddings", id):
+        progress.say(f"embeddings/{id} is complete")
+        return Manifest.model_validate(workspace.marker("embeddings", id))
+    plan = planning.read(workspace, _folder(id))
+    if plan is None:
+        with Listing() as listing:
+            plan = planning.write_compaction(listing, workspace, _folder(id), manifest, shards=config.embed.shards)
+    return run.finish(id, manifest.digest, plan, compacts=manifest)
+
+
+def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
+    """Yields the items of `corpus.source` that `corpus.splits` keeps.
+
+    Raises:
+      UsageError: there are none.
+    """
+    source = corpus_source(config)
+    items: Iterable[Item] = list_images(source) if modality == "images" else list_texts(source)
+    wanted = None
+    if config.corpus.splits:
+        images = load_captions(config).images
+        wanted = {image.id for image in images if image.split in config.corpus.splits}
+        known = ", ".join(sorted({str(image.split) for image in images}))
+    listed = kept = 0
+    for item in items:
+        listed += 1
+        if wanted is None or item.id in wanted:
+            kept += 1
+            yield item
+    if not listed:
+        raise UsageError(f"corpus {source} is empty: nothing was found; check the path")
+    if not kept:
+        raise UsageError(
+            f"no item of corpus {source} is in split {', '.join(config.corpus.splits)}; "
+            f"the captions hold the splits {known}"
+        )
+
+
+class Method:
+    """How a run embeds: encoder, backend, limits. What an earlier run embedded in the same way can be reused."""
+
+    def __init__(self, config: Config, encoder: str, modality: Modality, backend: str | None = None) -> None:
+        self.config, self.modality = config, modality
+        self.workspace = Workspace(config.workspace)
+        self.bundle = EncoderInfo.model_validate(self.workspace.marker("encoders", encoder))
+        self.backend = choose_backend(backend or config.embed.backend, modality, self.bundle)
+        self.digest = content_id(
+            {
+                "fingerprint": self.bundle.fingerprint,
+                "modality": modality,
+                "backend": self.backend,
+                "limits": [config.corpus.max_bytes, config.corpus.max_pixels],
+            }
+        )
+
+    def options(self, folder: str) -> EmbedOptions:
+        """Returns what workers need to embed into a folder of the workspace."""
+        return EmbedOptions(
+            workspace=self.workspace.root,
+            encoder=self.bundle.id,
+            folder=folder,
+            modality=self.modality,
+            backend=self.backend,
+            preprocessing=self.bundle.preprocessing,
+            threads=threads_per_worker(self.config.embed),
+            batch_size=self.config.embed.batch_size,
+            max_bytes=self.config.corpus.max_bytes,
+            max_pixels=self.config.corpus.max_pixels,
+        )
+
+
+class _Run(Method):
+    """What planning, embedding and committing share."""
+
+    def __init__(self, config: Config, encoder: str, modality: Modality, backend: str | None = None) -> None:
+        super().__init__(config, encoder, modality, backend)
+        self._start = time.monotonic()
+
+    def earlier(self) -> list[Manifest]:
+        """Returns the runs that used the same encoder in the same way, in the order of their making."""
+        found = []
+        for id in self.workspace.ids("embeddings"):
+            with contextlib.suppress(ValueError):  # of another version
+                found.append(Manifest.model_validate(self.workspace.marker("embeddings", id)))
+        return sorted((one for one in found if one.method == self.digest), key=lambda one: (one.created, one.id))
+
+    def base(self, earlier: Sequence[Manifest]) -> Manifest | None:
+        """Returns the run to build on: the asked one, else the latest one of this corpus, else the latest one."""
+        asked = self.config.embed.base
+        if asked == "none":
+            return None
+        if asked != "auto":
+            found = {manifest.id: manifest for manifest in earlier}.get(asked)
+            if found is None:
+                self.workspace.marker("embeddings", asked)  # says which there are
+                raise UsageError(
+                    f"embeddings {asked} cannot be the base: another encoder or other limits made them; expected "
+                    f"embeddings of encoder {self.bundle.fingerprint} by {self.backend} under the same corpus limits"
+                )
+            return found
+        source = corpus_source(self.config)
+        same_source = [manifest for manifest in earlier if manifest.source == source]
+        return next(reversed(same_source or list(earlier)), None)
+
+    def finish(self, id: str, digest: str, plan: Plan, compacts: Manifest | None = None) -> Manifest:
+        """Does what the plan says and commits the manifest."""
+        config, workspace, folder = self.config, self.workspace, _folder(id)
+        options = self.options(folder)
+        kept = plan.inputs - sum(plan.sizes) - (compacts.rejected if compacts else 0)
+        progress.say(
+            f"{plan.inputs} {self.modality} listed: {kept} unchanged, {sum(plan.sizes)} to do in {len(plan.sizes)} "
+            f"shards on {config.embed.runner} with {self.backend}, into {workspace.url('embeddings', id)}"
+        )
+        if plan.sizes:
+            run_pipeline(plan.sizes, options, config.embed, workspace.storage)
+        reports = [read_report(workspace.storage, folder, shard) for shard in plan.shards]
+        written = [report for report in reports if report is not None]
+        if len(written) < len(reports):
+            raise JobError(
+                f"{len(reports) - len(written)} of {len(reports)} shards were not written to "
+                f"{workspace.url('embeddings', id)}; run the command again"
+            )
+        manifest = self._manifest(id, digest, plan, written, kept, compacts)
+        self._require_few_rejects(manifest, plan, written)
+        if workspace.committed("embeddings", id):  # another process was quicker
+            return Manifest.model_validate(workspace.marker("embeddings", id))
+        if compacts:
+            for name in compacts.rejects:
+                workspace.storage.write(f"{folder}/{name}", workspace.storage.read(f"{_folder(compacts.id)}/{name}"))
+        report = _report(manifest, written, options, config)
+        workspace.storage.write(f"{folder}/{REPORT}", canonical_json(report))
+        workspace.storage.write(f"{folder}/{_MARKER}", manifest.model_dump_json(indent=2).encode())
+        own = (shard.name for shard in manifest.shards if not shard.run)
+        remove_leftovers(workspace.storage, folder, (_MARKER, REPORT, *own, *manifest.rejects))
+        return manifest
+
+    def _manifest(
+        self,
+        id: str,
+        digest: str,
+        plan: Plan,
+        reports: Sequence[ShardReport],
+        kept: int,
+        compacts: Manifest | None,
+    ) -> Manifest:
+        rejected = compacts.rejected_by_reason if compacts else rejected_by_reason(reports)
+        rejects = compacts.rejects if compacts else tuple(report.rejects for report in reports if report.rejects)
+        return Manifest(
+            id=id,
+            modality=self.modality,
+            encoder=self.bundle.id,
+            fingerprint=self.bundle.fingerprint,
+            preprocessing=self.bundle.preprocessing,
+            backend=self.backend,
+            dim=self.bundle.dim,
+            source=compacts.source if compacts else corpus_source(self.config),
+            method=compacts.method if compacts else self.digest,
+            digest=digest,
+            base=plan.base,
+            inputs=plan.inputs,
+            embedded=sum(report.embedded for report in reports),
+            reused=kept + sum(report.reused for report in reports),
+            rejected=sum(rejected.values()),
+            rejected_by_reason=rejected,
+            shards=(*plan.carried, *(ShardInfo.model_validate(report.shard) for report in reports)),
+            rejects=rejects,
+            created=datetime.now(timezone.utc).isoformat(),
+            seconds=round(time.monotonic() - self._start, 3),
+        )
+
+    def _require_few_rejects(self, manifest: Manifest, plan: Plan, reports: Sequence[ShardReport]) -> None:
+        allowed = self.config.corpus.max_reject_fraction
+        if manifest.records and manifest.rejected <= allowed * manifest.inputs:
+            return
+        for shard, report in zip(plan.shards, reports, strict=True):
+            if report.rejects:  # the cause may be mended: the next run tries these shards again
+                self.workspace.storage.delete(f"{_folder(manifest.id)}/{shard.name('done', 'json')}")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected_by_reason.items())
+        raise JobError(
+            f"{manifest.rejected} of {manifest.inputs} inputs were rejected ({reasons}), allowed are {allowed:.0%} "
+            "(corpus.max_reject_fraction) and at least one must remain; each is listed in rejects-*.jsonl in "
+            f"{self.workspace.url('embeddings', manifest.id)}"
+        )
+
+
+def _pinned(workspace: Workspace, id: str, config: Config, base: Manifest | None) -> Plan | None:
+    """Returns the plan of a run that was killed, if it suits: its finished shards are kept."""
+    plan = planning.read(workspace, _folder(id))
+    if plan is None or config.embed.base == "auto":
+        return plan
+    return plan if plan.base == (base.id if base else None) else None
+
+
+def _folder(id: str) -> str:
+    return f"embeddings/{id}"
+
+
+def _report(
+    manifest: Manifest, reports: Sequence[ShardReport], options: EmbedOptions, config: Config
+) -> dict[str, Any]:
+    """Returns the content of report.json: what the job did, summed up over its shards."""
+    counted = ("id", "modality", "backend", "base", "inputs", "embedded", "reused", "rejected", "rejected_by_reason")
+    distributions = {
+        "batch_size": Distribution.total(report.batch_size for report in reports),
+        "batch_ms": Distribution.total(report.batch_ms for report in reports),
+        "shard_seconds": Distribution.of(report.seconds for report in reports),
+    }
+    return {
+        **{name: getattr(manifest, name) for name in counted},
+        "bytes_read": sum(report.bytes_read for report in reports),
+        "bytes_written": sum(report.shard["bytes"] for report in reports),
+        **{name: {**asdict(value), "mean": value.mean} for name, value in distributions.items()},
+        "runner": config.embed.runner,
+        "threads": options.threads,
+        "seconds": manifest.seconds,
+    }

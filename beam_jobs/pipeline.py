@@ -1,0 +1,141 @@
+"""The Beam pipeline: one element for each shard, on any runner, with progress and metrics."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.utils.shared import Shared
+
+from beam_jobs.embedder import Embedder, EmbedOptions
+from beam_jobs.shards import Shard, ShardReport, read_plan, read_report, write_report
+from searchforge import progress
+from searchforge.config import EmbedConfig
+from searchforge.errors import JobError, SearchforgeError
+from searchforge.storage import Storage
+from searchforge.workspace import Workspace
+
+NAMESPACE = "searchforge"
+"""Namespace of the job's Beam metrics: counters `embedded`, `reused`, `rejected_<reason>` and `bytes_read`;
+distributions `batch_size` and `batch_ms` of the encoder's calls (means of a shard), `shard_seconds`."""
+
+_POLL_SECONDS = 1.0
+
+_LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+"""What DirectRunner ends up with; asked for by name, because DirectRunner first tries to download another one."""
+
+
+class EmbedShard(beam.DoFn):
+    """Does what a shard's plan says and yields its report as a dict; a finished shard is only reported."""
+
+    def __init__(self, options: EmbedOptions) -> None:
+        self._options = options
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        self._storage = Workspace(self._options.workspace).storage
+        model = self._shared.acquire(self._options.load_model, tag=repr(self._options))
+        self._embedder = Embedder(self._options, model)
+
+    def teardown(self) -> None:
+        self._embedder.close()
+
+    def process(self, shard: Shard) -> Iterator[dict[str, Any]]:
+        folder = self._options.folder
+        report = read_report(self._storage, folder, shard)
+        if report is None:
+            report = self._embedder.embed_shard(self._storage, shard, read_plan(self._storage, folder, shard))
+            write_report(self._storage, folder, shard, report)
+        _count(report)
+        yield asdict(report)
+
+
+def _count(report: ShardReport) -> None:
+    Metrics.counter(NAMESPACE, "embedded").inc(report.embedded)
+    Metrics.counter(NAMESPACE, "reused").inc(report.reused)
+    Metrics.counter(NAMESPACE, "bytes_read").inc(report.bytes_read)
+    for reason, count in report.rejected.items():
+        Metrics.counter(NAMESPACE, f"rejected_{reason}").inc(count)
+    Metrics.distribution(NAMESPACE, "shard_seconds").update(round(report.seconds))
+    for name, observed in (("batch_size", report.batch_size), ("batch_ms", report.batch_ms)):
+        if observed.count:
+            Metrics.distribution(NAMESPACE, name).update(round(observed.mean))
+
+
+def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfig, storage: Storage) -> None:
+    """Does every shard of a plan.
+
+    Args:
+      sizes: number of items of every shard.
+
+    Raises:
+      JobError: the job failed; finished shards are kept.
+    """
+    shards = [Shard(index, len(sizes)) for index in range(len(sizes))]
+    runner = _LOCAL_RUNNER if config.runner == "DirectRunner" else config.runner
+    arguments = [f"--runner={runner}", *config.beam_options]
+    try:
+        with (
+            _shown_progress(shards, sizes, options, storage),
+            beam.Pipeline(options=PipelineOptions(arguments)) as pipeline,
+        ):
+            _ = (
+                pipeline
+                | "Shards" >> beam.Create(shards)
+                | "Spread" >> beam.Reshuffle()
+                | "Embed" >> beam.ParDo(EmbedShard(options))
+            )
+    except SearchforgeError:
+        raise
+    except Exception as error:  # every runner has its own; none of them concerns the user's shell
+        raise JobError(
+            f"the Beam job failed: {error}\n"
+            f"Finished shards are kept in {storage.root}/{options.folder}; run the command again"
+        ) from error
+
+
+def threads_per_worker(config: EmbedConfig) -> int:
+    """Returns how many threads a worker embeds with: as configured, else its share of the cores."""
+    if config.threads:
+        return config.threads
+    cores = len(os.sched_getaffinity(0))
+    local = PipelineOptions(list(config.beam_options)).view_as(DirectOptions)
+    return max(1, cores // (local.direct_num_workers or cores))
+
+
+@contextmanager
+def _shown_progress(
+    shards: Sequence[Shard], sizes: Sequence[int], options: EmbedOptions, storage: Storage
+) -> Iterator[None]:
+    """Watches the folder for finished shards, which works for every runner."""
+    done = threading.Event()
+    with progress.track("embed", sum(sizes)) as advance:
+
+        def watch() -> None:
+            waiting = list(zip(shards, sizes, strict=True))
+            finished = False
+            while not finished:
+                finished = done.wait(_POLL_SECONDS)
+                try:
+                    files = set(storage.files(options.folder))
+                except (SearchforgeError, OSError):  # progress is no reason to fail
+                    continue
+                ready = [(shard, size) for shard, size in waiting if shard.name("done", "json") in files]
+                for entry in ready:
+                    waiting.remove(entry)
+                    advance(entry[1])
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()

@@ -1,0 +1,50 @@
+"""Small drawn photos, for tests of the embedding jobs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from searchforge.config import Config, load_config
+from searchforge.manifest import Manifest, read_shards
+from searchforge.records import EmbeddingRecord
+from searchforge.workspace import Workspace
+
+
+def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
+    """A seeded photo of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def draw_photos(folder: Path, count: int = 20) -> Path:
+    """Writes photos, every second of them into a folder below."""
+    (folder / "sub").mkdir(parents=True)
+    for index in range(count):
+        name = f"{'sub/' if index % 2 else ''}{index:02d}.png"
+        (folder / name).write_bytes(png(index))
+    return folder
+
+
+def embed_config(workspace: Workspace, source: Path | str, **overrides: object) -> Config:
+    """A configuration for corpora of a few dozen photos; overrides have `__` for the dot."""
+    values = {"workspace": workspace.root, "corpus.source": str(source), "embed.shards": 3}
+    return load_config(None, {**values, **{key.replace("__", "."): value for key, value in overrides.items()}})
+
+
+def records(workspace: Workspace, manifest: Manifest) -> dict[str, EmbeddingRecord]:
+    """Every live record by its id."""
+    found = list(read_shards(workspace, manifest))
+    assert len({record.id for record in found}) == len(found)
+    return {record.id: record for record in found}
+
+
+def shard_bytes(workspace: Workspace, manifest: Manifest) -> dict[str, bytes]:
+    """The run's own shard files."""
+    folder = workspace.local("embeddings", manifest.id)
+    return {shard.name: (folder / shard.name).read_bytes() for shard in manifest.shards if not shard.run}

@@ -1,0 +1,56 @@
+"""An estimate measures a sample and says what the whole would be, without writing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from beam_jobs.distributions import Distribution
+from beam_jobs.embed_images import embed_images
+from beam_jobs.estimate import estimate, summary
+from searchforge.errors import UsageError
+from searchforge.workspace import Workspace
+from tests.beam_jobs.photos import draw_photos, embed_config
+from tests.tiny_bundle import write_bundle
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(str(tmp_path / "workspace"))
+    write_bundle(workspace)
+    return workspace
+
+
+def test_bytes_are_those_of_the_whole_run(workspace: Workspace, tmp_path: Path) -> None:
+    config = embed_config(workspace, draw_photos(tmp_path / "photos", 40))
+    guess = estimate(config, "tiny", "images", workers=1, sample=100)
+    assert workspace.ids("embeddings") == []
+    manifest = embed_images(config, "tiny")
+    assert guess.items == 40
+    assert guess.bytes_written == pytest.approx(sum(shard.bytes for shard in manifest.shards), rel=0.02)
+    assert guess.bytes_read == pytest.approx(sum(f.stat().st_size for f in tmp_path.rglob("photos/**/*.png")), rel=0.02)
+
+
+def test_a_sample_stands_for_the_whole(workspace: Workspace, tmp_path: Path) -> None:
+    photos = draw_photos(tmp_path / "photos", 60)
+    for index in range(20):
+        (photos / f"bad-{index}.png").write_bytes(b"?" * 300)
+    guess = estimate(embed_config(workspace, photos), "tiny", "images", workers=4, sample=32)
+    assert (guess.items, guess.sample, guess.workers) == (80, 32, 4)
+    assert guess.seconds == pytest.approx(80 / guess.per_second / 4, rel=0.1, abs=0.1)
+    assert 0.05 < guess.reject_fraction < 0.6
+    assert "80 items on 4 workers" in summary(guess)
+
+
+def test_an_empty_corpus_has_no_estimate(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="is empty"):
+        estimate(embed_config(workspace, tmp_path / "empty"), "tiny", "images", workers=1, sample=8)
+
+
+def test_distributions_add_up() -> None:
+    parts = [Distribution.of(values) for values in ([3.0, 1.0], [], [7.0])]
+    assert Distribution.total(parts) == Distribution.of([3.0, 1.0, 7.0]) == Distribution(3, 11.0, 1.0, 7.0)
+    assert Distribution.total([]) == Distribution()
+    assert Distribution.of([3.0, 1.0]).mean == 2.0

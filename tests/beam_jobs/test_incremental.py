@@ -1,0 +1,220 @@
+"""A run that builds on an earlier one embeds only what is new, and its records are those of a run from nothing."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from beam_jobs import embedder, listing
+from beam_jobs.embed import compact
+from beam_jobs.embed_images import embed_images
+from searchforge.errors import JobError, UsageError
+from searchforge.manifest import Manifest
+from searchforge.workspace import Workspace
+from tests.beam_jobs.photos import draw_photos, embed_config, png, records, shard_bytes
+from tests.tiny_bundle import write_bundle
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(str(tmp_path / "workspace"))
+    write_bundle(workspace)
+    return workspace
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return draw_photos(tmp_path / "photos")
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts how often the bytes of each file are read."""
+    counter: Counter[str] = Counter()
+    for module in (embedder, listing):
+        original = module.read_bytes
+
+        def counting(file: str, *rest: object, original=original) -> bytes:  # type: ignore[no-untyped-def]
+            counter[Path(file).name] += 1
+            return original(file, *rest)
+
+        monkeypatch.setattr(module, "read_bytes", counting)
+    return counter
+
+
+def _counts(manifest: Manifest) -> tuple[int, int, int, int]:
+    return manifest.inputs, manifest.embedded, manifest.reused, manifest.rejected
+
+
+def _from_nothing(photos: Path, tmp_path: Path) -> tuple[Workspace, Manifest]:
+    other = Workspace(str(tmp_path / "from-nothing"))
+    write_bundle(other)
+    return other, embed_images(embed_config(other, photos), "tiny")
+
+
+def _change_the_corpus(photos: Path) -> None:
+    """One photo each: new, changed, deleted, renamed, touched, and a copy."""
+    (photos / "new.png").write_bytes(png(100))
+    (photos / "00.png").write_bytes(png(101))
+    (photos / "02.png").unlink()
+    (photos / "04.png").rename(photos / "renamed.png")
+    os.utime(photos / "06.png", (1, 1))
+    (photos / "copy.png").write_bytes(png(8))
+
+
+def test_only_what_is_new_is_embedded(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
+    first = embed_images(embed_config(workspace, photos), "tiny")
+    _change_the_corpus(photos)
+    second = embed_images(embed_config(workspace, photos), "tiny")
+    assert second.base == first.id
+    assert _counts(second) == (21, 2, 19, 0)
+    other, whole = _from_nothing(photos, tmp_path)
+    assert records(workspace, second).keys() == records(other, whole).keys()
+    for id, record in records(other, whole).items():
+        found = records(workspace, second)[id]
+        assert found.to_bytes() == record.to_bytes(), id
+
+
+def test_unchanged_files_are_not_read(workspace: Workspace, photos: Path, read: Counter[str]) -> None:
+    embed_images(embed_config(workspace, photos), "tiny")
+    read.clear()
+    _change_the_corpus(photos)
+    embed_images(embed_config(workspace, photos), "tiny")
+    assert set(read) == {"new.png", "00.png", "renamed.png", "06.png", "copy.png"}
+
+
+def test_nothing_changed_is_the_same_run(workspace: Workspace, photos: Path) -> None:
+    config = embed_config(workspace, photos)
+    assert embed_images(config, "tiny") == embed_images(config, "tiny")
+    assert len(workspace.ids("embeddings")) == 1
+
+
+def test_a_corpus_that_only_shrank_writes_no_shards(workspace: Workspace, photos: Path) -> None:
+    embed_images(embed_config(workspace, photos), "tiny")
+    (photos / "02.png").unlink()
+    manifest = embed_images(embed_config(workspace, photos), "tiny")
+    assert _counts(manifest) == (19, 0, 19, 0)
+    assert shard_bytes(workspace, manifest) == {}
+    assert "02.png" not in records(workspace, manifest)
+
+
+def test_the_same_content_is_embedded_once(workspace: Workspace, photos: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (photos / name).write_bytes(png(3))
+    manifest = embed_images(embed_config(workspace, photos), "tiny")
+    assert _counts(manifest) == (22, 20, 2, 0)
+    found = records(workspace, manifest)
+    assert found["a.png"].embedding.tobytes() == found["sub/03.png"].embedding.tobytes()
+    assert found["a.png"].uri != found["sub/03.png"].uri
+
+
+def test_a_copy_whose_original_changes_meanwhile_speaks_for_itself(
+    workspace: Workspace, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "zz.png").write_bytes(png(0))
+
+    def changed(file: str, *rest: object) -> bytes:
+        return png(500) if Path(file).name == "00.png" else original(file, *rest)
+
+    original = embedder.read_bytes
+    monkeypatch.setattr(embedder, "read_bytes", changed)
+    manifest = embed_images(embed_config(workspace, photos), "tiny")
+    assert _counts(manifest) == (21, 21, 0, 0)
+    found = records(workspace, manifest)
+    assert found["00.png"].content_hash != found["zz.png"].content_hash
+    assert found["00.png"].embedding.tobytes() != found["zz.png"].embedding.tobytes()
+
+
+def test_rejects_are_tried_again(workspace: Workspace, photos: Path) -> None:
+    (photos / "bad.png").write_bytes(b"not an image")
+    first = embed_images(embed_config(workspace, photos), "tiny")
+    (photos / "new.png").write_bytes(png(100))
+    second = embed_images(embed_config(workspace, photos), "tiny")
+    assert _counts(first) == (21, 20, 0, 1)
+    assert _counts(second) == (22, 1, 20, 1)
+
+
+def test_a_run_may_be_built_on_runs_that_are_built_on_runs(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
+    for round in range(4):
+        (photos / f"new-{round}.png").write_bytes(png(200 + round))
+        (photos / f"0{2 * round}.png").unlink()
+        manifest = embed_images(embed_config(workspace, photos), "tiny")
+        assert manifest.embedded == (20 if round == 0 else 1)
+    assert len({shard.run for shard in manifest.shards}) == 4
+    other, whole = _from_nothing(photos, tmp_path)
+    assert {id: record.to_bytes() for id, record in records(workspace, manifest).items()} == {
+        id: record.to_bytes() for id, record in records(other, whole).items()
+    }
+
+
+def test_too_many_dead_records_are_left_behind(workspace: Workspace, photos: Path) -> None:
+    embed_images(embed_config(workspace, photos), "tiny")
+    for index in range(0, 20, 2):
+        (photos / f"{index:02d}.png").unlink()
+    manifest = embed_images(embed_config(workspace, photos, embed__max_dead_fraction=0.4), "tiny")
+    assert _counts(manifest) == (10, 0, 10, 0)
+    assert all(not shard.run and not shard.dead for shard in manifest.shards)
+    assert len(records(workspace, manifest)) == 10
+
+
+def test_a_compacted_run_has_the_bytes_of_a_run_from_nothing(
+    workspace: Workspace, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "bad.png").write_bytes(b"not an image")
+    embed_images(embed_config(workspace, photos), "tiny")
+    _change_the_corpus(photos)
+    config = embed_config(workspace, photos)
+    manifest = compact(config, embed_images(config, "tiny").id)
+    other, whole = _from_nothing(photos, tmp_path)
+    assert shard_bytes(workspace, manifest) == shard_bytes(other, whole)
+    assert (manifest.inputs, manifest.rejected_by_reason) == (whole.inputs, whole.rejected_by_reason)
+    folder = workspace.local("embeddings", manifest.id)
+    assert all((folder / name).is_file() for name in manifest.rejects)
+
+
+def test_a_compacted_run_is_what_an_unchanged_corpus_finds(workspace: Workspace, photos: Path) -> None:
+    embed_images(embed_config(workspace, photos), "tiny")
+    (photos / "new.png").write_bytes(png(100))
+    config = embed_config(workspace, photos)
+    manifest = compact(config, embed_images(config, "tiny").id)
+    assert embed_images(config, "tiny") == manifest
+    assert compact(config, manifest.id) == manifest
+
+
+def test_a_deleted_base_is_named(workspace: Workspace, photos: Path) -> None:
+    first = embed_images(embed_config(workspace, photos), "tiny")
+    (photos / "new.png").write_bytes(png(100))
+    second = embed_images(embed_config(workspace, photos), "tiny")
+    workspace.storage.delete(f"embeddings/{first.id}/MANIFEST.json")
+    with pytest.raises(
+        JobError, match=f"embeddings {first.id}, on which embeddings {second.id} are built, are missing"
+    ):
+        records(workspace, second)
+
+
+def test_no_base_embeds_everything(workspace: Workspace, photos: Path) -> None:
+    embed_images(embed_config(workspace, photos), "tiny")
+    (photos / "new.png").write_bytes(png(100))
+    manifest = embed_images(embed_config(workspace, photos, embed__base="none"), "tiny")
+    assert (_counts(manifest), manifest.base) == ((21, 21, 0, 0), None)
+
+
+def test_another_encoder_s_run_is_no_base(workspace: Workspace, photos: Path) -> None:
+    write_bundle(workspace, "other", seed=1)
+    first = embed_images(embed_config(workspace, photos), "tiny")
+    manifest = embed_images(embed_config(workspace, photos), "other")
+    assert (manifest.embedded, manifest.base) == (20, None)
+    with pytest.raises(UsageError, match="cannot be the base"):
+        embed_images(embed_config(workspace, photos / "sub", embed__base=first.id), "other")
+
+
+def test_the_base_may_be_chosen(workspace: Workspace, photos: Path) -> None:
+    first = embed_images(embed_config(workspace, photos), "tiny")
+    embed_images(embed_config(workspace, photos / "sub"), "tiny")
+    (photos / "new.png").write_bytes(png(100))
+    assert embed_images(embed_config(workspace, photos, embed__base=first.id), "tiny").base == first.id
+    with pytest.raises(UsageError, match="embeddings/unknown is not in workspace"):
+        embed_images(embed_config(workspace, photos / "sub" / "*.png", embed__base="unknown"), "tiny")

@@ -1,0 +1,114 @@
+"""A job that is killed again and again ends with the shards of an undisturbed one, and redoes no finished shard."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from beam_jobs.embed_images import embed_images
+from searchforge.config import Config
+from searchforge.manifest import Manifest
+from searchforge.workspace import Workspace
+from tests.beam_jobs.photos import draw_photos, embed_config, png, shard_bytes
+from tests.tiny_bundle import write_bundle
+
+_SHARDS = 12
+
+
+def _embed(config: Config) -> None:
+    embed_images(config, "tiny")
+
+
+def _run(config: Config, kill_after: float | None = None) -> bool:
+    """Runs the job in a process of its own; returns whether it was killed before it ended."""
+    # The server process has imported everything, so that a start takes milliseconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["beam_jobs.embed_images", "ai_edge_litert.interpreter", __name__])
+    process = context.Process(target=_embed, args=(config,))
+    process.start()
+    if kill_after is not None:
+        time.sleep(kill_after)
+        process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def _finished(workspace: Workspace) -> dict[Path, int]:
+    """When each finished shard of unfinished runs was finished."""
+    return {path: path.stat().st_mtime_ns for path in Path(workspace.root).glob("embeddings/*/done-*.json")}
+
+
+def _kill_until_done(workspace: Workspace, config: Config, seconds: float, generator: random.Random) -> int:
+    """Kills the job at random moments until it ends by itself; returns how often."""
+    finished: dict[Path, int] = {}
+    runs = len(workspace.ids("embeddings"))
+    for kills in itertools.count():
+        killed = _run(config, generator.uniform(0, seconds))
+        now = _finished(workspace)
+        if len(workspace.ids("embeddings")) > runs:
+            return kills
+        assert killed
+        assert finished.items() <= now.items(), "a finished shard was done again"
+        finished = now
+    raise AssertionError
+
+
+def _compare(photos: Path, tmp_path: Path, kills: int, base: Path | None = None) -> Manifest:
+    """Runs undisturbed, then kills runs in fresh workspaces until there were so many kills; returns the manifest."""
+    origin = base or tmp_path / "origin"
+    if base is None:
+        write_bundle(Workspace(str(origin)))
+    generator, total = random.Random(0), 0
+    undisturbed = Workspace(str(shutil.copytree(origin, tmp_path / "undisturbed")))
+    config = embed_config(undisturbed, photos, embed__shards=_SHARDS)
+    _run(config)  # the first one starts the server
+    shutil.rmtree(undisturbed.root)
+    shutil.copytree(origin, undisturbed.root)
+    start = time.monotonic()
+    _run(config)
+    seconds = time.monotonic() - start
+    expected = embed_images(config, "tiny")
+    times = {"created", "seconds"}
+    for round in itertools.count():
+        workspace = Workspace(str(shutil.copytree(origin, tmp_path / f"killed-{round}")))
+        config = embed_config(workspace, photos, embed__shards=_SHARDS)
+        total += _kill_until_done(workspace, config, seconds, generator)
+        manifest = embed_images(config, "tiny")
+        assert manifest.model_dump(exclude=times) == expected.model_dump(exclude=times)
+        shards = shard_bytes(workspace, manifest)
+        assert shards == shard_bytes(undisturbed, expected)
+        left = {path.name for path in workspace.local("embeddings", manifest.id).iterdir()}
+        assert left - {"report.json"} <= {"MANIFEST.json", *shards, *manifest.rejects} | _leftovers(left)
+        shutil.rmtree(workspace.root)
+        if total >= kills:
+            return manifest
+    raise AssertionError
+
+
+def _leftovers(names: set[str]) -> set[str]:
+    """What remains of a run that was killed between its commit and its tidying up: no harm, and no data."""
+    return {name for name in names if name.startswith(("plan-", "done-", ".", "PLAN"))}
+
+
+def test_killed_jobs_end_with_the_shards_of_an_undisturbed_one(tmp_path: Path) -> None:
+    photos = draw_photos(tmp_path / "photos", 96)
+    (photos / "bad.png").write_bytes(b"not an image")
+    manifest = _compare(photos, tmp_path, kills=50)
+    assert (manifest.inputs, manifest.embedded, manifest.rejected) == (97, 96, 1)
+
+
+def test_a_killed_incremental_job_ends_the_same(tmp_path: Path) -> None:
+    photos, origin = draw_photos(tmp_path / "photos", 40), Workspace(str(tmp_path / "base"))
+    write_bundle(origin)
+    embed_images(embed_config(origin, photos), "tiny")
+    for index in range(60):
+        (photos / f"new-{index}.png").write_bytes(png(1000 + index))
+    (photos / "00.png").unlink()
+    manifest = _compare(photos, tmp_path, kills=10, base=Path(origin.root))
+    assert (manifest.inputs, manifest.embedded, manifest.reused) == (99, 60, 39)

@@ -1,0 +1,103 @@
+"""Images a second of the whole Beam path, against bare loops over the same model, decoder and cores; prints JSON.
+
+python -m tests.bench.embedding --images FOLDER --workspace W [--encoder ID] [--count 4000] [--rounds 3]
+
+    beam      `embed_images` on the DirectRunner: list, plan, read, decode, resize, embed, write, commit
+    bare      read, decode, resize and embed in as many threads, no Beam, nothing written
+    one, two  `embed_images` with one and with two worker processes of one core each
+
+Everything runs in turns within one run; figures are medians. The workspace must hold an encoder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+
+from beam_jobs.embed import Method
+from beam_jobs.embed_images import embed_images
+from searchforge.cli import import_quietly, quiet_libraries
+from searchforge.config import Config, load_config
+from searchforge.preprocessing import Preprocessing
+from searchforge.workspace import Workspace
+
+
+@click.command()
+@click.option("--images", required=True, help="Folder of photos.")
+@click.option("--workspace", required=True, help="With a trained encoder.")
+@click.option("--encoder", help="Default: the workspace's only one.")
+@click.option("--count", type=int, default=4000, show_default=True)
+@click.option("--rounds", type=int, default=3, show_default=True)
+@click.option("--workers/--no-workers", default=True, help="Measure worker processes too.")
+def main(images: str, workspace: str, encoder: str | None, count: int, rounds: int, workers: bool) -> None:
+    quiet_libraries()
+    import_quietly("apache_beam")
+    origin = Workspace(workspace)
+    chosen = encoder or origin.ids("encoders")[0]
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(origin.local("encoders", chosen), Path(folder, "encoders", chosen))
+        photos = sorted(path.resolve() for path in Path(images).iterdir())[:count]
+        listed = Path(folder, "photos.txt")
+        listed.write_text("".join(f"{path}\n" for path in photos))
+        cores = len(os.sched_getaffinity(0))
+        processes = "--direct_running_mode=multi_processing"
+        tasks: dict[str, Callable[[], None]] = {
+            "beam": lambda: _beam(folder, chosen, listed),
+            "bare": lambda: _bare(folder, chosen, photos, cores),
+        }
+        if workers:
+            for name, number in (("one", 1), ("two", 2)):
+                options = (processes, f"--direct_num_workers={number}")
+                tasks[name] = lambda options=options: _beam(folder, chosen, listed, options)  # type: ignore[misc]
+        rates: dict[str, list[float]] = {name: [] for name in tasks}
+        for _ in range(rounds):
+            for name, task in tasks.items():
+                start = time.perf_counter()
+                task()
+                rates[name].append(len(photos) / (time.perf_counter() - start))
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    report = {
+        "images": len(photos),
+        "cores": cores,
+        "images_per_second": {name: round(value, 1) for name, value in median.items()},
+        "beam_of_bare": round(statistics.median(b / a for a, b in zip(rates["bare"], rates["beam"], strict=True)), 3),
+    }
+    if workers:
+        report["two_of_one"] = round(median["two"] / median["one"], 2)
+    print(json.dumps(report, indent=2))
+
+
+def _config(folder: str, listed: Path, options: tuple[str, ...] = ()) -> Config:
+    values = {"workspace": folder, "corpus.source": str(listed), "embed.beam_options": options}
+    return load_config(None, {**values, **({"embed.threads": 1} if options else {})})
+
+
+def _beam(folder: str, encoder: str, listed: Path, options: tuple[str, ...] = ()) -> None:
+    shutil.rmtree(Path(folder, "embeddings"), ignore_errors=True)
+    embed_images(_config(folder, listed, options), encoder)
+
+
+def _bare(folder: str, encoder: str, photos: list[Path], cores: int) -> None:
+    config = _config(folder, photos[0])
+    options = Method(config, encoder, "images").options("")
+    model, preprocessing = options.load_model(), Preprocessing.parse(options.preprocessing)
+
+    def one(path: Path) -> object:
+        return model([preprocessing.pixels(path.read_bytes(), config.corpus.max_pixels)])
+
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in pool.map(one, photos):
+            pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Corpora in a bucket of a real Google Cloud Storage server."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+
+from beam_jobs import buckets
+from beam_jobs.corpus import list_images, list_texts
+from beam_jobs.items import Item
+from beam_jobs.reading import read_bytes
+from searchforge.errors import JobError, UsageError
+from searchforge.preprocessing import RejectedInput
+from searchforge.storage import gcs_client, open_storage
+from tests.beam_jobs.test_archives import tar_bytes, tf_example, tfrecord_bytes
+
+pytestmark = pytest.mark.integration
+
+
+def _write(bucket: str, files: dict[str, bytes]) -> None:
+    storage = open_storage(bucket)
+    for name, data in files.items():
+        storage.write(name, data)
+
+
+def _images(source: str) -> dict[str, Item]:
+    return {item.id: item for item in list_images(source)}
+
+
+def _bytes(item: Item) -> bytes:
+    return read_bytes(item.file, 10**7, item.offset, item.size)
+
+
+def test_a_prefix_gives_every_object_below_it(bucket: str) -> None:
+    files = {f"photos/{index}/Käfer {index}.jpg": b"%d" % index for index in range(10)}
+    _write(bucket, {**files, "photos-too/x.jpg": b"x", "photos/folder/": b""})
+    items = _images(f"{bucket}/photos")
+    assert items == _images(f"{bucket}/photos/")
+    assert {f"photos/{id}": _bytes(item) for id, item in items.items()} == files
+    assert _images(bucket).keys() == {*files, "photos-too/x.jpg"}
+    for item in items.values():
+        assert item.uri == item.file == f"{bucket}/photos/{item.id}"
+        assert item.content == f"md5:{hashlib.md5(_bytes(item)).hexdigest()}"
+        assert item.size == 1 and item.version.isdigit()
+    before = items["0/Käfer 0.jpg"]
+    _write(bucket, {"photos/0/Käfer 0.jpg": b"0"})
+    after = _images(f"{bucket}/photos")["0/Käfer 0.jpg"]
+    assert before.version != after.version and before.content == after.content
+
+
+def test_a_glob_gives_the_objects_below_its_fixed_part(bucket: str) -> None:
+    _write(bucket, dict.fromkeys(["a/1.jpg", "a/2.png", "a/b/3.jpg", "c/4.jpg", "odd[1].jpg"], b"x"))
+    assert _images(f"{bucket}/a/*.jpg").keys() == {"1.jpg"}
+    assert _images(f"{bucket}/**/*.jpg").keys() == {"a/1.jpg", "a/b/3.jpg", "c/4.jpg", "odd[1].jpg"}
+    assert _images(f"{bucket}/none/*.jpg") == {}
+
+
+def test_lists_and_texts_may_be_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    _write(
+        bucket,
+        {
+            "photos/a.jpg": b"a",
+            "list.csv": f"path,id,author\nphotos/a.jpg,17,Ada\n{bucket}/photos/gone.jpg,,\ngs://,,\n".encode(),
+            "texts/a.txt": b"one\ntwo\n" + b"x" * 300_000 + b"\nlast\n",
+        },
+    )
+    items = _images(f"{bucket}/list.csv")
+    assert items["17"].metadata == {"author": "Ada"}
+    assert _bytes(items["17"]) == b"a"
+    assert items[f"{bucket}/photos/gone.jpg"].version == "" == items["gs://"].version
+    with pytest.raises(RejectedInput, match="missing"):
+        _bytes(items[f"{bucket}/photos/gone.jpg"])
+    with pytest.raises(RejectedInput, match="unreadable"):
+        _bytes(items["gs://"])
+    (tmp_path / "list.txt").write_text(f"{bucket}/photos/a.jpg\n")
+    assert _bytes(_images(str(tmp_path / "list.txt"))[f"{bucket}/photos/a.jpg"]) == b"a"
+    assert {item.id: item.text for item in list_texts(f"{bucket}/texts")} == {
+        "a.txt:1": "one",
+        "a.txt:2": "two",
+        "a.txt:3": "x" * 300_000,
+        "a.txt:4": "last",
+    }
+
+
+def test_archives_may_be_in_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "_CHUNK", 2**19)
+    images = {f"{index}.jpg": random.Random(index).randbytes(10**6 if index == 3 else 10_000) for index in range(30)}
+    sample = [pair for name, data in images.items() for pair in ((name, data), (f"{name[:-4]}.json", b'{"a": 1}'))]
+    data = tar_bytes(sample)
+    records = tfrecord_bytes(tf_example(image=image, id=name.encode()) for name, image in images.items())
+    _write(bucket, {"a.tar": data, "b.tfrecord": records, "cut.tar": data[:20_000]})
+    items = _images(bucket)
+    for archive in ("a.tar", "b.tfrecord"):
+        assert {name: _bytes(items[f"{archive}/{name}"]) for name in images} == images
+    assert items["a.tar/29.jpg"].metadata == {"a": 1}
+    assert [item.id for item in items.values() if item.reject] == ["cut.tar"]
+    assert items["cut.tar"].reject == "damaged_archive"
+    assert _bytes(items["cut.tar/0.jpg"]) == images["0.jpg"]
+
+
+def test_objects_are_read_as_they_are(bucket: str) -> None:
+    data = gzip.compress(b"text" * 100, mtime=0)
+    blob = gcs_client().bucket(bucket.removeprefix("gs://")).blob("a.txt")
+    blob.content_encoding = "gzip"
+    blob.upload_from_string(data)
+    _write(bucket, {"empty": b""})
+    assert read_bytes(f"{bucket}/a.txt", 1000) == data
+    assert read_bytes(f"{bucket}/a.txt", 1000, 3, 5) == data[3:8]
+    assert read_bytes(f"{bucket}/empty", 10) == b""
+    for arguments, reason in {
+        (f"{bucket}/a.txt", 10): "too_large",
+        (f"{bucket}/a.txt", 1000, len(data) - 2, 5): "truncated",
+        (f"{bucket}/a.txt", 1000, 5000, 5): "truncated",
+        (f"{bucket}/none", 10): "missing",
+        ("gs://no-such-bucket-here/a", 10): "missing",
+    }.items():
+        with pytest.raises(RejectedInput, match=reason):
+            read_bytes(*arguments)  # type: ignore[arg-type]
+
+
+def test_what_is_not_there_is_named(bucket: str) -> None:
+    with pytest.raises(UsageError, match=r"gs://no-such-bucket-here.* does not exist"):
+        _images("gs://no-such-bucket-here/photos")
+    assert _images(f"{bucket}/none") == {}
+    with pytest.raises((UsageError, JobError)):
+        _images("gs://No Bucket/x")
