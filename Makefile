@@ -35,6 +35,8 @@ lint: setup
 lock:  ## resolve requirements.lock anew; needs uv
 	uv pip compile --universal --python-version 3.10 --generate-hashes --all-extras --no-header --upgrade \
 		pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
+		infra/beam/dataflow.in -o infra/beam/dataflow.lock
 
 clean:
 	rm -rf .venv demo-workspace build *.egg-info

@@ -298,6 +298,6 @@ def _report(
         "bytes_written": sum(report.shard["bytes"] for report in reports),
         **{name: {**asdict(value), "mean": value.mean} for name, value in distributions.items()},
         "runner": config.embed.runner,
-        "threads": options.threads,
+        "threads_per_worker": options.threads or None,
         "seconds": manifest.seconds,
     }

@@ -7,6 +7,7 @@ others without a queue between them. Files that are not local are read ahead by 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ class EmbedOptions:
       workspace: its root.
       encoder: id of the bundle.
       folder: where shards go, below the root.
-      threads: that read, decode and embed.
+      threads: that read, decode and embed; 0: as many as the process may use cores.
       batch_size: inputs a call of TensorFlow.
       max_bytes, max_pixels: of an input.
     """
@@ -97,25 +98,19 @@ class _Input:
 
 
 class Embedder:
-    """Embeds tasks with one model in several threads. Close it, or use it as a context manager."""
+    """Embeds tasks with one model in several threads, which end with it. Calls may come from several threads.
 
-    def __init__(self, options: EmbedOptions, model: Model) -> None:
-        self._options, self._model = options, model
+    Attributes:
+      threads: how many.
+    """
+
+    def __init__(self, options: EmbedOptions) -> None:
+        self._options, self._model = options, options.load_model()
         self._preprocessing = Preprocessing.parse(options.preprocessing)
         self._records = _EarlierRecords(Workspace(options.workspace))
-        self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="embed")
+        self.threads = options.threads or len(os.sched_getaffinity(0))
+        self._threads = ThreadPoolExecutor(self.threads, thread_name_prefix="embed")
         self._readers = ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read")
-
-    def __enter__(self) -> Embedder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stops the threads."""
-        for pool in (self._threads, self._readers):
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def embed_shard(self, storage: Storage, shard: Shard, tasks: Sequence[Task]) -> ShardReport:
         """Embeds a shard's tasks and writes its records and rejects.
@@ -149,7 +144,7 @@ class Embedder:
 
     def _in_order(self, batches: Sequence[Sequence[Task]]) -> Iterator[Outcome]:
         ahead: deque[Future[Outcome]] = deque()
-        window = max(2 * self._options.threads, _READ_AHEAD // self._model.batch_size)
+        window = max(2 * self.threads, _READ_AHEAD // self._model.batch_size)
         try:
             for batch in batches:
                 while len(ahead) >= window:

@@ -60,12 +60,12 @@ def estimate(config: Config, encoder: str, modality: Modality, workers: int, sam
     progress.say(f"{items} {modality} listed; embedding {len(chosen)} of them to measure")
     options = method.options(folder="")
     tasks = [Task((item,)) for item in chosen]
-    with Embedder(options, options.load_model()) as embedder:
-        embedder.embed(tasks[:_WARM_UP])
-        measured = tasks[_WARM_UP:] or tasks
-        start = time.perf_counter()
-        outcome = embedder.embed(measured)
-        seconds = time.perf_counter() - start
+    embedder = Embedder(options)
+    embedder.embed(tasks[:_WARM_UP])
+    measured = tasks[_WARM_UP:] or tasks
+    start = time.perf_counter()
+    outcome = embedder.embed(measured)
+    seconds = time.perf_counter() - start
     per_second = len(measured) / seconds
     share = items / len(measured)
     written = sum(len(record.to_bytes()) + TFRECORD_FRAMING for record in outcome.records)
@@ -73,7 +73,7 @@ def estimate(config: Config, encoder: str, modality: Modality, workers: int, sam
         items=items,
         sample=len(measured),
         workers=workers,
-        threads=options.threads,
+        threads=embedder.threads,
         backend=options.backend,
         per_second=round(per_second, 1),
         seconds=round(items / per_second / workers, 1),

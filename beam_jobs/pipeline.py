@@ -41,11 +41,8 @@ class EmbedShard(beam.DoFn):
 
     def setup(self) -> None:
         self._storage = Workspace(self._options.workspace).storage
-        model = self._shared.acquire(self._options.load_model, tag=repr(self._options))
-        self._embedder = Embedder(self._options, model)
-
-    def teardown(self) -> None:
-        self._embedder.close()
+        # One model and one pool of threads for a process, however many shards its runner gives it at once.
+        self._embedder: Embedder = self._shared.acquire(lambda: Embedder(self._options), tag=repr(self._options))
 
     def process(self, shard: Shard) -> Iterator[dict[str, Any]]:
         folder = self._options.folder
@@ -102,9 +99,9 @@ def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfi
 
 
 def threads_per_worker(config: EmbedConfig) -> int:
-    """Returns how many threads a worker embeds with: as configured, else its share of the cores."""
-    if config.threads:
-        return config.threads
+    """Returns how many threads a worker embeds with; 0: as many as it finds cores, which may be on another machine."""
+    if config.threads or config.runner != "DirectRunner":
+        return config.threads or 0
     cores = len(os.sched_getaffinity(0))
     local = PipelineOptions(list(config.beam_options)).view_as(DirectOptions)
     return max(1, cores // (local.direct_num_workers or cores))

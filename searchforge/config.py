@@ -171,7 +171,7 @@ class EmbedConfig(Section):
       shards: number of shards that are written; derived from the size of the corpus by default.
       backend: what runs the encoder; `auto`: TensorFlow on a GPU and for texts, LiteRT on a CPU.
       batch_size: inputs a call of TensorFlow; LiteRT embeds one image at a time on every core.
-      threads: of a worker; its share of the cores by default.
+      threads: of a worker process; its share of the cores by default.
       runner: any Beam runner; DirectRunner runs in this process.
       beam_options: passed to the runner as they are, e.g. `--direct_num_workers=2`.
     """

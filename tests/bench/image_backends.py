@@ -100,10 +100,11 @@ def _embed(model: Model, pixels: list[Any], batch: int, threads: int) -> Any:
 
 
 def _quantized(path: Path, preprocessing: Preprocessing, calibration: list[Any], full: bool) -> bytes:
-    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    loaded = tf.saved_model.load(str(path))  # owns the variables
+    signature = loaded.signatures["serving_default"]
     spec = tf.TensorSpec([1, preprocessing.height, preprocessing.width, 3], tf.uint8, "images")
     serve = tf.function(lambda images: signature(images=images)["embedding"], input_signature=[spec])
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], signature)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], loaded)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if full:
 
