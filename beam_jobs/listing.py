@@ -32,6 +32,7 @@ _FRAGMENTS = 4
 """A run with so many times more shard files than it needs is rewritten."""
 
 _HASH_THREADS = 16
+_HASHED_AT_ONCE = 32
 _CHUNK = 4096
 _CACHE_KIB = 64 * 1024
 
@@ -115,9 +116,6 @@ class Listing:
         for chunk in _chunks(_base_rows(workspace, manifest)):
             with self._transaction():
                 self._db.executemany("INSERT INTO base VALUES(NULL,?,?,?,?,?,?,?,?,?,?)", chunk)
-        self._db.execute("CREATE INDEX base_id ON base(id)")
-        self._db.execute("CREATE INDEX base_content ON base(content)")
-        self._db.execute("CREATE INDEX base_listed ON base(listed_content)")
 
     def reuse(self, manifest: Manifest, max_dead_fraction: float) -> tuple[ShardInfo, ...]:
         """Finds the items that the earlier run holds unchanged.
@@ -128,11 +126,9 @@ class Listing:
         """
         self._db.execute(
             f"""
-            UPDATE items SET (state, base) = ({_CARRIED}, (SELECT number FROM base WHERE base.id = items.id))
-            WHERE reject = '' AND version != '' AND EXISTS(
-                SELECT 1 FROM base WHERE base.id = items.id AND base.uri = items.uri
-                AND base.version = items.version AND base.metadata = items.metadata
-            )
+            UPDATE items SET state = {_CARRIED}, base = base.number FROM base
+            WHERE base.id = items.id AND base.uri = items.uri AND base.version = items.version
+            AND base.metadata = items.metadata AND items.version != '' AND items.reject = ''
             """
         )
         dead: list[list[int]] = [[*shard.dead] for shard in manifest.shards]
@@ -171,32 +167,41 @@ class Listing:
         if not count:
             return
 
-        def content(row: tuple[str, str, int | None, int]) -> tuple[str, str]:
-            id, file, offset, size = row
+        def content(file: str, offset: int | None, size: int) -> str:
             try:
-                return f"sha256:{sha256_bytes(read_bytes(file, max_bytes, offset, size))}", id
+                return f"sha256:{sha256_bytes(read_bytes(file, max_bytes, offset, size))}"
             except RejectedInput:  # the worker finds the same, and notes it
-                return "", id
+                return ""
+
+        def contents(rows: list[tuple[str, str, int | None, int]]) -> list[tuple[str, str]]:
+            return [(content(file, offset, size), id) for id, file, offset, size in rows]
 
         with ThreadPoolExecutor(_HASH_THREADS) as pool, _tracked(count) as advance:
             for first in range(1, count + 1, _CHUNK):
                 pages = "SELECT id, file, offset, size FROM suspects WHERE rowid BETWEEN ? AND ?"
                 rows = self._db.execute(pages, (first, first + _CHUNK - 1)).fetchall()
+                # To hand a thread a single small file takes longer than to hash it.
+                parts = pool.map(
+                    contents, (rows[at : at + _HASHED_AT_ONCE] for at in range(0, len(rows), _HASHED_AT_ONCE))
+                )
                 with self._transaction():
-                    self._db.executemany("UPDATE items SET content = ? WHERE id = ?", pool.map(content, rows))
+                    self._db.executemany("UPDATE items SET content = ? WHERE id = ?", itertools.chain(*parts))
                 advance(len(rows))
 
     def share_contents(self) -> None:
         """Finds items whose content the base holds, and makes the first of those of one content the others' owner."""
+        self._db.execute("CREATE INDEX item_content ON items(content, id) WHERE content != ''")
         for column in ("content", "listed_content"):
+            wanted = "SELECT content FROM items WHERE state IS NULL AND reject = '' AND content != ''"
             self._db.execute(
-                f"UPDATE items SET (state, base) = ({_COPIED}, (SELECT min(number) FROM base "
-                f"WHERE base.{column} = items.content)) WHERE state IS NULL AND reject = '' AND content != '' "
-                f"AND EXISTS(SELECT 1 FROM base WHERE base.{column} = items.content)"
+                f"UPDATE items SET state = {_COPIED}, base = known.number FROM "
+                f"(SELECT min(number) AS number, {column} AS content FROM base WHERE {column} IN ({wanted}) "
+                f"GROUP BY {column}) AS known "
+                "WHERE items.content = known.content AND items.content != '' AND items.state IS NULL "
+                "AND items.reject = ''"
             )
         self._db.execute(f"UPDATE items SET state = {_FRESH} WHERE state IS NULL")
         self._db.execute("UPDATE items SET owner = id")
-        self._db.execute("CREATE INDEX item_content ON items(content, id) WHERE content != ''")
         self._db.execute(
             f"""
             UPDATE items SET owner = (
@@ -254,7 +259,7 @@ class Listing:
 
 
 def _row(item: Item) -> tuple[Any, ...]:
-    metadata = canonical_json(item.metadata).decode()
+    metadata = canonical_json(item.metadata).decode() if item.metadata else "{}"
     listed = item.content if item.content.startswith(_LISTED) else ""
     return (
         item.id,
@@ -278,7 +283,7 @@ def _base_rows(workspace: Workspace, manifest: Manifest) -> Iterator[tuple[Any, 
             for row, payload in enumerate(iterate_tfrecords(file)):
                 if row not in dead:
                     record = EmbeddingRecord.from_bytes(payload)
-                    metadata = canonical_json(record.metadata).decode()
+                    metadata = canonical_json(record.metadata).decode() if record.metadata else "{}"
                     known = (record.id, record.uri, record.version, metadata, f"sha256:{record.content_hash}")
                     yield (
                         number,

@@ -31,8 +31,10 @@ def canonical_json(value: Any) -> bytes:
     Raises:
       ValueError: `value` holds a NaN or an infinity.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
+    return _canonical(value).encode()
+
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def content_id(value: Any) -> str:

@@ -56,7 +56,7 @@ class EmbeddingRecord:
 
     def to_bytes(self) -> bytes:
         """Returns the serialized tf.train.Example; equal records give equal bytes."""
-        metadata = json.dumps(self.metadata, sort_keys=True, ensure_ascii=False)
+        metadata = _to_json(self.metadata)
         features = {  # in lexical order: the order of a deterministic serialization
             "content_hash": _field(_BYTES_LIST, _field(1, self.content_hash.encode())),
             "embedding": _field(_FLOAT_LIST, _field(1, self.embedding.astype("<f4").tobytes())),
@@ -76,16 +76,13 @@ class EmbeddingRecord:
           JobError: the bytes are not an embedding record.
         """
         try:
-            features: dict[bytes, bytes] = {}
-            for entry in _values(_only(data)):
-                key, feature = _values(entry)
-                features[key] = _only(_only(feature))
+            features = _single_values(data)
             return cls(
                 id=features[b"id"].decode(),
                 embedding=np.frombuffer(features[b"embedding"], "<f4").astype(np.float32),
                 uri=features[b"uri"].decode(),
                 content_hash=features[b"content_hash"].decode(),
-                metadata=json.loads(features[b"metadata"]),
+                metadata=json.loads(features[b"metadata"].decode()),
                 version=features.get(b"version", b"").decode(),
             )
         except (ValueError, KeyError, IndexError) as error:
@@ -172,6 +169,9 @@ _FIXED = {1: 8, 5: 4}
 """Bytes of the wire types of fixed size."""
 
 
+_to_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+
+
 def _field(number: int, value: bytes) -> bytes:
     header, length = bytearray([number << 3 | _LENGTH_DELIMITED]), len(value)
     while length > 0x7F:
@@ -181,17 +181,40 @@ def _field(number: int, value: bytes) -> bytes:
     return bytes(header) + value
 
 
-def _values(message: bytes) -> Iterator[bytes]:
-    """Yields the values of a message's fields, all length-delimited, in order of appearance."""
-    position = 0
-    while position < len(message):
-        if message[position] & 7 != _LENGTH_DELIMITED:
-            raise ValueError(f"unexpected wire type {message[position] & 7}")
-        length, position = read_varint(message, position + 1)
-        if position + length > len(message):
-            raise ValueError("truncated message")
-        yield message[position : position + length]
-        position += length
+def _single_values(example: bytes) -> dict[bytes, bytes]:
+    """Returns the only value of every feature, bytes or packed floats, of a serialized tf.train.Example.
+
+    Raises:
+      ValueError, IndexError: it is not an Example of such features, as every protobuf library writes them.
+    """
+    values: dict[bytes, bytes] = {}
+    position, end = _enclosed(example, 0, _FEATURES, len(example))
+    while position < end:
+        position, entry_end = _enclosed(example, position, _FEATURES)
+        start, position = _enclosed(example, position, _KEY)
+        key = example[start:position]
+        for tags in (_VALUE, _LISTS):
+            position, _ = _enclosed(example, position, tags, entry_end)
+        start, position = _enclosed(example, position, _KEY, entry_end)
+        values[key] = example[start:position]
+    return values
+
+
+_FEATURES, _KEY, _VALUE, _LISTS = b"\x0a", b"\x0a", b"\x12", b"\x0a\x12"
+"""Tags of an Example's only message, of a map entry's key and value, and of the lists of bytes and of floats."""
+
+
+def _enclosed(message: bytes, position: int, tags: bytes, expected_end: int = -1) -> tuple[int, int]:
+    """Returns where the value of a length-delimited field with one of the tags begins and ends."""
+    if message[position] not in tags:
+        raise ValueError(f"unexpected tag {message[position]} at byte {position}")
+    length, position = message[position + 1], position + 2
+    if length > 0x7F:
+        length, position = read_varint(message, position - 1)
+    end = position + length
+    if end > len(message) or end != expected_end >= 0:
+        raise ValueError(f"{length} bytes at byte {position} are truncated or too many")
+    return position, end
 
 
 def _numbered(message: bytes, number: int) -> Iterator[bytes]:
@@ -226,8 +249,3 @@ def read_varint(message: bytes, position: int) -> tuple[int, int]:
         shift += 7
         if byte < 0x80:
             return value, position
-
-
-def _only(message: bytes) -> bytes:
-    (value,) = _values(message)
-    return value

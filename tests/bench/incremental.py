@@ -2,7 +2,7 @@
 
 python -m tests.bench.incremental [--images 100000] [--rounds 3]
 
-Draws photos of 400 x 300, whose contents all differ, and a stand-in encoder that costs next to nothing: with a real one
+Draws photos of 640 x 480, whose contents all differ, and a stand-in encoder that costs next to nothing: with a real one
 the whole takes longer, and the change a smaller share of it. Of the change a half is other bytes under the same name, a
 quarter deleted, a quarter new.
 """
@@ -85,7 +85,7 @@ def _draw(folder: Path) -> list[bytes]:
     generator = np.random.default_rng(0)
     found = []
     for _ in range(DISTINCT):
-        noise = Image.fromarray(generator.integers(0, 256, (300, 400, 3), np.uint8))
+        noise = Image.fromarray(generator.integers(0, 256, (480, 640, 3), np.uint8))
         path = folder / "drawn.jpg"
         noise.filter(ImageFilter.GaussianBlur(3)).save(path, quality=90)
         found.append(path.read_bytes())
