@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,9 @@ class Embedder:
         outcome.embedded += len(inputs)
         for entry, embedding in zip(inputs, embeddings, strict=True):
             outcome.records += [
-                EmbeddingRecord(item.id, embedding, item.uri, entry.content_hash, item.metadata, item.version)
+                EmbeddingRecord(
+                    item.id, embedding, item.uri, entry.content_hash, item.metadata, item.version, item.place
+                )
                 for item in entry.items
             ]
         return outcome
@@ -250,7 +252,14 @@ class _EarlierRecords:
                 "--set embed.base=none if embeddings were deleted"
             ) from error
         return [
-            EmbeddingRecord(item.id, record.embedding, item.uri, record.content_hash, item.metadata, item.version)
+            replace(
+                record,
+                id=item.id,
+                uri=item.uri,
+                metadata=item.metadata,
+                version=item.version,
+                place=item.place if item.file else record.place,  # a compaction knows the record, not the file
+            )
             for item in items
         ]
 

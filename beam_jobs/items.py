@@ -37,3 +37,8 @@ class Item:
     reject: str = ""
     detail: str = ""
     text: str | None = None
+
+    @property
+    def place(self) -> str:
+        """As of EmbeddingRecord."""
+        return "" if self.offset is None else f"{self.offset}+{self.size}@{self.file}"

@@ -139,8 +139,10 @@ def has_gpu() -> bool:
     """Whether TensorFlow would run on a GPU here."""
     if not _GPU_DEVICE.exists():  # spares importing TensorFlow
         return False
-    import tensorflow as tf
-
+    try:
+        import tensorflow as tf
+    except ImportError:  # where jobs are only submitted
+        return False
     return bool(tf.config.list_physical_devices("GPU"))
 
 

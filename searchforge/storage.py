@@ -31,8 +31,12 @@ class Storage(ABC):
     root: str
 
     @abstractmethod
-    def read(self, path: str) -> bytes:
-        """Raises FileNotFoundError where there is no such object."""
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
+        """Reads an object, or at most `size` bytes of it from `offset` on.
+
+        Raises:
+          FileNotFoundError: there is no such object.
+        """
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
@@ -109,8 +113,10 @@ class LocalStorage(Storage):
         """The local path of an object."""
         return Path(self.root) / check_path(path)
 
-    def read(self, path: str) -> bytes:
-        return self.path(path).read_bytes()
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
+        with self.path(path).open("rb") as file:
+            file.seek(offset)
+            return file.read(-1 if size is None else size)
 
     def write(self, path: str, data: bytes) -> None:
         with self._replacing(path) as file:
@@ -201,11 +207,13 @@ class GcsStorage(Storage):
         self._bucket = gcs_client().bucket(bucket)
 
     @_reports_gcs_errors
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         from google.api_core.exceptions import NotFound
 
+        # The service knows the checksum of the whole only.
+        part = {} if size is None else {"start": offset, "end": offset + size - 1, "checksum": None}
         try:
-            data: bytes = self._blob(path).download_as_bytes(checksum="crc32c")
+            data: bytes = self._blob(path).download_as_bytes(**{"checksum": "crc32c", **part})
         except NotFound as error:
             raise FileNotFoundError(f"{self.root}/{path}") from error
         return data

@@ -26,12 +26,14 @@ class Corpus:
     Attributes:
       vectors: [n, dim] float32.
       texts: of a text corpus; empty for images.
+      uris, places: where the items were read, as of EmbeddingRecord.
       row_of: position of each id.
     """
 
     ids: list[str]
     vectors: npt.NDArray[np.float32]
     uris: list[str]
+    places: list[str]
     content_hashes: list[str]
     texts: list[str]
     row_of: dict[str, int]
@@ -65,6 +67,7 @@ def load_corpus(workspace: Workspace, manifest: Manifest) -> Corpus:
         ids=ids,
         vectors=np.stack([record.embedding for record in records]),
         uris=[record.uri for record in records],
+        places=[record.place for record in records],
         content_hashes=[record.content_hash for record in records],
         texts=[str(record.metadata.get("text", "")) for record in records] if manifest.modality == "texts" else [],
         row_of={id: row for row, id in enumerate(ids)},
@@ -97,7 +100,7 @@ def corpus_images(corpus: Corpus, count: int, seed: int, folder: Path) -> Querie
     values, targets = [], []
     open_once = functools.cache(open_storage)  # a client for every bucket, not for every image
     for row in _sample(len(corpus.ids), count, seed):
-        data = _read(corpus.uris[row], open_once)
+        data = _read(corpus.uris[row], corpus.places[row], open_once)
         if data is not None and sha256_bytes(data) == corpus.content_hashes[row]:
             path = folder / str(row)
             path.write_bytes(data)
@@ -113,12 +116,17 @@ def _sample(total: int, count: int, seed: int) -> Sequence[int]:
     return chosen
 
 
-def _read(uri: str, open_bucket: Callable[[str], Storage]) -> bytes | None:
-    try:
-        if "://" not in uri:
-            return Path(uri).read_bytes()
-        scheme, _, rest = uri.partition("://")
+def _read(uri: str, place: str, open_folder: Callable[[str], Storage]) -> bytes | None:
+    """Returns an item's bytes; None where they cannot be read."""
+    byte_range, _, file = place.partition("@")
+    offset, _, size = byte_range.partition("+")
+    if "://" in (file := file or uri):
+        scheme, _, rest = file.partition("://")
         bucket, _, name = rest.partition("/")
-        return open_bucket(f"{scheme}://{bucket}").read(name)
+        folder = f"{scheme}://{bucket}"
+    else:
+        folder, name = "/", file.lstrip("/")
+    try:
+        return open_folder(folder).read(name, int(offset or 0), int(size) if size else None)
     except (OSError, SearchforgeError):
         return None

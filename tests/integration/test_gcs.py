@@ -29,6 +29,8 @@ def test_objects_are_written_listed_and_copied(bucket: str, tmp_path: Path) -> N
     storage.write("a/b/two.json", b"2")
     storage.write("other/three.json", b"3")
     assert storage.read("a/one.json") == b"1"
+    storage.write("a/long", b"0123456789")
+    assert storage.read("a/long", 3, 4) == b"3456"
     assert storage.exists("a/one.json") and not storage.exists("a/none")
     assert storage.names("a") == ["b"]
     with pytest.raises(FileNotFoundError):

@@ -90,3 +90,10 @@ def test_a_folder_that_is_not_writable_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere, so permissions alone show nothing
     with pytest.raises(JobError, match="is not writable"):
         make_folder(tmp_path)
+
+
+def test_a_part_of_an_object_is_read(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    storage.write("a/b", b"0123456789")
+    assert storage.read("a/b", 3, 4) == b"3456"
+    assert storage.read("a/b", 8, 10) == b"89"
