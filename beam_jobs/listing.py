@@ -25,7 +25,7 @@ from searchforge.errors import UsageError
 from searchforge.hashing import ID_LENGTH, canonical_json, sha256_bytes
 from searchforge.manifest import Manifest, ShardInfo, verified_shards
 from searchforge.preprocessing import RejectedInput
-from searchforge.records import TFRECORD_FRAMING, TFRECORD_HEADER, EmbeddingRecord, iterate_tfrecords
+from searchforge.records import TFRECORD_FRAMING, TFRECORD_HEADER, iterate_tfrecords, record_fields
 from searchforge.workspace import Workspace
 
 _FRAGMENTS = 4
@@ -282,17 +282,14 @@ def _base_rows(workspace: Workspace, manifest: Manifest) -> Iterator[tuple[Any, 
         with path.open("rb") as file:
             for row, payload in enumerate(iterate_tfrecords(file)):
                 if row not in dead:
-                    record = EmbeddingRecord.from_bytes(payload)
-                    metadata = canonical_json(record.metadata).decode() if record.metadata else "{}"
-                    known = (record.id, record.uri, record.version, metadata, f"sha256:{record.content_hash}")
-                    yield (
-                        number,
-                        row,
-                        position + TFRECORD_HEADER,
-                        len(payload),
-                        *known,
-                        _listed_content(record.version),
-                    )
+                    fields = record_fields(payload)  # without the vector, of a verified file
+                    id, uri, version = fields[b"id"].decode(), fields[b"uri"].decode(), fields[b"version"].decode()
+                    metadata = fields[b"metadata"].decode()
+                    if metadata != "{}":
+                        metadata = canonical_json(json.loads(metadata)).decode()
+                    content = f"sha256:{fields[b'content_hash'].decode()}"
+                    at = (number, row, position + TFRECORD_HEADER, len(payload))
+                    yield (*at, id, uri, version, metadata, content, _listed_content(version))
                 position += len(payload) + TFRECORD_FRAMING
 
 

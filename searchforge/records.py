@@ -79,7 +79,7 @@ class EmbeddingRecord:
           JobError: the bytes are not an embedding record.
         """
         try:
-            features = _single_values(data)
+            features = record_fields(data)
             return cls(
                 id=features[b"id"].decode(),
                 embedding=np.frombuffer(features[b"embedding"], "<f4").astype(np.float32),
@@ -185,11 +185,11 @@ def _field(number: int, value: bytes) -> bytes:
     return bytes(header) + value
 
 
-def _single_values(example: bytes) -> dict[bytes, bytes]:
-    """Returns the only value of every feature, bytes or packed floats, of a serialized tf.train.Example.
+def record_fields(example: bytes) -> dict[bytes, bytes]:
+    """Returns the only value, as bytes, of every feature of a serialized embedding record.
 
     Raises:
-      ValueError, IndexError: it is not an Example of such features, as every protobuf library writes them.
+      ValueError, IndexError: it is not a tf.train.Example of such features, as every protobuf library writes them.
     """
     values: dict[bytes, bytes] = {}
     position, end = _enclosed(example, 0, _FEATURES, len(example))
