@@ -26,7 +26,7 @@ from searchforge import progress
 from searchforge.config import DEFAULT_MAX_PIXELS
 from searchforge.errors import JobError
 from searchforge.hashing import content_id
-from searchforge.preprocessing import RejectedInput, decode
+from searchforge.preprocessing import RejectedInput
 from trainer.cluster import cause, gpus_per_worker, threads_per_worker
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 from trainer.views import PLAIN, VIEWS
@@ -269,7 +269,7 @@ class Extractor:
         except OSError as error:
             return UNSEEN, f"{path}: {error.strerror} on {os.uname().nodename}"
         try:
-            image = decode(data, DEFAULT_MAX_PIXELS)
+            image = self._image_tower.preprocessing.decode(data, DEFAULT_MAX_PIXELS)
         except RejectedInput as error:
             return error.reason, f"{path}: {error}"
         return [VIEWS[view](image, self._image_tower.preprocessing) for view in self._views]

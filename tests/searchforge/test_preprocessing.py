@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from searchforge.errors import UsageError
-from searchforge.preprocessing import Preprocessing, RejectedInput
+from searchforge.preprocessing import Preprocessing, RejectedInput, decode
 
 PREPROCESSING = Preprocessing(6, 4)
 
@@ -82,6 +82,18 @@ def test_exif_orientation_is_honoured() -> None:
     pixels = _pixels(_encode(image, "PNG", exif=exif))
     assert pixels[0, 0].tolist() == [255, 0, 0]
     assert pixels[5, 0].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_large_jpeg_has_the_pixels_of_the_whole_one(turned: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    photo = Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    data, preprocessing = _encode(photo, "JPEG", exif=exif, quality=95), Preprocessing(96, 128)
+    assert preprocessing.decode(data, 10**7).width < 1200, "it was decoded whole"
+    difference = preprocessing.pixels(data, 10**7).astype(int) - preprocessing.resize(decode(data, 10**7))
+    assert np.abs(difference).mean() < 1 and np.abs(difference).max() < 16
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""Large JPEGs: decoding them no larger than needed, against decoding them whole, in turns; prints JSON (medians).
+
+python -m tests.bench.large_photos --images FOLDER --workspace W [--encoder ID] [--count 40]
+
+The photos are enlarged to 2560 x 1920; cosines are those of the embeddings of both forms.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import time
+from pathlib import Path
+
+import click
+from PIL import Image
+
+from beam_jobs.models import LiteRTImageModel
+from searchforge.encoder import IMAGE_TFLITE, EncoderInfo
+from searchforge.preprocessing import Preprocessing, decode
+from searchforge.workspace import Workspace
+
+SIZE = (2560, 1920)
+LIMIT = SIZE[0] * SIZE[1]
+
+
+@click.command()
+@click.option("--images", required=True, help="Folder of photos.")
+@click.option("--workspace", required=True, help="With a trained encoder.")
+@click.option("--encoder", help="Default: the workspace's first one.")
+@click.option("--count", type=int, default=40, show_default=True)
+def main(images: str, workspace: str, encoder: str | None, count: int) -> None:
+    origin = Workspace(workspace)
+    info = EncoderInfo.model_validate(origin.marker("encoders", encoder or origin.ids("encoders")[0]))
+    preprocessing = Preprocessing.parse(info.preprocessing)
+    model = LiteRTImageModel(origin.local("encoders", info.id) / IMAGE_TFLITE, preprocessing)
+    milliseconds: dict[str, list[float]] = {"whole": [], "needed": []}
+    cosines = []
+    for path in sorted(Path(images).iterdir())[:count]:
+        buffer = io.BytesIO()
+        Image.open(path).convert("RGB").resize(SIZE, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
+        data = buffer.getvalue()
+        pixels = []
+        for name, task in (
+            ("whole", lambda data=data: preprocessing.resize(decode(data, LIMIT))),
+            ("needed", lambda data=data: preprocessing.pixels(data, LIMIT)),
+        ):
+            start = time.perf_counter()
+            pixels.append(task())
+            milliseconds[name].append((time.perf_counter() - start) * 1e3)
+        whole, needed = model(pixels)
+        cosines.append(float(whole @ needed))
+    median = {name: statistics.median(values) for name, values in milliseconds.items()}
+    report = {
+        "photos": len(cosines),
+        "ms": {name: round(value, 1) for name, value in median.items()},
+        "times_faster": round(median["whole"] / median["needed"], 1),
+        "cosine": {"least": round(min(cosines), 5), "mean": round(statistics.mean(cosines), 5)},
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
