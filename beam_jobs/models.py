@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.cli import stderr_closed
+from searchforge.cli import import_quietly, stderr_closed
 from searchforge.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, EncoderInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.manifest import Modality
@@ -88,6 +88,7 @@ class TensorFlowModel(Model):
     """A bundle's SavedModel. A batch that does not fit into the device's memory is halved."""
 
     def __init__(self, path: Path, modality: Modality, batch_size: int) -> None:
+        import_quietly("tensorflow")
         import tensorflow as tf
 
         if modality == "texts":

@@ -62,7 +62,11 @@ def releases(found: Sequence[Release]) -> str:
 
 
 def hits(found: Sequence[Hit]) -> str:
-    return "\n".join(f"{rank:>3}  {hit.score:.3f}  {printable(hit.id)}" for rank, hit in enumerate(found, start=1))
+    lines = []
+    for rank, hit in enumerate(found, start=1):
+        text = f"  {printable(str(hit.metadata['text']))}" if "text" in hit.metadata else ""
+        lines.append(f"{rank:>3}  {hit.score:.3f}  {printable(hit.id)}{text}")
+    return "\n".join(lines)
 
 
 def demo(report: DemoReport) -> str:

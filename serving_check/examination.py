@@ -72,13 +72,21 @@ class Examination:
         self._figures |= {f"{prefix}{name}": value for name, value in measured.items()}
 
     def figures(self) -> dict[str, Any]:
-        """Everything measured. Without captions, the image searcher's recall is the index' recall."""
+        """Everything measured. Without captions, the image searcher's recall is the index' recall.
+
+        The texts of a text corpus, asked for themselves, say nothing of retrieval quality, which is then left out.
+        """
         kind = "text" if self._asked["text"] else "image"
         images = len(self._corpus.ids)
         of_texts = "corpus_text" if self._corpus.texts else kind
         figures = {"images": images, "gallery": images, "query_kind": of_texts, "queries": self._asked[kind]}
         recall = {name: self._figures.get(f"{_FIGURE_PREFIX[kind]}{name}") for name in ("recall_at_1", "recall_at_10")}
-        return {**figures, **self._figures, **recall}
+        measured = {
+            name: value
+            for name, value in self._figures.items()
+            if not (self._corpus.texts and name.startswith(("r_at_", "exact_r_at_")))
+        }
+        return {**figures, **measured, **recall}
 
     def gates(self) -> list[Gate]:
         """The gates that no configuration turns off."""
