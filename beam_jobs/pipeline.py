@@ -113,10 +113,15 @@ def _shown_progress(
 ) -> Iterator[None]:
     """Watches the folder for finished shards, which works for every runner."""
     done = threading.Event()
-    with progress.track("embed", sum(sizes)) as advance:
+    before = set(storage.files(options.folder))
+    waiting = [
+        (shard, size) for shard, size in zip(shards, sizes, strict=True) if shard.name("done", "json") not in before
+    ]
+    if len(waiting) < len(shards):
+        progress.say(f"  {len(shards) - len(waiting)} of {len(shards)} shards are done already")
+    with progress.track("embed", sum(size for _, size in waiting)) as advance:
 
         def watch() -> None:
-            waiting = list(zip(shards, sizes, strict=True))
             finished = False
             while not finished:
                 finished = done.wait(_POLL_SECONDS)

@@ -113,10 +113,9 @@ class Manifest(BaseModel):
     def summary(self) -> str:
         """One line for people."""
         reasons = "".join(f", {count} {reason}" for reason, count in self.rejected_by_reason.items())
-        rate = self.embedded / self.seconds if self.seconds else 0.0
         return (
-            f"embeddings/{self.id}: {self.inputs} inputs = {self.embedded} embedded + {self.reused} reused + "
-            f"{self.rejected} rejected{reasons}; {self.seconds:.1f} s, {rate:.0f} {self.modality}/s"
+            f"embeddings/{self.id}: {self.inputs} {self.modality} = {self.embedded} embedded + {self.reused} reused + "
+            f"{self.rejected} rejected{reasons}; {self.seconds:.1f} s"
         )
 
     def require_fingerprint(self, fingerprint: str, of: str) -> None:

@@ -56,4 +56,5 @@ def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
             say(f"  {label}: {done}/{total}, {rate:.0f}/s, about {(total - done) / rate:.0f} s left")
 
     yield advance
-    say(f"  {label}: {done}/{total} in {time.monotonic() - start:.1f} s")
+    elapsed = time.monotonic() - start
+    say(f"  {label}: {done}/{total} in {elapsed:.1f} s, {done / max(elapsed, 1e-3):.0f}/s")
