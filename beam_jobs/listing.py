@@ -34,7 +34,7 @@ _FRAGMENTS = 4
 _HASH_THREADS = 16
 _HASHED_AT_ONCE = 32
 _CHUNK = 4096
-_CACHE_KIB = 64 * 1024
+_CACHE_KIB = 16 * 1024
 
 _LISTED = "md5:"
 """Contents that a bucket's listing tells, so that nothing has to be read to know them."""

@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 import click
-import tensorflow as tf
 
 from searchforge.records import write_tfrecords
 from searchforge.workspace import Workspace
@@ -51,6 +50,8 @@ def _measure(count: int) -> dict[str, float]:
 
 
 def _example(index: int) -> bytes:
+    import tensorflow as tf  # which must not be in the measured process
+
     # Equal contents are embedded once: a comment makes every image another one.
     values = {"image/encoded": png(index % 100, (8, 8)) + str(index).encode(), "id": str(index).encode()}
     features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in values.items()}
