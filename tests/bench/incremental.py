@@ -1,10 +1,9 @@
 """A 1 percent change of a large corpus, against embedding it whole; prints JSON.
 
-python -m tests.bench.incremental [--images 100000] [--rounds 3]
+python -m tests.bench.incremental --workspace W [--encoder ID] [--images 100000] [--rounds 3]
 
-Draws photos of 640 x 480, whose contents all differ, and a stand-in encoder that costs next to nothing: with a real one
-the whole takes longer, and the change a smaller share of it. Of the change a half is other bytes under the same name, a
-quarter deleted, a quarter new.
+Draws photos of 640 x 480, whose contents all differ. Of a change a half is other bytes under the same name, a quarter
+deleted, a quarter new. The workspace must hold an encoder.
 """
 
 from __future__ import annotations
@@ -25,31 +24,34 @@ from beam_jobs.embed_images import embed_images
 from searchforge.cli import import_quietly, quiet_libraries
 from searchforge.config import load_config
 from searchforge.workspace import Workspace
-from tests.tiny_bundle import write_bundle
 
 DISTINCT = 64
 """Drawn photos; the others are these with another comment, which takes as long to read and to decode."""
 
 
 @click.command()
+@click.option("--workspace", required=True, help="With a trained encoder.")
+@click.option("--encoder", help="Default: the workspace's first one.")
 @click.option("--images", type=int, default=100_000, show_default=True)
 @click.option("--rounds", type=int, default=3, show_default=True, help="Of changes.")
-def main(images: int, rounds: int) -> None:
+def main(workspace: str, encoder: str | None, images: int, rounds: int) -> None:
     quiet_libraries()
-    import_quietly("tensorflow")
+    import_quietly("apache_beam")
+    origin = Workspace(workspace)
+    chosen = encoder or origin.ids("encoders")[0]
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(_compare(Path(folder), images, rounds), indent=2))
+        shutil.copytree(origin.local("encoders", chosen), Path(folder, "workspace", "encoders", chosen))
+        print(json.dumps(_compare(Path(folder), chosen, images, rounds), indent=2))
 
 
-def _compare(folder: Path, images: int, rounds: int) -> dict[str, Any]:
+def _compare(folder: Path, encoder: str, images: int, rounds: int) -> dict[str, Any]:
     workspace = Workspace(str(folder / "workspace"))
-    write_bundle(workspace)
     drawn = _draw(folder)
     photos = folder / "photos"
     for number in range(images):
         _write(photos, number, drawn, generation=0)
     config = load_config(None, {"workspace": workspace.root, "corpus.source": str(photos)})
-    whole, _ = _timed(lambda: embed_images(config, "tiny"))
+    whole, _ = _timed(lambda: embed_images(config, encoder))
     changes, counts = [], []
     for generation in range(1, rounds + 1):
         one_percent = images // 100
@@ -60,10 +62,10 @@ def _compare(folder: Path, images: int, rounds: int) -> dict[str, Any]:
             _path(photos, number).unlink()
         for number in range(one_percent // 4):
             _write(photos, images * generation + number, drawn, generation)
-        seconds, manifest = _timed(lambda: embed_images(config, "tiny"))
+        seconds, manifest = _timed(lambda: embed_images(config, encoder))
         changes.append(seconds)
         counts.append({"embedded": manifest.embedded, "reused": manifest.reused, "inputs": manifest.inputs})
-    unchanged, _ = _timed(lambda: embed_images(config, "tiny"))
+    unchanged, _ = _timed(lambda: embed_images(config, encoder))
     shutil.rmtree(photos)
     return {
         "images": images,

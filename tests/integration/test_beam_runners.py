@@ -1,0 +1,119 @@
+"""The same job through job servers, with worker processes that have nothing of the project but what the job ships."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from searchforge.workspace import Workspace
+from tests.integration import beam_servers
+from tests.test_packaging import checkout  # noqa: F401  # a fixture
+from tests.tiny_bundle import write_bundle
+
+pytestmark = pytest.mark.integration
+
+JOB_SECONDS = 300
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """20 images and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(20):
+        Image.fromarray(random.integers(0, 256, (10, 12, 3), np.uint8)).save(folder / f"{index:02d}.png")
+    (folder / "broken.png").write_bytes(b"broken")
+    return folder
+
+
+@pytest.fixture(params=["local job service", "Flink job server"])
+def job_endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    if request.param == "Flink job server":
+        server = beam_servers.flink_job_server(beam_servers.fetch_flink_job_server(), folder)
+    else:
+        server = beam_servers.local_job_service(folder)
+    with server as address:
+        yield address
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[beam_servers.WorkerPool]:
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    with beam_servers.worker_pool(beam_servers.build_boot(), folder) as pool:
+        yield pool
+
+
+def test_workers_run_what_the_job_ships_and_write_the_same_bytes(
+    job_endpoint: str,
+    pool: beam_servers.WorkerPool,
+    checkout: Path,  # noqa: F811
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    assert _project_seen_by(pool.python, tmp_path) == ""
+    portable = [
+        *("--runner", "PortableRunner", f"--job_endpoint={job_endpoint}"),
+        *("--environment_type=EXTERNAL", f"--environment_config={pool.address}"),
+        f"--setup_file={checkout / 'setup.py'}",
+    ]
+    written = _embed(checkout, tmp_path / "portable", photos, *portable)
+    assert _project_seen_by(pool.python, tmp_path).startswith(str(pool.python.parent.parent))
+    assert len(written) == 3
+    assert written == _embed(checkout, tmp_path / "direct", photos)
+
+
+def test_the_submitting_process_may_run_the_workers(checkout: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with beam_servers.local_job_service(folder) as address:
+        loopback = ["--runner", "PortableRunner", f"--job_endpoint={address}", "--environment_type=LOOPBACK"]
+        written = _embed(checkout, tmp_path / "portable", photos, *loopback)
+    assert written == _embed(checkout, tmp_path / "direct", photos)
+
+
+def test_a_job_server_that_is_not_there_is_one_message(checkout: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+    nowhere = ["--runner", "PortableRunner", "--job_endpoint=localhost:1", "--job_server_timeout=5"]
+    result = _run(checkout, tmp_path / "workspace", photos, *nowhere, "--environment_type=LOOPBACK")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "the Beam job failed: " in result.stderr and "run the command again" in result.stderr
+
+
+def _embed(checkout: Path, root: Path, photos: Path, *options: str) -> dict[str, bytes]:  # noqa: F811
+    """Embeds the photos in a workspace of their own and returns the shards and rejects by name."""
+    result = _run(checkout, root, photos, *options)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    (run,) = Workspace(str(root)).ids("embeddings")
+    folder = root / "embeddings" / run
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tfrecord", ".jsonl")}
+
+
+def _run(
+    checkout: Path,  # noqa: F811
+    root: Path,
+    photos: Path,
+    *options: str,
+) -> subprocess.CompletedProcess[str]:
+    write_bundle(Workspace(str(root)))
+    job = [sys.executable, "-m", "beam_jobs.embed_images", "--workspace", str(root), "--encoder", "tiny"]
+    corpus = ["--corpus", str(photos), "--shards", "2", "--set", "corpus.max_reject_fraction=0.1"]
+    return subprocess.run(
+        [*job, *corpus, *options], cwd=checkout, capture_output=True, text=True, timeout=JOB_SECONDS, check=False
+    )
+
+
+def _project_seen_by(python: Path, folder: Path) -> str:
+    """Returns where that Python finds beam_jobs, or nothing."""
+    look = "import importlib.util as u; s = u.find_spec('beam_jobs'); print(s.origin if s else '')"
+    result = subprocess.run([python, "-c", look], cwd=folder, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
