@@ -27,15 +27,27 @@ from apache_beam.runners.worker import worker_pool_main
 
 BOOT_MODULE = f"github.com/apache/beam/sdks/v2/python/container@v{apache_beam.__version__}"
 """The program that starts Python workers in Beam's container images."""
-FLINK_ARTIFACT = (
-    f"org.apache.beam:beam-runners-flink-{FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS[-1]}-job-server:"
-    f"{apache_beam.__version__}"
+FLINK_RUNNERS = (
+    (FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS[-1], apache_beam.__version__),
+    ("1.19", "2.62.0"),
 )
+"""Versions of Flink and of Beam's job server for it: the first that Maven can fetch is used."""
 FETCH_SECONDS = 900
 START_SECONDS = 90
 
 _BOOT_SCRIPT = '#!/bin/sh\nexec "$BEAM_BOOT" --semi_persist_dir="$BEAM_FOLDER" "$@"\n'
-_OPEN_PACKAGES = ("java.lang", "java.lang.reflect", "java.net", "java.nio", "java.text", "java.time", "java.util")
+_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>searchforge</groupId><artifactId>flink-job-server</artifactId><version>1</version>
+  <dependencies><dependency>
+    <groupId>org.apache.beam</groupId><artifactId>beam-runners-flink-{flink}</artifactId><version>{beam}</version>
+  </dependency></dependencies>
+</project>
+"""
+_OPEN_PACKAGES = (
+    *("java.io", "java.lang", "java.lang.reflect", "java.math", "java.net", "java.nio", "java.text", "java.time"),
+    *("java.util", "java.util.concurrent", "java.util.concurrent.atomic", "sun.nio.ch", "sun.util.calendar"),
+)
 """Flink serializes their classes by reflection, which Java 17 allows no longer."""
 
 
@@ -62,22 +74,31 @@ def build_boot() -> Path:
         if go is None:
             pytest.skip("Go is not installed, so Beam's boot program cannot be built")
         folder = cache() / "go"
-        _fetch([go, "install", BOOT_MODULE], "Beam's boot program cannot be built", GOBIN=str(folder))
+        if failure := _failure([go, "install", BOOT_MODULE], GOBIN=str(folder)):
+            pytest.skip(f"Beam's boot program cannot be built: {failure}")
         (folder / "container").replace(boot)
     return boot
 
 
-def fetch_flink_job_server() -> Path:
-    """Fetches Beam's Flink job server, which holds a Flink cluster of its own, with Maven, or finds it fetched."""
-    _, name, version = FLINK_ARTIFACT.split(":")
-    jar = cache() / f"{name}-{version}.jar"
-    if not jar.exists():
-        maven = shutil.which("mvn")
-        if maven is None or shutil.which("java") is None:
-            pytest.skip("Java or Maven is not installed, so there is no Flink job server")
-        options = ["-B", "-q", "-Dstyle.color=never", f"-Dartifact={FLINK_ARTIFACT}", f"-DoutputDirectory={cache()}"]
-        _fetch([maven, *options, "dependency:copy"], f"Maven cannot fetch {FLINK_ARTIFACT}")
-    return jar
+def fetch_flink_job_server() -> str:
+    """Fetches Beam's Flink job server, which holds a Flink cluster of its own, with Maven; returns its class path."""
+    maven = shutil.which("mvn")
+    if maven is None or shutil.which("java") is None:
+        pytest.skip("Java or Maven is not installed, so there is no Flink job server")
+    failures = []
+    for flink, beam in FLINK_RUNNERS:
+        folder = cache() / f"flink-{flink}-beam-{beam}"
+        folder.mkdir(exist_ok=True)
+        found = folder / "classpath"
+        if found.exists() and all(Path(jar).exists() for jar in found.read_text().split(":")):
+            return found.read_text()
+        (folder / "pom.xml").write_text(_POM.format(flink=flink, beam=beam))
+        options = ["-B", "-q", "-Dstyle.color=never", "-DincludeScope=runtime", f"-Dmdep.outputFile={found}"]
+        failure = _failure([maven, "-f", str(folder / "pom.xml"), *options, "dependency:build-classpath"])
+        if not failure:
+            return found.read_text()
+        failures.append(f"beam-runners-flink-{flink}:{beam}: {failure}")
+    pytest.skip(f"Maven cannot fetch a Flink job server: {'; '.join(failures)}")
 
 
 @contextmanager
@@ -129,13 +150,14 @@ def local_job_service(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def flink_job_server(jar: Path, folder: Path) -> Iterator[str]:
+def flink_job_server(class_path: str, folder: Path) -> Iterator[str]:
     """The address of Beam's Flink job server with a Flink cluster inside."""
     port = _free_port()
     opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPEN_PACKAGES]
     ports = [f"--job-port={port}", "--artifact-port=0", "--expansion-port=0"]
     places = ["--flink-master=[local]", "--job-host=localhost", f"--artifacts-dir={folder / 'staging'}"]
-    with _server(["java", "-Xmx1g", *opened, "-jar", str(jar), *ports, *places], port, folder) as address:
+    program = ["-cp", class_path, "org.apache.beam.runners.flink.FlinkJobServerDriver"]
+    with _server(["java", "-Xmx1g", *opened, *program, *ports, *places], port, folder) as address:
         yield address
 
 
@@ -153,14 +175,16 @@ def _server(command: Sequence[str], port: int, folder: Path) -> Iterator[str]:
             process.kill()
 
 
-def _fetch(command: Sequence[str], failure: str, **variables: str) -> None:
+def _failure(command: Sequence[str], **variables: str) -> str:
+    """Runs a command; returns why it failed, or nothing."""
     environment = {**os.environ, **variables}
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False
     )
-    if result.returncode:
-        lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
-        pytest.skip(f"{failure}: {lines[0][-300:] if lines else f'exit code {result.returncode}'}")
+    if not result.returncode:
+        return ""
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+    return lines[0][-300:] if lines else f"exit code {result.returncode}"
 
 
 def _free_port() -> int:
