@@ -64,6 +64,7 @@ def embed(config: Config, encoder: str, modality: Modality) -> Manifest:
                 run.workspace,
                 _folder(id),
                 base,
+                source=corpus_source(config),
                 shards=config.embed.shards,
                 max_bytes=config.corpus.max_bytes,
                 max_dead_fraction=config.embed.max_dead_fraction,

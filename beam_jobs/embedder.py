@@ -73,6 +73,7 @@ class Outcome:
     bytes_read: int = 0
     batch_sizes: list[float] = field(default_factory=list)
     batch_ms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
     def add(self, other: Outcome) -> None:
         """Adds what became of further tasks."""
@@ -86,6 +87,26 @@ class Outcome:
     def reject(self, items: Sequence[Item], reason: str, detail: str) -> None:
         """Notes that items cannot be embedded."""
         self.rejects += [{"id": item.id, "uri": item.uri, "reason": reason, "detail": detail} for item in items]
+
+
+def write_outcome(storage: Storage, folder: str, shard: Shard, outcome: Outcome) -> ShardReport:
+    """Writes a shard's records and rejects; what it returns is still to be written.
+
+    Raises:
+      JobError, OSError: they cannot be written.
+    """
+    info, rejects = write_records(storage, folder, shard, outcome.records, outcome.rejects)
+    return ShardReport(
+        shard=info.model_dump(),
+        embedded=outcome.embedded,
+        reused=len(outcome.records) - outcome.embedded,
+        rejected=dict(sorted(Counter(reject["reason"] for reject in outcome.rejects).items())),
+        rejects=rejects,
+        bytes_read=outcome.bytes_read,
+        batch_size=Distribution.of(outcome.batch_sizes),
+        batch_ms=Distribution.of(outcome.batch_ms),
+        seconds=outcome.seconds,
+    )
 
 
 @dataclass(frozen=True)
@@ -112,34 +133,18 @@ class Embedder:
         self._threads = ThreadPoolExecutor(self.threads, thread_name_prefix="embed")
         self._readers = ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read")
 
-    def embed_shard(self, storage: Storage, shard: Shard, tasks: Sequence[Task]) -> ShardReport:
-        """Embeds a shard's tasks and writes its records and rejects.
+    def embed(self, tasks: Sequence[Task]) -> Outcome:
+        """Returns what becomes of the tasks. Batches are formed in their order, whatever the threads do.
 
         Raises:
-          JobError: an earlier run's record is gone, the encoder fails, or the shard cannot be written.
+          JobError: an earlier run's record is gone, or the encoder fails.
         """
-        start = time.monotonic()
-        outcome = self.embed(tasks)
-        info, rejects = write_records(storage, self._options.folder, shard, outcome.records, outcome.rejects)
-        return ShardReport(
-            shard=info.model_dump(),
-            embedded=outcome.embedded,
-            reused=len(outcome.records) - outcome.embedded,
-            rejected=dict(sorted(Counter(reject["reason"] for reject in outcome.rejects).items())),
-            rejects=rejects,
-            bytes_read=outcome.bytes_read,
-            batch_size=Distribution.of(outcome.batch_sizes),
-            batch_ms=Distribution.of(outcome.batch_ms),
-            seconds=time.monotonic() - start,
-        )
-
-    def embed(self, tasks: Sequence[Task]) -> Outcome:
-        """Returns what becomes of the tasks. Batches are formed in their order, whatever the threads do."""
-        total = Outcome()
+        start, total = time.monotonic(), Outcome()
         size = self._model.batch_size
         batches = [tasks[first : first + size] for first in range(0, len(tasks), size)]
         for outcome in self._in_order(batches):
             total.add(outcome)
+        total.seconds = time.monotonic() - start
         return total
 
     def _in_order(self, batches: Sequence[Sequence[Task]]) -> Iterator[Outcome]:

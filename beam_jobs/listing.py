@@ -121,8 +121,8 @@ class Listing:
         """Finds the items that the earlier run holds unchanged.
 
         Returns:
-          The shard files in which they stay. None, where too many of the records in them would be dead or the files
-          too many: then all of them are to be copied.
+          The shard files in which they stay. There are none where too many of the records in them would be dead, or
+          the files would be too many: then all of the records are to be copied.
         """
         self._db.execute(
             f"""
@@ -152,12 +152,17 @@ class Listing:
             return ()
         return carried
 
-    def find_contents(self, max_bytes: int, against_base: bool) -> None:
-        """Hashes files whose content could be that of another item, or of one that the base holds."""
-        # The same content has the same size, so a size that is there once needs no reading. Nor is anything read from a
-        # bucket twice for the sake of copies, which are few.
+    def find_contents(self, max_bytes: int, against_base: bool, remote: bool) -> None:
+        """Hashes files whose content could be that of another item, or of one that the base holds.
+
+        Args:
+          remote: also those that are not local, each of which is then read twice.
+        """
+        # The same content has the same size, so a size that is there once needs no reading.
         twice = "(SELECT size FROM items WHERE state IS NULL AND reject = '' GROUP BY size HAVING count(*) > 1)"
-        suspects = "1" if against_base else f"size IN {twice} AND file NOT LIKE '%://%'"
+        suspects = "1" if against_base else f"size IN {twice}"
+        if not remote:
+            suspects += " AND file NOT LIKE '%://%'"
         self._db.execute(
             "CREATE TEMP TABLE suspects AS SELECT id, file, offset, size FROM items "
             "WHERE state IS NULL AND reject = '' AND content = '' AND version != '' AND size != 0 "

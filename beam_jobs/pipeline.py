@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.utils.shared import Shared
 
-from beam_jobs.embedder import Embedder, EmbedOptions
+from beam_jobs.embedder import Embedder, EmbedOptions, Outcome, write_outcome
 from beam_jobs.shards import Shard, ShardReport, read_plan, read_report, write_report
 from searchforge import progress
 from searchforge.config import EmbedConfig
@@ -33,25 +32,43 @@ _LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 class EmbedShard(beam.DoFn):
-    """Does what a shard's plan says and yields its report as a dict; a finished shard is only reported."""
+    """Does what a shard's plan says, unless its report is there. While one is written, the next is embedded already."""
 
     def __init__(self, options: EmbedOptions) -> None:
         self._options = options
         self._shared = Shared()
+        self._writing: Future[ShardReport] | None = None
 
     def setup(self) -> None:
         self._storage = Workspace(self._options.workspace).storage
         # One model and one pool of threads for a process, however many shards its runner gives it at once.
         self._embedder: Embedder = self._shared.acquire(lambda: Embedder(self._options), tag=repr(self._options))
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
-    def process(self, shard: Shard) -> Iterator[dict[str, Any]]:
-        folder = self._options.folder
-        report = read_report(self._storage, folder, shard)
-        if report is None:
-            report = self._embedder.embed_shard(self._storage, shard, read_plan(self._storage, folder, shard))
-            write_report(self._storage, folder, shard, report)
-        _count(report)
-        yield asdict(report)
+    def start_bundle(self) -> None:
+        self._writing = None
+
+    def process(self, shard: Shard) -> None:
+        report = read_report(self._storage, self._options.folder, shard)
+        if report is not None:
+            _count(report)
+            return
+        outcome = self._embedder.embed(read_plan(self._storage, self._options.folder, shard))
+        self.finish_bundle()  # holds one shard in memory, not a queue of them
+        self._writing = self._writer.submit(self._write, shard, outcome)
+
+    def finish_bundle(self) -> None:
+        if self._writing:
+            _count(self._writing.result())
+            self._writing = None
+
+    def teardown(self) -> None:
+        self._writer.shutdown()
+
+    def _write(self, shard: Shard, outcome: Outcome) -> ShardReport:
+        report = write_outcome(self._storage, self._options.folder, shard, outcome)
+        write_report(self._storage, self._options.folder, shard, report)
+        return report
 
 
 def _count(report: ShardReport) -> None:

@@ -44,6 +44,7 @@ def write(
     folder: str,
     base: Manifest | None,
     *,
+    source: str,
     shards: int | None,
     max_bytes: int,
     max_dead_fraction: float,
@@ -51,6 +52,7 @@ def write(
     """Plans a run and writes the plan into `folder`.
 
     Args:
+      source: of the corpus.
       shards: number of shards to write; derived from what is left to do by default.
       max_dead_fraction: of the records in the files of earlier runs; with more, all records are copied.
     """
@@ -58,7 +60,8 @@ def write(
     if base:
         listing.read_base(workspace, base)
         carried = listing.reuse(base, max_dead_fraction)
-    listing.find_contents(max_bytes, against_base=base is not None)
+    # What is not local is read for its content only where most of it is carried over.
+    listing.find_contents(max_bytes, base is not None, remote=base is not None and base.source == source)
     listing.share_contents()
     return _commit(listing, workspace, folder, base, carried, shards)
 
