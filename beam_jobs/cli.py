@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from beam_jobs.embed import embed
 from searchforge.cli import config_options, import_quietly, reports_errors, show
 from searchforge.config import Config
 from searchforge.manifest import Modality
@@ -17,6 +16,8 @@ def embed_command(modality: Modality, help: str) -> click.Command:
     @config_options
     def main(config: Config, as_json: bool, encoder: str) -> None:
         import_quietly("apache_beam")
+        from beam_jobs.embed import embed
+
         manifest = embed(config, encoder, modality)
         show(manifest.model_dump(), as_json, manifest.summary)
 

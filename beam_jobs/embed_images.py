@@ -6,13 +6,14 @@ Options that are not its own go to Beam as they are, e.g. `--runner=FlinkRunner 
 from __future__ import annotations
 
 from beam_jobs.cli import embed_command
-from beam_jobs.embed import embed
 from searchforge.config import Config
 from searchforge.manifest import Manifest
 
 
 def embed_images(config: Config, encoder: str) -> Manifest:
     """Embeds the images of the corpus; see `beam_jobs.embed.embed`."""
+    from beam_jobs.embed import embed  # imports Beam, whose own notices the command keeps from its user
+
     return embed(config, encoder, "images")
 
 

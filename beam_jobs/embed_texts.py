@@ -6,13 +6,14 @@ A corpus is a file of lines, CSV or JSON Lines, or a folder or glob of them. Opt
 from __future__ import annotations
 
 from beam_jobs.cli import embed_command
-from beam_jobs.embed import embed
 from searchforge.config import Config
 from searchforge.manifest import Manifest
 
 
 def embed_texts(config: Config, encoder: str) -> Manifest:
     """Embeds the texts of the corpus; see `beam_jobs.embed.embed`."""
+    from beam_jobs.embed import embed  # imports Beam, whose own notices the command keeps from its user
+
     return embed(config, encoder, "texts")
 
 
