@@ -1,72 +1,123 @@
 """Packs an index into an encoder's TFLite file, where the Task Library's TextSearcher and ImageSearcher look for it.
 
-Imports tflite-support, so it runs in the worker process only.
+The file is a model's flatbuffer, whose metadata names files, and a ZIP archive of these files behind it. The index
+is copied into the archive piece by piece, so memory holds the encoder only. Imports tflite-support, so it runs in a
+process of its own (searchforge.isolated).
 """
 
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
-from searchforge.errors import JobError
+import numpy as np
+import numpy.typing as npt
+
+from indexer.folding import folded, read_model, write_model
+from searchforge.errors import JobError, UsageError
 
 INDEX_NAME = "on_device_scann_index.ldb"
 """Name of the index inside the searcher; the one that Model Maker gives it."""
 
+_METADATA_NAME = b"TFLITE_METADATA"
+_METADATA_IDENTIFIER = b"M001"
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+_MAX_BYTES = 2**32 - 1
+"""Of a searcher: what positions in a ZIP archive reach."""
+_ZIP_ROOM = 1 << 10
+"""More than what an archive holds of a file beside its data, or at its end."""
+_PIECE = 1 << 20
 
 
-def pack_searcher(encoder: Path, index: Path, searcher: Path) -> None:
+def pack_searcher(encoder: Path, index: Path, searcher: Path, query_map: npt.NDArray[np.float32] | None = None) -> None:
     """Writes `searcher`: the encoder's model with the index as an associated file of its output tensor.
 
-    All metadata of the encoder is kept. Equal inputs give equal bytes.
+    All metadata and associated files of the encoder are kept. Equal inputs give equal bytes.
+
+    Args:
+      query_map: [dim_out, dim] float32; the searcher's encoder returns `query_map @ embedding` (indexer.folding).
 
     Raises:
-      JobError: the encoder carries no metadata, or not of exactly one output tensor, or an index already.
+      UsageError: the index is too large for the archive.
+      JobError: the encoder carries no metadata, or not of exactly one output tensor, or an index already; or the query
+        map does not fit it.
     """
-    from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
-    from tensorflow_lite_support.metadata.python import metadata as tflite_metadata
-
     model = encoder.read_bytes()
-    buffer = tflite_metadata.get_metadata_buffer(model)
-    if not buffer:
-        raise JobError(f"{encoder.name} carries no TFLite metadata; train the encoder again")
-    metadata = schema.ModelMetadataT.InitFromObj(schema.ModelMetadata.GetRootAsModelMetadata(buffer, 0))
-    outputs = metadata.subgraphMetadata[0].outputTensorMetadata or []
+    files = _associated_files(model)
+    if INDEX_NAME in files:
+        raise JobError(f"{encoder.name} carries an index already; expected an encoder, not a searcher")
+    if query_map is not None:
+        model = folded(model, query_map)
+    flatbuffer = _with_index_entry(model, encoder.name)
+    size = index.stat().st_size
+    total = len(flatbuffer) + sum(map(len, files.values())) + size + _ZIP_ROOM * (len(files) + 2)
+    if total > _MAX_BYTES:
+        raise UsageError(
+            f"the index has {size:,} bytes, which makes a searcher of {total:,}; the ZIP archive in it ends at 4 GiB "
+            f"({_MAX_BYTES:,} bytes): split the corpus (index.partition_by) or choose smaller codes "
+            "(index.dims_per_block)"
+        )
+    with searcher.open("wb") as target:
+        target.write(flatbuffer)
+        # Positions in the archive count from the start of the file. From 2 GiB on Python writes Zip64 fields, which
+        # the Task Library reads, too.
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in files.items():
+                archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), data)
+            entry = zipfile.ZipInfo(INDEX_NAME, _ZIP_EPOCH)
+            entry.file_size = size
+            with index.open("rb") as source, archive.open(entry, "w") as packed:
+                shutil.copyfileobj(source, packed, _PIECE)
+
+
+def _associated_files(model: bytes) -> dict[str, bytes]:
+    """Returns the files behind the flatbuffer, by name."""
+    file = io.BytesIO(model)
+    if not zipfile.is_zipfile(file):
+        return {}
+    with zipfile.ZipFile(file) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _with_index_entry(model: bytes, name: str) -> bytes:
+    """Returns the flatbuffer whose metadata lists the index with the output tensor's files."""
+    from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
+
+    parsed = read_model(model)
+    buffers = [entry.buffer for entry in parsed.metadata or [] if entry.name == _METADATA_NAME]
+    if not buffers or parsed.buffers[buffers[0]].data is None:
+        raise JobError(f"{name} carries no TFLite metadata; train the encoder again")
+    buffer = parsed.buffers[buffers[0]]
+    metadata = schema.ModelMetadataT.InitFromObj(schema.ModelMetadata.GetRootAs(buffer.data.tobytes(), 0))
+    outputs = [tensor for graph in metadata.subgraphMetadata or [] for tensor in graph.outputTensorMetadata or []]
     if len(outputs) != 1:
-        raise JobError(f"{encoder.name} has metadata of {len(outputs)} output tensors, expected 1; train it again")
+        raise JobError(f"{name} has metadata of {len(outputs)} output tensors, expected 1; train it again")
     files = outputs[0].associatedFiles or []
     if any(file.type == schema.AssociatedFileType.SCANN_INDEX_FILE for file in files):
-        raise JobError(f"{encoder.name} carries an index already; expected an encoder, not a searcher")
+        raise JobError(f"{name} carries an index already; expected an encoder, not a searcher")
     entry = schema.AssociatedFileT()
     entry.name = INDEX_NAME
     entry.description = "On-device ScaNN index in LevelDB format."
     entry.type = schema.AssociatedFileType.SCANN_INDEX_FILE
     outputs[0].associatedFiles = [*files, entry]
-
-    populator = tflite_metadata.MetadataPopulator.with_model_buffer(model)
-    populator.load_metadata_buffer(_serialize(metadata, tflite_metadata.MetadataPopulator.METADATA_FILE_IDENTIFIER))
-    populator.load_associated_file_buffers({INDEX_NAME: index.read_bytes()})
-    populator.populate()
-    searcher.write_bytes(_without_times(bytes(populator.get_model_buffer())))
+    buffer.data = np.frombuffer(_versioned(metadata), np.uint8)
+    return write_model(parsed, len(model))
 
 
-def _serialize(metadata, identifier: bytes) -> bytes:  # type: ignore[no-untyped-def]
+def _versioned(metadata: Any) -> bytes:
+    """Returns the metadata's flatbuffer, which says the oldest version of readers that understand it."""
+    from tensorflow_lite_support.metadata.cc.python import _pywrap_metadata_version
+
+    metadata.minParserVersion = _pywrap_metadata_version.GetMinimumMetadataParserVersion(_serialized(metadata))
+    return _serialized(metadata)
+
+
+def _serialized(metadata: Any) -> bytes:
     import flatbuffers
 
     builder = flatbuffers.Builder(0)
-    builder.Finish(metadata.Pack(builder), identifier)
+    builder.Finish(metadata.Pack(builder), _METADATA_IDENTIFIER)
     return bytes(builder.Output())
-
-
-def _without_times(model: bytes) -> bytes:
-    """Writes the ZIP archive behind the model again, its files dated 1980: the populator dates them today."""
-    with zipfile.ZipFile(io.BytesIO(model)) as archive:
-        files = [(name, archive.read(name)) for name in archive.namelist()]
-        model_end = min(info.header_offset for info in archive.infolist())
-    packed = io.BytesIO(model[:model_end])
-    with zipfile.ZipFile(packed, "a", zipfile.ZIP_STORED) as archive:
-        for name, data in files:
-            archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), data)
-    return packed.getvalue()

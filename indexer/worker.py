@@ -7,30 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from indexer import ondevice_index, packing
-from indexer.parameters import IndexParameters
-from indexer.quantize import QuantizedCorpus, quantize
+from indexer import packing
+from indexer.scann_training import train_with_scann
 from searchforge import isolated
+
+MODULE = "indexer.worker"
+"""What a Session runs."""
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """Does one step: `quantize`, `write_index` or `pack`."""
+    """Does one step: `train` or `pack`."""
     step = request["step"]
-    if step == "quantize":
-        vectors = np.load(request["vectors"], allow_pickle=False)
-        corpus = quantize(vectors, IndexParameters(**request["parameters"]))
-        corpus.save(Path(request["quantized"]))
+    if step == "train":
+        sample = np.load(request["sample"], allow_pickle=False)
+        quantizer = train_with_scann(sample, request["partitions"], request["dims_per_block"], request["seed"])
+        Path(request["quantizer"]).write_bytes(quantizer.to_bytes())
         return {}
-    if step == "write_index":
-        return ondevice_index.write_index(
-            QuantizedCorpus.load(Path(request["quantized"])),
-            IndexParameters(**request["parameters"]),
-            Path(request["metadata"]).read_bytes().splitlines(),
-            request["user_info"],
-            Path(request["index"]),
-        )
     if step == "pack":
-        packing.pack_searcher(Path(request["encoder"]), Path(request["index"]), Path(request["searcher"]))
+        query_map = np.load(request["query_map"], allow_pickle=False)
+        packing.pack_searcher(Path(request["encoder"]), Path(request["index"]), Path(request["searcher"]), query_map)
         return {}
     raise ValueError(f"unknown step {step!r}")
 

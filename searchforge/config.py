@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from searchforge.errors import UsageError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+ArtifactId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,79}$")]
 
 MAX_PIXELS = 2 * (1024**3 // 4 // 3)
 """Pillow refuses larger images by itself."""
@@ -37,6 +47,19 @@ _TOWERS = {
         "pypi:minilm-l6, pypi:minilm-l6@<layers, 1 to 6>, hub:<handle or folder> or saved_model:<folder>",
     ),
 }
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(value: Any) -> Any:
+    """Returns the bytes of a size that people write, such as `50MB` or `1.5 GiB`; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    written = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if not written or written[2].upper() not in _UNITS:
+        raise ValueError("expected bytes, or a number with KB, MB, GB, KiB, MiB or GiB")
+    return int(float(written[1]) * _UNITS[written[2].upper()])
 
 
 class Section(BaseModel):
@@ -176,7 +199,7 @@ class EmbedConfig(Section):
       beam_options: passed to the runner as they are, e.g. `--direct_num_workers=2`.
     """
 
-    base: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,79}$")] = "auto"
+    base: ArtifactId = "auto"
     max_dead_fraction: Fraction = 0.3
     shards: Count | None = None
     backend: Literal["auto", "litert", "tensorflow"] = "auto"
@@ -187,27 +210,53 @@ class EmbedConfig(Section):
 
 
 class IndexConfig(Section):
-    """Parameters of the on-device index; a preset sets every value that is not given.
+    """What the on-device index must reach, and its settings; those that are not given are found by the tuner.
 
     Attributes:
-      partitions: of the corpus; about the square root of its size by default.
-      partitions_searched: by a query; chosen for the size of the corpus by default.
-      dims_per_block: dimensions that share one 8-bit code.
-      anisotropic_threshold: of anisotropic vector quantization (Guo et al. 2020, arXiv:1908.10396).
+      preset: `best`, or `recipe2022`: ScaNN's own build with the tutorial's settings, of which no recall is promised.
+      recall_at_10: share of the exact top 10 that a search must return, on held-out captions; null: as high as the
+        limits allow.
+      max_bytes_per_image: of the index without metadata.
+      max_latency_ms: of a search on one thread, the encoding of the query apart.
+      max_index_size: of the index file, in bytes or as text such as `50MB`.
+      code_bytes: of an item.
+      partitions: of the corpus.
+      partitions_searched: by a query.
       lookup: type of the look-up tables on the device.
+      compression: of metadata (codes do not compress).
+      query_aware: whether codes are made under a map that knows how queries lie, see indexer.query_map.
+      parallel: weight of a code's error in the direction of the queries near its vector, see indexer.codes.
+      queries: captions of the training split that the map is fitted to, at most; a third as many held-out ones tune and
+        verify.
       training_sample, training_iterations: of the partitioning and of the codebooks.
-      compression: of the whole table (codes do not compress, metadata does).
+      base: id of an earlier searcher whose quantizer is used again, so that only the change of a corpus is encoded;
+        `auto`: the latest of the same encoder and settings, until the corpus has drifted; `none`.
+      max_drift: of an index on the quantizer of an earlier one, see indexer.drift; beyond it a quantizer is trained.
+      runner: Beam runner of the encoding, for corpora too big for one machine; null: threads of this process.
+      beam_options: passed to the runner as they are.
+      partition_by: metadata field; one index is built for each of its values.
     """
 
     preset: Literal["best", "recipe2022"] = "best"
+    recall_at_10: Annotated[float, Field(gt=0, lt=1)] | None = 0.95
+    max_bytes_per_image: Annotated[float, Field(gt=0)] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] = 2.0
+    max_index_size: Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None = None
+    code_bytes: Count | None = None
     partitions: Count | None = None
     partitions_searched: Count | None = None
-    dims_per_block: Count = 1
-    anisotropic_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    lookup: Literal["float", "int8"] = "float"
+    lookup: Literal["float", "int16", "int8"] = "float"
+    compression: bool = True
+    query_aware: bool = True
+    parallel: Annotated[float, Field(ge=0)] = 6.0
+    queries: Annotated[int, Field(ge=0)] = 6_000
     training_sample: Count = 100_000
     training_iterations: Count = 12
-    compression: bool = True
+    base: ArtifactId = "auto"
+    max_drift: Annotated[float, Field(ge=0)] = 0.1
+    runner: str | None = None
+    beam_options: tuple[str, ...] = ()
+    partition_by: str | None = None
     seed: Seed = 0
 
 
@@ -250,7 +299,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "ema": 0.0,
             "hub_correction": 0.0,
         },
-        "index": {"dims_per_block": 1, "anisotropic_threshold": 0.2, "lookup": "int8", "partitions_searched": 4},
+        "index": {"lookup": "int8", "partitions_searched": 4},
         "check": {"min_recall_at_10": 0.6},  # it searches few partitions, which costs small corpora most
     }
 }

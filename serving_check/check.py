@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from searchforge.config import CheckConfig, Config
-from searchforge.encoder import EncoderInfo
+from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.hashing import content_id, sha256_file
 from searchforge.manifest import Manifest
 from searchforge.progress import say
@@ -77,8 +77,9 @@ def check(config: Config, searcher: str) -> dict[str, Any]:
         wanted = IMAGE_QUERIES if len(captions) >= MIN_CAPTIONS else config.check.queries
         images = Queries([], []) if of_texts else corpus_images(corpus, wanted, config.check.seed, Path(scratch))
         examination = Examination(corpus, manifest, bundle)
-        examination.examine("text", folder / SEARCHERS["text"], captions)
-        examination.examine("image", folder / SEARCHERS["image"], images)
+        encoders = workspace.local("encoders", bundle.id)
+        examination.examine("text", folder / SEARCHERS["text"], encoders / TEXT_TFLITE, captions)
+        examination.examine("image", folder / SEARCHERS["image"], encoders / IMAGE_TFLITE, images)
     figures = examination.figures()
     figures["searcher_bytes"] = max((file["bytes"] for file in files.values()), default=None)
     gates = examination.gates() + _configured(config.check, figures)

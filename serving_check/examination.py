@@ -41,8 +41,12 @@ class Examination:
         self._answers: list[str] = []
         self._unknown: list[str] = []
 
-    def examine(self, kind: Literal["text", "image"], path: Path, queries: Queries) -> None:
-        """Opens a searcher and asks it the queries; where there are no texts, the texts that measure latency."""
+    def examine(self, kind: Literal["text", "image"], path: Path, encoder: Path, queries: Queries) -> None:
+        """Opens a searcher and asks it the queries; where there are no texts, the texts that measure latency.
+
+        Args:
+          encoder: the bundle's, by whose embeddings the exact answers are found: the searcher's own are mapped.
+        """
         prefix = _FIGURE_PREFIX[kind]
         self._asked[kind] = len(queries)
         try:
@@ -50,7 +54,7 @@ class Examination:
         except (OSError, ValueError) as error:
             self._structure.append(f"{path.name}: {error}")
         try:
-            searcher = Searcher(path, kind)
+            searcher = Searcher(path, kind, encoder)
         except SearchforgeError as error:
             self._structure.append(f"{path.name} does not open: {error}")
             return

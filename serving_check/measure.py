@@ -34,7 +34,7 @@ class Answers:
 
     Attributes:
       hits: for each query the ids of its hits, best first.
-      embeddings: [queries, dim] float32, of the queries, by the same file's encoder.
+      embeddings: [queries, dim] float32, of the queries, by the bundle's encoder.
       search_ms, embed_ms: [queries], one query on one thread; searching includes the encoding.
     """
 

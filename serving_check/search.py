@@ -37,6 +37,8 @@ class Searcher:
     Args:
       path: text_searcher.tflite or image_searcher.tflite.
       kind: what a query is; by default taken from the file's name.
+      encoder: TFLite file that `timed_embed` embeds with; by default the searcher itself, whose embeddings are those of
+        the space that its codes are made in.
 
     Attributes:
       user_info: JSON that the indexer stored: fingerprint, counts, parameters.
@@ -47,13 +49,14 @@ class Searcher:
       JobError: the Task Library does not open the file.
     """
 
-    def __init__(self, path: Path, kind: Literal["text", "image"] | None = None) -> None:
+    def __init__(self, path: Path, kind: Literal["text", "image"] | None = None, encoder: Path | None = None) -> None:
         if not path.is_file():
             raise UsageError(f"searcher {path} does not exist; publish a release, or name another one")
         self.kind = kind or ("image" if path.name.startswith("image") else "text")
         self._session = Session(task_library.MODULE)
         try:
-            opened = self._session.call({"operation": "open", "path": str(path.resolve()), "kind": self.kind})
+            request = {"operation": "open", "path": str(path.resolve()), "kind": self.kind}
+            opened = self._session.call({**request, "encoder": str((encoder or path).resolve())})
         except BaseException:
             self._session.close()
             raise
@@ -86,7 +89,7 @@ class Searcher:
         return [_hit(found) for found in answer["hits"]], answer["milliseconds"]
 
     def timed_embed(self, query: str) -> tuple[npt.NDArray[np.float32], float]:
-        """Returns the query's embedding, [dim] float32, by the same file's encoder, and its milliseconds."""
+        """Returns the query's embedding, [dim] float32, and its milliseconds."""
         answer = self._session.call({"operation": "embed", "query": query})
         return np.asarray(answer["embedding"], np.float32), answer["milliseconds"]
 

@@ -27,10 +27,10 @@ _DEFAULT_HITS = 10
 
 
 class _Searcher:
-    """TextSearcher or ImageSearcher, and the embedder of the same kind over the same file."""
+    """TextSearcher or ImageSearcher, and the embedder of the same kind over another file."""
 
-    def __init__(self, path: str, kind: str) -> None:
-        self._path, self._kind = path, kind
+    def __init__(self, path: str, kind: str, encoder: str) -> None:
+        self._path, self._kind, self._encoder = path, kind, encoder
         self._embedder: Any = None
         self._open(_DEFAULT_HITS)
 
@@ -74,7 +74,7 @@ class _Searcher:
         from tensorflow_lite_support.python.task.core.base_options import BaseOptions
 
         if self._embedder is None:
-            options = BaseOptions(file_name=self._path, num_threads=1)
+            options = BaseOptions(file_name=self._encoder, num_threads=1)
             if self._kind == "text":
                 from tensorflow_lite_support.python.task.text import text_embedder as text
 
@@ -126,11 +126,11 @@ _opened: list[_Searcher] = []
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """Answers `open` (path, kind), `search` (query, hits) and `embed` (query)."""
+    """Answers `open` (path, kind, encoder), `search` (query, hits) and `embed` (query)."""
     operation = request["operation"]
     if operation == "open":
         start = time.perf_counter()
-        _opened[:] = [_Searcher(request["path"], request["kind"])]
+        _opened[:] = [_Searcher(request["path"], request["kind"], request["encoder"])]
         return {"user_info": _opened[0].user_info, "seconds": time.perf_counter() - start}
     (searcher,) = _opened
     if operation == "search":

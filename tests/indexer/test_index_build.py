@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from indexer.__main__ import main
+from indexer.base import QUANTIZER
 from indexer.build import build_index
-from indexer.parameters import IndexParameters, resolve
-from indexer.quantize import QuantizedCorpus
-from searchforge import isolated
+from indexer.curve import CURVE, PICTURE
 from searchforge.config import IndexConfig
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_file
 from searchforge.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
 from serving_check.leveldb_table import read_table
 from serving_check.search import Searcher
-from tests.indexer.tiny_corpus import commit_embeddings, make_corpus, tiny_encoder
-from tests.indexer.tiny_encoder import unit
+from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
 
 
 def test_searchers_answer_with_ids_and_metadata_and_never_with_paths(tmp_path: Path) -> None:
@@ -48,9 +44,11 @@ def test_the_report_says_what_was_built(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, count=64)
     report = build_index(corpus.config, "corpus")
     folder = corpus.workspace.local("searchers", report["id"])
-    assert report["files"] == {name: sha256_file(folder / name) for name in (INDEX, TEXT_SEARCHER, IMAGE_SEARCHER)}
+    made = {path.name for path in folder.iterdir()} - {"build.json"}
+    assert made == {INDEX, TEXT_SEARCHER, IMAGE_SEARCHER, QUANTIZER, CURVE, PICTURE}
+    assert report["files"] == {name: sha256_file(folder / name) for name in made}
     sizes = report["sizes"]
-    assert sizes["codes"] == 64 * 16
+    assert sizes["codes"] == 64 * report["parameters"]["code_bytes"]
     assert report["bytes_per_image"] * 64 == sizes["codes"] + sizes["centroids_and_codebooks"] + sizes["user_info"]
     assert sizes[TEXT_SEARCHER] == (folder / TEXT_SEARCHER).stat().st_size
     assert not (folder / "scratch").exists()
@@ -136,80 +134,6 @@ def test_an_encoder_file_that_was_changed_is_refused(tmp_path: Path) -> None:
     marker.write_text(json.dumps({**info, "files": {"text_encoder.tflite": "0" * 64}}))
     with pytest.raises(JobError, match=r"text_encoder\.tflite has SHA-256"):
         build_index(corpus.config, "corpus")
-
-
-@pytest.mark.parametrize("lookup", ["float", "int8"])
-@pytest.mark.parametrize("dims_per_block", [1, 3])
-def test_the_device_computes_what_numpy_computes_from_the_codes(
-    tmp_path: Path, lookup: str, dims_per_block: int
-) -> None:
-    """dims_per_block 3 leaves a last block of one dimension: 16 = 5 x 3 + 1."""
-    encoder, _, bundle = tiny_encoder()
-    vectors = clustered(2_000, 16)
-    config = IndexConfig(dims_per_block=dims_per_block, lookup=lookup, partitions_searched=5)  # type: ignore[arg-type]
-    parameters = resolve(config, len(vectors), 16)
-    quantized = build_searcher(tmp_path, vectors, parameters, bundle)
-    assert quantized.codes.shape == (2_000, -(-16 // dims_per_block))
-    tolerance = 1e-5 if lookup == "float" else 0.05
-    with Searcher(tmp_path / TEXT_SEARCHER) as searcher:
-        for i in range(30):
-            scores = approximate_scores(quantized, parameters, encoder.text(f"w{i}"))
-            hits = searcher.search_text(f"w{i}", 10)
-            best = np.sort(scores)[::-1][:10]
-            np.testing.assert_allclose([hit.score for hit in hits], best, atol=tolerance)
-            np.testing.assert_allclose([scores[int(hit.id)] for hit in hits], best, atol=2 * tolerance)
-
-
-def test_recall_on_clustered_vectors_is_high_and_falls_with_coarser_codes(tmp_path: Path) -> None:
-    encoder, _, bundle = tiny_encoder()
-    vectors = clustered(3_000, 16)
-    recall = {}
-    for dims_per_block in (1, 8):
-        parameters = resolve(IndexConfig(dims_per_block=dims_per_block), len(vectors), 16)
-        build_searcher(tmp_path, vectors, parameters, bundle)
-        found = []
-        with Searcher(tmp_path / TEXT_SEARCHER) as searcher:
-            for i in range(50):
-                exact = np.argsort(-(vectors @ encoder.text(f"w{i}")))[:10]
-                found.append(len({int(hit.id) for hit in searcher.search_text(f"w{i}", 10)} & set(exact.tolist())) / 10)
-        recall[dims_per_block] = np.mean(found)
-    assert recall[1] > 0.97
-    assert recall[8] < 0.9
-
-
-def clustered(count: int, dim: int) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    centers = rng.normal(size=(40, dim))
-    return unit(centers[rng.integers(0, 40, count)] + 0.6 * rng.normal(size=(count, dim)))
-
-
-def build_searcher(folder: Path, vectors: np.ndarray, parameters: IndexParameters, bundle: Path) -> QuantizedCorpus:
-    """Runs the worker's three steps on plain vectors whose ids are their positions."""
-    np.save(folder / "vectors.npy", vectors)
-    (folder / "metadata.jsonl").write_text("".join(f'{{"id":"{i}"}}\n' for i in range(len(vectors))))
-    request: dict[str, Any] = {
-        "parameters": parameters.to_json(),
-        "vectors": str(folder / "vectors.npy"),
-        "quantized": str(folder / "quantized.npz"),
-        "metadata": str(folder / "metadata.jsonl"),
-        "user_info": "{}",
-        "index": str(folder / INDEX),
-        "encoder": str(bundle / "text_encoder.tflite"),
-        "searcher": str(folder / TEXT_SEARCHER),
-    }
-    with isolated.Session("indexer.worker") as worker:
-        for step in ("quantize", "write_index", "pack"):
-            worker.call({**request, "step": step})
-    return QuantizedCorpus.load(folder / "quantized.npz")
-
-
-def approximate_scores(corpus: QuantizedCorpus, parameters: IndexParameters, query: np.ndarray) -> np.ndarray:
-    """[n] scores by look-up; vectors of partitions that are not searched score minus infinity."""
-    bounds = np.cumsum([book.shape[1] for book in corpus.codebooks])[:-1]
-    tables = [book @ part for book, part in zip(corpus.codebooks, np.split(query, bounds), strict=True)]
-    scores = sum(table[corpus.codes[:, block]] for block, table in enumerate(tables))
-    searched = np.argsort(-(corpus.centroids @ query))[: parameters.partitions_searched]
-    return np.where(np.isin(corpus.assignments, searched), scores, -np.inf)
 
 
 def read(path: Path) -> list[tuple[bytes, bytes]]:

@@ -43,7 +43,7 @@ def test_a_preset_fills_in_and_given_values_win() -> None:
     config = load_config(None, {"train.preset": "recipe2022", "train.epochs": 2, "index.preset": "recipe2022"})
     assert (config.train.epochs, config.train.batch_size, config.train.learn_temperature) == (2, 256, False)
     assert config.check.min_recall_at_10 == 0.6
-    assert (config.index.partitions_searched, config.index.lookup, config.index.dims_per_block) == (4, "int8", 1)
+    assert (config.index.partitions_searched, config.index.lookup) == (4, "int8")
 
 
 def test_every_fault_is_named_with_its_place(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_every_fault_is_named_with_its_place(tmp_path: Path) -> None:
     assert str(path) in message
     assert "train.epoch: unknown key; allowed here: preset," in message
     assert "train.workers: " in message and "got 0" in message
-    assert "index.lookup: Input should be 'float' or 'int8'; got 'float64'" in message
+    assert "index.lookup: Input should be 'float', 'int16' or 'int8'; got 'float64'" in message
     assert "chekc: unknown key; allowed here: workspace," in message
 
 
@@ -78,3 +78,14 @@ def test_an_unknown_tower_is_refused(tower: str) -> None:
 def test_a_split_cannot_train_and_be_held_out() -> None:
     with pytest.raises(UsageError, match=r"data: .*val cannot be in both train_splits and heldout_splits"):
         load_config(None, {"data.train_splits": ["train", "val"]})
+
+
+@pytest.mark.parametrize(("written", "size"), [("50MB", 50_000_000), ("1.5 GiB", 3 * 2**29), (700, 700), ("700", 700)])
+def test_sizes_are_written_as_people_write_them(written: str | int, size: int) -> None:
+    assert load_config(None, {"index.max_index_size": written}).index.max_index_size == size
+
+
+@pytest.mark.parametrize("written", ["50 Mb/s", "many", "-1", "0", ""])
+def test_other_sizes_are_refused(written: str) -> None:
+    with pytest.raises(UsageError, match=r"index\.max_index_size"):
+        load_config(None, {"index.max_index_size": written})

@@ -103,7 +103,9 @@ def test_a_failed_check_keeps_its_report_and_is_repeated(built: Built) -> None:
 
 
 def test_low_recall_fails_its_gate_and_the_command_exits_1(built: Built) -> None:
-    index = built.corpus.config.index.model_copy(update={"partitions": 20, "partitions_searched": 1})
+    index = built.corpus.config.index.model_copy(
+        update={"partitions": 20, "partitions_searched": 1, "recall_at_10": None}
+    )
     config = built.corpus.config.model_copy(update={"index": index})
     searcher = build_index(config, "corpus")["id"]
     report = check(config, searcher)

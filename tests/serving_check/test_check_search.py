@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from indexer.base import QUANTIZER
 from indexer.build import build_index
+from indexer.quantizer import Quantizer
+from indexer.query_map import inverse_transpose
 from searchforge.errors import JobError, UsageError
 from searchforge.preprocessing import Preprocessing
 from serving_check.leveldb_table import read_table
@@ -47,12 +50,20 @@ def test_more_hits_can_be_asked_for_at_any_time(folder: Path) -> None:
     assert [hit.score for hit in many] == sorted((hit.score for hit in many), reverse=True)
 
 
-def test_the_encoder_inside_a_searcher_is_the_one_that_was_packed(folder: Path) -> None:
-    encoder, images, _ = tiny_encoder()
+def mapped(folder: Path, vector: np.ndarray) -> np.ndarray:
+    """Returns what the encoder inside a searcher makes of a query that its bundle's encoder embeds as `vector`."""
+    quantizer = Quantizer.from_bytes((folder / QUANTIZER).read_bytes(), QUANTIZER)
+    return inverse_transpose(quantizer.transform) @ vector
+
+
+def test_the_encoder_inside_a_searcher_is_the_one_that_was_packed_with_the_map(folder: Path) -> None:
+    encoder, images, bundle = tiny_encoder()
     with Searcher(folder / "text_searcher.tflite") as searcher:
-        assert searcher.timed_embed("w1 w2")[0] == pytest.approx(encoder.text("w1 w2"), abs=1e-6)
+        assert searcher.timed_embed("w1 w2")[0] == pytest.approx(mapped(folder, encoder.text("w1 w2")), abs=1e-3)
+    path = folder.parents[2] / "images/00004.png"
     with Searcher(folder / "image_searcher.tflite") as searcher:
-        path = folder.parents[2] / "images/00004.png"
+        assert searcher.timed_embed(str(path))[0] == pytest.approx(mapped(folder, encoder.image(images[4])), abs=1e-3)
+    with Searcher(folder / "image_searcher.tflite", encoder=bundle / "image_encoder.tflite") as searcher:
         assert searcher.timed_embed(str(path))[0] == pytest.approx(encoder.image(images[4]), abs=1e-5)
 
 
@@ -61,9 +72,9 @@ def test_a_large_photo_is_embedded_as_the_corpus_was(folder: Path, tmp_path: Pat
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 2000, 3), np.uint8)
     pixels[:1500] //= 4
     Image.fromarray(pixels).save(tmp_path / "photo.png", compress_level=1)
-    encoder, _, _ = tiny_encoder()
+    encoder, _, bundle = tiny_encoder()
     expected = encoder.image(Preprocessing.parse(PREPROCESSING).pixels((tmp_path / "photo.png").read_bytes(), 10**8))
-    with Searcher(folder / "image_searcher.tflite") as searcher:
+    with Searcher(folder / "image_searcher.tflite", encoder=bundle / "image_encoder.tflite") as searcher:
         assert searcher.timed_embed(str(tmp_path / "photo.png"))[0] == pytest.approx(expected, abs=1e-5)
 
 

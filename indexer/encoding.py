@@ -1,0 +1,74 @@
+"""Encodes a whole corpus with a quantizer: in threads here, or as a Beam job; finished parts are found again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from indexer.corpus import Shard
+from indexer.parts import Merged, encode_shards, merge, part_name
+from indexer.quantizer import Quantizer
+from searchforge.config import IndexConfig
+from searchforge.manifest import Manifest
+from searchforge.storage import LocalStorage
+from searchforge.workspace import Workspace
+
+_CACHE = "parts"
+
+
+def encode_corpus(
+    workspace: Workspace,
+    manifest: Manifest,
+    shards: Sequence[Shard],
+    quantizer: Quantizer,
+    config: IndexConfig,
+    threads: int,
+    metadata_file: Path,
+) -> Merged:
+    """Returns the encoded corpus; only shards that have no part of this quantizer are encoded.
+
+    Args:
+      metadata_file: written; the result maps it.
+
+    Raises:
+      UsageError: the corpus must not be indexed.
+      JobError: a shard or a part is damaged, or the Beam job failed.
+    """
+    folder = workspace.cache(f"{_CACHE}/{quantizer.id}")
+    if config.runner:
+        _encode_with_beam(workspace, manifest, shards, quantizer, config, folder)
+    else:
+        encode_shards(shards, quantizer, folder, threads)
+    merged = merge(shards, quantizer, folder, metadata_file)
+    forget_parts(folder, shards)
+    return merged
+
+
+def forget_parts(folder: Path, shards: Sequence[Shard]) -> None:
+    """Deletes parts of shards that the corpus no longer has, and those of other quantizers."""
+    current = {part_name(info) for info, _ in shards}
+    for part in folder.iterdir():
+        if part.name not in current:
+            part.unlink(missing_ok=True)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _encode_with_beam(
+    workspace: Workspace,
+    manifest: Manifest,
+    shards: Sequence[Shard],
+    quantizer: Quantizer,
+    config: IndexConfig,
+    folder: Path,
+) -> None:
+    from indexer.encode_job import encode_with_beam  # Beam takes seconds to import
+
+    name = f"cache/{_CACHE}/{quantizer.id}"
+    encode_with_beam(workspace, manifest, quantizer, name, str(config.runner), config.beam_options)
+    if not isinstance(workspace.storage, LocalStorage):
+        for info, _ in shards:
+            if not (folder / part_name(info)).exists():
+                LocalStorage(str(folder)).write(part_name(info), workspace.storage.read(f"{name}/{part_name(info)}"))

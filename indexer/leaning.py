@@ -1,0 +1,97 @@
+"""Where the queries lie that have a vector among their best hits: the direction in which its code must be exact.
+
+They do not lie all around the vector. Their mean is a smooth function of it, which kernel ridge regression on landmarks
+finds: linear in the vector and in its nearness to LANDMARKS items. (Rahimi and Recht 2007, "Random Features for
+Large-Scale Kernel Machines", have the idea of a fixed set of features.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+LANDMARKS = 512
+"""Items that nearness is measured to."""
+
+_WIDTH = np.float32(0.2)
+"""Of the kernel exp((x . l - 1) / width) on unit vectors."""
+
+_RIDGE = 1e-3
+"""Of the regression, as a share of each input's own square."""
+
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """The mean query near a vector x, mapped, as weights @ [kernel(x, landmarks), y, 1], y being x mapped.
+
+    Attributes:
+      landmarks: [h, dim] float32, vectors of the corpus; none where nothing is known of queries.
+      weights: [dim, h + dim + 1] float32.
+    """
+
+    landmarks: Matrix
+    weights: Matrix
+
+    @classmethod
+    def own(cls, dim: int) -> Leaning:
+        """Takes a mapped vector's own direction for that of its queries."""
+        return cls(np.empty((0, dim), np.float32), np.eye(dim, dim + 1, dtype=np.float32))
+
+    @classmethod
+    def fit(cls, vectors: Matrix, mapped: Matrix, queries: Matrix, landmarks: Matrix) -> Leaning:
+        """Fits the weights to pairs of vectors and queries.
+
+        Args:
+          vectors, mapped: [n, dim] float32, vectors that are among the best hits of
+          queries: [n, dim] float32, mapped by A^-T.
+          landmarks: [h, dim] float32.
+        """
+        near = _kernel(vectors, landmarks)
+        inputs = np.concatenate([near, mapped, np.ones((len(mapped), 1))], axis=1, dtype=np.float64)
+        gram = inputs.T @ inputs
+        gram[np.diag_indices_from(gram)] *= 1 + _RIDGE
+        weights = np.linalg.lstsq(gram, inputs.T @ queries, rcond=None)[0]
+        return cls(np.ascontiguousarray(landmarks), np.ascontiguousarray(weights.T, np.float32))
+
+    def directions(self, vectors: Matrix, mapped: Matrix, parallel: float) -> Matrix:
+        """Returns [n, dim] float32 of squared length `parallel`, each by itself: not of its batch."""
+        inputs = np.concatenate(
+            [_kernel(vectors, self.landmarks), mapped, np.ones((len(mapped), 1), np.float32)], axis=1
+        )
+        found = product(inputs, self.weights)
+        norms = np.sqrt(np.einsum("nd,nd->n", found, found))
+        scale = np.divide(np.float32(parallel**0.5), norms, out=np.zeros_like(norms), where=norms > 0)
+        return found * scale[:, None]
+
+
+def product(vectors: Matrix, matrix: Matrix) -> Matrix:
+    """Returns matrix @ x for vectors [n, dim]; each by itself, which a matrix product of a batch is not."""
+    out = np.zeros((len(vectors), len(matrix)), np.float32)
+    _product(np.ascontiguousarray(vectors), np.ascontiguousarray(matrix.T), out)
+    return out
+
+
+def _kernel(vectors: Matrix, landmarks: Matrix) -> Matrix:
+    near = product(vectors, landmarks)
+    _exponential(near.reshape(-1))
+    return near
+
+
+@numba.njit(cache=True, nogil=True)
+def _exponential(scores: Matrix) -> None:
+    for i in range(len(scores)):
+        scores[i] = np.exp((scores[i] - np.float32(1)) / _WIDTH)
+
+
+@numba.njit(cache=True, nogil=True)
+def _product(vectors: Matrix, transposed: Matrix, out: Matrix) -> None:
+    for row in range(len(vectors)):
+        for dim in range(vectors.shape[1]):
+            value = vectors[row, dim]
+            for to in range(out.shape[1]):
+                out[row, to] += value * transposed[dim, to]

@@ -1,0 +1,327 @@
+"""Finds the settings of an index that reach a recall: the smallest index, then the fastest search.
+
+Each setting is tried on the items that matter to the tuning queries: the exact best CANDIDATES of each, and only these
+are encoded. An item further down hardly ever gets past those before it, so recall among candidates is recall in the
+whole corpus but for a little, which the build makes up for once it has the whole index (indexer.build).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.blocks import block_widths
+from indexer.codes import decode, train_codebooks
+from indexer.costs import payload_bytes, search_ms
+from indexer.leaning import Leaning
+from indexer.parameters import Setting, default_partitions
+from indexer.partitions import assign, train_partitions
+from indexer.quantizer import Quantizer
+from indexer.query_map import inverse_transpose
+from indexer.survey import Answers
+from searchforge.config import IndexConfig
+
+CANDIDATES = 100
+"""Exact answers of each tuning query among which settings are tried."""
+
+K = 10
+"""The promise is of recall@10."""
+
+SCANNED_WHOLE = 5_000
+"""A corpus of at most so many items may do without partitions."""
+
+_LEAST_MEAN = 4
+"""Items in a partition, on average, at least."""
+
+_GRID = (1.0, 2.0, 4.0)
+"""Numbers of partitions that are tried, as multiples of the square root of the corpus' size."""
+
+_RATIO = 1.1
+"""Of one number of partitions searched that is tried to the next."""
+
+_SMALL = 1.03
+"""Sizes of an index that count as equal, as a ratio: among them the fastest is taken."""
+
+_SIZES = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 256)
+"""Bytes of a code that are tried."""
+
+_CODEBOOK_SAMPLE = 50_000
+"""Vectors on which codebooks are trained; the final ones on all of the sample gain next to nothing."""
+
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the trade-off curve.
+
+    Attributes:
+      recall: recall@10 among candidates, mean over the tuning queries.
+      partition_recall: share of the exact top 10 that lies in the partitions searched.
+      bytes_per_image: of the index without metadata.
+      search_ms: expected, see indexer.costs.
+    """
+
+    setting: Setting
+    recall: float
+    partition_recall: float
+    bytes_per_image: float
+    search_ms: float
+
+    @property
+    def summary(self) -> str:
+        """For people."""
+        return (
+            f"recall@10 {self.recall:.3f}, {self.bytes_per_image:.0f} bytes an image, {self.search_ms:.2f} ms a search "
+            f"({self.setting.summary})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.setting.to_json(),
+            "recall_at_10": round(self.recall, 4),
+            "partition_recall_at_10": round(self.partition_recall, 4),
+            "bytes_per_image": round(self.bytes_per_image, 2),
+            "search_ms": round(self.search_ms, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Partitioning:
+    """Partitions as the tuner tries them.
+
+    Attributes:
+      clusters: [partitions, dim] float32.
+      ranks: [m, CANDIDATES], place of each candidate's partition on its query's route.
+      scored: [partitions], mean number of items in the first 1, 2, ... partitions of a route.
+    """
+
+    clusters: Matrix
+    ranks: npt.NDArray[np.int64]
+    scored: npt.NDArray[np.float64]
+
+
+class Explorer:
+    """Tries settings; what is trained for one is kept for the next.
+
+    Args:
+      sample: [n, dim] float32, vectors of the corpus.
+      transform, leaning: of the quantizer.
+      queries: [m, dim] float32, the tuning queries.
+      answers: their exact answers.
+      items: of the corpus.
+    """
+
+    def __init__(
+        self,
+        sample: Matrix,
+        transform: Matrix,
+        leaning: Leaning,
+        queries: Matrix,
+        answers: Answers,
+        items: int,
+        config: IndexConfig,
+        threads: int,
+    ) -> None:
+        self._sample, self._transform, self._leaning = sample, transform, leaning
+        self._mapped = sample[:_CODEBOOK_SAMPLE] @ transform.T
+        self._variances = np.var(sample @ transform.T, axis=0, dtype=np.float64)
+        self._queries, self._answers = queries, answers
+        self.items, self._config, self._threads = items, config, threads
+        self._known = answers.items >= 0
+        _, first, place = np.unique(answers.items, return_index=True, return_inverse=True)
+        self._place = place.reshape(answers.items.shape)
+        self._candidates = answers.vectors.reshape(-1, answers.vectors.shape[-1])[first]
+        self._partitionings: dict[int, Partitioning] = {}
+        self._codebooks: dict[int, tuple[Matrix, ...]] = {}
+        self._scores: dict[int, Matrix] = {}
+        self._points: dict[tuple[int, int], list[Point]] = {}
+
+    @property
+    def dim(self) -> int:
+        return int(self._sample.shape[1])
+
+    def partitioning(self, partitions: int) -> Partitioning:
+        """Returns partitions trained on the sample, and where the candidates lie in them."""
+        if partitions not in self._partitionings:
+            config = self._config
+            clusters = train_partitions(self._sample, partitions, config.training_iterations, config.seed)
+            sizes = np.bincount(assign(self._sample, clusters), minlength=partitions)
+            route = np.argsort(-(self._queries @ clusters.T), axis=1, kind="stable")
+            ranks = np.empty_like(route)
+            np.put_along_axis(ranks, route, np.arange(partitions)[None, :], axis=1)
+            own = assign(self._candidates, clusters).astype(np.int64)[self._place]
+            scored = np.cumsum(sizes[route], axis=1).mean(axis=0) * (self.items / len(self._sample))
+            self._partitionings[partitions] = Partitioning(clusters, np.take_along_axis(ranks, own, axis=1), scored)
+        return self._partitionings[partitions]
+
+    def quantizer(self, setting: Setting) -> Quantizer:
+        """Returns the quantizer of a setting."""
+        return self._quantizer(setting.code_bytes, self.partitioning(setting.partitions).clusters)
+
+    def _quantizer(self, code_bytes: int, clusters: Matrix) -> Quantizer:
+        if code_bytes not in self._codebooks:
+            widths = block_widths(self._variances, code_bytes)
+            iterations, seed = self._config.training_iterations, self._config.seed
+            books = train_codebooks(self._mapped, widths, iterations, seed, self._threads)
+            self._codebooks[code_bytes] = tuple(books)
+        return Quantizer(self._transform, clusters, self._codebooks[code_bytes], self._leaning, self._config.parallel)
+
+    @property
+    def curve(self) -> list[Point]:
+        """Every point tried, ascending by size, partitions and partitions searched."""
+        return [point for key in sorted(self._points) for point in self._points[key]]
+
+    def points(self, code_bytes: int, partitions: int) -> list[Point]:
+        """Returns a point for every number of partitions searched that is worth trying, ascending."""
+        if (code_bytes, partitions) not in self._points:
+            self._points[code_bytes, partitions] = self._try(code_bytes, partitions)
+        return self._points[code_bytes, partitions]
+
+    def _try(self, code_bytes: int, partitions: int) -> list[Point]:
+        partitioning = self.partitioning(partitions)
+        scores, ranks = self._scored(code_bytes), partitioning.ranks
+        exact = self._answers.scores
+        count = min(K, int(self._known[0].sum()))
+        good = self._known & (exact >= exact[:, count - 1 : count] - 1e-6)
+        points = []
+        for searched in searched_steps(self._config, partitions):
+            reached = np.where(self._known & (ranks < searched), scores, -np.inf)
+            best = np.argpartition(-reached, min(count, reached.shape[1]) - 1, axis=1)[:, :count]
+            found = np.take_along_axis(good & np.isfinite(reached), best, axis=1).sum(axis=1) / count
+            setting = Setting(code_bytes, partitions, searched, self._config.lookup)
+            within = (good & (ranks < searched)).sum(axis=1).clip(max=count) / count
+            points.append(
+                Point(
+                    setting,
+                    float(found.mean()),
+                    float(within.mean()),
+                    payload_bytes(self.items, self.dim, setting) / self.items,
+                    search_ms(self.dim, setting, float(partitioning.scored[searched - 1])),
+                )
+            )
+        return points
+
+    def _scored(self, code_bytes: int) -> Matrix:
+        """Returns the scores [m, CANDIDATES] that codes give the candidates."""
+        if code_bytes not in self._scores:
+            quantizer = self._quantizer(code_bytes, self._sample[:0])
+            with ThreadPoolExecutor(self._threads) as pool:
+                parts = np.array_split(self._candidates, 4 * self._threads)
+                codes = np.concatenate(list(pool.map(lambda part: quantizer.codes(part), parts)))
+            decoded = decode(codes, quantizer.codebooks)
+            mapped = self._queries @ inverse_transpose(self._transform).T
+            scores = np.empty(self._place.shape, np.float32)
+            for row, place in enumerate(self._place):
+                scores[row] = decoded[place] @ mapped[row]
+            self._scores[code_bytes] = scores
+        return self._scores[code_bytes]
+
+
+def explore(explorer: Explorer, config: IndexConfig) -> Point | None:
+    """Tries settings until the smallest index is found that reaches the recall within the limits.
+
+    Without a recall to reach, it is the index of the highest recall within the limits.
+
+    Returns:
+      None where no setting meets recall and limits.
+    """
+    grid = partition_grid(config, explorer.items)
+
+    def best(code_bytes: int) -> Point | None:
+        points = [point for partitions in grid for point in explorer.points(code_bytes, partitions)]
+        return best_point(points, config, explorer.items)
+
+    sizes = code_sizes(config, explorer.dim)
+    if config.recall_at_10 is None:
+        return next(filter(None, map(best, reversed(sizes))), None)
+    low, high = 0, len(sizes)
+    while low < high:  # recall grows with the size: bisection
+        middle = (low + high) // 2
+        if best(sizes[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return best(sizes[low]) if low < len(sizes) else None
+
+
+def best_point(points: Iterable[Point], config: IndexConfig, items: int) -> Point | None:
+    """Returns the smallest, then fastest point that reaches the recall within the limits; without one, the highest."""
+    within = [point for point in points if not _exceeded(point, config, items)]
+    if config.recall_at_10 is None:
+        return max(within, key=lambda point: (point.recall, -point.search_ms), default=None)
+    meeting = [point for point in within if point.recall >= config.recall_at_10]
+    smallest = min((point.bytes_per_image for point in meeting), default=0)
+    small = [point for point in meeting if point.bytes_per_image <= _SMALL * smallest]
+    return min(small, key=lambda point: point.search_ms, default=None)
+
+
+def nearest_misses(curve: Sequence[Point], config: IndexConfig, items: int) -> str:
+    """Says which settings come nearest where none meets recall and limits, and what would have to give."""
+    within = [point for point in curve if not _exceeded(point, config, items)]
+    reaching = [point for point in curve if config.recall_at_10 is None or point.recall >= config.recall_at_10]
+    lines = [f"no setting of the index reaches recall@10 of {config.recall_at_10} within {_limits(config)}"]
+    if within:
+        most = max(within, key=lambda point: point.recall)
+        lines.append(f"  the highest recall within these limits: {most.summary}")
+    if reaching:
+        smallest = min(reaching, key=lambda point: (point.bytes_per_image, point.search_ms))
+        fastest = min(reaching, key=lambda point: (point.search_ms, point.bytes_per_image))
+        lines += [f"  the smallest that reaches it: {smallest.summary}", f"  the fastest: {fastest.summary}"]
+    sizes = sorted({point.setting.code_bytes for point in curve})
+    lines.append("trade-off, the highest recall of each size and what it takes:")
+    for size in sizes:
+        best = max((point for point in curve if point.setting.code_bytes == size), key=lambda point: point.recall)
+        lines.append(f"  {best.summary}")
+    lines.append("set index.recall_at_10 lower, or raise index.max_latency_ms, max_bytes_per_image or max_index_size")
+    return "\n".join(lines)
+
+
+def _limits(config: IndexConfig) -> str:
+    limits = {
+        "max_latency_ms": config.max_latency_ms,
+        "max_bytes_per_image": config.max_bytes_per_image,
+        "max_index_size": config.max_index_size,
+        "code_bytes": config.code_bytes,
+        "partitions": config.partitions,
+        "partitions_searched": config.partitions_searched,
+    }
+    return ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None) or "the format"
+
+
+def _exceeded(point: Point, config: IndexConfig, items: int) -> bool:
+    limits = (
+        (point.bytes_per_image, config.max_bytes_per_image),
+        (point.search_ms, config.max_latency_ms),
+        (point.bytes_per_image * items, config.max_index_size),
+    )
+    return any(limit is not None and value > limit for value, limit in limits)
+
+
+def code_sizes(config: IndexConfig, dim: int) -> list[int]:
+    """Returns the bytes of a code that are tried, ascending."""
+    return [config.code_bytes] if config.code_bytes else [*(size for size in _SIZES if size < dim), dim]
+
+
+def partition_grid(config: IndexConfig, items: int) -> list[int]:
+    """Returns the numbers of partitions that are tried."""
+    if config.partitions:
+        return [config.partitions]
+    most = max(1, items // _LEAST_MEAN)
+    grid = {min(most, max(1, int(factor * default_partitions(items)))) for factor in _GRID}
+    return sorted(grid | ({1} if items <= SCANNED_WHOLE else set()))
+
+
+def searched_steps(config: IndexConfig, partitions: int) -> list[int]:
+    """Returns the numbers of partitions searched that are tried, ascending."""
+    if config.partitions_searched:
+        return [min(config.partitions_searched, partitions)]
+    steps = [1]
+    while steps[-1] < partitions:
+        steps.append(min(partitions, max(steps[-1] + 1, int(steps[-1] * _RATIO))))
+    return steps

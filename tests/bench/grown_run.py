@@ -1,0 +1,137 @@
+"""Writes large embedding runs without Beam or an encoder, for benchmarks of the indexer.
+
+python -m tests.bench.grown_run --workspace /tmp/grown --encoder tiny --count 1000000 [--dim 128] [--id grown]
+
+writes random unit vectors; `write_run` takes vectors of any source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from searchforge.hashing import sha256_file
+from searchforge.manifest import Manifest, ShardInfo
+from searchforge.records import EmbeddingRecord, write_tfrecords
+from searchforge.workspace import Workspace
+
+BLOCK = 16_384
+"""Records that are laid out at once."""
+
+
+def write_run(
+    workspace: Workspace,
+    id: str,
+    blocks: Iterable[npt.NDArray[np.float32]],
+    count: int,
+    dim: int,
+    *,
+    encoder: str = "tiny",
+    fingerprint: str = "f" * 64,
+    preprocessing: str = "",
+    records_per_shard: int = 1024,
+    metadata: dict[str, Any] | None = None,
+) -> Manifest:
+    """Commits an embedding run of `count` records, ids `00000000.jpg` and so on in the order of the vectors.
+
+    Args:
+      blocks: matrices [any, dim] float32 of L2-normalised rows, of `count` rows in all.
+      metadata: of every record.
+    """
+    total = -(-count // records_per_shard)
+    stream = _Rows(blocks, dim)
+    with workspace.create("embeddings", id) as staging:
+        infos = []
+        for shard in range(total):
+            first = shard * records_per_shard
+            size = min(records_per_shard, count - first)
+            path = staging.path / f"data-{shard:05d}-of-{total:05d}.tfrecord"
+            with path.open("wb") as file:
+                for start in range(first, first + size, BLOCK):
+                    vectors = stream.take(min(BLOCK, first + size - start))
+                    write_tfrecords(file, map(bytes, examples(vectors, start, metadata or {})))
+            infos.append(ShardInfo(name=path.name, count=size, bytes=path.stat().st_size, sha256=sha256_file(path)))
+        manifest = Manifest(
+            id=id,
+            encoder=encoder,
+            fingerprint=fingerprint,
+            preprocessing=preprocessing,
+            dim=dim,
+            source="grown",
+            inputs=count,
+            embedded=count,
+            reused=0,
+            rejected=0,
+            rejected_by_reason={},
+            shards=tuple(infos),
+            rejects=(),
+            seconds=0.0,
+        )
+        staging.commit(manifest.model_dump())
+    return manifest
+
+
+def examples(vectors: npt.NDArray[np.float32], first: int, metadata: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    """Returns serialized records whose ids count from `first`: all are of one length, so they are rows of a matrix."""
+    ids = [f"{first + row:08d}.jpg" for row in range(len(vectors))]
+    template = EmbeddingRecord(ids[0], vectors[0], f"/photos/{ids[0]}", "0" * 64, metadata).to_bytes()
+    rows = np.tile(np.frombuffer(template, np.uint8), (len(vectors), 1))
+    names = np.array(ids, "S").view(np.uint8).reshape(len(ids), -1)
+    for what, values in ((vectors[0].tobytes(), vectors.view(np.uint8)), (ids[0].encode(), names)):
+        at = -1
+        while (at := template.find(what, at + 1)) >= 0:
+            rows[:, at : at + len(what)] = values
+    return rows
+
+
+class _Rows:
+    """Cuts a stream of matrices into matrices of wanted sizes."""
+
+    def __init__(self, blocks: Iterable[npt.NDArray[np.float32]], dim: int) -> None:
+        self._blocks = iter(blocks)
+        self._left = np.empty((0, dim), np.float32)
+
+    def take(self, count: int) -> npt.NDArray[np.float32]:
+        pieces = [self._left]
+        while sum(map(len, pieces)) < count:
+            pieces.append(next(self._blocks))
+        rows = np.concatenate(pieces)
+        self._left = rows[count:]
+        return np.ascontiguousarray(rows[:count], np.float32)
+
+
+def random_blocks(count: int, dim: int, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
+    """Yields `count` random unit vectors."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, count, BLOCK):
+        block = generator.standard_normal((min(BLOCK, count - start), dim), np.float32)
+        yield block / np.linalg.norm(block, axis=1, keepdims=True)
+
+
+@click.command()
+@click.option("--workspace", required=True, type=click.Path(path_type=Path))
+@click.option("--encoder", default="tiny", show_default=True, help="Id that the manifest names.")
+@click.option("--count", default=1_000_000, show_default=True)
+@click.option("--dim", default=128, show_default=True)
+@click.option("--id", default="grown", show_default=True)
+@click.option("--records-per-shard", default=1024, show_default=True)
+def main(workspace: Path, encoder: str, count: int, dim: int, id: str, records_per_shard: int) -> None:
+    manifest = write_run(
+        Workspace(str(workspace)),
+        id,
+        random_blocks(count, dim),
+        count,
+        dim,
+        encoder=encoder,
+        records_per_shard=records_per_shard,
+    )
+    click.echo(manifest.summary)
+
+
+if __name__ == "__main__":
+    main()
