@@ -23,6 +23,7 @@ from indexer.drift import drift, share_changed, statistics
 from indexer.encoding import encode_corpus
 from indexer.ondevice_index import write_index
 from indexer.parameters import Setting, require_possible
+from indexer.partitioned import write_partitioned
 from indexer.parts import Merged
 from indexer.quantizer import Quantizer
 from indexer.queries import QueryTexts, choose_texts, embed_queries
@@ -119,7 +120,7 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
             "bytes_per_image": index_bytes / manifest.records,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
             "seconds": {**build.seconds, "total": sum(build.seconds.values())},
-            "files": {path.name: sha256_file(path) for path in sorted(staging.path.iterdir())},
+            "files": {path.name: sha256_file(path) for path in sorted(staging.path.iterdir()) if path.is_file()},
         }
         staging.commit(report)
     return report
@@ -239,34 +240,40 @@ class _Build:
         self, encoded: Encoded, user_info: dict[str, Any], encoders: dict[str, Path], target: Path
     ) -> dict[str, int]:
         """Writes the index, the quantizer, the curve and both searchers; returns the size of every part in bytes."""
-        quantizer = encoded.quantizer
+        quantizer, setting, config = encoded.quantizer, encoded.setting, self._config.index
         with self._timed("write_index"):
-            sizes = write_index(
-                encoded.merged,
-                quantizer.centroids,
-                quantizer.codebooks,
-                encoded.setting.lookup,
-                encoded.setting.search_fraction,
-                self._config.index.compression,
-                json.dumps(user_info, sort_keys=True),
-                target / INDEX,
-            )
+            if config.partition_by:
+                sizes = write_partitioned(encoded.merged, quantizer, setting, config, user_info, target, self._threads)
+            else:
+                sizes = write_index(
+                    encoded.merged,
+                    quantizer.centroids,
+                    quantizer.codebooks,
+                    setting.lookup,
+                    setting.search_fraction,
+                    config.compression,
+                    json.dumps(user_info, sort_keys=True),
+                    target / INDEX,
+                )
         (target / QUANTIZER).write_bytes(quantizer.to_bytes())
         if encoded.curve:
-            write_curve(encoded.curve, encoded.setting, target)
-        query_map = target / "scratch" / "query_map.npy"
-        np.save(query_map, inverse_transpose(quantizer.transform))
+            write_curve(encoded.curve, setting, target)
+        maps = {"query_map": inverse_transpose(quantizer.transform), "transform": quantizer.transform}
+        for name, matrix in maps.items():
+            np.save(target / "scratch" / f"{name}.npy", matrix)
         with self._timed("pack"), isolated.Session(worker.MODULE) as session:
             for searcher, encoder in encoders.items():
-                paths = {
-                    "encoder": encoder,
-                    "index": target / INDEX,
-                    "searcher": target / searcher,
-                    "query_map": query_map,
+                packed = target / (encoder.name if config.partition_by else searcher)
+                request = {
+                    "step": "pack",
+                    "encoder": str(encoder),
+                    "index": None if config.partition_by else str(target / INDEX),
+                    "searcher": str(packed),
+                    "images": searcher == IMAGE_SEARCHER,
                 }
-                session.call({"step": "pack", **{name: str(path) for name, path in paths.items()}})
+                session.call({**request, **{name: str(target / "scratch" / f"{name}.npy") for name in maps}})
                 sizes[encoder.name] = encoder.stat().st_size
-                sizes[searcher] = (target / searcher).stat().st_size
+                sizes[searcher] = packed.stat().st_size
         return sizes
 
     @contextmanager

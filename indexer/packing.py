@@ -32,12 +32,15 @@ _ZIP_ROOM = 1 << 10
 _PIECE = 1 << 20
 
 
-def pack_searcher(encoder: Path, index: Path, searcher: Path, query_map: npt.NDArray[np.float32] | None = None) -> None:
+def pack_searcher(
+    encoder: Path, index: Path | None, searcher: Path, query_map: npt.NDArray[np.float32] | None = None
+) -> None:
     """Writes `searcher`: the encoder's model with the index as an associated file of its output tensor.
 
     All metadata and associated files of the encoder are kept. Equal inputs give equal bytes.
 
     Args:
+      index: None writes an encoder, for indexes that lie beside it.
       query_map: [dim_out, dim] float32; the searcher's encoder returns `query_map @ embedding` (indexer.folding).
 
     Raises:
@@ -51,14 +54,14 @@ def pack_searcher(encoder: Path, index: Path, searcher: Path, query_map: npt.NDA
         raise JobError(f"{encoder.name} carries an index already; expected an encoder, not a searcher")
     if query_map is not None:
         model = folded(model, query_map)
-    flatbuffer = _with_index_entry(model, encoder.name)
-    size = index.stat().st_size
+    flatbuffer = _with_index_entry(model, encoder.name, listed=index is not None)
+    size = index.stat().st_size if index else 0
     total = len(flatbuffer) + sum(map(len, files.values())) + size + _ZIP_ROOM * (len(files) + 2)
     if total > _MAX_BYTES:
         raise UsageError(
             f"the index has {size:,} bytes, which makes a searcher of {total:,}; the ZIP archive in it ends at 4 GiB "
             f"({_MAX_BYTES:,} bytes): split the corpus (index.partition_by) or choose smaller codes "
-            "(index.dims_per_block)"
+            "(index.code_bytes)"
         )
     with searcher.open("wb") as target:
         target.write(flatbuffer)
@@ -67,6 +70,8 @@ def pack_searcher(encoder: Path, index: Path, searcher: Path, query_map: npt.NDA
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for name, data in files.items():
                 archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), data)
+            if index is None:
+                return
             entry = zipfile.ZipInfo(INDEX_NAME, _ZIP_EPOCH)
             entry.file_size = size
             with index.open("rb") as source, archive.open(entry, "w") as packed:
@@ -82,8 +87,8 @@ def _associated_files(model: bytes) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def _with_index_entry(model: bytes, name: str) -> bytes:
-    """Returns the flatbuffer whose metadata lists the index with the output tensor's files."""
+def _with_index_entry(model: bytes, name: str, listed: bool) -> bytes:
+    """Returns the flatbuffer, whose metadata lists the index with the output tensor's files if that is wanted."""
     from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
 
     parsed = read_model(model)
@@ -98,6 +103,8 @@ def _with_index_entry(model: bytes, name: str) -> bytes:
     files = outputs[0].associatedFiles or []
     if any(file.type == schema.AssociatedFileType.SCANN_INDEX_FILE for file in files):
         raise JobError(f"{name} carries an index already; expected an encoder, not a searcher")
+    if not listed:
+        return write_model(parsed, len(model))
     entry = schema.AssociatedFileT()
     entry.name = INDEX_NAME
     entry.description = "On-device ScaNN index in LevelDB format."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from searchforge import isolated
 from searchforge.errors import JobError
@@ -26,23 +27,28 @@ def embed_with_task_library(encoder: Path, texts: list[str], output: Path) -> No
     Raises:
       JobError: the Task Library cannot run the file, or refuses a text.
     """
-    embedder = _opened(encoder)
-    vectors = []
-    for text in texts:
-        try:
-            result = embedder.embed(text)
-        except (RuntimeError, TypeError, ValueError) as error:  # a TypeError: the text cannot be UTF-8
-            reason = str(error).partition("\n")[0]
-            raise JobError(
-                f"the Task Library refuses the text {text[:80]!r}: {reason}; mend or remove it in the captions"
-            ) from error
-        vectors.append(np.array(result.embeddings[0].feature_vector.value, np.float32))
-    np.save(output, np.stack(vectors), allow_pickle=False)
+    embedder = open_text_embedder(encoder)
+    np.save(output, np.stack([embed_text(embedder, text) for text in texts]), allow_pickle=False)
+
+
+def embed_text(embedder: Any, text: str) -> npt.NDArray[np.float32]:
+    """Returns the embedding [dim] of a text; raises JobError where the Task Library refuses it."""
+    try:
+        result = embedder.embed(text)
+    except (RuntimeError, TypeError, ValueError) as error:  # a TypeError: the text cannot be UTF-8
+        reason = str(error).partition("\n")[0]
+        raise JobError(
+            f"the Task Library refuses the text {text[:80]!r}: {reason}; mend or remove it in the captions"
+        ) from error
+    return np.array(result.embeddings[0].feature_vector.value, np.float32)
 
 
 @functools.lru_cache(1)
-def _opened(encoder: Path) -> Any:
-    """Returns the TextEmbedder; opening one takes longer than embedding many a batch."""
+def open_text_embedder(encoder: Path) -> Any:
+    """Returns the TextEmbedder of a file; raises JobError where the Task Library cannot run it.
+
+    The last one is kept: opening one takes longer than embedding many a batch.
+    """
     from tflite_support.task import core, text
 
     options = text.TextEmbedderOptions(core.BaseOptions(file_name=str(encoder), num_threads=1))

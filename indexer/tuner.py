@@ -38,7 +38,7 @@ SCANNED_WHOLE = 5_000
 _LEAST_MEAN = 4
 """Items in a partition, on average, at least."""
 
-_GRID = (1.0, 2.0, 4.0)
+_GRID = (1.0, 4.0)
 """Numbers of partitions that are tried, as multiples of the square root of the corpus' size."""
 
 _RATIO = 1.1

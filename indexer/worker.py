@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from indexer import packing
+from indexer.fold_proof import require_equal_products
 from indexer.scann_training import train_with_scann
 from searchforge import isolated
 
@@ -25,8 +26,11 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
         return {}
     if step == "pack":
         query_map = np.load(request["query_map"], allow_pickle=False)
-        packing.pack_searcher(Path(request["encoder"]), Path(request["index"]), Path(request["searcher"]), query_map)
-        return {}
+        index = Path(request["index"]) if request["index"] else None
+        encoder, searcher = Path(request["encoder"]), Path(request["searcher"])
+        packing.pack_searcher(encoder, index, searcher, query_map)
+        transform = np.load(request["transform"], allow_pickle=False)
+        return {"error": require_equal_products(encoder, searcher, transform, request["images"])}
     raise ValueError(f"unknown step {step!r}")
 
 

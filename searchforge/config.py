@@ -251,7 +251,7 @@ class IndexConfig(Section):
     parallel: Annotated[float, Field(ge=0)] = 6.0
     queries: Annotated[int, Field(ge=0)] = 6_000
     training_sample: Count = 100_000
-    training_iterations: Count = 12
+    training_iterations: Count = 8
     base: ArtifactId = "auto"
     max_drift: Annotated[float, Field(ge=0)] = 0.1
     runner: str | None = None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from searchforge.config import CheckConfig, Config
 from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.errors import UsageError
 from searchforge.hashing import content_id, sha256_file
 from searchforge.manifest import Manifest
 from searchforge.progress import say
@@ -45,6 +46,11 @@ def check(config: Config, searcher: str) -> dict[str, Any]:
     start = time.perf_counter()
     workspace = Workspace(config.workspace)
     build = workspace.marker("searchers", searcher)
+    if build.get("config", {}).get("partition_by"):
+        raise UsageError(
+            f"searcher {searcher} is one index for each {build['config']['partition_by']}; check and publish take "
+            "whole ones: build it without index.partition_by"
+        )
     manifest = Manifest.model_validate(workspace.marker("embeddings", build["embeddings"]))
     bundle = EncoderInfo.model_validate(workspace.marker("encoders", build["encoder"]))
     folder = workspace.local("searchers", searcher)

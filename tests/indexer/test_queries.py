@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from indexer import queries
-from indexer.queries import TextQueries, embed_texts, load_text_queries
+from indexer.queries import QueryTexts, choose_texts, embed_queries, embed_texts
 from searchforge.config import Config, load_config
 from searchforge.encoder import TEXT_TFLITE
 from searchforge.errors import JobError
@@ -19,16 +19,6 @@ from tests.indexer.tiny_corpus import DIM, tiny_encoder
 
 IMAGES = 24
 CAPTIONS = 3
-
-
-@pytest.fixture
-def twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Embeds with NumPy, where only the choice of captions matters."""
-
-    def embed(encoder: Path, texts: Sequence[str]) -> np.ndarray:
-        return np.stack([tiny_encoder()[0].text(text) for text in texts])
-
-    monkeypatch.setattr(queries, "_embed", embed)
 
 
 def test_texts_are_embedded_as_the_numpy_twin_does(tmp_path: Path) -> None:
@@ -74,71 +64,61 @@ def test_a_file_that_the_task_library_does_not_open_is_named(tmp_path: Path) -> 
 
 
 def test_without_captions_there_are_no_queries(tmp_path: Path) -> None:
-    assert _load(Config(workspace=str(tmp_path / "workspace")), tmp_path) is None
+    assert choose_texts(Config(workspace=str(tmp_path / "workspace"))) is None
 
 
 def test_where_no_caption_is_asked_for_there_are_no_queries(tmp_path: Path) -> None:
-    assert _load(_captioned(tmp_path, ["train", "dev"]), tmp_path, training=0, heldout=0) is None
+    assert choose_texts(_captioned(tmp_path, ["train", "dev"], index__queries=0)) is None
 
 
-def test_queries_are_embedded_captions(tmp_path: Path) -> None:
-    encoder = tiny_encoder()[0]
-    found = _load(_captioned(tmp_path, ["train", "dev"]), tmp_path)
-    assert found
-    expected = {text: encoder.text(text) for image in range(IMAGES) for text in _texts(image)}
-    nearest = [np.abs(row - np.stack(list(expected.values()))).max(1).min() for row in _rows(found)]
-    assert max(nearest) < 1e-5
+def test_queries_are_embedded_captions_set_by_set(tmp_path: Path) -> None:
+    encoder, _, bundle = tiny_encoder()
+    texts = _chosen(_captioned(tmp_path, ["train", "dev"]))
+    found = embed_queries(bundle / TEXT_TFLITE, texts, tmp_path / "cache")
+    for vectors, captions in (
+        (found.training, texts.training),
+        (found.tuning, texts.tuning),
+        (found.verification, texts.verification),
+    ):
+        np.testing.assert_allclose(vectors, np.stack([encoder.text(text) for text in captions]), atol=1e-5)
 
 
-@pytest.mark.usefixtures("twin")
 def test_sets_have_the_sizes_that_are_asked_for(tmp_path: Path) -> None:
-    config = _captioned(tmp_path, ["train", "dev"])
-    found = _load(config, tmp_path, training=10, heldout=9)
-    assert found
-    assert [len(rows) for rows in (found.training, found.tuning, found.verification)] == [10, 5, 4]
-    all_there_are = _load(config, tmp_path)
-    assert all_there_are
-    assert [len(rows) for rows in (all_there_are.training, all_there_are.tuning, all_there_are.verification)] == [
-        IMAGES // 2 * CAPTIONS,
-        IMAGES // 4 * CAPTIONS,
-        IMAGES // 4 * CAPTIONS,
-    ]
+    texts = _chosen(_captioned(tmp_path / "few", ["train", "dev"], index__queries=30))
+    assert [len(texts.training), len(texts.tuning), len(texts.verification)] == [30, 5, 5]
+    texts = _chosen(_captioned(tmp_path / "all", ["train", "dev"]))
+    all_there_are = [IMAGES // 2 * CAPTIONS, IMAGES // 4 * CAPTIONS, IMAGES // 4 * CAPTIONS]
+    assert [len(texts.training), len(texts.tuning), len(texts.verification)] == all_there_are
 
 
-@pytest.mark.usefixtures("twin")
 @pytest.mark.parametrize("splits", [["train", "dev"], ["train"], ["dev"], [None]])
 def test_no_image_is_in_two_sets_and_none_is_empty(tmp_path: Path, splits: list[str | None]) -> None:
     """Also where nothing is held out, or all is: what there is serves for all three."""
-    found = _load(_captioned(tmp_path, splits, data__holdout=0.0), tmp_path)
-    assert found
-    images = [_images(rows) for rows in (found.training, found.tuning, found.verification)]
+    texts = _chosen(_captioned(tmp_path, splits, data__holdout=0.0))
+    images = [_images(part) for part in (texts.training, texts.tuning, texts.verification)]
     assert all(images)
     assert sum(map(len, images)) == len(set.union(*images)) == IMAGES
 
 
-@pytest.mark.usefixtures("twin")
 def test_training_queries_are_of_training_images(tmp_path: Path) -> None:
-    found = _load(_captioned(tmp_path, ["train", "dev"]), tmp_path)
-    assert found
-    assert _images(found.training) == set(range(0, IMAGES, 2))
-    assert _images(found.tuning) | _images(found.verification) == set(range(1, IMAGES, 2))
+    texts = _chosen(_captioned(tmp_path, ["train", "dev"]))
+    assert _images(texts.training) == set(range(0, IMAGES, 2))
+    assert _images(texts.tuning) | _images(texts.verification) == set(range(1, IMAGES, 2))
 
 
-@pytest.mark.usefixtures("twin")
 def test_samples_follow_the_seed_and_not_the_order_of_the_file(tmp_path: Path) -> None:
-    counts = {"training": 12, "heldout": 12}
-    first = _load(_captioned(tmp_path / "a", ["train", "dev"]), tmp_path, **counts)
-    reversed_file = _load(_captioned(tmp_path / "b", ["train", "dev"], reverse=True), tmp_path, **counts)
-    other = _load(_captioned(tmp_path / "c", ["train", "dev"]), tmp_path, seed=1, **counts)
-    assert first and reversed_file and other
-    np.testing.assert_array_equal(_rows(first), _rows(reversed_file))
-    assert {row.tobytes() for row in first.training} != {row.tobytes() for row in other.training}
-    assert _images(first.tuning) != _images(other.tuning)
+    first = _chosen(_captioned(tmp_path / "a", ["train", "dev"], index__queries=12))
+    reversed_file = _chosen(_captioned(tmp_path / "b", ["train", "dev"], reverse=True, index__queries=12))
+    other = _chosen(_captioned(tmp_path / "c", ["train", "dev"], index__queries=12, index__seed=1))
+    assert first == reversed_file
+    assert first.id == reversed_file.id != other.id
+    assert set(first.training) != set(other.training)
 
 
-def _load(config: Config, folder: Path, training: int = 1000, heldout: int = 1000, seed: int = 0) -> TextQueries | None:
-    encoder = tiny_encoder()[2] / TEXT_TFLITE
-    return load_text_queries(config, encoder, folder / "cache", training=training, heldout=heldout, seed=seed)
+def _chosen(config: Config) -> QueryTexts:
+    texts = choose_texts(config)
+    assert texts
+    return texts
 
 
 def _captioned(folder: Path, splits: Sequence[str | None], reverse: bool = False, **settings: Any) -> Config:
@@ -165,16 +145,9 @@ def _texts(image: int) -> list[str]:
     return [" ".join([f"w{image}"] * 4 + [f"w{100 + image + caption}"]) for caption in range(CAPTIONS)]
 
 
-def _images(rows: np.ndarray) -> set[int]:
-    """Returns the images whose captions the rows are."""
-    encoder = tiny_encoder()[0]
-    images = [image for image in range(IMAGES) for _ in range(CAPTIONS)]
-    vectors = np.stack([encoder.text(text) for image in range(IMAGES) for text in _texts(image)])
-    return {images[np.argmax(vectors @ row)] for row in rows}
-
-
-def _rows(found: TextQueries) -> np.ndarray:
-    return np.concatenate([found.training, found.tuning, found.verification])
+def _images(texts: Sequence[str]) -> set[int]:
+    """Returns the images whose captions the texts are."""
+    return {int(text.split()[0].removeprefix("w")) for text in texts}
 
 
 def _never(*arguments: Any) -> np.ndarray:
