@@ -6,33 +6,24 @@ import datetime
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from indexer import worker
-from indexer.base import QUANTIZER, Base, find_base, training_config
-from indexer.corpus import Shard, open_corpus, require_images
+from indexer.base import QUANTIZER, find_base, training_config
+from indexer.corpus import require_images
 from indexer.curve import write_curve
-from indexer.drift import drift, share_changed, statistics
-from indexer.encoding import encode_corpus
+from indexer.encoded import CorpusEncoder, Encoded
 from indexer.ondevice_index import write_index
 from indexer.parameters import Setting, require_possible
 from indexer.partitioned import write_partitioned
-from indexer.parts import Merged
-from indexer.quantizer import Quantizer
-from indexer.queries import QueryTexts, choose_texts, embed_queries
+from indexer.queries import QueryTexts, choose_texts
 from indexer.query_map import inverse_transpose
-from indexer.recall import measure, settle
-from indexer.recipe import recipe_quantizer
-from indexer.training import Training
+from indexer.stopwatch import Stopwatch
 from searchforge import isolated
-from searchforge.config import Config
+from searchforge.config import Config, IndexConfig
 from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.errors import JobError
 from searchforge.hashing import content_id, sha256_file
@@ -43,25 +34,6 @@ from searchforge.workspace import Workspace
 
 FORMAT_VERSION = 2
 """Of build.json and USER_INFO; also part of a searcher's id, so a build that packs differently gets another id."""
-
-_ATTEMPTS = 3
-"""Sizes of code that are built until the whole index has the recall that the tuner expected."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An encoded corpus and how it came about.
-
-    Attributes:
-      training: for build.json: what the quantizer was trained on, its statistics, what the tuner measured.
-      curve: points of the trade-off curve, as JSON; empty where nothing was tuned.
-    """
-
-    quantizer: Quantizer
-    setting: Setting
-    merged: Merged
-    training: dict[str, Any]
-    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 def build_index(config: Config, embeddings: str, encoder: str | None = None) -> dict[str, Any]:
@@ -91,11 +63,16 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
         say(f"searcher {id} is there already: same embeddings, encoder, settings and captions")
         return workspace.marker("searchers", id)
     encoders = _verified_encoders(workspace.local("encoders", bundle.id), bundle)
-    build = _Build(config, workspace, manifest, texts, encoders[TEXT_SEARCHER])
+    say(
+        f"index {manifest.records:,} images of embeddings {manifest.id}; from nothing about "
+        f"{_estimate(manifest.records, texts):.0f} s on two cores"
+    )
+    stopwatch = Stopwatch()
+    corpus = CorpusEncoder(config.index, workspace, manifest, texts, encoders[TEXT_SEARCHER], stopwatch)
     with workspace.create("searchers", id) as staging:
         scratch = staging.path / "scratch"
         scratch.mkdir()
-        encoded = build.encode(find_base(workspace, manifest, bundle.id, config.index), scratch / "metadata")
+        encoded = corpus.encode(find_base(workspace, manifest, bundle.id, config.index), scratch / "metadata")
         user_info = {
             "version": FORMAT_VERSION,
             "searcher": id,
@@ -108,7 +85,7 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
             "quantizer": encoded.quantizer.id,
             "parameters": encoded.setting.to_json(),
         }
-        sizes = build.write(encoded, user_info, encoders, staging.path)
+        sizes = _write(encoded, config.index, user_info, encoders, staging.path, stopwatch)
         shutil.rmtree(scratch)
         index_bytes = sizes["codes"] + sizes["centroids_and_codebooks"] + sizes["user_info"]
         report: dict[str, Any] = {
@@ -119,7 +96,7 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
             "sizes": sizes,
             "bytes_per_image": index_bytes / manifest.records,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
-            "seconds": {**build.seconds, "total": sum(build.seconds.values())},
+            "seconds": {**stopwatch.seconds, "total": sum(stopwatch.seconds.values())},
             "files": {path.name: sha256_file(path) for path in sorted(staging.path.iterdir()) if path.is_file()},
         }
         staging.commit(report)
@@ -128,8 +105,8 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
 
 def summary(report: dict[str, Any]) -> str:
     """Returns what a build gave, in one line for people."""
-    recall = report["training"].get("recall_at_10")
-    reached = f"recall@10 {recall['verification']:.3f}, " if recall else ""
+    recall = report["training"]["tuning"].get("recall_at_10")
+    reached = f"recall@10 {recall['verification']['recall_at_10']:.3f}, " if recall else ""
     return (
         f"searchers/{report['id']}: {report['images']:,} images, {reached}{Setting(**report['parameters']).summary}, "
         f"{report['bytes_per_image']:.0f} bytes an image, "
@@ -137,150 +114,58 @@ def summary(report: dict[str, Any]) -> str:
     )
 
 
-class _Build:
-    """The steps of one build, timed."""
-
-    def __init__(
-        self, config: Config, workspace: Workspace, manifest: Manifest, texts: QueryTexts | None, text_encoder: Path
-    ) -> None:
-        self._config, self._workspace, self._manifest = config, workspace, manifest
-        self._texts, self._text_encoder = texts, text_encoder
-        self._threads = len(os.sched_getaffinity(0))
-        self.seconds: dict[str, float] = {}
-
-    def encode(self, base: Base | None, metadata_file: Path) -> Encoded:
-        """Encodes the corpus, with the base's quantizer unless the corpus has drifted away from it."""
-        with self._timed("open"):
-            shards = open_corpus(self._workspace, self._manifest)
-        if base:
-            encoded = self._encode_on(base, shards, metadata_file)
-            if encoded:
-                return encoded
-        if self._config.index.preset == "recipe2022":
-            return self._encode_recipe(shards, metadata_file)
-        return self._encode_tuned(shards, metadata_file)
-
-    def _encode_on(self, base: Base, shards: list[Shard], metadata_file: Path) -> Encoded | None:
-        merged = self._encode(base.quantizer, shards, metadata_file)
-        moved = drift(base.trained, statistics(merged), share_changed(base.trained_on, self._manifest))
-        if moved["drift"] > self._config.index.max_drift:
-            say(f"the corpus has drifted by {moved['drift']:.3f} (index.max_drift {self._config.index.max_drift})")
-            return None
-        say(f"the quantizer of embeddings {base.trained_on.id} is used again: drift {moved['drift']:.3f}")
-        training = {
-            "embeddings": base.trained_on.id,
-            "statistics": base.trained,
-            "tuning": base.tuning,
-            "drift": moved,
-        }
-        return Encoded(base.quantizer, base.setting, merged, training)
-
-    def _encode_recipe(self, shards: list[Shard], metadata_file: Path) -> Encoded:
-        with self._timed("train"):
-            quantizer, setting = recipe_quantizer(
-                shards,
-                self._manifest.dim,
-                self._manifest.records,
-                self._config.index,
-                self._threads,
-                metadata_file.parent,
+def _write(
+    encoded: Encoded,
+    config: IndexConfig,
+    user_info: dict[str, Any],
+    encoders: dict[str, Path],
+    target: Path,
+    stopwatch: Stopwatch,
+) -> dict[str, int]:
+    """Writes the index, the quantizer, the curve and both searchers; returns the size of every part in bytes."""
+    quantizer, setting = encoded.quantizer, encoded.setting
+    with stopwatch.step("write_index"):
+        if config.partition_by:
+            sizes = write_partitioned(
+                encoded.merged, quantizer, setting, config, user_info, target, len(os.sched_getaffinity(0))
             )
-        say(f"index {self._manifest.records:,} images as in 2022: {setting.summary}")
-        merged = self._encode(quantizer, shards, metadata_file)
-        return Encoded(quantizer, setting, merged, self._training(merged, {}))
-
-    def _encode_tuned(self, shards: list[Shard], metadata_file: Path) -> Encoded:
-        index, records = self._config.index, self._manifest.records
-        queries = None
-        if self._texts:
-            with self._timed("embed_queries"):
-                queries = embed_queries(self._text_encoder, self._texts, self._workspace.cache("queries"))
-        with self._timed("survey"):
-            training = Training(shards, self._manifest.dim, records, queries, index, self._threads)
-        expected = index.recall_at_10
-        for _ in range(_ATTEMPTS):
-            with self._timed("tune"):
-                point, quantizer = training.choose(expected)
-            say(f"  expected: {point.summary}")
-            merged = self._encode(quantizer, shards, metadata_file)
-            with self._timed("verify"):
-                setting, reached = settle(quantizer, merged, point.setting, training.tuning, index)
-            if expected is None or index.recall_at_10 is None or reached >= index.recall_at_10:
-                break
-            expected += index.recall_at_10 - reached + 0.002
         else:
-            raise JobError(
-                f"the index reaches recall@10 of {reached:.3f} at {setting.summary}, expected {index.recall_at_10}; "
-                "set index.recall_at_10 lower, or raise index.max_latency_ms"
+            sizes = write_index(
+                encoded.merged,
+                quantizer.centroids,
+                quantizer.codebooks,
+                setting.lookup,
+                setting.search_fraction,
+                config.compression,
+                json.dumps(user_info, sort_keys=True),
+                target / INDEX,
             )
-        with self._timed("verify"):
-            recall = {
-                name: measure(quantizer, merged, setting, questions)
-                for name, questions in (("tuning", training.tuning), ("verification", training.verification))
+    (target / QUANTIZER).write_bytes(quantizer.to_bytes())
+    if encoded.curve:
+        write_curve(encoded.curve, setting, target)
+    maps = {"query_map": inverse_transpose(quantizer.transform), "transform": quantizer.transform}
+    for name, matrix in maps.items():
+        np.save(target / "scratch" / f"{name}.npy", matrix)
+    with stopwatch.step("pack"), isolated.Session(worker.MODULE) as session:
+        for searcher, encoder in encoders.items():
+            packed = target / (encoder.name if config.partition_by else searcher)
+            request = {
+                "step": "pack",
+                "encoder": str(encoder),
+                "index": None if config.partition_by else str(target / INDEX),
+                "searcher": str(packed),
+                "images": searcher == IMAGE_SEARCHER,
             }
-        tuning = {"query_kind": training.query_kind, "recall_at_10": recall}
-        encoded = self._training(merged, tuning)
-        return Encoded(quantizer, setting, merged, encoded, [point.to_json() for point in training.curve])
+            session.call({**request, **{name: str(target / "scratch" / f"{name}.npy") for name in maps}})
+            sizes[encoder.name] = encoder.stat().st_size
+            sizes[searcher] = packed.stat().st_size
+    return sizes
 
-    def _training(self, merged: Merged, tuning: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "embeddings": self._manifest.id,
-            "statistics": statistics(merged),
-            "tuning": tuning,
-            "drift": None,
-        }
 
-    def _encode(self, quantizer: Quantizer, shards: list[Shard], metadata_file: Path) -> Merged:
-        with self._timed("encode"):
-            return encode_corpus(
-                self._workspace, self._manifest, shards, quantizer, self._config.index, self._threads, metadata_file
-            )
-
-    def write(
-        self, encoded: Encoded, user_info: dict[str, Any], encoders: dict[str, Path], target: Path
-    ) -> dict[str, int]:
-        """Writes the index, the quantizer, the curve and both searchers; returns the size of every part in bytes."""
-        quantizer, setting, config = encoded.quantizer, encoded.setting, self._config.index
-        with self._timed("write_index"):
-            if config.partition_by:
-                sizes = write_partitioned(encoded.merged, quantizer, setting, config, user_info, target, self._threads)
-            else:
-                sizes = write_index(
-                    encoded.merged,
-                    quantizer.centroids,
-                    quantizer.codebooks,
-                    setting.lookup,
-                    setting.search_fraction,
-                    config.compression,
-                    json.dumps(user_info, sort_keys=True),
-                    target / INDEX,
-                )
-        (target / QUANTIZER).write_bytes(quantizer.to_bytes())
-        if encoded.curve:
-            write_curve(encoded.curve, setting, target)
-        maps = {"query_map": inverse_transpose(quantizer.transform), "transform": quantizer.transform}
-        for name, matrix in maps.items():
-            np.save(target / "scratch" / f"{name}.npy", matrix)
-        with self._timed("pack"), isolated.Session(worker.MODULE) as session:
-            for searcher, encoder in encoders.items():
-                packed = target / (encoder.name if config.partition_by else searcher)
-                request = {
-                    "step": "pack",
-                    "encoder": str(encoder),
-                    "index": None if config.partition_by else str(target / INDEX),
-                    "searcher": str(packed),
-                    "images": searcher == IMAGE_SEARCHER,
-                }
-                session.call({**request, **{name: str(target / "scratch" / f"{name}.npy") for name in maps}})
-                sizes[encoder.name] = encoder.stat().st_size
-                sizes[searcher] = packed.stat().st_size
-        return sizes
-
-    @contextmanager
-    def _timed(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+def _estimate(items: int, texts: QueryTexts | None) -> float:
+    """Seconds a build takes, as measured with 1,000 to 10,000,000 items; captions are embedded once only."""
+    captions = len(texts.training) + len(texts.tuning) + len(texts.verification) if texts else 0
+    return 6 + 50e-6 * items + 2.7e-3 * captions
 
 
 def _searcher_id(config: Config, manifest: Manifest, bundle: EncoderInfo, texts: QueryTexts | None) -> str:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from indexer.shard_records import read_shard
 from searchforge.errors import UsageError
@@ -73,7 +74,8 @@ def require_distinct_ids(
       UsageError: an id is there twice.
     """
     all_keys = list(keys)
-    ordered = np.concatenate([np.delete(found, info.dead) for found, (info, _) in zip(all_keys, shards, strict=True)])
+    live = (np.delete(found, info.dead) for found, (info, _) in zip(all_keys, shards, strict=True))
+    ordered = np.concatenate([np.empty(0, np.uint64), *live])
     ordered.sort()
     shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(shared):
@@ -95,8 +97,11 @@ def require_distinct_ids(
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Yields function(item) in the order of the items; threads are ahead by one item each, so memory is bounded."""
-    with ThreadPoolExecutor(threads) as pool:
+    """Yields function(item) in the order of the items; threads are ahead by one item each, so memory is bounded.
+
+    Meanwhile NumPy's matrix products take one thread each: more of them would contend for the same cores.
+    """
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         running: deque[Future[Result]] = deque()
         try:
             for item in items:

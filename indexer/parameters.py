@@ -55,7 +55,12 @@ def require_possible(config: IndexConfig, items: int, dim: int) -> None:
     if config.partitions and config.partitions > items:
         raise UsageError(
             f"index.partitions is {config.partitions}, but the corpus has {items} images; set it to at most {items}, "
-            f"or leave it out"
+            "or leave it out"
+        )
+    if config.partitions and config.partitions > config.training_sample:
+        raise UsageError(
+            f"index.partitions is {config.partitions}, but they are trained on {config.training_sample} images; raise "
+            "index.training_sample, or set fewer partitions"
         )
     if config.partitions and config.partitions_searched and config.partitions_searched > config.partitions:
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from safetensors.numpy import load, save
 
 from indexer.codes import encode, joined
 from indexer.leaning import Leaning, product
-from indexer.partitions import assign
+from indexer.partitions import Assigner
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes
 
@@ -36,6 +37,10 @@ class Quantizer:
     leaning: Leaning
     parallel: float
 
+    @cached_property
+    def _assigner(self) -> Assigner:
+        return Assigner(self.clusters)
+
     @property
     def id(self) -> str:
         """Hash of everything that decides a code."""
@@ -52,7 +57,7 @@ class Quantizer:
 
     def encode(self, vectors: Matrix) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
         """Returns the partitions [n] and codes [n, blocks] of vectors [n, dim], each by itself: not of its batch."""
-        return assign(vectors, self.clusters), self.codes(vectors)
+        return self._assigner.assign(vectors), self.codes(vectors)
 
     def codes(self, vectors: Matrix) -> npt.NDArray[np.uint8]:
         """Returns the codes [n, blocks] of vectors [n, dim]."""

@@ -32,7 +32,7 @@ def measure(quantizer: Quantizer, merged: Merged, setting: Setting, questions: Q
         "queries": len(at_10),
         "recall_at_1": round(float(questions.answers.recalls(hits, 1).mean()), 4),
         "recall_at_10": round(float(at_10.mean()), 4),
-        "interval": [round(float(at_10.mean()) - half, 4), round(min(1.0, float(at_10.mean()) + half), 4)],
+        "interval": [round(max(0.0, float(at_10.mean()) - half), 4), round(min(1.0, float(at_10.mean()) + half), 4)],
     }
 
 
@@ -56,7 +56,7 @@ def settle(
         if config.max_latency_ms is None
         or search_ms(dim, dataclasses.replace(setting, partitions_searched=step), scored[step - 1])
         <= config.max_latency_ms
-    ] or [1]
+    ] or searched_steps(config, setting.partitions)[:1]
     found, _ = searcher.sweep(queries, K, steps)
     best = dataclasses.replace(setting, partitions_searched=steps[-1]), -1.0
     for step, items in zip(steps, found, strict=True):

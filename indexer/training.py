@@ -68,7 +68,8 @@ class Training:
             asked = (queries.tuning, queries.verification)
         else:
             self.query_kind = "item"
-            stand_ins = read_shard(next(path for info, path in shards if info.live), dim).vectors[: 2 * _CORPUS_QUERIES]
+            info, path = next((info, path) for info, path in shards if info.live)
+            stand_ins = np.delete(read_shard(path, dim).vectors, info.dead, axis=0)[: 2 * _CORPUS_QUERIES]
             asked = (stand_ins[::2], stand_ins[1::2] if len(stand_ins) > 1 else stand_ins)
         both = np.concatenate(asked)
         found = survey(shards, dim, config.training_sample, config.seed, both, CANDIDATES, threads)

@@ -7,6 +7,7 @@ whole corpus but for a little, which the build makes up for once it has the whol
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from indexer.codes import decode, train_codebooks
 from indexer.costs import payload_bytes, search_ms
 from indexer.leaning import Leaning
 from indexer.parameters import Setting, default_partitions
-from indexer.partitions import assign, train_partitions
+from indexer.partitions import Assigner, train_partitions
 from indexer.quantizer import Quantizer
 from indexer.query_map import inverse_transpose
 from indexer.survey import Answers
@@ -150,12 +151,14 @@ class Explorer:
         """Returns partitions trained on the sample, and where the candidates lie in them."""
         if partitions not in self._partitionings:
             config = self._config
-            clusters = train_partitions(self._sample, partitions, config.training_iterations, config.seed)
-            sizes = np.bincount(assign(self._sample, clusters), minlength=partitions)
+            iterations = max(1, config.training_iterations // 2)  # clusters settle sooner than codebooks
+            clusters = train_partitions(self._sample, partitions, iterations, config.seed)
+            assigner = Assigner(clusters)
+            sizes = np.bincount(assigner.assign(self._sample), minlength=partitions)
             route = np.argsort(-(self._queries @ clusters.T), axis=1, kind="stable")
             ranks = np.empty_like(route)
             np.put_along_axis(ranks, route, np.arange(partitions)[None, :], axis=1)
-            own = assign(self._candidates, clusters).astype(np.int64)[self._place]
+            own = assigner.assign(self._candidates).astype(np.int64)[self._place]
             scored = np.cumsum(sizes[route], axis=1).mean(axis=0) * (self.items / len(self._sample))
             self._partitionings[partitions] = Partitioning(clusters, np.take_along_axis(ranks, own, axis=1), scored)
         return self._partitionings[partitions]
@@ -233,21 +236,27 @@ def explore(explorer: Explorer, config: IndexConfig) -> Point | None:
     """
     grid = partition_grid(config, explorer.items)
 
-    def best(code_bytes: int) -> Point | None:
-        points = [point for partitions in grid for point in explorer.points(code_bytes, partitions)]
-        return best_point(points, config, explorer.items)
+    def points(code_bytes: int) -> list[Point]:
+        return [point for partitions in grid for point in explorer.points(code_bytes, partitions)]
 
-    sizes = code_sizes(config, explorer.dim)
-    if config.recall_at_10 is None:
-        return next(filter(None, map(best, reversed(sizes))), None)
-    low, high = 0, len(sizes)
-    while low < high:  # recall grows with the size: bisection
-        middle = (low + high) // 2
-        if best(sizes[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return best(sizes[low]) if low < len(sizes) else None
+    sizes, items = code_sizes(config, explorer.dim), explorer.items
+    recall = config.recall_at_10
+    found: Point | None = None
+    if recall is None:
+        for size in reversed(sizes):
+            if found and max(point.recall for point in points(size)) <= found.recall:
+                break  # recall grows with the size: smaller ones have less still
+            found = best_point([*points(size), *([found] if found else [])], config, items)
+        return found
+    # Recall grows with the size, but the smallest that reaches it may be over a limit: a larger one searches less.
+    first = bisect.bisect_left(sizes, True, key=lambda size: any(point.recall >= recall for point in points(size)))
+    for size in sizes[first:]:
+        found = best_point(points(size), config, items)
+        if found:
+            return found
+    for size in sizes:  # for `nearest_misses`
+        points(size)
+    return None
 
 
 def best_point(points: Iterable[Point], config: IndexConfig, items: int) -> Point | None:
@@ -309,12 +318,14 @@ def code_sizes(config: IndexConfig, dim: int) -> list[int]:
 
 
 def partition_grid(config: IndexConfig, items: int) -> list[int]:
-    """Returns the numbers of partitions that are tried."""
+    """Returns the numbers of partitions that are tried: at least as many as are to be searched, where that is given."""
     if config.partitions:
         return [config.partitions]
-    most = max(1, items // _LEAST_MEAN)
+    most = max(1, min(items, config.training_sample) // _LEAST_MEAN)
     grid = {min(most, max(1, int(factor * default_partitions(items)))) for factor in _GRID}
-    return sorted(grid | ({1} if items <= SCANNED_WHOLE else set()))
+    grid |= {1} if items <= SCANNED_WHOLE else set()
+    least = min(config.partitions_searched or 1, max(grid))
+    return sorted(partitions for partitions in grid if partitions >= least)
 
 
 def searched_steps(config: IndexConfig, partitions: int) -> list[int]:

@@ -240,7 +240,7 @@ class IndexConfig(Section):
     preset: Literal["best", "recipe2022"] = "best"
     recall_at_10: Annotated[float, Field(gt=0, lt=1)] | None = 0.95
     max_bytes_per_image: Annotated[float, Field(gt=0)] | None = None
-    max_latency_ms: Annotated[float, Field(gt=0)] = 2.0
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = 2.0
     max_index_size: Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None = None
     code_bytes: Count | None = None
     partitions: Count | None = None
@@ -251,7 +251,7 @@ class IndexConfig(Section):
     parallel: Annotated[float, Field(ge=0)] = 6.0
     queries: Annotated[int, Field(ge=0)] = 6_000
     training_sample: Count = 100_000
-    training_iterations: Count = 8
+    training_iterations: Count = 12
     base: ArtifactId = "auto"
     max_drift: Annotated[float, Field(ge=0)] = 0.1
     runner: str | None = None

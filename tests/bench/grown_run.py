@@ -36,25 +36,27 @@ def write_run(
     preprocessing: str = "",
     records_per_shard: int = 1024,
     metadata: dict[str, Any] | None = None,
+    first: int = 0,
 ) -> Manifest:
     """Commits an embedding run of `count` records, ids `00000000.jpg` and so on in the order of the vectors.
 
     Args:
       blocks: matrices [any, dim] float32 of L2-normalised rows, of `count` rows in all.
       metadata: of every record.
+      first: number of the first id.
     """
     total = -(-count // records_per_shard)
     stream = _Rows(blocks, dim)
     with workspace.create("embeddings", id) as staging:
         infos = []
         for shard in range(total):
-            first = shard * records_per_shard
-            size = min(records_per_shard, count - first)
+            begin = shard * records_per_shard
+            size = min(records_per_shard, count - begin)
             path = staging.path / f"data-{shard:05d}-of-{total:05d}.tfrecord"
             with path.open("wb") as file:
-                for start in range(first, first + size, BLOCK):
-                    vectors = stream.take(min(BLOCK, first + size - start))
-                    write_tfrecords(file, map(bytes, examples(vectors, start, metadata or {})))
+                for start in range(begin, begin + size, BLOCK):
+                    vectors = stream.take(min(BLOCK, begin + size - start))
+                    write_tfrecords(file, map(bytes, examples(vectors, first + start, metadata or {})))
             infos.append(ShardInfo(name=path.name, count=size, bytes=path.stat().st_size, sha256=sha256_file(path)))
         manifest = Manifest(
             id=id,

@@ -38,3 +38,8 @@ def test_more_partitions_searched_than_there_are_is_refused() -> None:
 def test_more_bytes_than_dimensions_are_refused() -> None:
     with pytest.raises(UsageError, match=r"code_bytes is 17, but embeddings have 16 dimensions"):
         require_possible(IndexConfig(code_bytes=17), 100, 16)
+
+
+def test_more_partitions_than_they_are_trained_on_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"partitions is 64, but they are trained on 30 images"):
+        require_possible(IndexConfig(partitions=64, training_sample=30), 1_000, 16)

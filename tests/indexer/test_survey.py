@@ -38,9 +38,8 @@ def alike(count: int) -> list[EmbeddingRecord]:
     originals = np.array([record.embedding for record in records(count)])
     vectors = originals[np.random.default_rng(2).integers(count // 8, size=count)]
     vectors[::3, 0] = np.nextafter(vectors[::3, 0], np.float32(2))
-    return [
-        dataclasses.replace(record, embedding=vector) for record, vector in zip(records(count), vectors, strict=True)
-    ]
+    pairs = zip(records(count), vectors, strict=True)
+    return [dataclasses.replace(record, embedding=vector) for record, vector in pairs]
 
 
 def brute_force(
@@ -104,7 +103,7 @@ def duplicate(items: list[EmbeddingRecord]) -> None:
     items[4] = dataclasses.replace(items[4], id="id1")
 
 
-def with_nan(items: list[EmbeddingRecord]) -> None:
+def without_length(items: list[EmbeddingRecord]) -> None:
     items[1] = dataclasses.replace(items[1], embedding=np.full(DIM, np.nan, np.float32))
 
 
@@ -116,7 +115,7 @@ def with_own_id(items: list[EmbeddingRecord]) -> None:
     ("damage", "fault"),
     [
         (duplicate, r"id 'id1' is in the corpus twice, from /photos/(1|4).jpg and from /photos/(1|4).jpg"),
-        (with_nan, r"embedding of 'id1' holds NaN or infinity.* \(1 of 3 records of 1.tf"),
+        (without_length, r"embedding of 'id1' holds NaN or infinity.* \(1 of 3 records of 1.tf"),
         (with_own_id, r"metadata of 'id1' has a key 'id' of its own.* \(1 of 3 records of 1.tf"),
     ],
 )
@@ -178,10 +177,10 @@ def test_where_the_corpus_has_fewer_items_answers_are_padded(tmp_path: Path, thr
 
 
 def test_a_corpus_without_live_records_has_no_answers(tmp_path: Path) -> None:
-    found = survey(write_shards(tmp_path, records(1), 2, dead=["id0"]), DIM, 3, 0, some_queries(2), 4)
-    assert found.sample.shape == (0, DIM)
-    assert (found.answers.items == -1).all()
-    assert found.answers.recalls(found.answers.items, 4).tolist() == [0, 0]
+    for shards in ([], write_shards(tmp_path, records(1), 2, dead=["id0"])):
+        found = survey(shards, DIM, 3, 0, some_queries(2), 4)
+        assert found.sample.shape == (0, DIM)
+        assert (found.answers.items == -1).all()
 
 
 def test_without_queries_there_are_no_answers(tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ def test_without_queries_there_are_no_answers(tmp_path: Path) -> None:
 
 
 def some_answers() -> Answers:
-    """Those of two queries to a corpus of three items; the first query's third item scores as its second does."""
+    """Two queries; the third answer of the first scores as the second does. A fourth item is not in the corpus."""
     scores = np.array([[0.9, 0.8, 0.8 - TIE / 2, -np.inf], [0.9, 0.8, 0.7, -np.inf]], np.float32)
     return Answers(np.array([[5, 2, 9, -1], [9, 5, 2, -1]]), scores, np.zeros((2, 4, DIM), np.float32))
 

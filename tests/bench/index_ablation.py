@@ -1,0 +1,122 @@
+"""What each part of a code is worth: recall@10 of all codes scored, by size and method, as a Markdown table.
+
+    python -m tests.bench.index_ablation --workspace bench --embeddings RUN --captions captions.json --images photos/
+
+Queries are captions that neither map nor codebooks have seen. Only the exact top 100 of each query are encoded and
+scored, see indexer.tuner.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from indexer.blocks import block_widths
+from indexer.codes import decode, encode, train_codebooks
+from indexer.corpus import open_corpus
+from indexer.leaning import LANDMARKS, Leaning
+from indexer.queries import TextQueries, choose_texts, embed_queries
+from indexer.query_map import inverse_transpose, query_aware_map
+from indexer.scann_training import THRESHOLD, parallel_weight
+from indexer.survey import Answers, exact_search, survey
+from searchforge.config import IndexConfig, load_config
+from searchforge.encoder import TEXT_TFLITE
+from searchforge.manifest import Manifest
+from searchforge.workspace import Workspace
+
+Matrix = npt.NDArray[np.float32]
+SAMPLE, PAIRED, CANDIDATES, K = 50_000, 10, 100, 10
+OWN, LEARNED = "own", "learned"
+
+ROWS: dict[str, tuple[str, bool, str | None]] = {
+    "even blocks, nearest entries": ("identity", True, None),
+    "even blocks, anisotropic (what Model Maker can do)": ("identity", True, OWN),
+    "principal axes and uneven blocks, nearest entries": ("axes", False, None),
+    "principal axes and uneven blocks, anisotropic": ("axes", False, OWN),
+    "principal axes and uneven blocks, direction of the queries": ("axes", False, LEARNED),
+    "query-aware map and even blocks, nearest entries": ("queries", True, None),
+    "query-aware map and uneven blocks, nearest entries": ("queries", False, None),
+    "query-aware map and uneven blocks, anisotropic": ("queries", False, OWN),
+    "query-aware map and uneven blocks, direction of the queries (the default)": ("queries", False, LEARNED),
+}
+"""Map, whether blocks are even, and the direction in which codes are exact."""
+
+
+@click.command()
+@click.option("--workspace", required=True)
+@click.option("--embeddings", required=True, help="Id of the embedding run.")
+@click.option("--captions", required=True)
+@click.option("--images", required=True)
+@click.option("--sizes", default="32,48,64,96", show_default=True)
+def main(workspace: str, embeddings: str, captions: str, images: str, sizes: str) -> None:
+    config = load_config(None, {"workspace": workspace, "data.captions": captions, "data.images": images})
+    store = Workspace(workspace)
+    manifest = Manifest.model_validate(store.marker("embeddings", embeddings))
+    texts = choose_texts(config)
+    assert texts
+    queries = embed_queries(store.local("encoders", manifest.encoder) / TEXT_TFLITE, texts, store.cache("queries"))
+    shards, threads = open_corpus(store, manifest), len(os.sched_getaffinity(0))
+    found = survey(shards, manifest.dim, SAMPLE, 0, queries.verification, CANDIDATES, threads)
+    columns = [int(size) for size in sizes.split(",")]
+    click.echo(f"| codes | {' | '.join(f'{size} B' for size in columns)} |\n|---|{'---|' * len(columns)}")
+    for name, (kind, even, direction) in ROWS.items():
+        recalls = []
+        for size in columns:
+            if even and manifest.dim % size:
+                recalls.append("")
+                continue
+            recalls.append(f"{_recall(found.sample, queries, found.answers, kind, even, direction, size, threads):.3f}")
+        click.echo(f"| {name} | {' | '.join(recalls)} |")
+
+
+def _recall(
+    sample: Matrix,
+    queries: TextQueries,
+    answers: Answers,
+    kind: str,
+    even: bool,
+    direction: str | None,
+    size: int,
+    threads: int,
+) -> float:
+    dim = sample.shape[1]
+    transform = {
+        "identity": lambda: np.eye(dim, dtype=np.float32),
+        "axes": lambda: query_aware_map(sample, None),
+        "queries": lambda: query_aware_map(sample, queries.training),
+    }[kind]()
+    mapped = sample @ transform.T
+    widths: Sequence[int] = [dim // size] * size if even else block_widths(mapped.var(axis=0), size)
+    config = IndexConfig()
+    books = train_codebooks(mapped, widths, config.training_iterations, 0, threads)
+    _, first, place = np.unique(answers.items, return_index=True, return_inverse=True)
+    vectors = answers.vectors.reshape(-1, dim)[first]
+    directions = np.zeros_like(vectors)
+    if direction == OWN:
+        weight = parallel_weight(THRESHOLD, dim) if kind == "identity" else config.parallel
+        directions = Leaning.own(dim).directions(vectors, vectors @ transform.T, weight)
+    elif direction == LEARNED:
+        leaning = _leaning(sample, queries.training, transform)
+        directions = leaning.directions(vectors, vectors @ transform.T, config.parallel)
+    decoded = decode(encode(vectors @ transform.T, directions, books), books)
+    asked = queries.verification @ inverse_transpose(transform).T
+    recalls = []
+    for query, items in zip(asked, place.reshape(answers.items.shape), strict=True):
+        best = np.argpartition(-(decoded[items] @ query), K)[:K]
+        recalls.append(np.mean(best < K))
+    return float(np.mean(recalls))
+
+
+def _leaning(sample: Matrix, training: Matrix, transform: Matrix) -> Leaning:
+    best = exact_search(training, sample, PAIRED).items
+    vectors = sample[best.reshape(-1)]
+    asked = np.repeat(training, PAIRED, axis=0) @ inverse_transpose(transform).T
+    return Leaning.fit(vectors, vectors @ transform.T, asked, sample[:LANDMARKS])
+
+
+if __name__ == "__main__":
+    main()

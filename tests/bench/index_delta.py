@@ -1,0 +1,178 @@
+"""Deltas of an index: seconds of a change of 1 percent against a whole build, and recall after many of them.
+
+    python -m tests.bench.index_delta --workspace bench --captions captions.json --images photos/ --count 1000000
+
+The workspace holds a trained encoder and an embedding run of real photos, from which the corpus is grown. Each delta
+removes half a percent of the items, drawn at random, and adds as many; the index is built on the first one's quantizer.
+Afterwards the corpus is indexed from nothing at the same setting, and recall of both is measured on the same captions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from indexer.base import QUANTIZER
+from indexer.corpus import open_corpus
+from indexer.encoding import encode_corpus
+from indexer.parameters import Setting
+from indexer.quantizer import Quantizer
+from indexer.queries import choose_texts, embed_queries
+from indexer.recall import measure
+from indexer.survey import survey
+from indexer.training import Questions
+from searchforge.config import Config, load_config
+from searchforge.encoder import TEXT_TFLITE
+from searchforge.manifest import Manifest, read_shards
+from searchforge.workspace import Workspace
+from tests.bench.grown_run import write_run
+from tests.bench.grown_set import grow
+
+CHANGED = 0.005
+"""Share of the corpus that each delta removes, and adds."""
+
+TUNED = {"code_bytes": 64, "recall_at_10": 0.9}
+
+
+@click.command()
+@click.option("--workspace", required=True, help="With an encoder and an embedding run of photos.")
+@click.option("--photos", required=True, help="Id of that run.")
+@click.option("--captions", required=True)
+@click.option("--images", required=True)
+@click.option("--count", default=1_000_000, show_default=True)
+@click.option("--deltas", default=20, show_default=True)
+def main(workspace: str, photos: str, captions: str, images: str, count: int, deltas: int) -> None:
+    data = {"data.captions": captions, "data.images": images, "workspace": workspace}
+    store = Workspace(workspace)
+    base = Manifest.model_validate(store.marker("embeddings", photos))
+    vectors = np.stack([record.embedding for record in read_shards(store, base)])
+    id = f"grown-{count}"
+    if not store.committed("embeddings", id):
+        _write(store, base, id, grow(vectors, count), count)
+    settings = {f"index.{name}": value for name, value in TUNED.items()}
+    config = load_config(None, data)
+    full = _whole(data, id, settings)
+    whole = _work(full)
+    manifest = Manifest.model_validate(store.marker("embeddings", id))
+    generator = np.random.default_rng(0)
+    each = int(CHANGED * count)
+    seconds, drifts = [], []
+    for delta in range(1, deltas + 1):
+        fresh_vectors, first = _fresh(vectors, each, delta), count + delta * each
+        added = _write(store, base, f"{id}-added-{delta}", fresh_vectors, each, first)
+        manifest = _changed(store, manifest, added, f"{id}-delta-{delta}", each, generator)
+        built = _index(data, manifest.id, {**settings, "index.base": full["id"]})
+        seconds.append(_work(built))
+        drifts.append(built["training"]["drift"]["drift"])
+        click.echo(f"delta {delta}: {seconds[-1]:.2f} s, drift {drifts[-1]:.4f}", err=True)
+    recalls = {"deltas": _recall(config, store, manifest, built)}
+    chosen = {name: full["parameters"][name] for name in ("code_bytes", "partitions", "partitions_searched")}
+    anew = {**chosen, "recall_at_10": "null", "max_latency_ms": "null"}
+    fresh = _whole(data, manifest.id, {f"index.{name}": value for name, value in anew.items()})
+    recalls["fresh"] = _recall(config, store, manifest, fresh)
+    result = {
+        "items": count,
+        "whole_build_s": whole,
+        "whole_build_steps_s": full["seconds"],
+        "delta_s": {"median": float(np.median(seconds)), "max": max(seconds), "last_steps": built["seconds"]},
+        "delta_share_of_whole": float(np.median(seconds)) / whole,
+        "drift": {"first": drifts[0], "last": drifts[-1]},
+        "recall_at_10": recalls,
+    }
+    click.echo(json.dumps(result, indent=2))
+
+
+def _whole(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Trains and encodes everything."""
+    shutil.rmtree(Workspace(data["workspace"]).cache("parts"))
+    return _index(data, embeddings, {**settings, "index.base": "none"})
+
+
+def _index(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Builds in a process of its own, anew."""
+    store = Workspace(data["workspace"])
+    for id in store.ids("searchers"):
+        if store.marker("searchers", id)["embeddings"] == embeddings:
+            shutil.rmtree(store.local("searchers", id))
+    options = [f"--set={key}={value}" for key, value in {**data, **settings}.items()]
+    command = [sys.executable, "-m", "indexer", "--embeddings", embeddings, *options, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def _work(build: dict[str, Any]) -> float:
+    """Seconds of a build but for embedding captions, which are kept from one build to the next."""
+    return float(build["seconds"]["total"] - build["seconds"].get("embed_queries", 0))
+
+
+def _write(
+    store: Workspace, base: Manifest, id: str, blocks: Iterator[npt.NDArray[np.float32]], count: int, first: int = 0
+) -> Manifest:
+    if store.committed("embeddings", id):
+        return Manifest.model_validate(store.marker("embeddings", id))
+    like = {"encoder": base.encoder, "fingerprint": base.fingerprint, "preprocessing": base.preprocessing}
+    return write_run(store, id, blocks, count, base.dim, first=first, **like)
+
+
+def _fresh(vectors: npt.NDArray[np.float32], count: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Yields grown vectors that are no photo's own."""
+    skipped = 0
+    for block in grow(vectors, len(vectors) + count, seed):
+        rows = block[max(0, len(vectors) - skipped) :]
+        skipped += len(block)
+        if len(rows):
+            yield rows
+
+
+def _changed(
+    store: Workspace, before: Manifest, added: Manifest, id: str, gone: int, generator: np.random.Generator
+) -> Manifest:
+    """Commits `before` with `gone` more dead records and the shards of `added`."""
+    shards = [shard.model_copy(update={"run": shard.run or before.id}) for shard in before.shards]
+    which = generator.choice(sum(shard.live for shard in shards), gone, replace=False)
+    ends = np.cumsum([shard.live for shard in shards])
+    owner = np.searchsorted(ends, which, "right")
+    for place in np.unique(owner):
+        shard = shards[place]
+        live = np.setdiff1d(np.arange(shard.count), shard.dead)
+        rows = live[which[owner == place] - (ends[place] - shard.live)]
+        shards[place] = shard.model_copy(update={"dead": tuple(sorted([*shard.dead, *rows.tolist()]))})
+    shards += [shard.model_copy(update={"run": added.id}) for shard in added.shards]
+    records = sum(shard.live for shard in shards)
+    counts = {"inputs": records, "embedded": added.embedded, "reused": records - added.embedded}
+    manifest = before.model_copy(update={"id": id, "base": before.id, "shards": tuple(shards), **counts})
+    if not store.committed("embeddings", id):
+        with store.create("embeddings", id) as staging:
+            staging.commit(manifest.model_dump())
+    return manifest
+
+
+def _recall(config: Config, store: Workspace, manifest: Manifest, build: dict[str, Any]) -> dict[str, object]:
+    folder = store.local("searchers", build["id"])
+    quantizer = Quantizer.from_bytes((folder / QUANTIZER).read_bytes(), QUANTIZER)
+    texts = choose_texts(config)
+    assert texts
+    encoder = store.local("encoders", manifest.encoder) / TEXT_TFLITE
+    queries = embed_queries(encoder, texts, store.cache("queries")).verification
+    threads = len(os.sched_getaffinity(0))
+    shards = open_corpus(store, manifest)
+    answers = survey(shards, manifest.dim, 1, 0, queries, 20, threads).answers
+    with tempfile.TemporaryDirectory() as scratch:
+        merged = encode_corpus(store, manifest, shards, quantizer, config.index, threads, Path(scratch) / "metadata")
+        return measure(quantizer, merged, Setting(**build["parameters"]), Questions(queries, answers))
+
+
+if __name__ == "__main__":
+    main()

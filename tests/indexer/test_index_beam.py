@@ -1,0 +1,53 @@
+"""A Beam runner encodes a corpus to the same index, byte by byte."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer import encoding
+from indexer.build import build_index
+from searchforge.config import Config
+from searchforge.errors import JobError
+from searchforge.searcher import INDEX
+from tests.indexer.tiny_corpus import TinyCorpus, commit_embeddings, make_corpus
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> TinyCorpus:
+    corpus = make_corpus(tmp_path, count=60, data__captions=[])
+    commit_embeddings(corpus.workspace, corpus.records, "five-shards", shards=5)
+    return corpus
+
+
+def test_the_direct_runner_gives_the_bytes_that_threads_give(
+    corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = build_index(corpus.config, "five-shards")
+    parts = _parts(corpus)
+    assert len(parts) == 5
+    shutil.rmtree(corpus.workspace.local("searchers", threads["id"]))
+    shutil.rmtree(corpus.workspace.cache("parts"))
+    monkeypatch.delattr(encoding, "encode_shards")  # which is what threads call
+    beam = build_index(_with(corpus.config, runner="DirectRunner"), "five-shards")
+    assert INDEX in beam["files"]
+    assert beam["files"] == threads["files"]
+    assert _parts(corpus) == parts
+
+
+def test_a_runner_that_is_not_there_fails_the_job(corpus: TinyCorpus) -> None:
+    with pytest.raises(JobError, match=r"the Beam job failed: .*NoSuchRunner"):
+        build_index(_with(corpus.config, runner="NoSuchRunner"), "five-shards")
+    assert corpus.workspace.ids("searchers") == []
+    assert list((Path(corpus.workspace.root) / ".staging").iterdir()) == []
+
+
+def _parts(corpus: TinyCorpus) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in corpus.workspace.cache("parts").glob("*/*")}
+
+
+def _with(config: Config, **settings: Any) -> Config:
+    return config.model_copy(update={"index": config.index.model_copy(update=settings)})

@@ -1,0 +1,234 @@
+"""An index of a changed corpus: the quantizer is used again and only new shards are encoded, until it has drifted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer.base import QUANTIZER
+from indexer.build import build_index
+from searchforge.config import Config, IndexConfig
+from searchforge.errors import JobError, UsageError
+from searchforge.hashing import sha256_file
+from searchforge.manifest import Manifest, ShardInfo
+from searchforge.records import EmbeddingRecord, read_embeddings, write_tfrecords
+from searchforge.searcher import INDEX, TEXT_SEARCHER
+from searchforge.workspace import Workspace
+from serving_check.leveldb_table import read_table
+from serving_check.search import Searcher
+from tests.indexer.shards import records as random_records
+from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
+
+IMAGES = 60
+"""Of which words tell; the bulk of the corpus are random vectors, for a code to have an error in the first place."""
+REMOVED, ADDED = range(20), range(40, IMAGES)
+BULK = 1500
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """A corpus that was indexed (`before`), and then changed (`grown`): images 0-19 went and 40-59 came."""
+
+    workspace: Workspace
+    index: IndexConfig
+    before: Manifest
+    live: list[EmbeddingRecord]
+    first: dict[str, Any]
+
+    def build(self, embeddings: str = "grown", encoder: str | None = None, **settings: Any) -> dict[str, Any]:
+        index = self.index.model_copy(update=settings)
+        return build_index(Config(workspace=self.workspace.root, index=index), embeddings, encoder)
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> History:
+    corpus = make_corpus(tmp_path_factory.mktemp("delta"), count=IMAGES, data__captions=[])
+    bulk, images, workspace = random_records(BULK), corpus.records, corpus.workspace
+    manifest = commit_embeddings(workspace, [*bulk, *images[: ADDED.start]], "before")
+    gone = {images[i].id for i in REMOVED}
+    commit_on(workspace, manifest, "grown", gone, [images[i] for i in ADDED])
+    index = IndexConfig(code_bytes=4, partitions=20, recall_at_10=None)
+    history = History(workspace, index, manifest, [*bulk, *images[REMOVED.stop :]], {})
+    return dataclasses.replace(history, first=history.build("before"))
+
+
+@pytest.fixture
+def history(origin: History, tmp_path: Path) -> History:
+    """A copy, for a test to change."""
+    root = shutil.copytree(origin.workspace.root, tmp_path / "workspace")
+    return dataclasses.replace(origin, workspace=Workspace(str(root)))
+
+
+def test_a_changed_corpus_is_encoded_with_the_quantizer_that_is_there(history: History) -> None:
+    report = history.build()
+    assert report["quantizer"] == history.first["quantizer"]
+    assert report["files"][QUANTIZER] == history.first["files"][QUANTIZER]
+    assert report["parameters"] == history.first["parameters"]
+    assert report["training"]["embeddings"] == "before"
+    assert 0 < report["training"]["drift"]["drift"] < history.index.max_drift
+    assert report["training"]["drift"]["share_changed"] == pytest.approx(40 / history.before.records)
+
+
+def test_only_new_shards_are_encoded(history: History) -> None:
+    before = _parts(history)
+    assert len(before) == 2
+    report = history.build()
+    after = _parts(history)
+    assert {name: after[name] for name in before} == before
+    (new,) = after.keys() - before.keys()
+    manifest = history.workspace.marker("embeddings", report["embeddings"])
+    assert new.startswith(manifest["shards"][-1]["sha256"])
+
+
+def test_what_was_removed_is_not_found_and_what_was_added_is(history: History) -> None:
+    report = history.build()
+    with Searcher(history.workspace.local("searchers", report["id"]) / TEXT_SEARCHER) as searcher:
+        assert [searcher.search_text(f"w{i}", 1)[0].id for i in ADDED] == [f"{i:05d}.png" for i in ADDED]
+        found = {hit.id for i in REMOVED for hit in searcher.search_text(f"w{i}", 20)}
+        assert found.isdisjoint(f"{i:05d}.png" for i in REMOVED)
+        assert json.loads(searcher.user_info)["images"] == len(history.live)
+
+
+def test_the_index_is_that_of_the_corpus_encoded_afresh(history: History) -> None:
+    grown = history.build()
+    shutil.rmtree(history.workspace.cache("parts"))
+    commit_embeddings(history.workspace, history.live, "afresh", shards=3)
+    afresh = history.build("afresh", base=history.first["id"], max_drift=10)
+    assert afresh["quantizer"] == grown["quantizer"]
+    tables = [_table(history, report) for report in (grown, afresh)]
+    assert tables[0].keys() == tables[1].keys()
+    assert [key for key in tables[0] if tables[0][key] != tables[1][key]] == [b"USER_INFO"]
+
+
+def test_parts_of_shards_that_are_gone_are_deleted(history: History) -> None:
+    first, second = history.before.shards
+    commit_on(history.workspace, history.before.model_copy(update={"shards": (second,)}), "halved", set(), [])
+    history.build("halved", max_drift=10)
+    assert [name.partition(".")[0] for name in _parts(history)] == [second.sha256]
+    assert first.sha256 != second.sha256
+
+
+def test_parts_of_another_quantizer_are_deleted(history: History) -> None:
+    (before,) = history.workspace.cache("parts").iterdir()
+    report = history.build("before", code_bytes=2)
+    assert report["quantizer"] != before.name
+    assert [path.name for path in history.workspace.cache("parts").iterdir()] == [report["quantizer"]]
+
+
+def test_a_corpus_that_has_drifted_trains_anew(history: History) -> None:
+    report = history.build(max_drift=0)
+    assert report["quantizer"] != history.first["quantizer"]
+    assert (report["training"]["embeddings"], report["training"]["drift"]) == ("grown", None)
+
+
+def test_a_corpus_of_other_vectors_has_drifted(history: History) -> None:
+    commit_embeddings(history.workspace, random_records(BULK, seed=1), "other")
+    report = history.build("other")
+    assert report["training"]["embeddings"] == "other"
+
+
+def test_base_none_trains(history: History) -> None:
+    report = history.build(base="none")
+    assert (report["training"]["embeddings"], report["training"]["drift"]) == ("grown", None)
+
+
+def test_a_second_change_is_held_against_the_corpus_that_was_trained_on(history: History) -> None:
+    """Many small changes are a large one."""
+    history.build()
+    grown = Manifest.model_validate(history.workspace.marker("embeddings", "grown"))
+    later = [dataclasses.replace(record, id=f"later-{record.id}") for record in random_records(30, seed=2)]
+    commit_on(history.workspace, grown, "later", set(), later)
+    report = history.build("later")
+    assert report["training"]["embeddings"] == "before"
+    assert report["training"]["drift"]["share_changed"] == pytest.approx(70 / history.before.records)
+
+
+def test_a_named_base_of_other_settings_is_refused(history: History) -> None:
+    named = history.first["id"]
+    with pytest.raises(UsageError, match=f"index.base is {named}, but that searcher has another config"):
+        history.build(base=named, code_bytes=2)
+
+
+def test_a_named_base_of_another_encoder_is_refused(history: History) -> None:
+    encoder = history.workspace.marker("encoders", "tiny") | {"id": "other", "fingerprint": "e" * 64}
+    folder = history.workspace.local("encoders", "tiny")
+    with history.workspace.create("encoders", "other") as staging:
+        for path in folder.glob("*.tflite"):
+            shutil.copy(path, staging.path)
+        staging.commit(encoder)
+    commit_embeddings(history.workspace, history.live, "foreign", fingerprint="e" * 64)
+    with pytest.raises(UsageError, match=f"index.base is {history.first['id']}, .* another encoder and fingerprint"):
+        history.build("foreign", "other", base=history.first["id"])
+
+
+def test_a_named_base_that_is_not_there_is_refused(history: History) -> None:
+    with pytest.raises(UsageError, match=f"searchers/missing is not in workspace .*{history.first['id']}"):
+        history.build(base="missing")
+
+
+def test_searchers_of_another_encoder_are_no_base(history: History) -> None:
+    marker = history.workspace.local("searchers", history.first["id"]) / "build.json"
+    marker.write_text(json.dumps({**history.first, "fingerprint": "e" * 64}))
+    assert history.build()["training"]["embeddings"] == "grown"
+
+
+def test_a_base_whose_embeddings_are_gone_is_not_used(history: History) -> None:
+    """How much of a corpus has changed since is then unknown."""
+    commit_embeddings(history.workspace, history.live, "afresh")
+    shutil.rmtree(history.workspace.local("embeddings", "before"))
+    assert history.build("afresh", max_drift=10)["training"]["embeddings"] == "afresh"
+
+
+def test_an_index_that_outgrows_its_limit_is_refused(history: History) -> None:
+    plain = history.build("before", compression=False)
+    settings = {"compression": False, "max_index_size": int(1.02 * plain["sizes"]["index_file"])}
+    history.build("before", **settings)
+    added = [dataclasses.replace(record, id=f"more-{record.id}") for record in random_records(90, seed=3)]
+    commit_on(history.workspace, history.before, "more", set(), added)
+    with pytest.raises(JobError, match="max_index_size"):
+        history.build("more", **settings)
+
+
+def commit_on(
+    workspace: Workspace, base: Manifest, id: str, gone: set[str], added: Sequence[EmbeddingRecord]
+) -> Manifest:
+    """Commits a run on an earlier one: it shares that one's shards, some records of which are dead, and has a new one.
+
+    Args:
+      gone: ids of the records that die.
+      added: records of the new shard; without any there is none.
+    """
+    shards = []
+    for shard in base.shards:
+        run = shard.run or base.id
+        path = workspace.local("embeddings", run) / shard.name
+        dead = {row for row, record in enumerate(read_embeddings(path)) if record.id in gone} | set(shard.dead)
+        shards.append(shard.model_copy(update={"run": run, "dead": tuple(sorted(dead))}))
+    reused = sum(shard.live for shard in shards)
+    with workspace.create("embeddings", id) as staging:
+        if added:
+            path = staging.path / "data-00000-of-00001.tfrecord"
+            with path.open("wb") as file:
+                write_tfrecords(file, (record.to_bytes() for record in added))
+            size, sha256 = path.stat().st_size, sha256_file(path)
+            shards.append(ShardInfo(name=path.name, count=len(added), bytes=size, sha256=sha256))
+        counts = {"inputs": reused + len(added), "embedded": len(added), "reused": reused}
+        manifest = base.model_copy(update={"id": id, "base": base.id, "shards": tuple(shards), **counts})
+        staging.commit(manifest.model_dump())
+    return manifest
+
+
+def _parts(history: History) -> dict[str, tuple[int, int]]:
+    """When each part was written, and as which file."""
+    parts = history.workspace.cache("parts").glob("*/*")
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in parts}
+
+
+def _table(history: History, report: dict[str, Any]) -> dict[bytes, bytes]:
+    return dict(read_table((history.workspace.local("searchers", report["id"]) / INDEX).read_bytes()))

@@ -1,0 +1,80 @@
+"""An index command that is killed at any moment and run once more ends with the files of an undisturbed one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from indexer.build import build_index
+from searchforge.config import Config
+from searchforge.hashing import sha256_file
+from searchforge.workspace import Workspace
+from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
+
+KILLS = 10
+KILLS_A_COPY = 3
+"""Kills of one workspace before it is left to end."""
+
+
+def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "origin", count=200)
+    commit_embeddings(corpus.workspace, corpus.records, "many-shards", shards=12)
+    origin = Path(corpus.workspace.root)
+    _run(_copy(corpus.config, origin, tmp_path / "first"))  # the first one starts the server
+    undisturbed = _copy(corpus.config, origin, tmp_path / "undisturbed")
+    start = time.monotonic()
+    _run(undisturbed)
+    seconds = time.monotonic() - start
+    expected = _files(undisturbed)
+    assert "index.ldb" in expected
+    generator, kills = random.Random(0), 0
+    while kills < KILLS:
+        config = _copy(corpus.config, origin, tmp_path / f"killed-{kills}")
+        killed = [_run(config, generator.uniform(0, seconds)) for _ in range(KILLS_A_COPY)]
+        kills += sum(killed)
+        _run(config)
+        assert _files(config) == expected
+        assert list((Path(config.workspace) / ".staging").iterdir()) == []
+        left = {path.name.partition(".")[0] for path in (Path(config.workspace) / "cache/parts").glob("*/*")}
+        assert left == {shard["sha256"] for shard in _shards(config)}
+        shutil.rmtree(config.workspace)
+
+
+def _run(config: Config, kill_after: float | None = None) -> bool:
+    """Builds in a process of its own; returns whether it was killed before it ended."""
+    # The server process has imported everything, so that a start takes milliseconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["indexer.build", __name__])
+    process = context.Process(target=build_index, args=(config, "many-shards"))
+    process.start()
+    process.join(kill_after)
+    process.kill()
+    process.join()
+    assert process.exitcode in ((0,) if kill_after is None else (0, -signal.SIGKILL))
+    return process.exitcode != 0
+
+
+def _copy(config: Config, origin: Path, target: Path) -> Config:
+    """Returns the configuration of a copy of the workspace."""
+    return config.model_copy(update={"workspace": str(shutil.copytree(origin, target))})
+
+
+def _files(config: Config) -> dict[str, str]:
+    """SHA-256 of the only searcher's files, but for the report, which says when it was built."""
+    workspace = Workspace(config.workspace)
+    (id,) = workspace.ids("searchers")
+    folder = workspace.local("searchers", id)
+    found = {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+    del found["build.json"]
+    assert workspace.marker("searchers", id)["files"] == found
+    return found
+
+
+def _shards(config: Config) -> list[dict[str, Any]]:
+    shards: list[dict[str, Any]] = Workspace(config.workspace).marker("embeddings", "many-shards")["shards"]
+    return shards
