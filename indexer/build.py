@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from indexer.base import QUANTIZER, find_base, training_config
 from indexer.corpus import require_images
 from indexer.curve import write_curve
 from indexer.encoded import CorpusEncoder, Encoded
+from indexer.encoding import unused
 from indexer.ondevice_index import write_index
 from indexer.parameters import Setting, require_possible
 from indexer.partitioned import write_partitioned
+from indexer.quantizer import Quantizer
 from indexer.queries import QueryTexts, choose_texts
 from indexer.query_map import inverse_transpose
 from indexer.stopwatch import Stopwatch
@@ -85,7 +88,7 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
             "quantizer": encoded.quantizer.id,
             "parameters": encoded.setting.to_json(),
         }
-        sizes = _write(encoded, config.index, user_info, encoders, staging.path, stopwatch)
+        sizes = _write(encoded, config.index, user_info, encoders, staging.path, workspace.cache("folded"), stopwatch)
         shutil.rmtree(scratch)
         index_bytes = sizes["codes"] + sizes["centroids_and_codebooks"] + sizes["user_info"]
         report: dict[str, Any] = {
@@ -120,6 +123,7 @@ def _write(
     user_info: dict[str, Any],
     encoders: dict[str, Path],
     target: Path,
+    cache: Path,
     stopwatch: Stopwatch,
 ) -> dict[str, int]:
     """Writes the index, the quantizer, the curve and both searchers; returns the size of every part in bytes."""
@@ -143,23 +147,36 @@ def _write(
     (target / QUANTIZER).write_bytes(quantizer.to_bytes())
     if encoded.curve:
         write_curve(encoded.curve, setting, target)
-    maps = {"query_map": inverse_transpose(quantizer.transform), "transform": quantizer.transform}
-    for name, matrix in maps.items():
-        np.save(target / "scratch" / f"{name}.npy", matrix)
     with stopwatch.step("pack"), isolated.Session(worker.MODULE) as session:
         for searcher, encoder in encoders.items():
+            folded = _folded(session, encoder, quantizer, cache, images=searcher == IMAGE_SEARCHER)
             packed = target / (encoder.name if config.partition_by else searcher)
-            request = {
-                "step": "pack",
-                "encoder": str(encoder),
-                "index": None if config.partition_by else str(target / INDEX),
-                "searcher": str(packed),
-                "images": searcher == IMAGE_SEARCHER,
-            }
-            session.call({**request, **{name: str(target / "scratch" / f"{name}.npy") for name in maps}})
+            if config.partition_by:
+                shutil.copyfile(folded, packed)
+            else:
+                paths = {"folded": folded, "index": target / INDEX, "searcher": packed}
+                session.call({"step": "pack", **{name: str(path) for name, path in paths.items()}})
             sizes[encoder.name] = encoder.stat().st_size
             sizes[searcher] = packed.stat().st_size
     return sizes
+
+
+def _folded(session: isolated.Session, encoder: Path, quantizer: Quantizer, cache: Path, images: bool) -> Path:
+    """Returns the encoder with the quantizer's map as its last layer; made and proven once."""
+    path = cache / f"{sha256_file(encoder)}-{quantizer.id}.tflite"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            maps = {"query_map": inverse_transpose(quantizer.transform), "transform": quantizer.transform}
+            for name, matrix in maps.items():
+                np.save(f"{scratch}/{name}.npy", matrix)
+            files = {name: f"{scratch}/{name}.npy" for name in maps}
+            request = {"step": "fold", "encoder": str(encoder), "folded": f"{scratch}/folded", "images": images}
+            session.call({**request, **files})
+            Path(scratch, "folded").rename(path)
+    os.utime(path)
+    for other in unused(cache):
+        other.unlink(missing_ok=True)
+    return path
 
 
 def _estimate(items: int, texts: QueryTexts | None) -> float:

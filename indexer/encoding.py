@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from searchforge.storage import LocalStorage
 from searchforge.workspace import Workspace
 
 _CACHE = "parts"
+_KEPT_SECONDS = 24 * 3600
 
 
 def encode_corpus(
@@ -46,14 +49,19 @@ def encode_corpus(
 
 
 def forget_parts(folder: Path, shards: Sequence[Shard]) -> None:
-    """Deletes parts of shards that the corpus no longer has, and those of other quantizers."""
+    """Deletes parts of shards that the corpus no longer has, and those of quantizers that were not used for a day."""
     current = {part_name(info) for info, _ in shards}
     for part in folder.iterdir():
         if part.name not in current:
             part.unlink(missing_ok=True)
-    for other in folder.parent.iterdir():
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+    os.utime(folder)
+    for other in unused(folder.parent):
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def unused(folder: Path) -> list[Path]:
+    """Returns what in a cache folder was not used for a day; a build that runs at this moment uses what is younger."""
+    return [path for path in folder.iterdir() if time.time() - path.stat().st_mtime > _KEPT_SECONDS]
 
 
 def _encode_with_beam(

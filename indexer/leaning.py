@@ -22,6 +22,9 @@ _SQUARINGS = 3
 _RIDGE = 1e-3
 """Of the regression, as a share of each input's own square."""
 
+_ROWS = 8192
+"""Pairs that are taken in at once."""
+
 Matrix = npt.NDArray[np.float32]
 
 
@@ -51,19 +54,20 @@ class Leaning:
           queries: [n, dim] float32, mapped by A^-T.
           landmarks: [h, dim] float32.
         """
-        near = _kernel(vectors, landmarks)
-        inputs = np.concatenate([near, mapped, np.ones((len(mapped), 1))], axis=1, dtype=np.float64)
-        gram = inputs.T @ inputs
+        width = len(landmarks) + mapped.shape[1] + 1
+        gram, sides = np.zeros((width, width)), np.zeros((width, queries.shape[1]))
+        for start in range(0, len(vectors), _ROWS):
+            rows = slice(start, start + _ROWS)
+            inputs = _inputs(vectors[rows], mapped[rows], landmarks).astype(np.float64)
+            gram += inputs.T @ inputs
+            sides += inputs.T @ queries[rows]
         gram[np.diag_indices_from(gram)] *= 1 + _RIDGE
-        weights = np.linalg.lstsq(gram, inputs.T @ queries, rcond=None)[0]
+        weights = np.linalg.lstsq(gram, sides, rcond=None)[0]
         return cls(np.ascontiguousarray(landmarks), np.ascontiguousarray(weights.T, np.float32))
 
     def directions(self, vectors: Matrix, mapped: Matrix, parallel: float) -> Matrix:
         """Returns [n, dim] float32 of squared length `parallel`, each by itself: not of its batch."""
-        inputs = np.concatenate(
-            [_kernel(vectors, self.landmarks), mapped, np.ones((len(mapped), 1), np.float32)], axis=1
-        )
-        found = product(inputs, self.weights)
+        found = product(_inputs(vectors, mapped, self.landmarks), self.weights)
         norms = np.sqrt(np.einsum("nd,nd->n", found, found))
         scale = np.divide(np.float32(parallel**0.5), norms, out=np.zeros_like(norms), where=norms > 0)
         return found * scale[:, None]
@@ -74,6 +78,10 @@ def product(vectors: Matrix, matrix: Matrix) -> Matrix:
     out = np.zeros((len(vectors), len(matrix)), np.float32)
     _product(np.ascontiguousarray(vectors), np.ascontiguousarray(matrix.T), out)
     return out
+
+
+def _inputs(vectors: Matrix, mapped: Matrix, landmarks: Matrix) -> Matrix:
+    return np.concatenate([_kernel(vectors, landmarks), mapped, np.ones((len(mapped), 1), np.float32)], axis=1)
 
 
 def _kernel(vectors: Matrix, landmarks: Matrix) -> Matrix:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from indexer import packing
 from indexer.fold_proof import require_equal_products
+from indexer.packing import pack_searcher
 from indexer.scann_training import train_with_scann
 from searchforge import isolated
 
@@ -17,20 +17,21 @@ MODULE = "indexer.worker"
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """Does one step: `train` or `pack`."""
+    """Does one step: `train`, `fold` or `pack`."""
     step = request["step"]
     if step == "train":
         sample = np.load(request["sample"], allow_pickle=False)
         quantizer = train_with_scann(sample, request["partitions"], request["dims_per_block"], request["seed"])
         Path(request["quantizer"]).write_bytes(quantizer.to_bytes())
         return {}
-    if step == "pack":
-        query_map = np.load(request["query_map"], allow_pickle=False)
-        index = Path(request["index"]) if request["index"] else None
-        encoder, searcher = Path(request["encoder"]), Path(request["searcher"])
-        packing.pack_searcher(encoder, index, searcher, query_map)
+    if step == "fold":
+        encoder, folded = Path(request["encoder"]), Path(request["folded"])
+        pack_searcher(encoder, None, folded, np.load(request["query_map"], allow_pickle=False))
         transform = np.load(request["transform"], allow_pickle=False)
-        return {"error": require_equal_products(encoder, searcher, transform, request["images"])}
+        return {"error": require_equal_products(encoder, folded, transform, request["images"])}
+    if step == "pack":
+        pack_searcher(Path(request["folded"]), Path(request["index"]), Path(request["searcher"]))
+        return {}
     raise ValueError(f"unknown step {step!r}")
 
 

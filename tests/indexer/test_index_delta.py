@@ -65,34 +65,49 @@ def history(origin: History, tmp_path: Path) -> History:
     return dataclasses.replace(origin, workspace=Workspace(str(root)))
 
 
-def test_a_changed_corpus_is_encoded_with_the_quantizer_that_is_there(history: History) -> None:
-    report = history.build()
-    assert report["quantizer"] == history.first["quantizer"]
-    assert report["files"][QUANTIZER] == history.first["files"][QUANTIZER]
-    assert report["parameters"] == history.first["parameters"]
-    assert report["training"]["embeddings"] == "before"
-    assert 0 < report["training"]["drift"]["drift"] < history.index.max_drift
-    assert report["training"]["drift"]["share_changed"] == pytest.approx(40 / history.before.records)
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """The build of the changed corpus, and the parts before and after."""
+
+    history: History
+    report: dict[str, Any]
+    parts_before: dict[str, tuple[int, int]]
+    parts_after: dict[str, tuple[int, int]]
 
 
-def test_only_new_shards_are_encoded(history: History) -> None:
+@pytest.fixture(scope="module")
+def grown(origin: History, tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    root = shutil.copytree(origin.workspace.root, tmp_path_factory.mktemp("grown") / "workspace")
+    history = dataclasses.replace(origin, workspace=Workspace(str(root)))
     before = _parts(history)
-    assert len(before) == 2
-    report = history.build()
-    after = _parts(history)
+    return Grown(history, history.build(), before, _parts(history))
+
+
+def test_a_changed_corpus_is_encoded_with_the_quantizer_that_is_there(grown: Grown) -> None:
+    first, report = grown.history.first, grown.report
+    assert report["quantizer"] == first["quantizer"]
+    assert report["files"][QUANTIZER] == first["files"][QUANTIZER]
+    assert report["parameters"] == first["parameters"]
+    assert report["training"]["embeddings"] == "before"
+    assert 0 < report["training"]["drift"]["drift"] < grown.history.index.max_drift
+    assert report["training"]["drift"]["share_changed"] == pytest.approx(40 / grown.history.before.records)
+
+
+def test_only_new_shards_are_encoded(grown: Grown) -> None:
+    before, after = grown.parts_before, grown.parts_after
+    assert {name.partition(".")[0] for name in before} == {shard.sha256 for shard in grown.history.before.shards}
     assert {name: after[name] for name in before} == before
     (new,) = after.keys() - before.keys()
-    manifest = history.workspace.marker("embeddings", report["embeddings"])
-    assert new.startswith(manifest["shards"][-1]["sha256"])
+    assert new.startswith(grown.history.workspace.marker("embeddings", "grown")["shards"][-1]["sha256"])
 
 
-def test_what_was_removed_is_not_found_and_what_was_added_is(history: History) -> None:
-    report = history.build()
-    with Searcher(history.workspace.local("searchers", report["id"]) / TEXT_SEARCHER) as searcher:
+def test_what_was_removed_is_not_found_and_what_was_added_is(grown: Grown) -> None:
+    workspace, report = grown.history.workspace, grown.report
+    with Searcher(workspace.local("searchers", report["id"]) / TEXT_SEARCHER) as searcher:
         assert [searcher.search_text(f"w{i}", 1)[0].id for i in ADDED] == [f"{i:05d}.png" for i in ADDED]
         found = {hit.id for i in REMOVED for hit in searcher.search_text(f"w{i}", 20)}
         assert found.isdisjoint(f"{i:05d}.png" for i in REMOVED)
-        assert json.loads(searcher.user_info)["images"] == len(history.live)
+        assert json.loads(searcher.user_info)["images"] == len(grown.history.live)
 
 
 def test_the_index_is_that_of_the_corpus_encoded_afresh(history: History) -> None:

@@ -17,12 +17,12 @@ from searchforge.workspace import Workspace
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
 
 KILLS = 10
-KILLS_A_COPY = 3
+KILLS_A_COPY = 5
 """Kills of one workspace before it is left to end."""
 
 
 def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
-    corpus = make_corpus(tmp_path / "origin", count=200)
+    corpus = make_corpus(tmp_path / "origin", count=100, data__captions=[])
     commit_embeddings(corpus.workspace, corpus.records, "many-shards", shards=12)
     origin = Path(corpus.workspace.root)
     _run(_copy(corpus.config, origin, tmp_path / "first"))  # the first one starts the server
