@@ -17,7 +17,7 @@ from indexer.base import QUANTIZER, find_base, training_config
 from indexer.corpus import require_images
 from indexer.curve import write_curve
 from indexer.encoded import CorpusEncoder, Encoded
-from indexer.encoding import unused
+from indexer.encoding import forget_unused
 from indexer.ondevice_index import write_index
 from indexer.parameters import Setting, require_possible
 from indexer.partitioned import write_partitioned
@@ -173,9 +173,7 @@ def _folded(session: isolated.Session, encoder: Path, quantizer: Quantizer, cach
             request = {"step": "fold", "encoder": str(encoder), "folded": f"{scratch}/folded", "images": images}
             session.call({**request, **files})
             Path(scratch, "folded").rename(path)
-    os.utime(path)
-    for other in unused(cache):
-        other.unlink(missing_ok=True)
+    forget_unused(path)
     return path
 
 

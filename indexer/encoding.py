@@ -54,14 +54,21 @@ def forget_parts(folder: Path, shards: Sequence[Shard]) -> None:
     for part in folder.iterdir():
         if part.name not in current:
             part.unlink(missing_ok=True)
-    os.utime(folder)
-    for other in unused(folder.parent):
-        shutil.rmtree(other, ignore_errors=True)
+    forget_unused(folder)
 
 
-def unused(folder: Path) -> list[Path]:
-    """Returns what in a cache folder was not used for a day; a build that runs at this moment uses what is younger."""
-    return [path for path in folder.iterdir() if time.time() - path.stat().st_mtime > _KEPT_SECONDS]
+def forget_unused(used: Path) -> None:
+    """Notes that a file or folder of a cache is used, and deletes those beside it that were not for a day.
+
+    A build that runs at this moment uses what is younger.
+    """
+    os.utime(used)
+    for other in used.parent.iterdir():
+        if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
+            if other.is_dir():
+                shutil.rmtree(other, ignore_errors=True)
+            else:
+                other.unlink(missing_ok=True)
 
 
 def _encode_with_beam(
