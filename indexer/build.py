@@ -144,6 +144,11 @@ def _write(
                 json.dumps(user_info, sort_keys=True),
                 target / INDEX,
             )
+    if config.max_index_size and sizes["index_file"] > config.max_index_size and not config.partition_by:
+        raise JobError(
+            f"the index has {sizes['index_file']:,} bytes, {sizes['metadata']:,} of them metadata before compression, "
+            f"expected at most {config.max_index_size:,} (index.max_index_size); raise it, or lower index.recall_at_10"
+        )
     (target / QUANTIZER).write_bytes(quantizer.to_bytes())
     if encoded.curve:
         write_curve(encoded.curve, setting, target)

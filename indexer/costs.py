@@ -5,6 +5,9 @@ from __future__ import annotations
 from indexer.codes import CODEBOOK_SIZE
 from indexer.parameters import Setting
 
+_KEY_BYTES = 6
+"""What the table takes to find an item's metadata, about."""
+
 # Milliseconds through the Task Library on one thread of an x86-64 server core, fitted to indexes of 100,000 and
 # 1,000,000 items (tests/bench/search_costs.py). What a phone takes is in proportion.
 _MS_BASE = 0.07
@@ -20,6 +23,11 @@ def payload_bytes(items: int, dim: int, setting: Setting) -> int:
     centroids = setting.partitions * (4 * dim + framing)
     codebooks = CODEBOOK_SIZE * (4 * dim + framing * setting.code_bytes)
     return items * setting.code_bytes + centroids + codebooks
+
+
+def with_metadata(payload: int, items: int, metadata_bytes: int) -> int:
+    """Returns the bytes of an index file, if its metadata does not compress."""
+    return payload + metadata_bytes + items * _KEY_BYTES
 
 
 def search_ms(dim: int, setting: Setting, scored: float) -> float:

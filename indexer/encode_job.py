@@ -8,7 +8,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from indexer.parts import Quantizer, encoded, part_name
-from searchforge.errors import JobError, SearchforgeError
+from searchforge.errors import JobError, SearchforgeError, UsageError
 from searchforge.hashing import sha256_bytes
 from searchforge.manifest import Manifest, ShardInfo
 from searchforge.workspace import Workspace
@@ -67,7 +67,11 @@ def encode_with_beam(
     shards = [shard.model_copy(update={"run": shard.run or manifest.id}) for shard in manifest.shards]
     arguments = [f"--runner={_LOCAL_RUNNER if runner == 'DirectRunner' else runner}", *beam_options]
     try:
-        with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
+        options = PipelineOptions(arguments)
+    except SystemExit:  # of its parser of arguments, which has said why
+        raise UsageError(f"index.beam_options {list(beam_options)} are not options of Beam; mend them") from None
+    try:
+        with beam.Pipeline(options=options) as pipeline:
             _ = (
                 pipeline
                 | "Shards" >> beam.Create(shards)

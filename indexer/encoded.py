@@ -9,6 +9,7 @@ from typing import Any
 
 from indexer.base import Base
 from indexer.corpus import Shard, open_corpus
+from indexer.costs import payload_bytes, with_metadata
 from indexer.drift import drift, share_changed, statistics
 from indexer.encoding import encode_corpus
 from indexer.parameters import Setting
@@ -81,6 +82,10 @@ class CorpusEncoder:
 
     def _encode_on(self, base: Base, shards: list[Shard], metadata_file: Path) -> Encoded | None:
         merged = self._encode(base.quantizer, shards, metadata_file)
+        outgrown = self._outgrown(base.setting, merged)
+        if outgrown:
+            say(f"the corpus has outgrown {outgrown} at {base.setting.summary}")
+            return None
         moved = drift(base.trained, statistics(merged), share_changed(base.trained_on, self._manifest))
         if moved["drift"] > self._config.max_drift:
             say(f"the corpus has drifted by {moved['drift']:.3f} (index.max_drift {self._config.max_drift})")
@@ -93,6 +98,19 @@ class CorpusEncoder:
             "drift": moved,
         }
         return Encoded(base.quantizer, base.setting, merged, training)
+
+    def _outgrown(self, setting: Setting, merged: Merged) -> str | None:
+        """Returns the limit of size that the corpus exceeds at a setting, if there is one."""
+        records = self._manifest.records
+        payload = payload_bytes(records, self._manifest.dim, setting)
+        for name, value in (
+            ("max_bytes_per_image", payload / records),
+            ("max_index_size", with_metadata(payload, records, merged.metadata_bytes)),
+        ):
+            limit = getattr(self._config, name)
+            if limit is not None and value > limit:
+                return f"index.{name}"
+        return None
 
     def _encode_recipe(self, shards: list[Shard], metadata_file: Path) -> Encoded:
         with self._time("train"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -64,11 +65,12 @@ def forget_unused(used: Path) -> None:
     """
     os.utime(used)
     for other in used.parent.iterdir():
-        if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
-            if other.is_dir():
-                shutil.rmtree(other, ignore_errors=True)
-            else:
-                other.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another build deletes, too
+            if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
+                if other.is_dir():
+                    shutil.rmtree(other, ignore_errors=True)
+                else:
+                    other.unlink()
 
 
 def _encode_with_beam(

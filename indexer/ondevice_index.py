@@ -74,7 +74,7 @@ def write_index(
     return {
         "codes": merged.codes.nbytes,
         "centroids_and_codebooks": len(config),
-        "metadata": int(merged.metadata_offsets[-1] - merged.metadata_offsets[0]),
+        "metadata": merged.metadata_bytes,
         "user_info": len(info),
         "index_file": index_file,
     }

@@ -75,6 +75,11 @@ class Merged:
     order: npt.NDArray[np.int64]
     squared_error: float
 
+    @property
+    def metadata_bytes(self) -> int:
+        """Size of all items' metadata together."""
+        return int((self.metadata_offsets[self.order + 1] - self.metadata_offsets[self.order]).sum())
+
     def metadata(self, item: int) -> bytes:
         """Returns the JSON of an item."""
         return ByteStrings.of_offsets(self.metadata_blob, self.metadata_offsets)[int(self.order[item])]

@@ -63,10 +63,12 @@ class Survey:
     Attributes:
       sample: [min(count, items), dim] float32, a uniform sample that depends on the items' ids only, not on shards.
       answers: to the queries.
+      metadata_bytes: size of all items' metadata together.
     """
 
     sample: npt.NDArray[np.float32]
     answers: Answers
+    metadata_bytes: int
 
 
 def survey(
@@ -99,11 +101,12 @@ def survey(
     hashes, vectors = np.empty(2 * count, np.uint64), np.empty((2 * count, dim), np.float32)
     held, largest = 0, np.uint64(2**64 - 1)
     search = _ExactSearch(queries, k)
-    first = 0
+    first = metadata_bytes = 0
     with progress.track("read the corpus", sum(info.live for info, _ in shards)) as advance:
         found = map_in_order(functools.partial(_read, dim, count, seed, search), shards, threads)
-        for (info, _), (keys, drawn, drawn_vectors, best) in zip(shards, found, strict=True):
+        for (info, _), (keys, drawn, drawn_vectors, best, size) in zip(shards, found, strict=True):
             order.append(keys)
+            metadata_bytes += size
             below = np.flatnonzero(drawn <= largest)
             if held + len(below) > 2 * count:
                 smallest = _smallest(hashes[:held], count)
@@ -116,7 +119,8 @@ def survey(
             first += info.live
             advance(info.live)
     require_distinct_ids(order, shards, dim)
-    return Survey(vectors[np.argsort(hashes[:held], kind="stable")[:count]], search.answers())
+    sample = vectors[np.argsort(hashes[:held], kind="stable")[:count]]
+    return Survey(sample, search.answers(), metadata_bytes)
 
 
 def exact_search(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], k: int) -> Answers:
@@ -191,8 +195,8 @@ class _ExactSearch:
 
 def _read(
     dim: int, count: int, seed: int, search: _ExactSearch, shard: Shard
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.float32], _Best]:
-    """Returns the order keys of a shard's records, hash and vector of those that may be in the sample, and answers."""
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.float32], _Best, int]:
+    """Returns a shard's order keys, hashes and vectors of what may be in the sample, answers, and size of metadata."""
     info, path = shard
     records = read_shard(path, dim)
     require_sound(records.faults, len(records), info.dead, path.name)
@@ -200,7 +204,8 @@ def _read(
     hashes = _keyed_hash(records.order_keys[live], seed)
     smallest = _smallest(hashes, count)
     vectors = records.vectors[live] if info.dead else records.vectors
-    return records.order_keys, hashes[smallest], vectors[smallest], search.find(vectors)
+    size = int((records.metadata.ends[live] - records.metadata.starts[live]).sum())
+    return records.order_keys, hashes[smallest], vectors[smallest], search.find(vectors), size
 
 
 def _smallest(values: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int64]:

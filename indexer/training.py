@@ -15,7 +15,7 @@ from indexer.queries import TextQueries
 from indexer.query_map import inverse_transpose, query_aware_map
 from indexer.shard_records import read_shard
 from indexer.survey import Answers, exact_search, survey
-from indexer.tuner import CANDIDATES, Explorer, Point, explore, nearest_misses
+from indexer.tuner import CANDIDATES, Explorer, Point, Size, explore, nearest_misses
 from searchforge.config import IndexConfig
 from searchforge.errors import JobError
 from searchforge.progress import say
@@ -62,7 +62,7 @@ class Training:
         config: IndexConfig,
         threads: int,
     ) -> None:
-        self._config, self._items = config, items
+        self._config = config
         if queries and len(queries.tuning) and len(queries.verification):
             self.query_kind = "caption"
             asked = (queries.tuning, queries.verification)
@@ -80,7 +80,14 @@ class Training:
         transform = query_aware_map(found.sample, known)
         leaning = Leaning.own(dim) if known is None else _fit_leaning(found.sample, known, transform)
         self._explorer = Explorer(
-            found.sample, transform, leaning, self.tuning.queries, self.tuning.answers, items, config, threads
+            found.sample,
+            transform,
+            leaning,
+            self.tuning.queries,
+            self.tuning.answers,
+            Size(items, found.metadata_bytes),
+            config,
+            threads,
         )
 
     def choose(self, recall: float | None) -> tuple[Point, Quantizer]:
@@ -93,7 +100,7 @@ class Training:
         config = self._config.model_copy(update={"recall_at_10": recall})
         chosen = explore(self._explorer, config)
         if chosen is None:
-            raise JobError(nearest_misses(self.curve, config, self._items))
+            raise JobError(nearest_misses(self.curve, config, self._explorer.size))
         return chosen, self._explorer.quantizer(chosen.setting)
 
     @property

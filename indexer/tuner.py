@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from indexer.blocks import block_widths
 from indexer.codes import decode, train_codebooks
-from indexer.costs import payload_bytes, search_ms
+from indexer.costs import payload_bytes, search_ms, with_metadata
 from indexer.leaning import Leaning
 from indexer.parameters import Setting, default_partitions
 from indexer.partitions import Assigner, train_partitions
@@ -93,6 +93,14 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Size:
+    """Of a corpus: its items, and the bytes of their metadata."""
+
+    items: int
+    metadata_bytes: int
+
+
+@dataclass(frozen=True)
 class Partitioning:
     """Partitions as the tuner tries them.
 
@@ -115,7 +123,7 @@ class Explorer:
       transform, leaning: of the quantizer.
       queries: [m, dim] float32, the tuning queries.
       answers: their exact answers.
-      items: of the corpus.
+      size: of the corpus.
     """
 
     def __init__(
@@ -125,7 +133,7 @@ class Explorer:
         leaning: Leaning,
         queries: Matrix,
         answers: Answers,
-        items: int,
+        size: Size,
         config: IndexConfig,
         threads: int,
     ) -> None:
@@ -133,7 +141,7 @@ class Explorer:
         self._mapped = sample[:_CODEBOOK_SAMPLE] @ transform.T
         self._variances = np.var(sample @ transform.T, axis=0, dtype=np.float64)
         self._queries, self._answers = queries, answers
-        self.items, self._config, self._threads = items, config, threads
+        self.size, self._config, self._threads = size, config, threads
         self._known = answers.items >= 0
         _, first, place = np.unique(answers.items, return_index=True, return_inverse=True)
         self._place = place.reshape(answers.items.shape)
@@ -159,7 +167,7 @@ class Explorer:
             ranks = np.empty_like(route)
             np.put_along_axis(ranks, route, np.arange(partitions)[None, :], axis=1)
             own = assigner.assign(self._candidates).astype(np.int64)[self._place]
-            scored = np.cumsum(sizes[route], axis=1).mean(axis=0) * (self.items / len(self._sample))
+            scored = np.cumsum(sizes[route], axis=1).mean(axis=0) * (self.size.items / len(self._sample))
             self._partitionings[partitions] = Partitioning(clusters, np.take_along_axis(ranks, own, axis=1), scored)
         return self._partitionings[partitions]
 
@@ -204,7 +212,7 @@ class Explorer:
                     setting,
                     float(found.mean()),
                     float(within.mean()),
-                    payload_bytes(self.items, self.dim, setting) / self.items,
+                    payload_bytes(self.size.items, self.dim, setting) / self.size.items,
                     search_ms(self.dim, setting, float(partitioning.scored[searched - 1])),
                 )
             )
@@ -234,24 +242,24 @@ def explore(explorer: Explorer, config: IndexConfig) -> Point | None:
     Returns:
       None where no setting meets recall and limits.
     """
-    grid = partition_grid(config, explorer.items)
+    grid = partition_grid(config, explorer.size.items)
 
     def points(code_bytes: int) -> list[Point]:
         return [point for partitions in grid for point in explorer.points(code_bytes, partitions)]
 
-    sizes, items = code_sizes(config, explorer.dim), explorer.items
+    sizes = code_sizes(config, explorer.dim)
     recall = config.recall_at_10
     found: Point | None = None
     if recall is None:
         for size in reversed(sizes):
             if found and max(point.recall for point in points(size)) <= found.recall:
                 break  # recall grows with the size: smaller ones have less still
-            found = best_point([*points(size), *([found] if found else [])], config, items)
+            found = best_point([*points(size), *([found] if found else [])], config, explorer.size)
         return found
     # Recall grows with the size, but the smallest that reaches it may be over a limit: a larger one searches less.
     first = bisect.bisect_left(sizes, True, key=lambda size: any(point.recall >= recall for point in points(size)))
     for size in sizes[first:]:
-        found = best_point(points(size), config, items)
+        found = best_point(points(size), config, explorer.size)
         if found:
             return found
     for size in sizes:  # for `nearest_misses`
@@ -259,9 +267,9 @@ def explore(explorer: Explorer, config: IndexConfig) -> Point | None:
     return None
 
 
-def best_point(points: Iterable[Point], config: IndexConfig, items: int) -> Point | None:
+def best_point(points: Iterable[Point], config: IndexConfig, corpus: Size) -> Point | None:
     """Returns the smallest, then fastest point that reaches the recall within the limits; without one, the highest."""
-    within = [point for point in points if not _exceeded(point, config, items)]
+    within = [point for point in points if not _exceeded(point, config, corpus)]
     if config.recall_at_10 is None:
         return max(within, key=lambda point: (point.recall, -point.search_ms), default=None)
     meeting = [point for point in within if point.recall >= config.recall_at_10]
@@ -270,11 +278,12 @@ def best_point(points: Iterable[Point], config: IndexConfig, items: int) -> Poin
     return min(small, key=lambda point: point.search_ms, default=None)
 
 
-def nearest_misses(curve: Sequence[Point], config: IndexConfig, items: int) -> str:
+def nearest_misses(curve: Sequence[Point], config: IndexConfig, corpus: Size) -> str:
     """Says which settings come nearest where none meets recall and limits, and what would have to give."""
-    within = [point for point in curve if not _exceeded(point, config, items)]
+    within = [point for point in curve if not _exceeded(point, config, corpus)]
     reaching = [point for point in curve if config.recall_at_10 is None or point.recall >= config.recall_at_10]
-    lines = [f"no setting of the index reaches recall@10 of {config.recall_at_10} within {_limits(config)}"]
+    wanted = "" if config.recall_at_10 is None else f"reaches recall@10 of {config.recall_at_10} "
+    lines = [f"no setting of the index {wanted or 'is '}within {_limits(config)}"]
     if within:
         most = max(within, key=lambda point: point.recall)
         lines.append(f"  the highest recall within these limits: {most.summary}")
@@ -303,11 +312,12 @@ def _limits(config: IndexConfig) -> str:
     return ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None) or "the format"
 
 
-def _exceeded(point: Point, config: IndexConfig, items: int) -> bool:
+def _exceeded(point: Point, config: IndexConfig, corpus: Size) -> bool:
+    payload = round(point.bytes_per_image * corpus.items)
     limits = (
         (point.bytes_per_image, config.max_bytes_per_image),
         (point.search_ms, config.max_latency_ms),
-        (point.bytes_per_image * items, config.max_index_size),
+        (with_metadata(payload, corpus.items, corpus.metadata_bytes), config.max_index_size),
     )
     return any(limit is not None and value > limit for value, limit in limits)
 

@@ -133,7 +133,8 @@ def _build_ours(
     store = Workspace(data["workspace"])
     shutil.rmtree(store.cache("parts"))
     for id in store.ids("searchers"):
-        shutil.rmtree(store.local("searchers", id))
+        if store.marker("searchers", id)["embeddings"] == embeddings:
+            shutil.rmtree(store.local("searchers", id))
     keys = {**data, **{f"index.{name}": value for name, value in settings.items()}, "index.base": "none"}
     options = [f"--set={key}={value}" for key, value in keys.items()]
     command = [sys.executable, "-c", _MEASURED, "--embeddings", embeddings, "--json", *options]

@@ -102,7 +102,7 @@ def search(encoder: str, index: str, first: int, count: int, k: int, output: str
 def peak_mb() -> float:
     """Returns the largest resident memory of this process so far; ru_maxrss can be its parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
 
 
 def _handle(request: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,11 +131,16 @@ def test_parts_of_shards_that_are_gone_are_deleted(history: History) -> None:
     assert first.sha256 != second.sha256
 
 
-def test_parts_of_another_quantizer_are_deleted(history: History) -> None:
-    (before,) = history.workspace.cache("parts").iterdir()
-    report = history.build("before", code_bytes=2)
-    assert report["quantizer"] != before.name
-    assert [path.name for path in history.workspace.cache("parts").iterdir()] == [report["quantizer"]]
+def test_parts_of_a_quantizer_that_was_not_used_for_a_day_are_deleted(history: History) -> None:
+    parts = history.workspace.cache("parts")
+    (used,) = parts.iterdir()
+    recent, old = parts / "recent", parts / "old"
+    for folder, hours in ((recent, 20), (old, 30)):
+        shutil.copytree(used, folder)
+        then = time.time() - hours * 3600
+        os.utime(folder, (then, then))
+    history.build()
+    assert set(parts.iterdir()) == {used, recent}
 
 
 def test_a_corpus_that_has_drifted_trains_anew(history: History) -> None:

@@ -22,6 +22,7 @@ from indexer.tuner import (
     CANDIDATES,
     Explorer,
     Point,
+    Size,
     best_point,
     code_sizes,
     explore,
@@ -116,8 +117,8 @@ def test_without_a_recall_to_reach_the_highest_within_the_limits_is_found(name: 
 
 def test_of_indexes_of_about_one_size_the_fastest_is_taken() -> None:
     made = [made_point(0.9, 50.0, 2.0), made_point(0.91, 51.0, 1.0), made_point(0.9, 53.0, 0.5)]
-    assert best_point(made, IndexConfig(recall_at_10=0.9), ITEMS) == made[1]
-    assert best_point(made, IndexConfig(recall_at_10=0.905), ITEMS) == made[1]
+    assert best_point(made, IndexConfig(recall_at_10=0.9), Size(ITEMS, 0)) == made[1]
+    assert best_point(made, IndexConfig(recall_at_10=0.905), Size(ITEMS, 0)) == made[1]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_of_indexes_of_about_one_size_the_fastest_is_taken() -> None:
 def test_a_point_beyond_a_limit_is_not_taken(limits: dict[str, Any]) -> None:
     made = [made_point(0.9, 50.0, 2.0), made_point(0.92, 51.0, 0.5)]
     for recall in (0.9, None):
-        assert best_point(made, IndexConfig(recall_at_10=recall, **limits), ITEMS) is None
+        assert best_point(made, IndexConfig(recall_at_10=recall, **limits), Size(ITEMS, 0)) is None
 
 
 def test_what_cannot_be_reached_is_not_found() -> None:
@@ -146,7 +147,7 @@ def test_near_misses_are_the_highest_within_the_limits_and_the_smallest_and_fast
         made_point(0.96, 80.0, 1.4, code_bytes=32),
     ]
     config = IndexConfig(recall_at_10=0.9, max_bytes_per_image=50.0, max_latency_ms=2.0)
-    lines = nearest_misses(made, config, ITEMS).splitlines()
+    lines = nearest_misses(made, config, Size(ITEMS, 0)).splitlines()
     assert lines[0] == "no setting of the index reaches recall@10 of 0.9 within max_latency_ms 2.0, " + (
         "max_bytes_per_image 50.0"
     )
@@ -163,7 +164,7 @@ def test_near_misses_of_a_search_are_of_every_size() -> None:
     fresh = make_explorer(config)
     assert explore(fresh, config) is None
     highest = max(point.recall for point in every_point() if point.bytes_per_image <= largest(16))
-    assert f"within these limits: recall@10 {highest:.3f}" in nearest_misses(fresh.curve, config, ITEMS)
+    assert f"within these limits: recall@10 {highest:.3f}" in nearest_misses(fresh.curve, config, Size(ITEMS, 0))
 
 
 def test_settings_that_are_given_are_kept() -> None:
@@ -332,7 +333,9 @@ def make_explorer(config: IndexConfig, threads: int = 2) -> Explorer:
     transform = query_aware_map(corpus(), near_corpus(600, seed=1))
     questions = asked("tuning")
     config = config.model_copy(update={"training_iterations": 3})
-    return Explorer(corpus(), transform, Leaning.own(DIM), questions.queries, questions.answers, ITEMS, config, threads)
+    return Explorer(
+        corpus(), transform, Leaning.own(DIM), questions.queries, questions.answers, Size(ITEMS, 0), config, threads
+    )
 
 
 @functools.cache
