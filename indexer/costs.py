@@ -19,9 +19,9 @@ _MS_PER_CODE_BYTE = 6.2e-7
 
 def payload_bytes(items: int, dim: int, setting: Setting) -> int:
     """Returns the bytes of an index without metadata: codes, centroids, codebooks."""
-    framing = 8  # of a protobuf message, at most
-    centroids = setting.partitions * (4 * dim + framing)
-    codebooks = CODEBOOK_SIZE * (4 * dim + framing * setting.code_bytes)
+    # The rest is protobuf's tags and lengths.
+    centroids = setting.partitions * (4 * dim + 6)
+    codebooks = CODEBOOK_SIZE * (4 * dim + 4 * setting.code_bytes)
     return items * setting.code_bytes + centroids + codebooks
 
 
