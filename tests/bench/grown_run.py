@@ -1,14 +1,13 @@
 """Writes large embedding runs without Beam or an encoder, for benchmarks of the indexer.
 
-python -m tests.bench.grown_run --workspace /tmp/grown --encoder tiny --count 1000000 [--dim 128] [--id grown]
+    python -m tests.bench.grown_run --workspace bench --photos RUN --count 10000000 --id grown
 
-writes random unit vectors; `write_run` takes vectors of any source.
+grows a run from the embeddings of photos (tests/bench/grown_set.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -16,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from searchforge.hashing import sha256_file
-from searchforge.manifest import Manifest, ShardInfo
+from searchforge.manifest import Manifest, ShardInfo, read_shards
 from searchforge.records import EmbeddingRecord, write_tfrecords
 from searchforge.workspace import Workspace
+from tests.bench.grown_set import grow
 
 BLOCK = 16_384
 """Records that are laid out at once."""
@@ -78,6 +78,16 @@ def write_run(
     return manifest
 
 
+def write_like(
+    workspace: Workspace, base: Manifest, id: str, blocks: Iterable[npt.NDArray[np.float32]], count: int, first: int = 0
+) -> Manifest:
+    """Commits a run of the encoder of another one, unless it is there; see `write_run`."""
+    if workspace.committed("embeddings", id):
+        return Manifest.model_validate(workspace.marker("embeddings", id))
+    like = {"encoder": base.encoder, "fingerprint": base.fingerprint, "preprocessing": base.preprocessing}
+    return write_run(workspace, id, blocks, count, base.dim, first=first, **like)
+
+
 def examples(vectors: npt.NDArray[np.float32], first: int, metadata: dict[str, Any]) -> npt.NDArray[np.uint8]:
     """Returns serialized records whose ids count from `first`: all are of one length, so they are rows of a matrix."""
     ids = [f"{first + row:08d}.jpg" for row in range(len(vectors))]
@@ -107,32 +117,16 @@ class _Rows:
         return np.ascontiguousarray(rows[:count], np.float32)
 
 
-def random_blocks(count: int, dim: int, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
-    """Yields `count` random unit vectors."""
-    generator = np.random.default_rng(seed)
-    for start in range(0, count, BLOCK):
-        block = generator.standard_normal((min(BLOCK, count - start), dim), np.float32)
-        yield block / np.linalg.norm(block, axis=1, keepdims=True)
-
-
 @click.command()
-@click.option("--workspace", required=True, type=click.Path(path_type=Path))
-@click.option("--encoder", default="tiny", show_default=True, help="Id that the manifest names.")
+@click.option("--workspace", required=True)
+@click.option("--photos", required=True, help="Id of the photos' embedding run, whose encoder the grown one names.")
 @click.option("--count", default=1_000_000, show_default=True)
-@click.option("--dim", default=128, show_default=True)
 @click.option("--id", default="grown", show_default=True)
-@click.option("--records-per-shard", default=1024, show_default=True)
-def main(workspace: Path, encoder: str, count: int, dim: int, id: str, records_per_shard: int) -> None:
-    manifest = write_run(
-        Workspace(str(workspace)),
-        id,
-        random_blocks(count, dim),
-        count,
-        dim,
-        encoder=encoder,
-        records_per_shard=records_per_shard,
-    )
-    click.echo(manifest.summary)
+def main(workspace: str, photos: str, count: int, id: str) -> None:
+    store = Workspace(workspace)
+    base = Manifest.model_validate(store.marker("embeddings", photos))
+    vectors = np.stack([record.embedding for record in read_shards(store, base)])
+    click.echo(write_like(store, base, id, grow(vectors, count), count).summary)
 
 
 if __name__ == "__main__":

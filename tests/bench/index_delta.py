@@ -36,7 +36,7 @@ from searchforge.config import Config, load_config
 from searchforge.encoder import TEXT_TFLITE
 from searchforge.manifest import Manifest, read_shards
 from searchforge.workspace import Workspace
-from tests.bench.grown_run import write_run
+from tests.bench.grown_run import write_like
 from tests.bench.grown_set import grow
 
 CHANGED = 0.005
@@ -58,8 +58,7 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int, de
     base = Manifest.model_validate(store.marker("embeddings", photos))
     vectors = np.stack([record.embedding for record in read_shards(store, base)])
     id = f"grown-{count}"
-    if not store.committed("embeddings", id):
-        _write(store, base, id, grow(vectors, count), count)
+    write_like(store, base, id, grow(vectors, count), count)
     settings = {f"index.{name}": value for name, value in TUNED.items()}
     config = load_config(None, data)
     full = _whole(data, id, settings)
@@ -70,7 +69,7 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int, de
     seconds, drifts = [], []
     for delta in range(1, deltas + 1):
         fresh_vectors, first = _fresh(vectors, each, delta), count + delta * each
-        added = _write(store, base, f"{id}-added-{delta}", fresh_vectors, each, first)
+        added = write_like(store, base, f"{id}-added-{delta}", fresh_vectors, each, first)
         manifest = _changed(store, manifest, added, f"{id}-delta-{delta}", each, generator)
         built = _index(data, manifest.id, {**settings, "index.base": full["id"]})
         seconds.append(_work(built))
@@ -115,15 +114,6 @@ def _index(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> d
 def _work(build: dict[str, Any]) -> float:
     """Seconds of a build but for embedding captions, which are kept from one build to the next."""
     return float(build["seconds"]["total"] - build["seconds"].get("embed_queries", 0))
-
-
-def _write(
-    store: Workspace, base: Manifest, id: str, blocks: Iterator[npt.NDArray[np.float32]], count: int, first: int = 0
-) -> Manifest:
-    if store.committed("embeddings", id):
-        return Manifest.model_validate(store.marker("embeddings", id))
-    like = {"encoder": base.encoder, "fingerprint": base.fingerprint, "preprocessing": base.preprocessing}
-    return write_run(store, id, blocks, count, base.dim, first=first, **like)
 
 
 def _fresh(vectors: npt.NDArray[np.float32], count: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:

@@ -37,7 +37,7 @@ from searchforge.workspace import Workspace
 from serving_check.search import Searcher
 from tests import lookup_encoder
 from tests.bench import scann_baseline
-from tests.bench.grown_run import write_run
+from tests.bench.grown_run import write_like
 from tests.bench.grown_set import grow
 
 ROUNDS, K = 3, 10
@@ -70,9 +70,7 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int) ->
     vectors = np.stack([record.embedding for record in read_shards(store, base)])
     corpus = np.concatenate(list(grow(vectors, count)))
     id = f"grown-{count}"
-    if not store.committed("embeddings", id):
-        like = {"encoder": base.encoder, "fingerprint": base.fingerprint, "preprocessing": base.preprocessing}
-        write_run(store, id, iter([corpus]), count, base.dim, **like)
+    write_like(store, base, id, iter([corpus]), count)
     texts = choose_texts(config)
     assert texts
     encoder = store.local("encoders", base.encoder) / TEXT_TFLITE
