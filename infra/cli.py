@@ -63,7 +63,9 @@ _BEAM = (
 )
 _INDEX = (
     click.option("--index-preset", "index__preset", type=click.Choice(["best", "recipe2022"]), help="Of the index."),
-    click.option("--partitions", "index__partitions", type=int, help="Default: about the square root of the corpus."),
+    click.option("--recall-at-10", "index__recall_at_10", type=float, help="Of the index, on held-out captions."),
+    click.option("--max-index-size", "index__max_index_size", help="Of the index, e.g. 50MB."),
+    click.option("--partitions", "index__partitions", type=int, help="Default: found by the tuner."),
 )
 _PUBLISH = (click.option("--releases", "__releases", help="Where releases are published; default: the workspace."),)
 
