@@ -16,6 +16,7 @@ from apache_beam.utils.shared import Shared
 from beam_jobs.embedder import Embedder, EmbedOptions, Outcome, write_outcome
 from beam_jobs.shards import Shard, ShardReport, read_plan, read_report, write_report
 from searchforge import progress
+from searchforge.beam_runner import runner_option
 from searchforge.config import EmbedConfig
 from searchforge.errors import JobError, SearchforgeError
 from searchforge.storage import Storage
@@ -26,9 +27,6 @@ NAMESPACE = "searchforge"
 distributions `batch_size` and `batch_ms` of the encoder's calls (means of a shard), `shard_seconds`."""
 
 _POLL_SECONDS = 1.0
-
-_LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-"""What DirectRunner ends up with; asked for by name, because DirectRunner first tries to download another one."""
 
 
 class EmbedShard(beam.DoFn):
@@ -93,8 +91,7 @@ def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfi
       JobError: the job failed; finished shards are kept.
     """
     shards = [Shard(index, len(sizes)) for index in range(len(sizes))]
-    runner = _LOCAL_RUNNER if config.runner == "DirectRunner" else config.runner
-    arguments = [f"--runner={runner}", *config.beam_options]
+    arguments = [runner_option(config.runner), *config.beam_options]
     try:
         with (
             _shown_progress(shards, sizes, options, storage),

@@ -8,13 +8,11 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from indexer.parts import Quantizer, encoded, part_name
+from searchforge.beam_runner import runner_option
 from searchforge.errors import JobError, SearchforgeError, UsageError
 from searchforge.hashing import sha256_bytes
 from searchforge.manifest import Manifest, ShardInfo
 from searchforge.workspace import Workspace
-
-_LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-"""What DirectRunner ends up with; asked for by name, because DirectRunner first tries to download another one."""
 
 
 class EncodeShard(beam.DoFn):
@@ -65,7 +63,7 @@ def encode_with_beam(
       JobError: the job failed; parts that are written are kept.
     """
     shards = [shard.model_copy(update={"run": shard.run or manifest.id}) for shard in manifest.shards]
-    arguments = [f"--runner={_LOCAL_RUNNER if runner == 'DirectRunner' else runner}", *beam_options]
+    arguments = [runner_option(runner), *beam_options]
     try:
         options = PipelineOptions(arguments)
     except SystemExit:  # of its parser of arguments, which has said why

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.shard_records import ByteStrings
+from searchforge.records import mask_crc, varint
 
 BLOCK_SIZE = 4096
 """Bytes at which a block of entries is closed: LevelDB's default."""
@@ -161,7 +162,7 @@ class TableWriter:
             crc = google_crc32c.extend(crc, np.frombuffer(piece, np.uint8))
             size += len(piece)
             self._file.write(piece)
-        self._file.write((((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little"))
+        self._file.write(mask_crc(crc).to_bytes(4, "little"))
         handle = varint(self._written) + varint(size - len(kind))
         self._written += size + 4
         return handle
@@ -179,16 +180,6 @@ class TableWriter:
         self._index_restarts.append(len(self._index))
         self._index += b"\0" + varint(len(key)) + varint(len(self._pending)) + key + self._pending
         self._pending = b""
-
-
-def varint(value: int) -> bytes:
-    """Returns an integer that is not negative, seven bits a byte, lowest first."""
-    written = bytearray()
-    while value > 0x7F:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    written.append(value)
-    return bytes(written)
 
 
 def _shared(key: bytes, other: bytes) -> int:

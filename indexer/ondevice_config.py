@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from indexer.ldb_table import varint
 from indexer.reference import Lookup
+from searchforge.records import varint
 
 _DOT_PRODUCT = 1
 _LOOKUP_TYPES: dict[Lookup, int] = {"float": 0, "int16": 1, "int8": 2}

@@ -41,12 +41,12 @@ class Quantizer:
     def _assigner(self) -> Assigner:
         return Assigner(self.clusters)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Hash of everything that decides a code."""
         return sha256_bytes(self.to_bytes())[:16]
 
-    @property
+    @cached_property
     def centroids(self) -> Matrix:
         """The clusters' means [partitions, dim] in the mapped space, in which the device compares them with queries."""
         return product(self.clusters, self.transform)

@@ -160,9 +160,13 @@ def read_embeddings(path: Path) -> Iterator[EmbeddingRecord]:
     return (EmbeddingRecord.from_bytes(payload) for payload in read_tfrecords(path))
 
 
+def mask_crc(crc: int) -> int:
+    """Returns a CRC32C as TFRecords and LevelDB tables store it."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
 def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    return struct.pack("<I", mask_crc(google_crc32c.value(data)))
 
 
 # The protobuf wire format (https://protobuf.dev/programming-guides/encoding), of which an embedding record uses only
@@ -177,12 +181,7 @@ _to_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
 def _field(number: int, value: bytes) -> bytes:
-    header, length = bytearray([number << 3 | _LENGTH_DELIMITED]), len(value)
-    while length > 0x7F:
-        header.append(length & 0x7F | 0x80)
-        length >>= 7
-    header.append(length)
-    return bytes(header) + value
+    return bytes([number << 3 | _LENGTH_DELIMITED]) + varint(len(value)) + value
 
 
 def record_fields(example: bytes) -> dict[bytes, bytes]:
@@ -241,6 +240,16 @@ def _numbered(message: bytes, number: int) -> Iterator[bytes]:
         if tag == number << 3 | _LENGTH_DELIMITED:
             yield message[position : position + length]
         position += length
+
+
+def varint(value: int) -> bytes:
+    """Returns an integer that is not negative, seven bits a byte, lowest first."""
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)
 
 
 def read_varint(message: bytes, position: int) -> tuple[int, int]:

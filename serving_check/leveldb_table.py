@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import google_crc32c
 
-from searchforge.records import read_varint
+from searchforge.records import mask_crc, read_varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 """The last eight bytes of every table."""
@@ -43,7 +43,7 @@ def _block(table: bytes, offset: int, size: int) -> bytes:
     block, trailer = table[offset : offset + size], table[offset + size : offset + size + 5]
     kind, checksum = struct.unpack("<BI", trailer)
     crc = google_crc32c.value(table[offset : offset + size + 1])
-    if checksum != ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF:
+    if checksum != mask_crc(crc):
         raise ValueError(f"damaged LevelDB table: wrong checksum of the block at byte {offset}")
     if kind != _SNAPPY:
         return block

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from indexer.ldb_table import BLOCK_SIZE, MAX_VALUE_BYTES, Buffer, TableWriter, varint
+from indexer.ldb_table import BLOCK_SIZE, MAX_VALUE_BYTES, Buffer, TableWriter
 from indexer.shard_records import ByteStrings
-from searchforge.records import read_varint
+from searchforge.records import read_varint, varint
 from serving_check.leveldb_table import _block, _entries, _handle, read_table
 
 Entries = Sequence[tuple[bytes, bytes]]
