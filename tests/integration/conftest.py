@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.browser import browser as browser
+
 FAKE_GCS_SERVER = "github.com/fsouza/fake-gcs-server@v1.52.2"
 BUILD_SECONDS = 600
 START_SECONDS = 30
