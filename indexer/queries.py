@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
 import os
@@ -19,7 +18,14 @@ import numpy.typing as npt
 
 from indexer import text_embedder
 from searchforge import isolated
-from searchforge.captions import CaptionedImage, has_captions, load_captions, split_heldout
+from searchforge.captions import (
+    CaptionedImage,
+    has_captions,
+    load_captions,
+    random_rank,
+    split_heldout,
+    split_queries,
+)
 from searchforge.config import Config
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes, sha256_file
@@ -64,8 +70,8 @@ class TextQueries:
 def choose_texts(config: Config) -> QueryTexts | None:
     """Returns a sample of the captions of `config.data`, which does not depend on the order that they are read in.
 
-    `index.queries` training captions and a third as many held-out ones, where there are so many. Where no image is held
-    out, or all are, half of the images stand for the training images and half for the held-out ones.
+    `index.queries` training captions and a third as many held-out ones, where there are so many; see
+    searchforge.captions.split_queries.
 
     Returns:
       None where no captions are configured, or none of them can be used or is asked for.
@@ -76,13 +82,13 @@ def choose_texts(config: Config) -> QueryTexts | None:
     if not has_captions(config.data) or not config.index.queries:
         return None
     seed, training = config.index.seed, config.index.queries
-    split = split_heldout(load_captions(config), config, training=False)
-    train, held = split.train, split.heldout
-    if not train or not held:
-        train, held = _halves([*train, *held], seed)
-    first, second = _halves(held, seed)
+    images = split_queries(split_heldout(load_captions(config), config, training=False), seed)
     each = max(1, training // _HELDOUT_SHARE // 2)
-    texts = QueryTexts(*(_sample(images, n, seed) for images, n in ((train, training), (first, each), (second, each))))
+    texts = QueryTexts(
+        _sample(images.training, training, seed),
+        _sample(images.tuning, each, seed),
+        _sample(images.verification, each, seed),
+    )
     return texts if texts.training or texts.tuning else None
 
 
@@ -153,18 +159,6 @@ def _embed(encoder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     return np.concatenate(batches)
 
 
-def _halves(images: list[CaptionedImage], seed: int) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
-    """Splits images by chance; the first half has the odd one."""
-    shuffled = sorted(images, key=lambda image: _rank(seed, image.id))
-    middle = (len(shuffled) + 1) // 2
-    return shuffled[:middle], shuffled[middle:]
-
-
 def _sample(images: list[CaptionedImage], count: int, seed: int) -> tuple[str, ...]:
-    pairs = ((_rank(seed, image.id, text), text) for image in images for text in image.captions)
+    pairs = ((random_rank(seed, image.id, text), text) for image in images for text in image.captions)
     return tuple(text for _, text in heapq.nsmallest(count, pairs))
-
-
-def _rank(seed: int, *names: str) -> bytes:
-    """Returns a random number that is the same wherever the names stand."""
-    return hashlib.sha256(json.dumps([seed, *names]).encode()).digest()

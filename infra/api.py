@@ -112,10 +112,15 @@ def index(config: Config, embeddings: str | None = None, encoder: str | None = N
 
 
 def check(config: Config, searcher: str | None = None) -> dict[str, Any]:
-    """Checks a searcher with the Task Library; returns report.json, whether it passed or not."""
+    """Checks a searcher with the Task Library, beside the release that is live; returns report.json, passed or not."""
     from serving_check.check import check as check_searcher
+    from serving_check.live import LiveRelease
 
-    return check_searcher(config, _choose(config, "searchers", searcher))
+    target, live = _target(config), None
+    if _releases.live_release(target):
+        release, folder = _releases.find_release(target)
+        live = LiveRelease(release.id, release.created, release.provenance["searcher"], folder, release.figures)
+    return check_searcher(config, _choose(config, "searchers", searcher), live)
 
 
 def publish(config: Config, check: str | None = None) -> Release:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import os
 from collections import Counter
@@ -210,6 +211,43 @@ def split_heldout(captions: Captions, config: Config, training: bool = True) -> 
         )
     unreadable = [(image, failed[image.path]) for image in used if image.path in failed]
     return Split(train, heldout, len(captions.images) - len(used), merged, leaked, unreadable)
+
+
+@dataclass(frozen=True)
+class QuerySplit:
+    """Captioned images by what their captions are for when an index is built; no image is in two of the sets.
+
+    Attributes:
+      training: what the index is fitted to.
+      tuning, verification: halves of the held-out images: the first chooses settings, the second measures them.
+    """
+
+    training: list[CaptionedImage]
+    tuning: list[CaptionedImage]
+    verification: list[CaptionedImage]
+
+
+def split_queries(split: Split, seed: int) -> QuerySplit:
+    """Splits by chance, whatever the order of the images; the first of two halves has the odd one.
+
+    Where no image is held out, or all are, half of the images stand for the training images and half for the held-out
+    ones.
+    """
+    train, held = split.train, split.heldout
+    if not train or not held:
+        train, held = _halves([*train, *held], seed)
+    return QuerySplit(train, *_halves(held, seed))
+
+
+def random_rank(seed: int, *names: str) -> bytes:
+    """Returns a random number that is the same wherever the names stand."""
+    return hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
+
+
+def _halves(images: list[CaptionedImage], seed: int) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
+    shuffled = sorted(images, key=lambda image: random_rank(seed, image.id))
+    middle = (len(shuffled) + 1) // 2
+    return shuffled[:middle], shuffled[middle:]
 
 
 @dataclass

@@ -62,6 +62,9 @@ def parse_size(value: Any) -> Any:
     return int(float(written[1]) * _UNITS[written[2].upper()])
 
 
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys."""
 
@@ -241,7 +244,7 @@ class IndexConfig(Section):
     recall_at_10: Annotated[float, Field(gt=0, lt=1)] | None = 0.95
     max_bytes_per_image: Annotated[float, Field(gt=0)] | None = None
     max_latency_ms: Annotated[float, Field(gt=0)] | None = 2.0
-    max_index_size: Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None = None
+    max_index_size: Size | None = None
     code_bytes: Count | None = None
     partitions: Count | None = None
     partitions_searched: Count | None = None
@@ -264,22 +267,85 @@ class CheckConfig(Section):
     """Gates that a searcher must pass before it may be published. A gate that is null is measured, not enforced.
 
     Attributes:
-      queries: held-out captions (or corpus images where there are none) that recall is measured on.
-      min_recall_at_10: share of the exact top 10 that the index must return.
+      queries: held-out captions that recall is measured on; where there are none, images or texts of the corpus.
+      images: of the corpus, embedded again and searched for.
+      min_recall_at_1, min_recall_at_10, min_recall_at_100: share of the exact top k that the index must return.
       min_r_at_10: share of held-out captions whose own image must be among the first 10 hits.
-      max_latency_p50_ms, max_latency_p99_ms: of one text query on one thread, encoding included.
+      max_latency_p50_ms, max_latency_p95_ms, max_latency_p99_ms: of one text query on one thread, encoding included.
+      max_load_seconds, max_memory_bytes: of the text searcher.
       max_bytes_per_image: of the index without metadata.
       max_searcher_bytes: of either searcher file.
+      max_recall_drop, max_r_at_10_drop: below the live release, in shares of 1.
+      max_latency_growth, max_size_growth: beyond the live release, as a share of its own; a corpus that grew may take
+        as much more size.
+      min_overlap_at_10: share of the live release's first ten hits that must be found again.
     """
 
     queries: Annotated[int, Field(ge=1)] = 500
+    images: Count = 50
+    min_recall_at_1: Fraction | None = None
     min_recall_at_10: Fraction | None = 0.9
+    min_recall_at_100: Fraction | None = None
     min_r_at_10: Fraction | None = None
     max_latency_p50_ms: Annotated[float, Field(gt=0)] | None = None
+    max_latency_p95_ms: Annotated[float, Field(gt=0)] | None = None
     max_latency_p99_ms: Annotated[float, Field(gt=0)] | None = None
+    max_load_seconds: Annotated[float, Field(gt=0)] | None = None
+    max_memory_bytes: Size | None = None
     max_bytes_per_image: Annotated[float, Field(gt=0)] | None = None
-    max_searcher_bytes: Count | None = None
+    max_searcher_bytes: Size | None = None
+    max_recall_drop: Fraction | None = 0.02
+    max_r_at_10_drop: Fraction | None = 0.03
+    max_latency_growth: Annotated[float, Field(ge=0)] | None = 0.5
+    max_size_growth: Annotated[float, Field(ge=0)] | None = 0.5
+    min_overlap_at_10: Fraction | None = None
     seed: Seed = 0
+
+
+class ReindexConfig(Section):
+    """Unattended re-indexing: when it runs, and what it does when something goes wrong.
+
+    Attributes:
+      encoder: id; null: the workspace's only one, or the one that was trained with these settings.
+      cron: minute, hour, day, month and weekday.
+      timezone: of `cron`, as an IANA name; null: the machine's.
+      if_running: what a run does while another one works in the workspace.
+      lease_seconds: a run that gave no sign of life for so long may be replaced by another one.
+      retries: of a run whose job failed.
+      backoff_seconds: before the first retry; doubled before each further one.
+      max_failures: in a row, until re-indexing stops and waits for a person.
+      stop_seconds: that a run has to end by itself when the scheduler is stopped.
+      keep_generations: of what re-indexing made; older ones that nothing refers to are deleted.
+      keep_runs: journals.
+      notify_on: what is told to the webhook and the command.
+      notify_webhook: http(s) address that gets a POST of JSON.
+      notify_command: program and arguments; gets the JSON on standard input.
+      metrics_file: written after each run, in Prometheus' text format.
+      metrics_port: on localhost, of `searchforge schedule`.
+      log: `json`: one object a line on standard error.
+    """
+
+    encoder: str | None = None
+    cron: str | None = None
+    timezone: str | None = None
+    if_running: Literal["leave", "wait"] = "leave"
+    lease_seconds: Annotated[float, Field(gt=0)] = 60.0
+    retries: Annotated[int, Field(ge=0)] = 2
+    backoff_seconds: Annotated[float, Field(ge=0)] = 30.0
+    max_failures: Count = 3
+    stop_seconds: Annotated[float, Field(ge=0)] = 30.0
+    keep_generations: Count = 3
+    keep_runs: Count = 100
+    notify_on: tuple[Literal["failed", "stopped", "interrupted", "published", "withheld"], ...] = (
+        "failed",
+        "stopped",
+        "interrupted",
+    )
+    notify_webhook: str | None = None
+    notify_command: tuple[str, ...] = ()
+    metrics_file: str | None = None
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    log: Literal["text", "json"] = "text"
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -305,7 +371,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """TensorFlow's "On-device Text-to-Image Search" of 2022; `best` is the sections' own defaults."""
 
-_SECTIONS = ("data", "corpus", "train", "embed", "index", "check")
+_SECTIONS = ("data", "corpus", "train", "embed", "index", "check", "reindex")
 
 _PRESET_OF = {"train": "train", "index": "index", "check": "index"}
 """The section whose `preset` sets the defaults of a section."""
@@ -327,6 +393,7 @@ class Config(Section):
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
     check: CheckConfig = CheckConfig()
+    reindex: ReindexConfig = ReindexConfig()
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -373,7 +440,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"configuration {path} holds a {type(values).__name__}, expected sections such as `data:`")
     values = {key: {} if value is None and key in _SECTIONS else value for key, value in values.items()}
-    for section, key in (("", "workspace"), ("", "releases"), ("data", "images"), ("corpus", "source")):
+    for section, key in (
+        ("", "workspace"),
+        ("", "releases"),
+        ("data", "images"),
+        ("corpus", "source"),
+        ("reindex", "metrics_file"),
+    ):
         holder = values.get(section) if section else values
         if isinstance(holder, dict) and isinstance(holder.get(key), str):
             holder[key] = _relative_to(path.parent, holder[key])

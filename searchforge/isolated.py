@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -64,17 +65,23 @@ class Session:
         os.close(write_end)
         self._replies = os.fdopen(read_end, "rb")
 
-    def call(self, request: dict[str, Any]) -> dict[str, Any]:
+    def call(self, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Sends one request and returns its answer.
+
+        Args:
+          timeout: seconds after which the child is killed; None: never.
 
         Raises:
           UsageError, JobError: what the child raised.
-          ChildCrash: the child ended before it answered.
+          ChildCrash: the child ended before it answered, or was killed.
         """
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
+            if timeout is not None and not select.select([self._replies], [], [], timeout)[0]:
+                self._process.kill()
+                raise ChildCrash(f"{self._module} did not answer within {timeout:g} s", self._process.wait())
             line = self._replies.readline()
         except BrokenPipeError:
             line = b""

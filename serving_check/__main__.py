@@ -15,11 +15,12 @@ from searchforge.config import Config
 @reports_errors
 @config_options
 def main(config: Config, searcher: str, as_json: bool) -> None:
-    """Opens both searchers with the Task Library, measures them and writes report.json."""
-    from serving_check.check import check, summary
+    """Opens both searchers with the Task Library, measures them, and writes report.json and report.html."""
+    from serving_check.check import check
+    from serving_check.report import Report, summary
 
     report = check(config, searcher)
-    show(report, as_json, summary(report))
+    show(report, as_json, summary(Report.model_validate(report)))
     if not report["passed"]:
         sys.exit(1)
 

@@ -1,21 +1,20 @@
-"""What a searcher is held against: the full-precision embeddings, and queries whose answers are known."""
+"""What a searcher is held against: the embedded items, as the embedding run holds them in full precision."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import json
+from array import array
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.captions import has_captions, load_captions, split_heldout
-from searchforge.config import Config
-from searchforge.errors import SearchforgeError
 from searchforge.hashing import sha256_bytes
 from searchforge.manifest import Manifest, read_shards
-from searchforge.storage import Storage, open_storage
+from searchforge.records import EmbeddingRecord
+from searchforge.sources import SourceReader
 from searchforge.workspace import Workspace
 
 
@@ -25,108 +24,71 @@ class Corpus:
 
     Attributes:
       vectors: [n, dim] float32.
+      metadata: [n] uint64, digest of what the device is to return for each item; see `metadata_digest`.
       texts: of a text corpus; empty for images.
-      uris, places: where the items were read, as of EmbeddingRecord.
       row_of: position of each id.
+      row_of_uri: position of those items that were asked for by where they were read.
     """
 
     ids: list[str]
     vectors: npt.NDArray[np.float32]
-    uris: list[str]
-    places: list[str]
-    content_hashes: list[str]
+    metadata: npt.NDArray[np.uint64]
     texts: list[str]
     row_of: dict[str, int]
+    row_of_uri: dict[str, int]
+    _sources: Sources
+    _reader: SourceReader
+
+    def read(self, row: int) -> bytes | None:
+        """Returns an item's bytes; None where they are gone, or others than those that were embedded."""
+        return self._reader.read(*self._sources[row])
 
 
-@dataclass(frozen=True)
-class Queries:
-    """Queries of one kind.
+class Sources:
+    """Where many items were read: uri, place and content hash, at a fraction of the memory of strings."""
 
-    Attributes:
-      values: texts, or paths of image files.
-      targets: the row of the item that each query describes or is.
-    """
+    def __init__(self) -> None:
+        self._text, self._ends = bytearray(), array("Q", [0])
 
-    values: list[str]
-    targets: list[int]
+    def append(self, record: EmbeddingRecord) -> None:
+        self._text += "\n".join((record.content_hash, record.place, record.uri)).encode()
+        self._ends.append(len(self._text))
 
-    def __len__(self) -> int:
-        return len(self.values)
+    def __getitem__(self, row: int) -> tuple[str, str, str]:
+        text = self._text[self._ends[row] : self._ends[row + 1]].decode()
+        content_hash, place, uri = text.split("\n", 2)
+        return uri, place, content_hash
 
 
-def load_corpus(workspace: Workspace, manifest: Manifest) -> Corpus:
+def load_corpus(workspace: Workspace, manifest: Manifest, uris: Collection[str] = ()) -> Corpus:
     """Reads every record of an embedding run.
+
+    Args:
+      uris: whose rows are wanted, see `Corpus.row_of_uri`.
 
     Raises:
       JobError: a shard is missing or damaged.
     """
-    records = list(read_shards(workspace, manifest))
-    ids = [record.id for record in records]
-    return Corpus(
-        ids=ids,
-        vectors=np.stack([record.embedding for record in records]),
-        uris=[record.uri for record in records],
-        places=[record.place for record in records],
-        content_hashes=[record.content_hash for record in records],
-        texts=[str(record.metadata.get("text", "")) for record in records] if manifest.modality == "texts" else [],
-        row_of={id: row for row, id in enumerate(ids)},
-    )
+    of_texts = manifest.modality == "texts"
+    vectors = np.empty((manifest.records, manifest.dim), np.float32)
+    metadata = np.empty(manifest.records, np.uint64)
+    ids: list[str] = []
+    texts: list[str] = []
+    row_of_uri: dict[str, int] = {}
+    sources = Sources()
+    for row, record in enumerate(read_shards(workspace, manifest)):
+        ids.append(record.id)
+        vectors[row] = record.embedding
+        metadata[row] = metadata_digest({**record.metadata, "id": record.id})
+        sources.append(record)
+        if of_texts:
+            texts.append(str(record.metadata.get("text", "")))
+        if record.uri in uris:
+            row_of_uri[record.uri] = row
+    row_of = {id: row for row, id in enumerate(ids)}
+    return Corpus(ids, vectors, metadata, texts, row_of, row_of_uri, sources, SourceReader())
 
 
-def heldout_captions(config: Config, corpus: Corpus) -> Queries:
-    """Returns a seeded sample of `check.queries` held-out captions of images of the corpus; none without captions."""
-    if not has_captions(config.data):
-        return Queries([], [])
-    heldout = split_heldout(load_captions(config), config).heldout
-    row_of_uri = {uri: row for row, uri in enumerate(corpus.uris)}
-    pairs = []
-    for image in heldout:
-        row = corpus.row_of.get(image.id, row_of_uri.get(str(image.path.resolve())))
-        if row is not None:
-            pairs += [(caption, row) for caption in image.captions]
-    chosen = _sample(len(pairs), config.check.queries, config.check.seed)
-    return Queries([pairs[i][0] for i in chosen], [pairs[i][1] for i in chosen])
-
-
-def corpus_texts(corpus: Corpus, config: Config) -> Queries:
-    """Returns a seeded sample of `check.queries` texts of a text corpus, which are to find themselves."""
-    chosen = _sample(len(corpus.texts), config.check.queries, config.check.seed)
-    return Queries([corpus.texts[row] for row in chosen], list(chosen))
-
-
-def corpus_images(corpus: Corpus, count: int, seed: int, folder: Path) -> Queries:
-    """Copies a seeded sample of the corpus' images into `folder`; those that are gone or changed are left out."""
-    values, targets = [], []
-    open_once = functools.cache(open_storage)  # a client for every bucket, not for every image
-    for row in _sample(len(corpus.ids), count, seed):
-        data = _read(corpus.uris[row], corpus.places[row], open_once)
-        if data is not None and sha256_bytes(data) == corpus.content_hashes[row]:
-            path = folder / str(row)
-            path.write_bytes(data)
-            values.append(str(path))
-            targets.append(row)
-    return Queries(values, targets)
-
-
-def _sample(total: int, count: int, seed: int) -> Sequence[int]:
-    if total <= count:
-        return range(total)
-    chosen: list[int] = np.sort(np.random.default_rng(seed).choice(total, count, replace=False)).tolist()
-    return chosen
-
-
-def _read(uri: str, place: str, open_folder: Callable[[str], Storage]) -> bytes | None:
-    """Returns an item's bytes; None where they cannot be read."""
-    byte_range, _, file = place.partition("@")
-    offset, _, size = byte_range.partition("+")
-    if "://" in (file := file or uri):
-        scheme, _, rest = file.partition("://")
-        bucket, _, name = rest.partition("/")
-        folder = f"{scheme}://{bucket}"
-    else:
-        folder, name = "/", file.lstrip("/")
-    try:
-        return open_folder(folder).read(name, int(offset or 0), int(size) if size else None)
-    except (OSError, SearchforgeError):
-        return None
+def metadata_digest(metadata: dict[str, Any]) -> int:
+    """Returns 64 bits that differ where metadata differ, whatever the order of their keys."""
+    return int(sha256_bytes(json.dumps(metadata, sort_keys=True).encode())[:16], 16)

@@ -2,109 +2,348 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
+from searchforge.config import CheckConfig
 from searchforge.encoder import EncoderInfo
 from searchforge.errors import SearchforgeError
 from searchforge.manifest import Manifest
-from serving_check import measure
-from serving_check.corpus import Corpus, Queries
+from searchforge.progress import say
+from serving_check import measure, structure
+from serving_check.corpus import Corpus, metadata_digest
+from serving_check.examples import choose_examples
+from serving_check.fidelity import LIMIT, Fidelity, limit_of
 from serving_check.gates import Gate, at_least, no_faults
+from serving_check.hostile import ask_hostile
+from serving_check.index_file import Index, read_index, require_parameters
+from serving_check.queries import NO_ITEM, Queries
+from serving_check.report import Example, Histogram, HostileQuery
 from serving_check.search import Searcher
-from serving_check.structure import examine_index, fingerprint_faults
+from serving_check.searcher_file import SearcherFile, open_file
+
+Kind = Literal["text", "image"]
 
 MIN_SELF_HITS = 0.8
 """Share of the corpus' images, or texts, that must find themselves: less means another encoder, or shuffled ids."""
 
-LATENCY_TEXTS = [
-    "a dog on a beach",
-    "two children playing in the snow",
-    "a red car parked in front of a house",
-    "people at a table with food",
-    "a mountain lake at sunset",
-] * 10
-"""Texts that latency is measured with where there are no captions."""
+MIN_COSINE = 0.98
+"""Of a corpus' item embedded again to its stored embedding, in the median: the TFLite form may round a little."""
 
-_FIGURE_PREFIX = {"text": "", "image": "image_"}
+MIN_CAPTIONS = 200
+"""Text queries that are enough to measure recall; with fewer, images of the corpus measure it."""
+
+_PROBED = 128
+"""Queries by whose scores codes are judged."""
+
+_THREADS_QUERIES = 50
+_EXAMPLES: dict[Kind, int] = {"text": 12, "image": 2}
+_PREFIX: dict[Kind, str] = {"text": "", "image": "image_"}
+
+_GATES = {
+    "files": "both searchers are the files that the build committed",
+    "opens": "the Task Library opens both searchers",
+    "model": "both models are the bundle's encoders with one more layer",
+    "metadata": "TFLite metadata, normalisation and vocabulary are the encoders'",
+    "index": "every checksum, offset and length of the index is right, and both searchers carry it",
+    "fingerprint": "one encoder throughout",
+    "items": "every item of the manifest is in the index once, and nothing else is",
+    "item_metadata": "every item's metadata is that of its embedding record",
+    "codes": "every code stands for its own item's embedding",
+    "partitions": "every centroid lies with the items of its partition",
+    "encoders": "both searchers embed queries as the encoder of the corpus does",
+    "embeddings": "items embedded again give their stored embeddings",
+    "answers": "every query was answered",
+    "hostile_queries": "hostile queries are answered or refused with a reason",
+    "known_ids": "every hit is an item of the manifest",
+}
+"""Gates that no configuration turns off, in their order: what is said of one that is passed."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is examined, and what it is held against.
+
+    Attributes:
+      folder: of the searcher; encoders: of the bundle.
+      build: content of build.json.
+    """
+
+    folder: Path
+    encoders: Path
+    build: Mapping[str, Any]
+    manifest: Manifest
+    bundle: EncoderInfo
+    corpus: Corpus
+    config: CheckConfig
 
 
 class Examination:
-    """What both searchers showed, so far. A fault of one does not end the examination."""
+    """What both searchers showed, so far. A fault of one does not end the examination.
 
-    def __init__(self, corpus: Corpus, manifest: Manifest, bundle: EncoderInfo) -> None:
-        self._corpus, self._manifest, self._bundle = corpus, manifest, bundle
-        self._figures: dict[str, Any] = {}
-        self._asked: dict[str, int] = {}
-        self._structure: list[str] = []
-        self._fingerprint: list[str] = []
-        self._answers: list[str] = []
-        self._unknown: list[str] = []
+    Attributes:
+      figures, intervals, latency, sizes, hostile, examples: see serving_check.report.
+    """
 
-    def examine(self, kind: Literal["text", "image"], path: Path, encoder: Path, queries: Queries) -> None:
-        """Opens a searcher and asks it the queries; where there are no texts, the texts that measure latency.
+    def __init__(self, subject: Subject, scratch: Path) -> None:
+        self._subject, self._scratch = subject, scratch
+        self._faults: dict[str, list[str]] = {name: [] for name in _GATES}
+        self._found = dict(_GATES)
+        self._asked: dict[Kind, Queries] = {}
+        self._files: dict[Kind, SearcherFile] = {}
+        self._index: Index | None = None
+        self._rows: npt.NDArray[np.int64] | None = None
+        self.figures: dict[str, Any] = {}
+        self.intervals: dict[str, tuple[float, float]] = {}
+        self.latency: dict[Kind, Histogram] = {}
+        self.sizes: dict[str, dict[str, int]] = {}
+        self.hostile: list[HostileQuery] = []
+        self.examples: list[Example] = []
+
+    def examine_files(self, names: Mapping[Kind, tuple[str, str]]) -> None:
+        """Looks at everything that shows without running a searcher.
 
         Args:
-          encoder: the bundle's, by whose embeddings the exact answers are found: the searcher's own are mapped.
+          names: of each kind the searcher's file and the encoder's.
         """
-        prefix = _FIGURE_PREFIX[kind]
-        self._asked[kind] = len(queries)
+        subject, faults = self._subject, self._faults
+        faults["files"] += structure.file_faults(subject.folder, [name for name, _ in names.values()], subject.build)
+        faults["fingerprint"] += structure.bundle_faults(
+            subject.encoders, [name for _, name in names.values()], subject.bundle
+        )
+        faults["fingerprint"] += structure.encoder_faults(subject.build, subject.manifest, subject.bundle)
+        for kind, (name, encoder) in names.items():
+            self._examine_file(kind, subject.folder / name, subject.encoders / encoder)
+        if self._index is not None:
+            self._examine_items(self._index)
+
+    def _examine_file(self, kind: Kind, path: Path, encoder_path: Path) -> None:
+        faults = self._faults
         try:
-            self._figures |= examine_index(path, self._corpus)  # both searchers carry the same index
+            searcher, encoder = open_file(path), open_file(encoder_path)
         except (OSError, ValueError) as error:
-            self._structure.append(f"{path.name}: {error}")
-        try:
-            searcher = Searcher(path, kind, encoder)
-        except SearchforgeError as error:
-            self._structure.append(f"{path.name} does not open: {error}")
+            faults["model"].append(f"{path.name}: {error}")
             return
-        with searcher:
-            self._figures[f"{prefix}load_seconds"] = searcher.load_seconds
-            self._fingerprint += fingerprint_faults(searcher.user_info, path.name, self._manifest, self._bundle)
-            values = queries.values or (LATENCY_TEXTS if kind == "text" else [])
-            if not values:
-                return
+        earlier = [file.index for file in self._files.values()]
+        self._files[kind] = searcher
+        if searcher.index is None:
+            faults["index"].append(f"{path.name} holds no index")
+        elif not earlier:
             try:
-                answers = measure.ask(searcher, values, f"{kind} searcher")
-            except measure.QueryFailed as error:
-                self._answers.append(f"{path.name}: {error}")
-                return
-        self._unknown += [id for ids in answers.hits for id in ids if id not in self._corpus.row_of]
-        measured = measure.latency(answers)
-        if len(queries):
-            measured |= measure.compare(answers, queries, self._corpus)
-        self._figures |= {f"{prefix}{name}": value for name, value in measured.items()}
-
-    def figures(self) -> dict[str, Any]:
-        """Everything measured. Without captions, the image searcher's recall is the index' recall.
-
-        The texts of a text corpus, asked for themselves, say nothing of retrieval quality, which is then left out.
-        """
-        kind = "text" if self._asked["text"] else "image"
-        images = len(self._corpus.ids)
-        of_texts = "corpus_text" if self._corpus.texts else kind
-        figures = {"images": images, "gallery": images, "query_kind": of_texts, "queries": self._asked[kind]}
-        recall = {name: self._figures.get(f"{_FIGURE_PREFIX[kind]}{name}") for name in ("recall_at_1", "recall_at_10")}
-        measured = {
-            name: value
-            for name, value in self._figures.items()
-            if not (self._corpus.texts and name.startswith(("r_at_", "exact_r_at_")))
+                self._index = read_index(searcher.index)
+                require_parameters(self._index, self._subject.build["parameters"])
+            except ValueError as error:
+                faults["index"].append(f"{path.name}: {error}")
+        elif earlier != [searcher.index]:
+            faults["index"].append(f"{path.name} carries another index than the other searcher")
+        dim = self._index.centroids.shape[1] if self._index else 0
+        bundle = self._subject.bundle
+        of_file = {
+            "model": structure.model_faults(searcher, encoder, dim),
+            "metadata": structure.metadata_faults(searcher, encoder, kind, bundle.preprocessing),
         }
-        return {**figures, **measured, **recall}
+        for gate, found in of_file.items():
+            faults[gate] += [f"{path.name}: {fault}" for fault in found]
+        self.sizes[path.name] = _sizes(searcher, self._index)
+
+    def _examine_items(self, index: Index) -> None:
+        subject, faults = self._subject, self._faults
+        corpus = subject.corpus
+        faults["fingerprint"] += structure.user_info_faults(
+            index.user_info, subject.build, subject.manifest, subject.bundle
+        )
+        count = max(1, len(corpus.ids))
+        payload = index.sizes["codes"] + index.sizes["centroids_and_codebooks"] + len(index.user_info)
+        self.figures["bytes_per_image"] = payload / count
+        rows = np.full(len(index.metadata), NO_ITEM, np.int64)
+        indexed: Counter[str] = Counter()
+        for item, text in enumerate(index.metadata):
+            try:
+                metadata = json.loads(text)
+                id = str(metadata["id"])
+            except (ValueError, KeyError, TypeError):
+                shown = text[:80].decode(errors="replace")
+                faults["item_metadata"].append(f"metadata of an item is {shown!r}, expected a JSON object with an id")
+                continue
+            indexed[id] += 1
+            rows[item] = row = corpus.row_of.get(id, NO_ITEM)
+            if row != NO_ITEM and metadata_digest(metadata) != corpus.metadata[row]:
+                faults["item_metadata"].append(f"metadata of item {id!r} is not that of its embedding record")
+        for what, ids in (
+            ("are in the manifest, but not in the index", corpus.row_of.keys() - indexed.keys()),
+            ("are in the index, but not in the manifest", indexed.keys() - corpus.row_of.keys()),
+            ("are in the index more than once", {id for id, times in indexed.items() if times > 1}),
+        ):
+            if ids:
+                faults["items"].append(f"{len(ids)} items {what}, such as {min(ids)!r}")
+        self._rows = rows
+
+    def examine(self, kind: Kind, name: str, encoder: str, queries: Queries, probes: list[str]) -> None:
+        """Opens a searcher, asks it the queries, then the hostile ones.
+
+        Args:
+          name, encoder: files of the searcher and of the bundle's encoder.
+          queries: whose answers are known.
+          probes: texts or images of which nothing is known, asked where there are too few queries.
+        """
+        path, encoder_path = self._subject.folder / name, self._subject.encoders / encoder
+        prefix, faults = _PREFIX[kind], self._faults
+        self._asked[kind] = queries
+        say(f"  {name}: {len(queries)} queries with known answers")
+        with self._noting(name):
+            with Searcher(path, kind) as searcher:
+                self.figures[f"{prefix}load_seconds"] = searcher.load_seconds
+                asked = queries.values or probes
+                answers = measure.ask(searcher, encoder_path, asked, f"{kind} searcher")
+                self.figures[f"{prefix}memory_bytes"] = searcher.memory_bytes()
+                self._note_answers(kind, queries, answers)
+                probed = [*queries.values[:_PROBED], *probes][:_PROBED]
+                exact, mapped = (measure.embed(searcher, probed, by) for by in (encoder_path, None))
+            threads = measure.threads_latency(path, kind, asked[:_THREADS_QUERIES])
+            self.figures |= {f"{prefix}{figure}": value for figure, value in threads.items()}
+            self._examine_fidelity(name, exact, mapped)
+        with self._noting(name):
+            taken = ask_hostile(path, kind, self._subject.corpus, self._scratch)
+            self.hostile += taken
+            faults["hostile_queries"] += [f"{name}, {q.name}: {q.detail}" for q in taken if q.outcome == "failed"]
+
+    @contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        """Turns what goes wrong with a searcher into faults."""
+        try:
+            yield
+        except measure.QueryFailed as error:
+            self._faults["answers"].append(f"{name}: {error}")
+        except SearchforgeError as error:
+            if not any(fault.startswith(name) for fault in self._faults["opens"]):
+                self._faults["opens"].append(f"{name}: {error}")
+
+    def _note_answers(self, kind: Kind, queries: Queries, answers: measure.Answers) -> None:
+        prefix, corpus, config = _PREFIX[kind], self._subject.corpus, self._subject.config
+        found = {id for ids in answers.wide for id in ids} | {hit.id for hits in answers.hits for hit in hits}
+        self._faults["known_ids"] += [f"unknown id {id!r}" for id in sorted(found - corpus.row_of.keys())]
+        self.figures |= {f"{prefix}{name}": value for name, value in answers.latency.items()}
+        self.latency[kind] = answers.histogram
+        if not len(queries):
+            return
+        compared = measure.compare(answers, queries, corpus)
+        # Texts of a text corpus, asked for themselves, say nothing of retrieval quality.
+        hidden = ("r_at_", "exact_r_at_", "median_rank") if corpus.texts and kind == "text" else ()
+        self.figures |= {f"{prefix}{n}": v for n, v in compared.figures.items() if not n.startswith(hidden or "-")}
+        self.intervals |= {f"{prefix}{n}": v for n, v in compared.intervals.items() if not n.startswith(hidden or "-")}
+        self.examples += choose_examples(kind, queries, answers, compared, corpus, _EXAMPLES[kind], config.seed)
+        if kind == "image" or corpus.texts:
+            self._examine_embeddings(queries, answers.embeddings)
+
+    def _examine_embeddings(self, queries: Queries, again: npt.NDArray[np.float32]) -> None:
+        """Items of the corpus that were asked for themselves must be embedded as they were."""
+        stored = self._subject.corpus.vectors[queries.targets]
+        cosines = (again * stored).sum(axis=1) / np.maximum(np.linalg.norm(again, axis=1), 1e-12)
+        median = float(np.median(cosines))
+        self.figures["embedded_again_cosine"] = median
+        self._found["embeddings"] = (
+            f"{len(cosines)} items embedded again give their stored embeddings: cosine {median:.4f}"
+        )
+        if not median >= MIN_COSINE:
+            self._faults["embeddings"].append(
+                f"{len(cosines)} items embedded again have cosine {median:.4f} in the median to the stored ones, "
+                f"expected {MIN_COSINE} or more; embed the corpus again"
+            )
+
+    def _examine_fidelity(self, name: str, exact: npt.NDArray[np.float32], mapped: npt.NDArray[np.float32]) -> None:
+        """Codes and centroids are judged once, by the first searcher that runs; the encoders each."""
+        index, rows, corpus = self._index, self._rows, self._subject.corpus
+        if index is None or rows is None or (rows == NO_ITEM).any() or not len(rows):
+            return
+        if mapped.shape[1] != index.centroids.shape[1] or exact.shape[1] != corpus.vectors.shape[1]:
+            self._faults["encoders"].append(
+                f"{name} embeds in {mapped.shape[1]} dimensions, its index has {index.centroids.shape[1]}"
+            )
+            return
+        fidelity = Fidelity(index, corpus.vectors[rows], exact, mapped, self._subject.config.seed)
+        errors = fidelity.queries()
+        if (wrong := int(np.count_nonzero(~(errors <= limit_of(errors))))) > 0:
+            self._faults["encoders"].append(
+                f"{name}: scores of {wrong} of {len(errors)} queries are not those of the corpus' encoder; build the "
+                "index with the encoder that embedded the corpus"
+            )
+        if "code_error" in self.figures:
+            return
+        errors = fidelity.codes()
+        self.figures["code_error"] = float(np.median(errors))
+        limit = limit_of(errors)
+        wrong_items = np.flatnonzero(~(errors <= limit))
+        self._found["codes"] += f": the largest relative error is {float(errors.max()):.2g}, the limit {limit:.2g}"
+        if len(wrong_items):
+            id = corpus.ids[rows[wrong_items[0]]]
+            self._faults["codes"].append(
+                f"{len(wrong_items)} of {len(errors)} codes do not stand for their item, such as that of {id!r}"
+            )
+        errors = fidelity.centroids()
+        if len(wrong_centroids := np.flatnonzero(~(errors <= LIMIT))):
+            self._faults["partitions"].append(
+                f"{len(wrong_centroids)} of {len(errors)} centroids are not near the items of their partition, such as "
+                f"that of partition {wrong_centroids[0]}"
+            )
+
+    def finish(self, images_sampled: int) -> None:
+        """Completes the figures. Without enough captions, the image searcher's recall is the index' recall."""
+        text, image = self._asked["text"], self._asked["image"]
+        corpus = self._subject.corpus
+        if "embedded_again_cosine" not in self.figures:
+            self._found["embeddings"] = (
+                f"not verified: none of {images_sampled} sampled images of the corpus can be read"
+            )
+        kind: Kind = "text" if len(text) >= min(MIN_CAPTIONS, len(image)) and len(text) else "image"
+        if kind == "image":
+            for name in ("recall_at_1", "recall_at_10", "recall_at_100"):
+                self.figures[name] = self.figures.get(f"image_{name}")
+                if f"image_{name}" in self.intervals:
+                    self.intervals[name] = self.intervals[f"image_{name}"]
+        count = len(corpus.ids)
+        self.figures |= {
+            "images": count,
+            "gallery": count,
+            "query_kind": "corpus_text" if corpus.texts and kind == "text" else kind,
+            "queries": len(text if kind == "text" else image),
+            "queries_seen_by_tuner": text.seen if kind == "text" else 0,
+            "images_sampled": images_sampled,
+            "images_readable": len(image),
+            "index_bytes": max((len(file.index or b"") for file in self._files.values()), default=None),
+            "searcher_bytes": max((file.size for file in self._files.values()), default=None),
+        }
 
     def gates(self) -> list[Gate]:
         """The gates that no configuration turns off."""
-        unknown = [f"unknown id {id!r}" for id in self._unknown]
-        gates = [
-            no_faults("structure", self._structure, "both searchers open, and index exactly the manifest's items"),
-            no_faults("fingerprint", self._fingerprint, f"one encoder throughout: {self._manifest.fingerprint[:16]}"),
-            no_faults("answers", self._answers, "every query was answered"),
-            no_faults("known_ids", unknown, "every hit is an item of the manifest"),
-        ]
-        if self._corpus.texts:
-            gates.append(at_least("texts_find_themselves", self._figures.get("own_or_equal_at_10"), MIN_SELF_HITS))
-        if self._asked["image"]:
-            gates.append(
-                at_least("images_find_themselves", self._figures.get("image_own_or_equal_at_10"), MIN_SELF_HITS)
-            )
+        unread = "not verified: the index cannot be read"
+        if self._index is None:
+            for name in ("items", "item_metadata", "codes", "partitions"):
+                self._faults[name].append(unread)
+        elif "code_error" not in self.figures:
+            for name in ("codes", "partitions"):
+                self._faults[name].append("not verified: not every item of the index is known, or no searcher answers")
+        gates = [no_faults(name, self._faults[name], found) for name, found in self._found.items()]
+        for kind, what in (("text", "texts_find_themselves"), ("image", "images_find_themselves")):
+            if (kind == "text") == bool(self._subject.corpus.texts) and len(self._asked[kind]):  # type: ignore[index]
+                share = self.figures.get(f"{_PREFIX[kind]}own_or_equal_at_10")  # type: ignore[index]
+                gates.append(at_least(what, share, MIN_SELF_HITS))
         return gates
+
+
+def _sizes(file: SearcherFile, index: Index | None) -> dict[str, int]:
+    """Returns bytes by part; `metadata` is what the table's compression leaves of it and of the table's own bytes."""
+    vocabulary = sum(map(len, file.files.values()))
+    table = len(file.index or b"")
+    parts = {"model": file.model_bytes, "vocabulary": vocabulary}
+    if index is not None:
+        parts |= {name: index.sizes[name] for name in ("codes", "centroids_and_codebooks")}
+        parts["metadata"] = max(0, table - sum(index.sizes[name] for name in ("codes", "centroids_and_codebooks")))
+    return {**parts, "other": max(0, file.size - sum(parts.values()))}

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving_check.gates import Gate
 
-REPORT_VERSION = 2
+REPORT_VERSION: Literal[2] = 2
 """Of report.json; raised when a field changes its meaning or goes."""
 
 Figure = float | int | str | None

@@ -15,6 +15,10 @@ from searchforge.errors import JobError, UsageError
 from searchforge.isolated import Session
 from serving_check import task_library
 
+_OPEN_SECONDS = 300
+_ANSWER_SECONDS = 60
+"""What takes longer hangs."""
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -37,8 +41,7 @@ class Searcher:
     Args:
       path: text_searcher.tflite or image_searcher.tflite.
       kind: what a query is; by default taken from the file's name.
-      encoder: TFLite file that `timed_embed` embeds with; by default the searcher itself, whose embeddings are those of
-        the space that its codes are made in.
+      threads: of the interpreter.
 
     Attributes:
       user_info: JSON that the indexer stored: fingerprint, counts, parameters.
@@ -49,14 +52,15 @@ class Searcher:
       JobError: the Task Library does not open the file.
     """
 
-    def __init__(self, path: Path, kind: Literal["text", "image"] | None = None, encoder: Path | None = None) -> None:
+    def __init__(self, path: Path, kind: Literal["text", "image"] | None = None, threads: int = 1) -> None:
         if not path.is_file():
             raise UsageError(f"searcher {path} does not exist; publish a release, or name another one")
         self.kind = kind or ("image" if path.name.startswith("image") else "text")
+        self._path = path.resolve()
         self._session = Session(task_library.MODULE)
         try:
-            request = {"operation": "open", "path": str(path.resolve()), "kind": self.kind}
-            opened = self._session.call({**request, "encoder": str((encoder or path).resolve())})
+            request = {"operation": "open", "path": str(self._path), "kind": self.kind, "threads": threads}
+            opened = self._session.call(request, _OPEN_SECONDS)
         except BaseException:
             self._session.close()
             raise
@@ -81,17 +85,29 @@ class Searcher:
         """Returns hits of a query (a text, or an image's path) and its milliseconds, encoding included.
 
         Raises:
-          ChildCrash: the native code crashed on this query.
+          JobError: the Task Library refuses the query.
+          ChildCrash: the native code crashed on this query, or hung.
         """
         if k < 1:
             raise UsageError(f"{k} hits were asked for; ask for 1 or more")
-        answer = self._session.call({"operation": "search", "query": query, "hits": k})
+        answer = self._session.call({"operation": "search", "query": query, "hits": k}, _ANSWER_SECONDS)
         return [_hit(found) for found in answer["hits"]], answer["milliseconds"]
 
-    def timed_embed(self, query: str) -> tuple[npt.NDArray[np.float32], float]:
-        """Returns the query's embedding, [dim] float32, and its milliseconds."""
-        answer = self._session.call({"operation": "embed", "query": query})
+    def timed_embed(self, query: str, encoder: Path | None = None) -> tuple[npt.NDArray[np.float32], float]:
+        """Returns the query's embedding, [dim] float32, and its milliseconds.
+
+        Args:
+          encoder: TFLite file that embeds; by default the searcher itself, whose embeddings are those of the space that
+            its codes are made in.
+        """
+        request = {"operation": "embed", "query": query, "encoder": str((encoder or self._path).resolve())}
+        answer = self._session.call(request, _ANSWER_SECONDS)
         return np.asarray(answer["embedding"], np.float32), answer["milliseconds"]
+
+    def memory_bytes(self) -> int:
+        """Returns by how much the process has grown since before the file was opened; files mapped into it count."""
+        grown: int = self._session.call({"operation": "memory"})["bytes"]
+        return grown
 
     def close(self) -> None:
         """Ends the process."""

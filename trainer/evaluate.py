@@ -6,7 +6,6 @@ ranked before it.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import numpy.typing as npt
 KS = (1, 5, 10)
 
 _ROWS = 512  # queries compared with the whole gallery at once
-_Z = 1.959964  # 97.5th percentile of the normal distribution: two-sided intervals of 95 percent
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -58,49 +56,3 @@ def image_ranks(texts: Floats, images: Floats, owners: Ints) -> Ints:
         best = np.where(own, scores, -np.inf).max(1, keepdims=True)
         ranks[i : i + _ROWS] = 1 + (~own & ~(scores < best)).sum(1)
     return ranks
-
-
-def share_interval(hits: npt.NDArray[np.bool_], images: Ints) -> tuple[float, float]:
-    """The 95 percent interval of a share of hits.
-
-    Wilson's score interval (Wilson 1927, JASA 22:209-212) for the effective number of queries: captions of one image
-    succeed and fail together, so they count for less than as many independent ones (Korn and Graubard 1998, Survey
-    Methodology 24:193-201). It answers how other images of the same kind would do in a gallery of the same size.
-
-    Args:
-      hits: bool [m], of each query.
-      images: int [m], the image that each query belongs to.
-
-    Returns:
-      Least and greatest plausible share, in 0..1.
-    """
-    return _wilson(float(hits.mean()), _effective(hits, images))
-
-
-def median_interval(ranks: Ints, images: Ints) -> tuple[float, float]:
-    """The 95 percent interval of the median rank: the ranks at the ends of the interval of the share one half.
-
-    (Woodruff 1952, JASA 47:635-646, with `share_interval`'s effective number of queries.)
-    """
-    ends = _wilson(0.5, _effective(ranks <= np.median(ranks), images))
-    low, high = np.quantile(ranks, ends, method="inverted_cdf")
-    return float(low), float(high)
-
-
-def _effective(hits: npt.NDArray[np.bool_], images: Ints) -> float:
-    """The number of independent queries whose share of hits would vary as much as this one over samples of images."""
-    share = float(hits.mean())
-    _, rows, counts = np.unique(images, return_inverse=True, return_counts=True)
-    if len(counts) < 2:
-        return 1.0
-    deviations = np.bincount(rows, hits - share)
-    variance = len(counts) / (len(counts) - 1) * float((deviations**2).sum()) / len(hits) ** 2
-    if variance <= 0.0:  # all alike: nothing is known of how captions of an image agree
-        return float(len(counts))
-    return min(max(share * (1.0 - share) / variance, 1.0), float(len(hits)))
-
-
-def _wilson(share: float, count: float) -> tuple[float, float]:
-    centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))

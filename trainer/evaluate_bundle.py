@@ -20,6 +20,7 @@ from searchforge.config import DEFAULT_MAX_PIXELS, Config
 from searchforge.encoder import IMAGE_SAVED_MODEL, TEXT_SAVED_MODEL, EncoderInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id
+from searchforge.intervals import median_interval, share_interval
 from searchforge.preprocessing import Preprocessing, RejectedInput
 from searchforge.workspace import Workspace
 from trainer import evaluate, report_html
@@ -167,14 +168,13 @@ def retrieval(ranks: evaluate.Ints, images: evaluate.Ints, gallery: int) -> Retr
       gallery: number of items that were ranked.
     """
     shares = {
-        f"r_at_{k}": _estimate(float((ranks <= k).mean()), evaluate.share_interval(ranks <= k, images))
-        for k in evaluate.KS
+        f"r_at_{k}": _estimate(float((ranks <= k).mean()), share_interval(ranks <= k, images)) for k in evaluate.KS
     }
     return Retrieval(
         queries=len(ranks),
         images=len(np.unique(images)),
         gallery=gallery,
-        median_rank=_estimate(float(np.median(ranks)), evaluate.median_interval(ranks, images)),
+        median_rank=_estimate(float(np.median(ranks)), median_interval(ranks, images)),
         **shares,
     )
 

@@ -15,7 +15,7 @@ class _Part(BaseModel):
 
 
 class Estimate(_Part):
-    """A measured value, and the 95 percent interval around it (see trainer.evaluate.share_interval)."""
+    """A measured value, and the 95 percent interval around it (see searchforge.intervals)."""
 
     value: float
     low: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ def _handle(request: dict[str, Any]) -> dict[str, Any]:
             return {"blocked": sys.modules["tensorflow"] is None}
         case "usage":
             raise UsageError("bad value 3, expected 4")
+        case "hang":
+            time.sleep(600)
+            return {}
         case "bug":
             raise ZeroDivisionError("a bug")
         case _:
@@ -57,6 +61,15 @@ def test_a_native_crash_names_the_signal() -> None:
         isolated.call(MODULE, {"op": "crash"})
     assert isinstance(error.value, isolated.ChildCrash)
     assert error.value.returncode == -signal.SIGSEGV
+
+
+def test_a_child_that_hangs_is_killed_in_time() -> None:
+    with isolated.Session(MODULE) as session:
+        pid = session.call({"op": "echo", "value": 0}, timeout=60)["pid"]
+        with pytest.raises(isolated.ChildCrash, match="did not answer within 0.5 s"):
+            session.call({"op": "hang"}, timeout=0.5)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_the_session_ends_its_process() -> None:

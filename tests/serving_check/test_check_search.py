@@ -63,8 +63,8 @@ def test_the_encoder_inside_a_searcher_is_the_one_that_was_packed_with_the_map(f
     path = folder.parents[2] / "images/00004.png"
     with Searcher(folder / "image_searcher.tflite") as searcher:
         assert searcher.timed_embed(str(path))[0] == pytest.approx(mapped(folder, encoder.image(images[4])), abs=1e-3)
-    with Searcher(folder / "image_searcher.tflite", encoder=bundle / "image_encoder.tflite") as searcher:
-        assert searcher.timed_embed(str(path))[0] == pytest.approx(encoder.image(images[4]), abs=1e-5)
+    with Searcher(folder / "image_searcher.tflite") as searcher:
+        assert searcher.timed_embed(str(path), bundle / "image_encoder.tflite")[0] == pytest.approx(encoder.image(images[4]), abs=1e-5)
 
 
 def test_a_large_photo_is_embedded_as_the_corpus_was(folder: Path, tmp_path: Path) -> None:
@@ -74,8 +74,9 @@ def test_a_large_photo_is_embedded_as_the_corpus_was(folder: Path, tmp_path: Pat
     Image.fromarray(pixels).save(tmp_path / "photo.png", compress_level=1)
     encoder, _, bundle = tiny_encoder()
     expected = encoder.image(Preprocessing.parse(PREPROCESSING).pixels((tmp_path / "photo.png").read_bytes(), 10**8))
-    with Searcher(folder / "image_searcher.tflite", encoder=bundle / "image_encoder.tflite") as searcher:
-        assert searcher.timed_embed(str(tmp_path / "photo.png"))[0] == pytest.approx(expected, abs=1e-5)
+    with Searcher(folder / "image_searcher.tflite") as searcher:
+        photo = str(tmp_path / "photo.png")
+        assert searcher.timed_embed(photo, bundle / "image_encoder.tflite")[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_queries_that_cannot_be_answered_say_why(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from searchforge.config import Config, load_config
 from searchforge.errors import JobError, UsageError
 from searchforge.workspace import Workspace
 from tests.tiny_bundle import write_bundle, write_colour_bundle
-from trainer.evaluate import image_ranks, median_interval, share_interval, text_ranks, text_to_image
+from trainer.evaluate import image_ranks, text_ranks, text_to_image
 from trainer.evaluate_bundle import choose_encoder, evaluate_bundle
 from trainer.report import EvaluationReport, summary
 
@@ -54,38 +54,6 @@ def test_embeddings_that_are_not_numbers_rank_last() -> None:
     texts = np.full((3, 3), np.nan, np.float32)
     assert text_ranks(texts, images, np.arange(3)).tolist() == [3, 3, 3]
     assert image_ranks(texts, images, np.arange(3)).tolist() == [3, 3, 3]
-
-
-def test_an_interval_covers_the_true_share_in_95_of_100_samples() -> None:
-    """Captions of one image agree: each image has its own chance of success."""
-    random = np.random.default_rng(0)
-    images, covered, samples = np.repeat(np.arange(200), 5), 0, 400
-    for _ in range(samples):
-        chances = np.repeat(random.beta(1.4, 0.6, 200), 5)  # 0.7 in the mean
-        low, high = share_interval(random.random(1000) < chances, images)
-        covered += low <= 0.7 <= high
-    assert 0.92 <= covered / samples <= 0.98
-
-
-def test_copies_of_a_caption_tell_nothing_more() -> None:
-    random = np.random.default_rng(0)
-    hits, images = random.random(80) < 0.6, np.arange(80)
-    assert share_interval(np.repeat(hits, 5), np.repeat(images, 5)) == pytest.approx(share_interval(hits, images))
-
-
-@pytest.mark.parametrize("count", [1, 2, 30])
-def test_success_in_every_query_is_no_certainty(count: int) -> None:
-    low, high = share_interval(np.ones(count, bool), np.arange(count))
-    assert high == 1.0
-    assert low == pytest.approx(count / (count + 1.959964**2))  # Wilson's interval where all succeed
-
-
-def test_the_median_lies_in_its_interval() -> None:
-    ranks = np.random.default_rng(0).geometric(0.1, 500)
-    low, high = median_interval(ranks, np.arange(500))
-    assert 1 <= low <= np.median(ranks) <= high <= 12
-    assert low < high
-    assert median_interval(np.array([4]), np.array([0])) == (4, 4)
 
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}

@@ -1,0 +1,43 @@
+"""Where an item's bytes lie, and reading them: a local file, an object of a bucket, or a part of an archive."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from searchforge.errors import SearchforgeError
+from searchforge.hashing import sha256_bytes
+from searchforge.storage import Storage, open_storage
+
+
+def read_source(uri: str, place: str, open_folder: Callable[[str], Storage]) -> bytes | None:
+    """Returns an item's bytes; None where they cannot be read.
+
+    Args:
+      uri, place: where the item was read, as of EmbeddingRecord.
+      open_folder: opens `/` or a bucket's URL; `functools.cache(open_storage)` makes one client for each bucket.
+    """
+    byte_range, _, file = place.partition("@")
+    offset, _, size = byte_range.partition("+")
+    if "://" in (file := file or uri):
+        scheme, _, rest = file.partition("://")
+        bucket, _, name = rest.partition("/")
+        folder = f"{scheme}://{bucket}"
+    else:
+        folder, name = "/", file.lstrip("/")
+    try:
+        return open_folder(folder).read(name, int(offset or 0), int(size) if size else None)
+    except (OSError, SearchforgeError):
+        return None
+
+
+class SourceReader:
+    """Reads items whose content is still the one that was embedded; makes one client for each bucket."""
+
+    def __init__(self) -> None:
+        self._open = functools.cache(open_storage)
+
+    def read(self, uri: str, place: str, content_hash: str) -> bytes | None:
+        """Returns the bytes; None where they cannot be read, or are others."""
+        data = read_source(uri, place, self._open)
+        return data if data is not None and sha256_bytes(data) == content_hash else None

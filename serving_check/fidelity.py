@@ -1,0 +1,111 @@
+"""Whether an index stands for its own corpus: every code for its vector, every centroid for its items, the encoder for
+the one that embedded the corpus.
+
+All three are seen in scores. Codes lie in a space of their own (the indexer may map it), but scores do not: for a query
+that the bundle's encoder embeds as q and the searcher's as q', the decoded code c of an item x is to give q'.c close to
+q.x. So an item's approximate scores, over many queries, must be nearer to its own exact scores than to those of other
+items; likewise a query's scores over many items. That holds for any quantizer that is of use, and fails where an item's
+code, id or partition is another's, or the encoder is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from serving_check.index_file import Index
+
+LIMIT = 0.5
+"""A squared error that is more than this share of the typical squared distance to others' scores is a fault."""
+
+_TIMES_MEDIAN, _LEAST_LIMIT = 20.0, 0.05
+"""An error that is so many times that of the other codes is a fault as well, but none below the second figure."""
+
+_OTHERS = 32
+"""Whose scores an item's are compared with."""
+
+_SLACK = 1e-3
+"""Of the squared scores themselves: equal items cannot be told apart, and need not be."""
+
+_ROWS = 16_384
+_SAMPLE = 4_096
+"""Items over which queries' scores are compared."""
+
+Matrix = npt.NDArray[np.float32]
+
+
+class Fidelity:
+    """Compares an index with the vectors that it was built from.
+
+    Args:
+      index: of the searcher.
+      vectors: [items, dim] float32, of the items in the order of the index.
+      exact, mapped: [m, dim] float32, queries as the bundle's encoder and as the searcher's own embed them.
+      seed: of the sample of others.
+    """
+
+    def __init__(self, index: Index, vectors: Matrix, exact: Matrix, mapped: Matrix, seed: int = 0) -> None:
+        self._index, self._vectors, self._exact, self._mapped = index, vectors, exact, mapped
+        self._random = np.random.default_rng(seed)
+
+    def codes(self) -> npt.NDArray[np.float32]:
+        """Returns [items], the relative error of each item's code; see `limit_of`."""
+        others = self._vectors[self._choice(len(self._vectors), _OTHERS)] @ self._exact.T
+        parts = [
+            _relative_errors(decoded @ self._mapped.T, vectors @ self._exact.T, others)
+            for decoded, vectors in self._chunks()
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def centroids(self) -> npt.NDArray[np.float32]:
+        """Returns [partitions], the relative error of each centroid against the mean of its items, at most LIMIT.
+
+        0 for a partition without items, and where there is one partition only: then the centroid chooses nothing.
+        """
+        sizes = self._index.partition_sizes
+        errors = np.zeros(len(sizes), np.float32)
+        filled = np.flatnonzero(sizes)
+        if len(sizes) < 2:
+            return errors
+        starts = (np.cumsum(sizes) - sizes)[filled]
+        means = np.add.reduceat(self._vectors, starts, axis=0) / sizes[filled, np.newaxis]
+        exact = means @ self._exact.T
+        others = exact[self._choice(len(filled), _OTHERS)]
+        errors[filled] = _relative_errors(self._index.centroids[filled] @ self._mapped.T, exact, others)
+        return errors
+
+    def queries(self) -> npt.NDArray[np.float32]:
+        """Returns [m], the relative error of each query's scores over a sample of items; see `limit_of`."""
+        items = np.sort(self._choice(len(self._vectors), _SAMPLE))
+        decoded = np.concatenate([self._index.decode(item, item + 1) for item in items])
+        exact = self._exact @ self._vectors[items].T
+        others = exact[self._choice(len(exact), _OTHERS)]
+        return _relative_errors(self._mapped @ decoded.T, exact, others)
+
+    def _chunks(self) -> Iterator[tuple[Matrix, Matrix]]:
+        for start in range(0, len(self._vectors), _ROWS):
+            end = min(start + _ROWS, len(self._vectors))
+            yield self._index.decode(start, end), self._vectors[start:end]
+
+    def _choice(self, total: int, count: int) -> npt.NDArray[np.int64]:
+        return self._random.choice(total, min(total, count), replace=False)
+
+
+def limit_of(errors: npt.NDArray[np.float32]) -> float:
+    """Returns what the relative error of a code, or of a query, may be: the better the others are, the less."""
+    return float(np.clip(_TIMES_MEDIAN * np.median(errors), _LEAST_LIMIT, LIMIT)) if len(errors) else LIMIT
+
+
+def _relative_errors(found: Matrix, expected: Matrix, others: Matrix) -> npt.NDArray[np.float32]:
+    """Returns [n]: the squared error of each row of `found`, relative to the median squared distance to other rows.
+
+    Args:
+      found, expected: [n, m]; others: [o, m], some rows that were expected.
+    """
+    own = ((found - expected) ** 2).sum(axis=1)
+    distances = (expected**2).sum(axis=1)[:, np.newaxis] - 2 * expected @ others.T + (others**2).sum(axis=1)
+    scale = np.median(distances, axis=1) + _SLACK * (expected**2).sum(axis=1) + np.finfo(np.float32).tiny
+    errors: npt.NDArray[np.float32] = np.where(np.isfinite(own), own / np.maximum(scale, 1e-30), np.inf)
+    return errors.astype(np.float32)
