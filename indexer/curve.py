@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer.parameters import Setting
+from searchforge.pareto import pareto
 
 CURVE, PICTURE = "tradeoff.json", "tradeoff.svg"
 """Files of a searcher."""
@@ -52,15 +53,6 @@ def _draw(points: Sequence[dict[str, Any]], chosen: Setting, path: Path) -> None
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
         figure.savefig(path, metadata={"Date": None})
-
-
-def pareto(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the points that no faster one beats in recall, ascending in both."""
-    front: list[dict[str, Any]] = []
-    for point in sorted(points, key=lambda point: (point["search_ms"], -point["recall_at_10"])):
-        if not front or point["recall_at_10"] > front[-1]["recall_at_10"]:
-            front.append(point)
-    return front
 
 
 def _column(points: Sequence[dict[str, Any]], name: str) -> list[float]:

@@ -179,10 +179,13 @@ def index(config: Config, as_json: bool, embeddings: str | None) -> None:
 def check(config: Config, as_json: bool, searcher: str | None) -> None:
     """Check a searcher with the Task Library, as a phone would run it."""
     from infra import api
-    from serving_check.check import summary
+    from searchforge.workspace import Workspace
+    from serving_check.check import PAGE
+    from serving_check.report import Report, summary
 
     report = api.check(config, searcher)
-    show(report, as_json, summary(report))
+    page = Workspace(config.workspace).url("checks", report["id"], PAGE)
+    show(report, as_json, f"{summary(Report.model_validate(report))}\n  report: {page}")
     api.require_passed(report)
 
 

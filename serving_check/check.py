@@ -21,12 +21,13 @@ from searchforge.manifest import Manifest
 from searchforge.progress import say
 from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from searchforge.workspace import Workspace
-from serving_check.corpus import load_corpus
+from serving_check.corpus import Corpus, load_corpus
 from serving_check.examination import Examination, Kind, Subject
 from serving_check.gates import Gate, at_least, at_most
 from serving_check.live import LiveRelease, compare_live, live_gates
 from serving_check.queries import PROBES, Queries, caption_queries, held_out, image_queries, probe_images, text_queries
 from serving_check.report import REPORT_VERSION, CorpusCounts, LiveComparison, Report
+from serving_check.report_html import render
 
 PAGE = "report.html"
 
@@ -123,6 +124,7 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
             },
             seconds={**seconds, "total": sum(seconds.values())},
         )
+        (staging.path / PAGE).write_text(render(report, _pictures(corpus)), encoding="utf-8")
         content = report.model_dump(mode="json")
         staging.commit(content)
     return content
@@ -207,6 +209,10 @@ def _why_unmeasured(name: str, figures: dict[str, Any]) -> str:
 
 def _counts(manifest: Manifest) -> CorpusCounts:
     return CorpusCounts(**{name: getattr(manifest, name) for name in CorpusCounts.model_fields})
+
+
+def _pictures(corpus: Corpus) -> Any:
+    return lambda id: corpus.read(corpus.row_of[id]) if id in corpus.row_of and not corpus.texts else None
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""Training curves are read back by those who will read them: TensorBoard, an image library and an XML parser."""
+"""Training curves are read back by those who will read them: TensorBoard and an image library."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -34,21 +33,3 @@ def test_the_picture_is_a_png_with_the_line_in_it(tmp_path: Path) -> None:
         assert image.format == "PNG"
         colours = {colour for _, colour in image.convert("RGB").getcolors(2**24)}
     assert (0x3B, 0x82, 0xD0) in colours
-
-
-def test_svgs_are_xml_without_scripts_or_links_that_lead_out() -> None:
-    drawn = curves.svgs(HISTORY)
-    assert list(drawn) == ["Loss", "Learning rate", "Temperature"]
-    for text in drawn.values():
-        root = ElementTree.fromstring(text)
-        assert root.tag == "{http://www.w3.org/2000/svg}svg"
-        for element in root.iter():
-            assert not element.tag.endswith(("script", "image", "foreignObject"))
-            assert element.get("{http://www.w3.org/1999/xlink}href", "#").startswith("#")
-        assert "epoch" in {element.text for element in root.iter()}  # as text, in the colour of the page
-    assert curves.svgs(HISTORY) == drawn
-
-
-def test_one_epoch_is_drawn_and_none_is_not() -> None:
-    assert list(curves.svgs([{"epoch": 1, "loss": 2.0}])) == ["Loss"]
-    assert curves.svgs([]) == {}

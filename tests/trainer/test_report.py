@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from searchforge.encoder import EncoderInfo
+from tests.html_page import HOSTILE, LONG, Page
 from trainer.report import (
     Estimate,
     EvaluationReport,
@@ -24,46 +24,6 @@ from trainer.report import (
     summary,
 )
 from trainer.report_html import render
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</bdi></div><img src=x onerror=alert(1)>",
-    "\" onmouseover=\"alert(1)' style='x",
-    "</style><svg onload=alert(1)>",
-    "&lt;b&gt; <!-- ]]> -->",
-    "كلب يجري على الشاطئ \u202e evil",
-    "👩‍👩‍👧‍👦 犬が浜辺を走る",
-    "{report} %s {{x}}",
-]
-LONG = "very long " * 1000
-VOID = {"meta", "img", "br"}
-
-
-class _Page(HTMLParser):
-    """Collects tags and text, and insists that every element is closed in its place."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open and self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def _report(texts: list[str], training: dict[str, Any] | None = None) -> EvaluationReport:
@@ -109,44 +69,35 @@ def _report(texts: list[str], training: dict[str, Any] | None = None) -> Evaluat
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_text_stays_text(text: str) -> None:
-    page = _Page(render(_report([text], {"forms": {"forms": {text: {"error": text}}}}), {}))
+    forms = {"forms": {"forms": {text: {"error": text}}}}
+    page = Page(render(_report([text], forms), {}))
+    page.assert_harmless()
     assert page.text.count(text) >= 6  # shown as it is
-    tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "svg", "iframe", "object", "embed", "base", "form", "link"}
-    for tag, attributes in page.tags:
-        assert not [name for name in attributes if name.startswith("on")], tag
-        assert not attributes.keys() & {"href", "srcset", "action"}
+    assert page.shape == Page(render(_report(["a"], {"forms": {"forms": {"a": {"error": "a"}}}}), {})).shape
 
 
 def test_nothing_is_loaded_and_no_script_may_run(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (300, 200), "red").save(path)
     history = [{"epoch": 1, "loss": 2.0, "learning_rate": 0.1}, {"epoch": 2, "loss": 1.0, "learning_rate": 0.1}]
-    page = _Page(render(_report(["a"], {"history": history}), {"a": path}))
-    policies = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies and "default-src 'none'" in str(policies[0]) and "script-src" not in str(policies[0])
-    sources = [str(attributes["src"]) for _, attributes in page.tags if "src" in attributes]
-    assert len(sources) == 2  # the own image, and it among the hits; the other one is unknown
-    for source in sources:
-        kind, _, data = source.partition(",")
-        assert kind == "data:image/jpeg;base64"
-        with Image.open(io.BytesIO(base64.b64decode(data))) as thumbnail:
-            assert max(thumbnail.size) <= 200 and len(data) < 20_000
+    page = Page(render(_report(["a"], {"history": history}), {"a": path}))
+    page.assert_harmless()
+    (picture,) = page.style.split("url(data:image/jpeg;base64,")[1:]  # once, however often it is shown
+    data = base64.b64decode(picture.partition(")")[0])
+    with Image.open(io.BytesIO(data)) as thumbnail:
+        assert max(thumbnail.size) <= 200 and len(data) < 20_000
     assert [tag for tag, _ in page.tags].count("svg") == 2
-    assert not any(tag == "script" for tag, _ in page.tags)
-    links = [str(attributes["xlink:href"]) for _, attributes in page.tags if "xlink:href" in attributes]
-    assert all(link.startswith("#") for link in links)
 
 
 def test_a_picture_that_cannot_be_read_is_an_empty_frame(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"not an image")
-    page = _Page(render(_report(["a"]), {"a": tmp_path / "a"}))
-    frames = [attributes.get("aria-label") for _, attributes in page.tags if attributes.get("class") == "empty"]
+    page = Page(render(_report(["a"]), {"a": tmp_path / "a"}))
+    frames = [found.get("aria-label") for _, found in page.tags if "empty" in str(found.get("class")).split()]
     assert frames == ["a", "other", "a"]
 
 
 def test_a_long_text_is_folded_but_whole() -> None:
-    page = _Page(render(_report([LONG]), {}))
+    page = Page(render(_report([LONG]), {}))
     assert LONG in page.text and "(10,000 characters)" in page.text
     assert ("details", {}) in page.tags
 
@@ -162,7 +113,7 @@ def test_the_figures_are_there_with_their_gallery() -> None:
         "float32": {"error": "x"},
     }
     forms = {"queries": 100, "gallery": 1000, "tensorflow": 0.71, "forms": compared}
-    text = _Page(render(_report(["a"], {"forms": forms}), {})).text
+    text = Page(render(_report(["a"], {"forms": forms}), {})).text
     assert "70.0 of 100 captions find their own image among the first 10 of 1,000 images" in text
     assert "(65.0 to 75.0)" in text and "gallery of 1,000" in text
     assert "23.0" in text and "3.9" in text
@@ -170,7 +121,7 @@ def test_the_figures_are_there_with_their_gallery() -> None:
 
 
 def test_many_categories_are_counted_where_they_are_not_shown() -> None:
-    text = _Page(render(_report([f"kind {i}" for i in range(130)]), {})).text
+    text = Page(render(_report([f"kind {i}" for i in range(130)]), {})).text
     assert "and 30 more categories, see report.json" in text
 
 

@@ -1,0 +1,19 @@
+"""Which of many settings are worth showing: those that no faster one beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def pareto(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the points that no faster one beats in recall, ascending in both.
+
+    Args:
+      points: of the tuner, each with `search_ms` and `recall_at_10`.
+    """
+    front: list[dict[str, Any]] = []
+    for point in sorted(points, key=lambda point: (point["search_ms"], -point["recall_at_10"])):
+        if not front or point["recall_at_10"] > front[-1]["recall_at_10"]:
+            front.append(point)
+    return front

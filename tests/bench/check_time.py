@@ -1,0 +1,53 @@
+"""How long the check of a searcher takes, by step, and how much memory.
+
+    python -m tests.bench.check_time --workspace bench --searcher ID --captions captions.json --images photos/
+
+Each check runs in a process of its own; prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import click
+
+
+def check_once(workspace: str, searcher: str, captions: str, images: str, seed: int) -> dict[str, Any]:
+    """Checks with a seed of its own, as an equal check that passed would not be repeated."""
+    from searchforge.config import load_config
+    from serving_check.check import check
+
+    values = {"workspace": workspace, "data.captions": captions, "data.images": images, "check.seed": seed}
+    report = check(load_config(None, values), searcher)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"passed": report["passed"], "images": report["figures"]["images"], "peak": peak, **report["seconds"]}
+
+
+@click.command()
+@click.option("--workspace", required=True)
+@click.option("--searcher", "searchers", multiple=True, required=True)
+@click.option("--captions", required=True)
+@click.option("--images", required=True)
+@click.option("--rounds", default=3)
+def main(workspace: str, searchers: Sequence[str], captions: str, images: str, rounds: int) -> None:
+    """Checks each searcher in turns."""
+    runs: dict[str, list[dict[str, Any]]] = {searcher: [] for searcher in searchers}
+    for seed in range(rounds):
+        for searcher, done in runs.items():
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                done.append(pool.submit(check_once, workspace, searcher, captions, images, seed).result())
+    medians = {
+        searcher: {key: statistics.median(run[key] for run in done) for key in done[0]}
+        for searcher, done in runs.items()
+    }
+    click.echo(json.dumps(medians, indent=2))
+
+
+if __name__ == "__main__":
+    main()

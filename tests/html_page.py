@@ -1,0 +1,79 @@
+"""What tests of HTML reports share: texts that nobody wishes for, and a parser that holds pages to their promises."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</bdi></div><img src=x onerror=alert(1)>",
+    "\" onmouseover=\"alert(1)' style='x",
+    "</style><svg onload=alert(1)>",
+    "&lt;b&gt; <!-- ]]> -->",
+    "كلب يجري على الشاطئ \u202e evil",
+    "👩‍👩‍👧‍👦 犬が浜辺を走る",
+    "{report} %s {{x}}",
+    "$\\frac{1}{$",
+]
+LONG = "very long " * 1000
+
+_VOID = {"meta", "img", "br"}
+_NEVER = {"script", "iframe", "object", "embed", "base", "form", "link", "foreignobject"}
+_LOADING = {"src", "href", "xlink:href", "srcset", "action", "data", "poster", "background"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and insists that every element is closed in its place.
+
+    Attributes:
+      tags: every element's name and attributes, in order.
+      text: of the body and the title.
+      style: of all `<style>` elements.
+    """
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.style = ""
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice"
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open and self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "style":
+            self.style += data
+        else:
+            self.text += data
+
+    @property
+    def shape(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Every element with the names of its attributes: what foreign text must not change."""
+        return [(tag, tuple(attributes)) for tag, attributes in self.tags]
+
+    def assert_harmless(self) -> None:
+        """Asserts that nothing runs and nothing is loaded: by the page's own policy, and by what is in it."""
+        policies = [a["content"] for _, a in self.tags if a.get("http-equiv") == "Content-Security-Policy"]
+        assert len(policies) == 1
+        assert "default-src 'none'" in str(policies[0]) and "script-src" not in str(policies[0])
+        for tag, attributes in self.tags:
+            assert tag not in _NEVER
+            assert not [name for name in attributes if name.startswith("on")], tag
+            for name in attributes.keys() & _LOADING:
+                assert str(attributes[name]).startswith(("#", "data:image/jpeg;base64,")), (tag, name)
+        loaded = self.style.split("url(")[1:]
+        assert all(place.startswith("data:image/jpeg;base64,") for place in loaded)
+        assert "@import" not in self.style
