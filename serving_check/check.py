@@ -125,7 +125,7 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
             seconds={**seconds, "total": sum(seconds.values())},
         )
         (staging.path / PAGE).write_text(render(report, _pictures(corpus)), encoding="utf-8")
-        content = report.model_dump(mode="json")
+        content = json.loads(report.model_dump_json())  # in which null stands for what is no number
         staging.commit(content)
     return content
 

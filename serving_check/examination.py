@@ -169,7 +169,7 @@ class Examination:
             try:
                 metadata = json.loads(text)
                 id = str(metadata["id"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 shown = text[:80].decode(errors="replace")
                 faults["item_metadata"].append(f"metadata of an item is {shown!r}, expected a JSON object with an id")
                 continue

@@ -101,11 +101,15 @@ def limit_of(errors: npt.NDArray[np.float32]) -> float:
 def _relative_errors(found: Matrix, expected: Matrix, others: Matrix) -> npt.NDArray[np.float32]:
     """Returns [n]: the squared error of each row of `found`, relative to the median squared distance to other rows.
 
+    Or to the row's own square where that is less: what is near nothing is near to no row.
+
     Args:
       found, expected: [n, m]; others: [o, m], some rows that were expected.
     """
     own = ((found - expected) ** 2).sum(axis=1)
-    distances = (expected**2).sum(axis=1)[:, np.newaxis] - 2 * expected @ others.T + (others**2).sum(axis=1)
-    scale = np.median(distances, axis=1) + _SLACK * (expected**2).sum(axis=1) + np.finfo(np.float32).tiny
-    errors: npt.NDArray[np.float32] = np.where(np.isfinite(own), own / np.maximum(scale, 1e-30), np.inf)
-    return errors.astype(np.float32)
+    square = (expected**2).sum(axis=1)
+    distances = square[:, np.newaxis] - 2 * expected @ others.T + (others**2).sum(axis=1)
+    scale = np.maximum(np.minimum(np.median(distances, axis=1), square) + _SLACK * square, np.finfo(np.float32).tiny)
+    with np.errstate(all="ignore"):  # what overflows is no number, and so an error
+        errors: npt.NDArray[np.float32] = np.where(np.isfinite(own), own / scale, np.inf).astype(np.float32)
+    return errors

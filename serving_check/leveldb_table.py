@@ -32,9 +32,14 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
         offset, size, position = _handle(footer, 0)
         _block(table, offset, size)  # the metaindex: nothing is in it, but it must be whole
         offset, size, _ = _handle(footer, position)
+        last: bytes | None = None
         for _, handle in _entries(_block(table, offset, size)):
             offset, size, _ = _handle(handle, 0)
-            yield from _entries(_block(table, offset, size))
+            for key, value in _entries(_block(table, offset, size)):
+                if last is not None and key <= last:  # a reader that looks a key up would not find it
+                    raise ValueError(f"damaged LevelDB table: key {key[:40]!r} comes after {last[:40]!r}")
+                yield key, value
+                last = key
     except (IndexError, struct.error) as error:
         raise ValueError(f"damaged LevelDB table: {error}") from None
 
@@ -50,7 +55,10 @@ def _block(table: bytes, offset: int, size: int) -> bytes:
     import pyarrow
 
     length, _ = read_varint(block, 0)
-    plain: bytes = pyarrow.decompress(block, decompressed_size=length, codec="snappy", asbytes=True)
+    try:
+        plain: bytes = pyarrow.decompress(block, decompressed_size=length, codec="snappy", asbytes=True)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"damaged LevelDB table: the block at byte {offset} does not decompress: {error}") from None
     return plain
 
 

@@ -67,7 +67,7 @@ def compare_live(
         held = _ids(live.folder / TEXT_SEARCHER)
         with Searcher(candidate / TEXT_SEARCHER) as ours, Searcher(live.folder / TEXT_SEARCHER) as theirs:
             asked = [_ask(i, text, (ours, theirs)) for i, (text, _) in enumerate(texts)]
-    except (OSError, ValueError, SearchforgeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SearchforgeError) as error:
         reason = str(error).partition("\n")[0]
         return _comparison(live, figures, note=f"the live release could not be asked: {reason}")
     hits = [tuple([hit.id for hit in found] for found, _ in pair) for pair in asked]

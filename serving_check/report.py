@@ -15,7 +15,7 @@ Figure = float | int | str | None
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
 
 class Histogram(_Part):
@@ -31,10 +31,10 @@ class Histogram(_Part):
 
 
 class FoundItem(_Part):
-    """An item of the corpus, and its score (the dot product) for a query."""
+    """An item of the corpus, and its score (the dot product) for a query; None where that is no number."""
 
     id: str
-    score: float
+    score: float | None
 
 
 class Example(_Part):

@@ -211,9 +211,13 @@ def _item(item: FoundItem, thumbnails: Thumbnails, own: str, off: bool, place: s
         else f"<div class=id>{text(item.id, fold=False)}</div>"
     )
     return (
-        f'<figure class="{kinds}">{picture}<figcaption title="{attribute(item.id)}">{place}{item.score:.3f}'
+        f'<figure class="{kinds}">{picture}<figcaption title="{attribute(item.id)}">{place}{_score(item)}'
         "</figcaption></figure>"
     )
+
+
+def _score(item: FoundItem) -> str:
+    return "no number" if item.score is None else f"{item.score:.3f}"
 
 
 def _charts(report: Report) -> str:

@@ -130,7 +130,7 @@ def _hit(found: dict[str, Any]) -> Hit:
     try:
         metadata = json.loads(found["metadata"])
         return Hit(id=metadata.pop("id"), score=-found["distance"], metadata=metadata)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise JobError(
             f"metadata of a hit is {found['metadata'][:80]!r}, expected a JSON object with an id; build the index again"
         ) from None

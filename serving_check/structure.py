@@ -91,7 +91,7 @@ def user_info_faults(user_info: bytes, build: Mapping[str, Any], manifest: Manif
         found = {
             key: info[key] for key in ("searcher", "embeddings", "encoder", "fingerprint", "images", "preprocessing")
         }
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         shown = user_info[:80].decode(errors="replace")
         return [f"USER_INFO is {shown!r}, expected JSON with searcher, embeddings, encoder, fingerprint and images"]
     expected = {
