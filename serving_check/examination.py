@@ -331,10 +331,10 @@ class Examination:
             for name in ("codes", "partitions"):
                 self._faults[name].append("not verified: not every item of the index is known, or no searcher answers")
         gates = [no_faults(name, self._faults[name], found) for name, found in self._found.items()]
-        for kind, what in (("text", "texts_find_themselves"), ("image", "images_find_themselves")):
-            if (kind == "text") == bool(self._subject.corpus.texts) and len(self._asked[kind]):  # type: ignore[index]
-                share = self.figures.get(f"{_PREFIX[kind]}own_or_equal_at_10")  # type: ignore[index]
-                gates.append(at_least(what, share, MIN_SELF_HITS))
+        kind: Kind = "text" if self._subject.corpus.texts else "image"
+        if self._asked.get(kind):
+            share = self.figures.get(f"{_PREFIX[kind]}own_or_equal_at_{measure.K}")
+            gates.append(at_least(f"{kind}s_find_themselves", share, MIN_SELF_HITS))
         return gates
 
 
