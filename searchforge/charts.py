@@ -37,7 +37,12 @@ CURVES = {
 History = Sequence[Mapping[str, Any]]
 """One mapping an epoch: `epoch` (from 1), the mean `loss`, and any other of CURVES at the epoch's end."""
 
-_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "text.parse_math": False}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,
+}
 _NOTHING = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -67,7 +67,11 @@ def attribute(value: object) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting as foreign text."""
+    """A setting as foreign text; a dash where it has no value."""
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        value = [f"{key}: {one}" for key, one in value.items()]
     return text(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value)
 
 
@@ -84,7 +88,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -
     """
     head = "".join(f"<th>{head}</th>" for head in heads)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    start = f"<table class={kind}>" if kind else "<table>"
+    start = f'<table class="{kind}">' if kind else "<table>"
     thead = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
     return f"<div class=scroll>{start}{thead}<tbody>{body}</tbody></table></div>"
 
@@ -191,7 +195,9 @@ code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .9rem .4rem 0; border-bottom: 1px solid var(--line); }
 td { overflow-wrap: anywhere; min-width: 4rem; }
-.figures th + th, .figures td + td { text-align: right; padding: .4rem 0 .4rem .9rem; }
+.figures th + th, .figures td + td { text-align: right; padding: .4rem 0 .4rem .9rem;
+  white-space: nowrap; min-width: 0; }
+.figures td:first-child { min-width: 8rem; }
 article { margin: .75rem 0; overflow-wrap: anywhere; }
 .picture { display: block; aspect-ratio: 1; border-radius: .35rem; background: var(--line) center / cover; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: 1rem; }

@@ -21,7 +21,7 @@ from searchforge.progress import say
 from serving_check import measure, structure
 from serving_check.corpus import Corpus, metadata_digest
 from serving_check.examples import choose_examples
-from serving_check.fidelity import LIMIT, Fidelity, limit_of
+from serving_check.fidelity import Fidelity, centroid_limit, limit_of
 from serving_check.gates import Gate, at_least, no_faults
 from serving_check.hostile import ask_hostile
 from serving_check.index_file import Index, read_index, require_parameters
@@ -288,7 +288,7 @@ class Examination:
                 f"{len(wrong_items)} of {len(errors)} codes do not stand for their item, such as that of {id!r}"
             )
         errors = fidelity.centroids()
-        if len(wrong_centroids := np.flatnonzero(~(errors <= LIMIT))):
+        if len(wrong_centroids := np.flatnonzero(~(errors <= centroid_limit(errors)))):
             self._faults["partitions"].append(
                 f"{len(wrong_centroids)} of {len(errors)} centroids are not near the items of their partition, such as "
                 f"that of partition {wrong_centroids[0]}"

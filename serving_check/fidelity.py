@@ -18,10 +18,7 @@ import numpy.typing as npt
 from serving_check.index_file import Index
 
 LIMIT = 0.5
-"""A squared error that is more than this share of the typical squared distance to others' scores is a fault."""
-
-_TIMES_MEDIAN, _LEAST_LIMIT = 20.0, 0.05
-"""An error that is so many times that of the other codes is a fault as well, but none below the second figure."""
+"""Where half of the squared errors exceed this share of the typical squared distance to others, all are faults."""
 
 _OTHERS = 32
 """Whose scores an item's are compared with."""
@@ -60,7 +57,7 @@ class Fidelity:
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     def centroids(self) -> npt.NDArray[np.float32]:
-        """Returns [partitions], the relative error of each centroid against the mean of its items, at most LIMIT.
+        """Returns [partitions], the relative error of each centroid against the mean of its items.
 
         0 for a partition without items, and where there is one partition only: then the centroid chooses nothing.
         """
@@ -93,9 +90,18 @@ class Fidelity:
         return self._random.choice(total, min(total, count), replace=False)
 
 
-def limit_of(errors: npt.NDArray[np.float32]) -> float:
-    """Returns what the relative error of a code, or of a query, may be: the better the others are, the less."""
-    return float(np.clip(_TIMES_MEDIAN * np.median(errors), _LEAST_LIMIT, LIMIT)) if len(errors) else LIMIT
+def limit_of(errors: npt.NDArray[np.float32], least: float = 0.05, times_median: float = 30.0) -> float:
+    """Returns what the relative error of a code or of a query may be: the better the others are, the less.
+
+    Where codes are of a byte or two, single ones may be far off though most are not.
+    """
+    median = float(np.median(errors)) if len(errors) else 0.0
+    return max(least, times_median * median) if median <= LIMIT else LIMIT
+
+
+def centroid_limit(errors: npt.NDArray[np.float32]) -> float:
+    """Returns what the relative error of a centroid may be: it was made of other items than are in its partition."""
+    return limit_of(errors, LIMIT, 4.0)
 
 
 def _relative_errors(found: Matrix, expected: Matrix, others: Matrix) -> npt.NDArray[np.float32]:

@@ -88,12 +88,12 @@ def size(value: float) -> str:
     for unit, scale, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
         if abs(value) >= scale:
             return f"{value / scale:.{digits}f}\N{NO-BREAK SPACE}{unit}"
-    return f"{value:.4g}\N{NO-BREAK SPACE}B"
+    return f"{value:.3g}\N{NO-BREAK SPACE}B"
 
 
 def percent(value: float) -> str:
-    """Returns a share in percent."""
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+    """Returns a share in percent; a very small one keeps a digit."""
+    return f"{100 * value:{'.1g' if 0 < abs(value) < 0.001 else '.1f'}}\N{NO-BREAK SPACE}%"
 
 
 def higher_is_better(name: str) -> bool | None:

@@ -64,7 +64,9 @@ def test_the_encoder_inside_a_searcher_is_the_one_that_was_packed_with_the_map(f
     with Searcher(folder / "image_searcher.tflite") as searcher:
         assert searcher.timed_embed(str(path))[0] == pytest.approx(mapped(folder, encoder.image(images[4])), abs=1e-3)
     with Searcher(folder / "image_searcher.tflite") as searcher:
-        assert searcher.timed_embed(str(path), bundle / "image_encoder.tflite")[0] == pytest.approx(encoder.image(images[4]), abs=1e-5)
+        assert searcher.timed_embed(str(path), bundle / "image_encoder.tflite")[0] == pytest.approx(
+            encoder.image(images[4]), abs=1e-5
+        )
 
 
 def test_a_large_photo_is_embedded_as_the_corpus_was(folder: Path, tmp_path: Path) -> None:

@@ -30,9 +30,14 @@ def test_foreign_text_stays_text(text: str) -> None:
 
 def test_the_verdict_and_failed_gates_come_first() -> None:
     good, bad = (Page(render(sample(failed=failed), lambda id: None)).text for failed in (False, True))
-    assert "All 5 gates are passed: it may ship." in good and "must not ship" not in good
-    assert "3 of 5 gates failed, so it must not ship." in bad
-    assert bad.index("must not ship") < bad.index("Gates") < bad.index("live_latency_p50_ms") < bad.index("every item")
+    assert "This searcher may ship: all 5 gates passed." in good and "must not ship" not in good
+    assert "This searcher must not ship. 3 of 5 gates failed" in bad
+    assert (
+        bad.index("must not ship")
+        < bad.index("live_latency_p50_ms")
+        < bad.index("every item")
+        < bad.index("Main figures")
+    )
     assert "at least 0.9 demanded: 0.1 too low" in bad
 
 
@@ -41,28 +46,36 @@ def test_pictures_are_embedded_once_and_missing_ones_are_named() -> None:
     page = Page(render(sample(), pictures.get))
     page.assert_harmless()
     assert len(page.style.split("url(data:image/jpeg;base64,")) == 3
-    assert page.text.count("a dog2") >= 1
+    labels = [str(attributes.get("aria-label")) for _, attributes in page.tags]
+    assert "a dog2" in page.text or any("a dog2" in label for label in labels)
 
 
 def test_what_the_searcher_missed_is_shown() -> None:
     text = Page(render(sample(), lambda id: None)).text
-    assert "80 of 100 exact answers returned" in text
-    missed = text[text.index("Missed of the exact ten") :]
-    assert "a dog10" in missed and "a dog11" in missed
+    assert "recall@10" in text
+    assert "a dog10missed9 0.800" in text and "a dog11missed10 0.790" in text
+    assert "a dog1extra2 0.890" in text
 
 
 def test_figures_have_units_and_intervals() -> None:
     text = Page(render(sample(), lambda id: None)).text.replace("\N{NO-BREAK SPACE}", " ")
-    for expected in ("95.0 %", "93.0 to 97.0 %", "5.10 ms", "32.4 MB", "87", "8.7 of the live release's first ten"):
+    for expected in ("95.0 %", "93.0 to 97.0 %", "5.10 ms", "32.4 MB", "overlap by 87.0 %", "+1.0 points better"):
         assert expected in text, expected
 
 
 def test_parts_that_are_missing_are_left_out() -> None:
     bare = sample(examples=(), latency={}, sizes={}, hostile=(), training={}, tradeoff=None, live=None, figures={})
     page = Page(render(bare, lambda id: None))
-    for heading in ("Examples", "Size", "Hostile", "Training", "Beside the live release", "Speed and recall"):
+    for heading in (
+        "Example queries",
+        "What the files",
+        "Hostile",
+        "Training of",
+        "Beside the live",
+        "What the tuner saw",
+    ):
         assert heading not in page.text
-    assert "Gates" in page.text and "Provenance" in page.text
+    assert "5 gates passed" in page.text and "Provenance" in page.text
 
 
 def test_a_long_text_is_folded_but_whole() -> None:
