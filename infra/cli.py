@@ -248,6 +248,23 @@ def search(config: Config, as_json: bool, query: str, count: int, release: str |
 
 
 @main.command()
+@_options(*_PUBLISH)
+@click.option("--release", "served", multiple=True, help="As of `search`; repeated: side by side.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Of 127.0.0.1; 0: any.")
+@click.option("--workers", type=click.IntRange(1), help="Queries answered at once; default: one a core.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
+@reports_errors
+@config_options
+def serve(
+    config: Config, as_json: bool, served: tuple[str, ...], port: int, workers: int | None, open_page: bool
+) -> None:
+    """Serve a web page for trying a release, or comparing several, on this machine."""
+    from infra.serve.server import serve as serve_releases
+
+    serve_releases(config, served, port, workers, open_page, as_json)
+
+
+@main.command()
 @click.option("--scenes", type=click.IntRange(100), default=2400, show_default=True, help="Images to draw.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @reports_errors

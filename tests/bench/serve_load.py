@@ -1,0 +1,121 @@
+"""`searchforge serve` under load, over a published release; prints JSON.
+
+python -m tests.bench.serve_load --workspace W --captions C.json [--clients 1 --clients 16 ...] [--seconds 10]
+
+The server is a process of its own; the clients are this one. Every client asks again as soon as it has its answer.
+`distinct` queries are all different, so that each goes through the Task Library; `repeated` ones are a few in turns,
+which the server keeps the answers of. Both are measured in the same run, for each number of clients. `lost` counts
+requests that got neither an answer to their own query nor a 503; `refused` counts the 503s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+
+REPEATED = 20
+"""Queries that the repeated ones are taken from."""
+
+TIMEOUT = aiohttp.ClientTimeout(total=60)
+
+
+@click.command()
+@click.option("--workspace", required=True, help="With a release.")
+@click.option("--release", help="Id; default: the live one.")
+@click.option("--captions", required=True, help="COCO captions: the queries.")
+@click.option("--clients", multiple=True, type=int, default=(1, 16, 64, 512), show_default=True)
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Of each measurement.")
+def main(workspace: str, release: str | None, captions: str, clients: tuple[int, ...], seconds: float) -> None:
+    texts = [entry["caption"] for entry in json.loads(Path(captions).read_text())["annotations"]]
+    command = [sys.executable, "-m", "infra", "serve", "--workspace", workspace, "--port", "0", "--json"]
+    server = subprocess.Popen(
+        [*command, *(("--release", release) if release else ())], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout
+        started = json.loads(server.stdout.readline())
+        measured = asyncio.run(_measure(started["url"], _distinct(texts), texts[:REPEATED], clients, seconds))
+    finally:
+        server.terminate()
+        server.wait()
+    figures = {"release": started["releases"][0], "cores": len(os.sched_getaffinity(0)), "exit_code": server.returncode}
+    print(json.dumps({**figures, "measured": measured}, indent=2))
+
+
+def _distinct(texts: list[str]) -> Iterator[str]:
+    """Yields texts that never come twice."""
+    return (f"{text} {turn}" if turn else text for turn in itertools.count() for text in dict.fromkeys(texts))
+
+
+async def _measure(
+    url: str, distinct: Iterator[str], repeated: list[str], clients: tuple[int, ...], seconds: float
+) -> list[dict[str, Any]]:
+    measured = []
+    async with aiohttp.ClientSession(timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=0)) as session:
+        await _load(session, url, itertools.cycle(repeated), 4, 2.0)  # connections, imports, the answers that are kept
+        for count in clients:
+            for kind, queries in (("distinct", distinct), ("repeated", itertools.cycle(repeated))):
+                figures = await _load(session, url, queries, count, seconds)
+                measured.append({"clients": count, "queries": kind, **figures})
+    return measured
+
+
+async def _load(
+    session: aiohttp.ClientSession, url: str, queries: Iterator[str], clients: int, seconds: float
+) -> dict[str, Any]:
+    """Asks from `clients` clients for `seconds`; returns figures."""
+    milliseconds: list[float] = []
+    inside: list[float] = []
+    outcomes: Counter[str] = Counter()
+    start = time.perf_counter()
+
+    async def client() -> None:
+        while time.perf_counter() - start < seconds:
+            query = next(queries)
+            sent = time.perf_counter()
+            try:
+                async with session.get(f"{url}search", params={"q": query}) as response:
+                    content = await response.json()
+            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+                outcomes[type(error).__name__] += 1
+                continue
+            if response.status == 503:
+                outcomes["refused"] += 1
+                await asyncio.sleep(float(response.headers["Retry-After"]))
+            elif response.status == 200 and content["query"] == query.strip() and content["hits"]:
+                outcomes["answered"] += 1
+                milliseconds.append((time.perf_counter() - sent) * 1e3)
+                inside.append(content["milliseconds"])
+            else:
+                outcomes[f"status {response.status}"] += 1
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    elapsed = time.perf_counter() - start
+    cuts = statistics.quantiles(milliseconds, n=100)
+    return {
+        "requests_per_second": round(outcomes["answered"] / elapsed, 1),
+        "p50_ms": round(cuts[49], 2),
+        "p99_ms": round(cuts[98], 2),
+        "task_library_p50_ms": round(statistics.median(inside), 2),
+        "answered": outcomes.pop("answered"),
+        "refused": outcomes.pop("refused", 0),
+        "lost": sum(outcomes.values()),
+        "outcomes": dict(outcomes),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Two small releases over photos with metadata, and `searchforge serve` over them as a process.
+
+Run as a script, this module serves with a short queue: `python -m tests.infra.serve_world WORKSPACE WORKERS WAITING`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from indexer.build import build_index
+from searchforge.config import load_config
+from searchforge.workspace import Workspace
+from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
+
+ROOT = Path(__file__).parent.parent.parent
+COUNT = 120
+HALF = COUNT // 2
+HOSTILE_ID = "<img src=x onerror=document.title='harm'>"
+HOSTILE_TEXT = "</bdi><script>document.title='harm'</script><b onmouseover=document.title='harm'>bold</b>"
+HOSTILE = 7
+"""The image whose id and metadata try to become part of the page."""
+
+END_SECONDS = 60
+
+
+def make_world(root: Path) -> Path:
+    """Commits releases `all` (live; 120 images) and `half` (the first 60); returns the workspace's folder.
+
+    Item i has id `<i>.png`, answers the query `w<i>`, and has metadata number, parity, tags and, at HOSTILE, more.
+    """
+    corpus = make_corpus(root, COUNT)
+    records = []
+    for number, record in enumerate(corpus.records):
+        metadata: dict[str, Any] = {"number": number, "parity": "odd" if number % 2 else "even", "tags": ["a", number]}
+        id = record.id
+        if number == HOSTILE:
+            id, metadata["caption"] = HOSTILE_ID, HOSTILE_TEXT
+        records.append(dataclasses.replace(record, id=id, metadata=metadata))
+    for name, part in (("half", records[:HALF]), ("all", records)):
+        commit_embeddings(corpus.workspace, part, id=f"photos-{name}")
+        _publish(corpus.workspace, name, build_index(corpus.config, f"photos-{name}"))
+    return Path(corpus.workspace.root)
+
+
+def _publish(workspace: Workspace, id: str, build: dict[str, Any]) -> None:
+    """Commits a release as infra.releases does, of a searcher that nobody checked, and makes it live."""
+    folder = workspace.local("searchers", build["id"])
+    with workspace.create("releases", id) as staging:
+        for name in ("text_searcher.tflite", "image_searcher.tflite"):
+            shutil.copy(folder / name, staging.path / name)
+        staging.commit(
+            {
+                "version": 1,
+                "id": id,
+                "created": f"2026-01-01T00:00:00+00:00 {id}",
+                "fingerprint": build["fingerprint"],
+                "files": {},
+                "figures": {"images": build["images"], "recall_at_10": 0.97, "latency_p50_ms": 5.0},
+                "provenance": {"encoder": "tiny", "embeddings": build["embeddings"], "searcher": build["id"]},
+            }
+        )
+    _, version = workspace.storage.read_version("releases/CURRENT.json")
+    workspace.storage.replace("releases/CURRENT.json", json.dumps({"version": 1, "release": id}).encode(), version)
+
+
+class Reply(NamedTuple):
+    """An HTTP response."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def ids(self) -> list[str]:
+        return [hit["id"] for hit in self.json["hits"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    process: subprocess.Popen[str]
+    first_line: str
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return int(json.loads(self.first_line)["url"].rstrip("/").rpartition(":")[2])
+
+    @property
+    def url(self) -> str:
+        return f"http://localhost:{self.port}"
+
+    def ask(self, path: str, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        """One request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, {"Host": f"localhost:{self.port}", **(headers or {})})
+            response = connection.getresponse()
+            return Reply(response.status, response.headers, response.read())
+
+    def search(self, q: str, where: Sequence[str] = (), **parameters: Any) -> Reply:
+        query = urlencode([("q", q), *parameters.items(), *(("where", condition) for condition in where)])
+        return self.ask(f"/search?{query}")
+
+    def children(self) -> list[int]:
+        """Ids of the processes that it started and that still run."""
+        return children_of(self.process.pid)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal; returns the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(END_SECONDS)
+
+
+def children_of(pid: int) -> list[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in lists for child in file.read_text().split() if is_running(int(child))]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition: Any) -> None:
+    """Returns once `condition()` is true; fails after a minute."""
+    deadline = time.monotonic() + END_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened for a minute"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def serving(
+    workspace: Path, *arguments: str, short_queue: tuple[int, int] | None = None, until: str = ""
+) -> Iterator[Server]:
+    """Starts `searchforge serve` on a free port; ends it.
+
+    Args:
+      arguments: of the command line.
+      short_queue: workers, and queries that may wait.
+      until: does not wait for an answer, but for this word of the log.
+    """
+    if short_queue:
+        command = [sys.executable, "-m", "tests.infra.serve_world", str(workspace), *map(str, short_queue)]
+    else:
+        options = ["--workspace", str(workspace), "--port", "0", "--json", *arguments]
+        command = [sys.executable, "-m", "infra", "serve", *options]
+    log = Path(tempfile.mkstemp(suffix=".log", dir=workspace.parent)[1])
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+    try:
+        assert process.stdout
+        if until:
+            wait_for(lambda: until in log.read_text())
+            line = ""
+        else:
+            line = process.stdout.readline()
+            assert line, f"the server did not start: {log.read_text()}"
+        yield Server(process, line, log)
+    finally:
+        process.terminate()
+        process.wait(END_SECONDS)
+        assert process.stdout
+        process.stdout.close()
+
+
+if __name__ == "__main__":
+    from infra.serve.server import serve
+
+    serve(
+        load_config(None, {"workspace": sys.argv[1]}),
+        port=0,
+        workers=int(sys.argv[2]),
+        waiting=int(sys.argv[3]),
+        as_json=True,
+    )

@@ -1,0 +1,294 @@
+"""Searchers that are good, of every kind that the indexer builds, for checks that must let them through."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from indexer.build import build_index
+from searchforge.config import Config
+from searchforge.hashing import sha256_file
+from searchforge.manifest import Manifest, ShardInfo
+from searchforge.records import EmbeddingRecord, read_embeddings, write_tfrecords
+from searchforge.workspace import MARKERS, Workspace
+from tests.indexer.tiny_corpus import IMAGES, TinyCorpus, commit_embeddings, make_corpus, tiny_encoder
+from tests.indexer.tiny_encoder import random_images, save_images, unit
+
+Pixels = np.ndarray
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A searcher, and what its check is configured with."""
+
+    config: Config
+    searcher: str
+
+
+_kinds: dict[str, Callable[[Path], Release]] = {}
+
+
+def kinds() -> dict[str, Callable[[Path], Release]]:
+    """Returns what builds each kind, in a folder of its own, by name."""
+    return dict(_kinds)
+
+
+def _kind(build: Callable[[Path], Release]) -> Callable[[Path], Release]:
+    _kinds[build.__name__] = build
+    return build
+
+
+def _build(corpus: TinyCorpus, embeddings: str = "corpus") -> Release:
+    return Release(corpus.config, build_index(corpus.config, embeddings)["id"])
+
+
+def _of_settings(name: str, recall: float | None, count: int = IMAGES, **settings: Any) -> None:
+    """Adds a kind: captioned images, with settings of the index.
+
+    Args:
+      recall: that the check demands; settings by hand promise none.
+    """
+    index = {f"index__{key}": value for key, value in settings.items()}
+
+    def build(root: Path) -> Release:
+        return _build(make_corpus(root, count, check__min_recall_at_10=recall, **index))
+
+    build.__name__ = name
+    _kind(build)
+
+
+_of_settings("settings_that_the_tuner_found", 0.9)
+_of_settings("large_codes_and_every_partition_searched", 0.98, code_bytes=16, partitions=20, partitions_searched=20)
+_of_settings("codes_of_one_byte", 0.05, code_bytes=1, partitions=4, recall_at_10=None)
+_of_settings("codes_of_two_bytes", 0.1, code_bytes=2, partitions=7, partitions_searched=3, recall_at_10=None)
+_of_settings("one_partition", 0.9, partitions=1)
+_of_settings("more_partitions_than_fit_the_corpus", 0.1, partitions=150, partitions_searched=15, recall_at_10=None)
+_of_settings("one_partition_searched", 0.05, code_bytes=8, partitions=8, partitions_searched=1, recall_at_10=None)
+_of_settings("look_ups_of_16_bits", 0.9, lookup="int16")
+_of_settings("look_ups_of_8_bits", 0.5, lookup="int8", code_bytes=8, recall_at_10=None)
+_of_settings("no_compression", 0.9, compression=False)
+_of_settings("no_map", 0.5, query_aware=False, code_bytes=8, recall_at_10=None)
+_of_settings("the_recipe_of_2022", 0.5, preset="recipe2022", lookup="int8")
+_of_settings("one_image", 0.9, count=1)
+_of_settings("two_images", 0.9, count=2)
+_of_settings("ten_images", 0.9, count=10)
+
+
+@_kind
+def no_captions(root: Path) -> Release:
+    return _build(make_corpus(root, 120, data__captions=[]))
+
+
+@_kind
+def images_that_are_gone(root: Path) -> Release:
+    """Of a bucket that this machine cannot reach, or deleted since."""
+    corpus = make_corpus(root, 200)
+    gone = [dataclasses.replace(record, uri=f"/nowhere/{record.id}") for record in corpus.records]
+    commit_embeddings(corpus.workspace, gone, "gone")
+    return _build(corpus, "gone")
+
+
+@_kind
+def captions_of_other_images(root: Path) -> Release:
+    """The corpus grew out of the captioned images: they answer nothing by themselves, but are queries like a user's."""
+    corpus = make_corpus(root, 200)
+    others = _records(root / "others", random_images(150, seed=3), "other-{}.png")
+    commit_embeddings(corpus.workspace, others, "others")
+    return _build(corpus, "others")
+
+
+@_kind
+def images_that_are_all_equal(root: Path) -> Release:
+    return _of_images(root, np.repeat(random_images(1), 60, axis=0))
+
+
+@_kind
+def every_image_three_times(root: Path) -> Release:
+    return _of_images(root, np.repeat(random_images(80), 3, axis=0))
+
+
+@_kind
+def series_of_photos_that_hardly_differ(root: Path) -> Release:
+    noise = np.random.default_rng(0).integers(0, 3, (300, 8, 8, 3), np.uint8)
+    return _of_images(root, np.minimum(np.repeat(random_images(30), 10, axis=0), 252) + noise, 0.5)
+
+
+@_kind
+def images_of_one_colour_each(root: Path) -> Release:
+    """Their embeddings lie in a space of few dimensions; all others are empty."""
+    colours = np.random.default_rng(0).integers(0, 256, (200, 1, 1, 3), np.uint8)
+    return _of_images(root, np.broadcast_to(colours, (200, 8, 8, 3)))
+
+
+@_kind
+def ids_and_metadata_in_any_script(root: Path) -> Release:
+    names = [
+        "Zu\u0308rich",
+        "\u65e5\u672c",
+        "\U0001f3d4\ufe0f",
+        'a "quoted" name',
+        "back\\slash",
+        "a/b/c",
+        "tab\there",
+        " ",
+    ]
+    metadata = [
+        {"title": f"{name} {i}", "tags": [name, None, 1.5, True], "place": {"\u00fc": {"deep": [[]]}}, "n": 10**12 + i}
+        for i, name in enumerate(names * 12)
+    ]
+    return _of_images(root, random_images(len(metadata)), ids=[row["title"] for row in metadata], metadata=metadata)
+
+
+@_kind
+def no_metadata(root: Path) -> Release:
+    return _of_images(root, random_images(90), metadata=[{}] * 90)
+
+
+@_kind
+def long_metadata(root: Path) -> Release:
+    """Longer than a block of the table."""
+    texts = np.random.default_rng(0)
+    return _of_images(root, random_images(40), metadata=[{"text": texts.bytes(4_000).hex()} for _ in range(40)])
+
+
+@_kind
+def texts(root: Path) -> Release:
+    """A corpus of texts: the image searcher finds texts by images."""
+    corpus = make_corpus(root, 10)
+    encoder, _, _ = tiny_encoder()
+    lines = [f"w{i} w{(7 * i) % IMAGES}" for i in range(200)]
+    records = [EmbeddingRecord(f"line {i}", encoder.text(t), "", f"{i:064d}", {"text": t}) for i, t in enumerate(lines)]
+    commit_embeddings(corpus.workspace, records, "texts")
+    path = corpus.workspace.local("embeddings", "texts") / MARKERS["embeddings"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modality": "texts"}))
+    return _build(dataclasses.replace(corpus, config=_without_captions(corpus.config)), "texts")
+
+
+_ON_A_BASE: dict[str, Any] = {
+    "index__code_bytes": 4,  # with an error, by which drift can be told
+    "index__partitions": 8,
+    "index__recall_at_10": None,
+    "index__max_drift": 1e6,
+    "check__min_recall_at_10": 0.1,
+}
+
+
+@_kind
+def a_changed_corpus_on_the_quantizer_that_was_there(root: Path) -> Release:
+    """Shards of an earlier run, less their dead records, and one of its own."""
+    corpus = make_corpus(root, **_ON_A_BASE)
+    earlier = commit_embeddings(corpus.workspace, corpus.records[:350], "earlier")
+    first = build_index(corpus.config, "earlier")
+    _commit_change(corpus.workspace, earlier, {record.id for record in corpus.records[:40]}, corpus.records[350:])
+    second = build_index(corpus.config, "changed")
+    assert second["quantizer"] == first["quantizer"]
+    return Release(corpus.config, second["id"])
+
+
+@_kind
+def a_corpus_that_has_drifted_far_from_its_quantizer(root: Path) -> Release:
+    """Codes and centroids are worse, but are the right ones."""
+    corpus = make_corpus(root, **_ON_A_BASE)
+    first = build_index(corpus.config, "corpus")
+    bright = np.maximum(random_images(200, seed=5), 120)
+    commit_embeddings(corpus.workspace, _records(root / "bright", bright, "bright-{}.png"), "bright")
+    second = build_index(corpus.config, "bright")
+    assert second["quantizer"] == first["quantizer"]
+    return Release(corpus.config, second["id"])
+
+
+@_kind
+def two_thousand_images(root: Path) -> Release:
+    return _bulk(root, 2_000, recall=0.9)
+
+
+@_kind
+def two_thousand_images_in_codes_of_one_byte(root: Path) -> Release:
+    """Codes that tell little, but what they tell is right."""
+    return _bulk(root, 2_000, recall=0.0, code_bytes=1, partitions=40, recall_at_10=None)
+
+
+@_kind
+def embeddings_of_another_backend(root: Path) -> Release:
+    """TensorFlow and TensorFlow Lite round differently."""
+    corpus = make_corpus(root, 200)
+    noise = np.random.default_rng(0).normal(0, 0.01, (200, corpus.records[0].embedding.size))
+    vectors = unit(np.stack([record.embedding for record in corpus.records]) + noise)
+    records = [dataclasses.replace(record, embedding=v) for record, v in zip(corpus.records, vectors, strict=True)]
+    commit_embeddings(corpus.workspace, records, "rounded")
+    return _build(corpus, "rounded")
+
+
+def _records(
+    folder: Path, pixels: Pixels, name: str, ids: Sequence[str] | None = None, metadata: Sequence[Row] | None = None
+) -> list[EmbeddingRecord]:
+    """Saves images and embeds them.
+
+    Args:
+      pixels: [n, 8, 8, 3] uint8.
+      name: of an item, with {} for its number, where `ids` does not name it.
+    """
+    encoder, _, _ = tiny_encoder()
+    return [
+        EmbeddingRecord(
+            ids[i] if ids else name.format(i),
+            encoder.image(pixels[i]),
+            str(path),
+            sha256_file(path),
+            metadata[i] if metadata else {"number": i},
+        )
+        for i, path in enumerate(save_images(np.ascontiguousarray(pixels), folder))
+    ]
+
+
+def _of_images(
+    root: Path,
+    pixels: Pixels,
+    recall: float = 0.9,
+    ids: Sequence[str] | None = None,
+    metadata: Sequence[Row] | None = None,
+) -> Release:
+    """Builds a searcher of images without captions."""
+    corpus = make_corpus(root, 10, check__min_recall_at_10=recall, data__captions=[])
+    commit_embeddings(corpus.workspace, _records(root / "pixels", pixels, "image-{}.png", ids, metadata), "pixels")
+    return _build(corpus, "pixels")
+
+
+def _bulk(root: Path, count: int, recall: float, **settings: Any) -> Release:
+    """Builds a searcher of captioned images and of many vectors without images."""
+    index = {f"index__{key}": value for key, value in settings.items()}
+    corpus = make_corpus(root, 100, check__min_recall_at_10=recall, **index)
+    vectors = unit(np.random.default_rng(0).normal(size=(count - 100, corpus.records[0].embedding.size)))
+    bulk = [EmbeddingRecord(f"bulk-{i}", v, f"/nowhere/{i}", f"{i:064d}", {}) for i, v in enumerate(vectors)]
+    commit_embeddings(corpus.workspace, [*bulk, *corpus.records], "bulk", shards=3)
+    return _build(corpus, "bulk")
+
+
+def _without_captions(config: Config) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"captions": (), "images": None})})
+
+
+def _commit_change(workspace: Workspace, base: Manifest, gone: set[str], added: Sequence[EmbeddingRecord]) -> None:
+    """Commits run `changed`: the shards of `base`, some of whose records are dead, and one with what was added."""
+    shards = []
+    for shard in base.shards:
+        path = workspace.local("embeddings", base.id) / shard.name
+        dead = tuple(row for row, record in enumerate(read_embeddings(path)) if record.id in gone)
+        shards.append(shard.model_copy(update={"run": base.id, "dead": dead}))
+    reused = sum(shard.live for shard in shards)
+    with workspace.create("embeddings", "changed") as staging:
+        path = staging.path / "data-00000-of-00001.tfrecord"
+        with path.open("wb") as file:
+            write_tfrecords(file, (record.to_bytes() for record in added))
+        size, sha256 = path.stat().st_size, sha256_file(path)
+        shards.append(ShardInfo(name=path.name, count=len(added), bytes=size, sha256=sha256))
+        counts = {"inputs": reused + len(added), "embedded": len(added), "reused": reused}
+        changed = base.model_copy(update={"id": "changed", "base": base.id, "shards": tuple(shards), **counts})
+        staging.commit(changed.model_dump())

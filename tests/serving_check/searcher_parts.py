@@ -1,0 +1,233 @@
+"""Takes a searcher apart and puts it together again, with valid checksums: only what a test damages is wrong.
+
+A searcher file is a model's flatbuffer and a ZIP archive behind it; the index in the archive is a LevelDB table.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from tensorflow_lite_support.metadata import metadata_schema_py_generated as metadata_schema
+from tensorflow_lite_support.scann_ondevice.cc.core import serialized_searcher_pb2 as config_schema
+
+from indexer.folding import read_model, write_model
+from indexer.ldb_table import TableWriter
+from indexer.packing import INDEX_NAME
+from searchforge.records import read_varint, varint
+from serving_check.leveldb_table import read_table
+
+Entries = dict[bytes, bytes]
+"""Of a LevelDB table: values by key."""
+
+_METADATA = b"TFLITE_METADATA"
+_SCANN, _KIND, _CODE_BYTES, _OFFSETS = 1, 2, 3, 4
+"""Fields of INDEX_CONFIG."""
+
+
+def table_entries(table: bytes) -> Entries:
+    """Returns the entries of a table."""
+    return dict(read_table(table))
+
+
+def table_of(entries: Entries, compression: bool = True) -> bytes:
+    """Returns a whole table of these entries."""
+    file = io.BytesIO()
+    writer = TableWriter(file, compression)
+    for key in sorted(entries):
+        writer.add(key, entries[key], compress=key.startswith((b"M_", b"USER_INFO")))
+    writer.finish()
+    return file.getvalue()
+
+
+@dataclass
+class Index:
+    """An index, taken apart. Item i is the i-th code of all partitions in their order.
+
+    Attributes:
+      scann: ScannOnDeviceConfig: centroids, codebooks, look-ups, search fraction.
+      kind: of the codes, a number of the format.
+      code_bytes: of an item.
+      offsets: number of the first item of each partition.
+      codes: of each partition [n, code_bytes] uint8.
+      metadata: of each item.
+    """
+
+    scann: Any
+    kind: int
+    code_bytes: int
+    offsets: list[int]
+    codes: list[np.ndarray]
+    metadata: list[bytes]
+    user_info: bytes
+
+    @classmethod
+    def of_entries(cls, entries: Entries) -> Index:
+        """Takes the entries of a good index apart."""
+        fields = _fields(entries[b"INDEX_CONFIG"])
+        scann = config_schema.ScannOnDeviceConfig.FromString(fields[_SCANN])
+        partitions = len(scann.partitioner.leaf)
+        code_bytes = fields[_CODE_BYTES]
+        return cls(
+            scann=scann,
+            kind=fields[_KIND],
+            code_bytes=code_bytes,
+            offsets=_varints(fields[_OFFSETS]),
+            codes=[np.frombuffer(entries[b"E_%d" % i], np.uint8).reshape(-1, code_bytes) for i in range(partitions)],
+            metadata=[entries[b"M_%d" % i] for i in range(sum(key.startswith(b"M_") for key in entries))],
+            user_info=entries[b"USER_INFO"],
+        )
+
+    def entries(self) -> Entries:
+        """Puts the entries together, whatever they say."""
+        config = _field(_SCANN, self.scann.SerializeToString())
+        config += bytes([_KIND << 3]) + varint(self.kind) + bytes([_CODE_BYTES << 3]) + varint(self.code_bytes)
+        config += _field(_OFFSETS, b"".join(map(varint, self.offsets)))
+        return {
+            **{b"E_%d" % i: codes.tobytes() for i, codes in enumerate(self.codes)},
+            b"INDEX_CONFIG": config,
+            **{b"M_%d" % i: metadata for i, metadata in enumerate(self.metadata)},
+            b"USER_INFO": self.user_info,
+        }
+
+    @property
+    def leaves(self) -> Any:
+        """The centroids' messages, whose `dimension` can be changed."""
+        return self.scann.partitioner.leaf
+
+    @property
+    def blocks(self) -> Any:
+        """The codebooks' messages, one for each byte of a code."""
+        return self.scann.indexer.asymmetric_hashing.subspace
+
+    @property
+    def widths(self) -> list[int]:
+        """Dimensions of each block."""
+        return [len(block.entry[0].dimension) for block in self.blocks]
+
+    def select(self, items: Sequence[int]) -> None:
+        """Keeps these items, in ascending order, each as often as it is named; partitions stay what they are."""
+        codes, partition_of = np.concatenate(self.codes), self._partitions()
+        chosen = np.asarray(items, np.int64)
+        self.codes = [codes[chosen[partition_of[chosen] == p]] for p in range(len(self.codes))]
+        self.metadata = [self.metadata[item] for item in items]
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        """Sets the offsets that the codes' numbers give."""
+        sizes = [len(codes) for codes in self.codes]
+        self.offsets = (np.cumsum(sizes) - sizes).tolist()
+
+    def replace_codes(self, codes: np.ndarray) -> None:
+        """Gives every item another code, [items, code_bytes] uint8."""
+        self.codes = [codes[start : start + len(old)] for start, old in zip(self.offsets, self.codes, strict=True)]
+
+    def change_item(self, item: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Replaces the metadata of an item, given as JSON."""
+        self.metadata[item] = json.dumps(change(json.loads(self.metadata[item])), sort_keys=True).encode()
+
+    def change_user_info(self, **values: Any) -> None:
+        """Replaces values in USER_INFO."""
+        self.user_info = json.dumps({**json.loads(self.user_info), **values}, sort_keys=True).encode()
+
+    def _partitions(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.codes)), [len(codes) for codes in self.codes])
+
+
+@dataclass
+class SearcherFile:
+    """A searcher file, taken apart.
+
+    Attributes:
+      model: the flatbuffer.
+      files: in the archive, by name.
+    """
+
+    model: bytes
+    files: dict[str, bytes]
+
+    @classmethod
+    def read(cls, path: Path) -> SearcherFile:
+        """Takes a good searcher, or an encoder, apart."""
+        data = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            start = min(info.header_offset for info in archive.infolist())
+            return cls(data[:start], {name: archive.read(name) for name in archive.namelist()})
+
+    def write(self, path: Path) -> None:
+        """Puts the file together."""
+        with path.open("wb") as target:
+            target.write(self.model)
+            with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+                for name, data in self.files.items():
+                    archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+
+    @property
+    def table(self) -> bytes:
+        """The index."""
+        return self.files[INDEX_NAME]
+
+    def change_model(self, change: Callable[[Any], None]) -> None:
+        """Changes the model, given as ModelT."""
+        model = read_model(self.model)
+        change(model)
+        self.model = write_model(model, len(self.model))
+
+    def change_metadata(self, change: Callable[[Any], None]) -> None:
+        """Changes what the model says of itself, given as ModelMetadataT."""
+
+        def rewrite(model: Any) -> None:
+            (number,) = [entry.buffer for entry in model.metadata if entry.name == _METADATA]
+            buffer = model.buffers[number]
+            read = metadata_schema.ModelMetadata.GetRootAs(buffer.data.tobytes(), 0)
+            metadata = metadata_schema.ModelMetadataT.InitFromObj(read)
+            change(metadata)
+            builder = flatbuffers.Builder(0)
+            builder.Finish(metadata.Pack(builder), b"M001")
+            buffer.data = np.frombuffer(bytes(builder.Output()), np.uint8)
+
+        self.change_model(rewrite)
+
+
+def weights(model: Any, at_least: int) -> list[Any]:
+    """Returns the buffers of a ModelT's float32 constants of so many values or more, which can be changed."""
+    numbers = {
+        tensor.buffer
+        for tensor in model.subgraphs[0].tensors
+        if tensor.type == 0 and np.prod(tensor.shape, dtype=int) >= at_least
+    }
+    return [buffer for number, buffer in enumerate(model.buffers) if number in numbers and buffer.data is not None]
+
+
+def _fields(message: bytes) -> dict[int, Any]:
+    """Returns the fields of a protobuf message by number: integers, and bytes of what has a length."""
+    fields: dict[int, Any] = {}
+    position = 0
+    while position < len(message):
+        tag, position = read_varint(message, position)
+        value, position = read_varint(message, position)
+        if tag & 7 == 2:
+            fields[tag >> 3] = message[position : position + value]
+            position += value
+        else:
+            fields[tag >> 3] = value
+    return fields
+
+
+def _varints(data: bytes) -> list[int]:
+    values, position = [], 0
+    while position < len(data):
+        value, position = read_varint(data, position)
+        values.append(value)
+    return values
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + varint(len(value)) + value

@@ -1,0 +1,214 @@
+"""A good searcher in a workspace of its own, which a corruption damages in one place, and signs again where it can.
+
+A signed corruption has the SHA-256 that build.json lists: what catches it knows what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from indexer.build import build_index
+from searchforge.config import Config
+from searchforge.encoder import EncoderInfo
+from searchforge.hashing import sha256_file
+from searchforge.manifest import Manifest
+from searchforge.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
+from searchforge.workspace import MARKERS, Kind, Workspace
+from serving_check.check import NAMES, check
+from serving_check.corpus import load_corpus
+from serving_check.examination import Examination, Subject
+from serving_check.gates import Gate
+from tests.indexer.tiny_corpus import commit_embeddings, make_corpus, tiny_encoder
+from tests.indexer.tiny_encoder import random_images
+from tests.serving_check.searcher_parts import INDEX_NAME, Entries, Index, SearcherFile, table_entries, table_of
+
+COUNT = 400
+PARTITIONS = 8
+BOTH = (TEXT_SEARCHER, IMAGE_SEARCHER)
+
+SearcherName = Literal["text_searcher.tflite", "image_searcher.tflite"]
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A searcher to damage.
+
+    Attributes:
+      searcher: its id.
+      other: id of a searcher of as many other images, with the same settings.
+      random: of this corruption, so that it is the same in every run.
+    """
+
+    config: Config
+    searcher: str
+    other: str
+    random: np.random.Generator
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.config.workspace)
+
+    @property
+    def folder(self) -> Path:
+        """Of the searcher."""
+        return self.workspace.local("searchers", self.searcher)
+
+    def path(self, name: str) -> Path:
+        """A file of the searcher."""
+        return self.folder / name
+
+    def index(self, searcher: str | None = None) -> Index:
+        """The index of this searcher, or of another one, taken apart."""
+        folder = self.workspace.local("searchers", searcher or self.searcher)
+        return Index.of_entries(table_entries((folder / INDEX).read_bytes()))
+
+    def change_file(self, name: str, change: Callable[[SearcherFile], None]) -> None:
+        """Takes a searcher file apart, changes it, and puts it together."""
+        file = SearcherFile.read(self.path(name))
+        change(file)
+        file.write(self.path(name))
+
+    def replace_table(self, table: bytes, names: Iterable[str] = BOTH) -> None:
+        """Gives searchers another index."""
+        self.path(INDEX).write_bytes(table)
+        for name in names:
+            self.change_file(name, lambda file: file.files.update({INDEX_NAME: table}))
+
+    def replace_index(self, index: Index, names: Iterable[str] = BOTH) -> None:
+        """Gives searchers another index."""
+        self.replace_table(table_of(index.entries()), names)
+
+    def change_entries(self, change: Callable[[Entries], object]) -> None:
+        """Changes the entries of the table that both searchers carry."""
+        entries = table_entries(self.path(INDEX).read_bytes())
+        change(entries)
+        self.replace_table(table_of(entries))
+
+    def change_index(self, change: Callable[[Index], object]) -> None:
+        """Changes the index that both searchers carry."""
+        index = self.index()
+        change(index)
+        self.replace_index(index)
+
+    def change_marker(self, kind: Kind, id: str, change: Callable[[dict[str, Any]], object]) -> None:
+        """Changes the committing file of an artifact."""
+        path = self.workspace.local(kind, id) / MARKERS[kind]
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    def sign(self) -> None:
+        """Has build.json list the files as they are."""
+
+        def list_files(build: dict[str, Any]) -> None:
+            build["files"] |= {
+                name: sha256_file(self.path(name)) for name in build["files"] if self.path(name).is_file()
+            }
+
+        self.change_marker("searchers", self.searcher, list_files)
+
+    def check(self) -> dict[str, Any]:
+        """Returns the report of a check."""
+        return check(self.config, self.searcher)
+
+    def examine_files(self) -> list[Gate]:
+        """Returns the gates of a check that only looks at the files, and so takes a tenth of a second."""
+        workspace = self.workspace
+        build = workspace.marker("searchers", self.searcher)
+        manifest = Manifest.model_validate(workspace.marker("embeddings", build["embeddings"]))
+        bundle = EncoderInfo.model_validate(workspace.marker("encoders", build["encoder"]))
+        corpus, encoders = load_corpus(workspace, manifest), workspace.local("encoders", bundle.id)
+        subject = Subject(self.folder, encoders, build, manifest, bundle, corpus, self.config.check)
+        examination = Examination(subject, self.folder)
+        examination.examine_files(NAMES)
+        return examination.gates()
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One way in which a searcher can be bad.
+
+    Attributes:
+      gate: that must catch it.
+      apply: damages a specimen.
+      signed: whether build.json lists the damaged files.
+      runs: whether the searcher has to be opened and asked: to see that it is bad, or because that may not go well.
+    """
+
+    name: str
+    gate: str
+    apply: Callable[[Specimen], None]
+    signed: bool
+    runs: bool
+
+
+_registered: dict[str, Corruption] = {}
+
+
+OF_FILES = {"files", "model", "metadata", "index", "fingerprint", "items", "item_metadata"}
+"""Gates that look at the files only."""
+
+
+def caught_by(
+    gate: str, signed: bool = True, runs: bool = False, name: str = ""
+) -> Callable[[Callable[[Specimen], None]], Callable[[Specimen], None]]:
+    """Registers a function that damages a specimen, and says which gate must catch that.
+
+    Args:
+      signed, runs: see Corruption; what a gate of the run catches is always run.
+      name: of the corruption; by default the function's.
+    """
+
+    def register(apply: Callable[[Specimen], None]) -> Callable[[Specimen], None]:
+        title = name or apply.__name__
+        assert title not in _registered, f"two corruptions are called {title}"
+        _registered[title] = Corruption(title, gate, apply, signed, runs or gate not in OF_FILES)
+        return apply
+
+    return register
+
+
+def registered() -> dict[str, Corruption]:
+    """Returns all corruptions of the modules that are imported, by name."""
+    return dict(_registered)
+
+
+def make_template(root: Path) -> Specimen:
+    """Builds the good searcher of which specimens are copies."""
+    corpus = make_corpus(
+        root,
+        COUNT,
+        index__base="none",
+        index__code_bytes=4,
+        index__partitions=PARTITIONS,
+        index__partitions_searched=4,
+        index__recall_at_10=None,
+        check__queries=24,
+        check__images=16,
+        check__min_recall_at_10=0.5,
+    )
+    encoder, _, _ = tiny_encoder()
+    others = zip(corpus.records, random_images(COUNT, seed=1), strict=True)
+    renamed = [
+        dataclasses.replace(record, id=f"other-{record.id}", embedding=encoder.image(pixels))
+        for record, pixels in others
+    ]
+    commit_embeddings(corpus.workspace, renamed, "other")
+    searchers = [build_index(corpus.config, embeddings)["id"] for embeddings in ("corpus", "other")]
+    return Specimen(corpus.config, searchers[0], searchers[1], np.random.default_rng(0))
+
+
+def copy_of(template: Specimen, root: Path, name: str) -> Specimen:
+    """Returns a copy whose random numbers are those of `name`."""
+    shutil.copytree(template.config.workspace, root / "workspace", ignore=shutil.ignore_patterns("cache", "checks"))
+    config = template.config.model_copy(update={"workspace": str(root / "workspace")})
+    return Specimen(config, template.searcher, template.other, np.random.default_rng(zlib.crc32(name.encode())))

@@ -1,0 +1,97 @@
+"""Nothing bad passes the check: every corruption of a good searcher is caught by the gate that is there for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.releases import list_releases, publish
+from searchforge.errors import GateError
+from serving_check import hostile
+from tests.serving_check.corruptions import CORRUPTIONS
+from tests.serving_check.specimen import Specimen, copy_of, make_template
+
+Report = dict[str, Any]
+
+RUN = [name for name, corruption in CORRUPTIONS.items() if corruption.runs]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Specimen:
+    return make_template(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture(scope="module")
+def reports(
+    template: Specimen, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Report]]]:
+    """The checks that are wanted, on every core: most of a check goes on in processes of its own."""
+    folder = tmp_path_factory.mktemp("corrupted")
+    calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    wanted = [params["corruption"] for params in calls if params.get("corruption") in RUN]
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        patch.setattr(hostile, "_MEGAPIXELS", (64, 48))  # large images take a third of a check's time
+        yield {name: pool.submit(_corrupted(template, folder / name, name).check) for name in wanted}
+
+
+def _corrupted(template: Specimen, folder: Path, name: str) -> Specimen:
+    specimen = copy_of(template, folder, name)
+    CORRUPTIONS[name].apply(specimen)
+    if CORRUPTIONS[name].signed:
+        specimen.sign()
+    return specimen
+
+
+def _failed(report: Report) -> set[str]:
+    return {gate["name"] for gate in report["gates"] if not gate["passed"]}
+
+
+def test_there_are_at_least_thirty_corruptions() -> None:
+    assert len(CORRUPTIONS) >= 30
+
+
+def test_the_searcher_that_is_corrupted_is_good(template: Specimen, tmp_path: Path) -> None:
+    """Taken apart, put together and signed, it is what it was; and it passes."""
+    specimen = copy_of(template, tmp_path, "good")
+    before = {path.name: path.read_bytes() for path in specimen.folder.glob("*.tflite")}
+    specimen.change_index(lambda index: index.lay_out())
+    specimen.sign()
+    assert {path.name: path.read_bytes() for path in specimen.folder.glob("*.tflite")} == before
+    report = specimen.check()
+    assert _failed(report) == set()
+    assert report["passed"]
+    known = {gate["name"] for gate in report["gates"]}
+    assert {corruption.gate for corruption in CORRUPTIONS.values()} <= known
+
+
+@pytest.mark.parametrize("corruption", [name for name in CORRUPTIONS if name not in RUN])
+def test_what_the_files_show_is_caught_by_its_gate(template: Specimen, tmp_path: Path, corruption: str) -> None:
+    gates = _corrupted(template, tmp_path, corruption).examine_files()
+    _require_caught(corruption, {gate.name for gate in gates if not gate.passed})
+
+
+@pytest.mark.parametrize("corruption", RUN)
+def test_a_corruption_is_caught_by_its_gate(reports: dict[str, Future[Report]], corruption: str) -> None:
+    report = reports[corruption].result()
+    assert not report["passed"]
+    _require_caught(corruption, _failed(report))
+
+
+def _require_caught(corruption: str, failed: set[str]) -> None:
+    expected = CORRUPTIONS[corruption]
+    assert expected.gate in failed
+    if expected.signed and expected.gate != "files":
+        assert "files" not in failed  # it was caught by what it means, not by its hash
+
+
+def test_a_corrupted_searcher_is_not_published(template: Specimen, tmp_path: Path) -> None:
+    specimen = _corrupted(template, tmp_path, "the_ids_of_two_items_are_swapped")
+    report = specimen.check()
+    with pytest.raises(GateError, match=rf"check {report['id']} did not pass \(codes"):
+        publish(specimen.workspace, specimen.workspace, report["id"])
+    assert list_releases(specimen.workspace) == []
