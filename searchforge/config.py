@@ -302,52 +302,6 @@ class CheckConfig(Section):
     seed: Seed = 0
 
 
-class ReindexConfig(Section):
-    """Unattended re-indexing: when it runs, and what it does when something goes wrong.
-
-    Attributes:
-      encoder: id; null: the workspace's only one, or the one that was trained with these settings.
-      cron: minute, hour, day, month and weekday.
-      timezone: of `cron`, as an IANA name; null: the machine's.
-      if_running: what a run does while another one works in the workspace.
-      lease_seconds: a run that gave no sign of life for so long may be replaced by another one.
-      retries: of a run whose job failed.
-      backoff_seconds: before the first retry; doubled before each further one.
-      max_failures: in a row, until re-indexing stops and waits for a person.
-      stop_seconds: that a run has to end by itself when the scheduler is stopped.
-      keep_generations: of what re-indexing made; older ones that nothing refers to are deleted.
-      keep_runs: journals.
-      notify_on: what is told to the webhook and the command.
-      notify_webhook: http(s) address that gets a POST of JSON.
-      notify_command: program and arguments; gets the JSON on standard input.
-      metrics_file: written after each run, in Prometheus' text format.
-      metrics_port: on localhost, of `searchforge schedule`.
-      log: `json`: one object a line on standard error.
-    """
-
-    encoder: str | None = None
-    cron: str | None = None
-    timezone: str | None = None
-    if_running: Literal["leave", "wait"] = "leave"
-    lease_seconds: Annotated[float, Field(gt=0)] = 60.0
-    retries: Annotated[int, Field(ge=0)] = 2
-    backoff_seconds: Annotated[float, Field(ge=0)] = 30.0
-    max_failures: Count = 3
-    stop_seconds: Annotated[float, Field(ge=0)] = 30.0
-    keep_generations: Count = 3
-    keep_runs: Count = 100
-    notify_on: tuple[Literal["failed", "stopped", "interrupted", "published", "withheld"], ...] = (
-        "failed",
-        "stopped",
-        "interrupted",
-    )
-    notify_webhook: str | None = None
-    notify_command: tuple[str, ...] = ()
-    metrics_file: str | None = None
-    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    log: Literal["text", "json"] = "text"
-
-
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "recipe2022": {
         "train": {
@@ -371,7 +325,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """TensorFlow's "On-device Text-to-Image Search" of 2022; `best` is the sections' own defaults."""
 
-_SECTIONS = ("data", "corpus", "train", "embed", "index", "check", "reindex")
+_SECTIONS = ("data", "corpus", "train", "embed", "index", "check")
 
 _PRESET_OF = {"train": "train", "index": "index", "check": "index"}
 """The section whose `preset` sets the defaults of a section."""
@@ -393,7 +347,6 @@ class Config(Section):
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
     check: CheckConfig = CheckConfig()
-    reindex: ReindexConfig = ReindexConfig()
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -445,7 +398,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ("", "releases"),
         ("data", "images"),
         ("corpus", "source"),
-        ("reindex", "metrics_file"),
     ):
         holder = values.get(section) if section else values
         if isinstance(holder, dict) and isinstance(holder.get(key), str):

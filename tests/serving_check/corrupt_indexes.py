@@ -179,11 +179,12 @@ def a_codebook_holds_infinity(specimen: Specimen) -> None:
     specimen.change_index(poison)
 
 
-@caught_by("codes")
-def a_codebook_is_all_zeros(specimen: Specimen) -> None:
+@caught_by("index")
+def the_codebooks_are_all_zeros(specimen: Specimen) -> None:
     def zero(index: Index) -> None:
-        for entry in index.blocks[int(specimen.random.integers(len(index.blocks)))].entry:
-            entry.dimension[:] = [0.0] * len(entry.dimension)
+        for block in index.blocks:
+            for entry in block.entry:
+                entry.dimension[:] = [0.0] * len(entry.dimension)
 
     specimen.change_index(zero)
 

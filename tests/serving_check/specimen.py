@@ -182,13 +182,13 @@ def registered() -> dict[str, Corruption]:
     return dict(_registered)
 
 
-def make_template(root: Path) -> Specimen:
+def make_template(root: Path, code_bytes: int = 4) -> Specimen:
     """Builds the good searcher of which specimens are copies."""
     corpus = make_corpus(
         root,
         COUNT,
         index__base="none",
-        index__code_bytes=4,
+        index__code_bytes=code_bytes,
         index__partitions=PARTITIONS,
         index__partitions_searched=4,
         index__recall_at_10=None,
