@@ -287,6 +287,10 @@ class Examination:
             self._faults["codes"].append(
                 f"{len(wrong_items)} of {len(errors)} codes do not stand for their item, such as that of {id!r}"
             )
+        run = self._subject.manifest.id
+        if self._subject.build.get("training", {}).get("embeddings", run) != run:
+            self._found["partitions"] = "not verified: the centroids are those of an earlier corpus; recall is"
+            return
         errors = fidelity.centroids()
         if len(wrong_centroids := np.flatnonzero(~(errors <= centroid_limit(errors)))):
             self._faults["partitions"].append(

@@ -26,7 +26,7 @@ LABELS = {
     "encoding_p50_ms": "Encoding of the query, median",
     "threads_p50_ms": "Latency on several threads, median",
     "load_seconds": "Time to open",
-    "memory_bytes": "Memory of the process",
+    "memory_bytes": "Memory with the searcher open",
     "index_bytes": "Index",
     "bytes_per_image": "Index for each image",
     "searcher_bytes": "Larger searcher file",
@@ -38,6 +38,8 @@ LABELS = {
     "images_sampled": "Images sampled",
     "images_readable": "Images that could be read",
     "threads": "Threads",
+    "code_error": "Error of the codes, median",
+    "embedded_again_cosine": "Cosine of items embedded again, median",
 }
 """By name of the figure, without the prefix of the searcher; in the order in which they are shown."""
 

@@ -322,7 +322,7 @@ def _provenance(report: Report) -> str:
     build = {key: value for key, value in report.build.items() if key != "config"}
     blocks = (
         ("This check", {"check": report.id, "created": report.created, "searcher": report.searcher}),
-        ("Made from", {**report.provenance, "fingerprint": report.fingerprint}),
+        ("Made from", {**report.provenance, **({"fingerprint": report.fingerprint} if report.fingerprint else {})}),
         ("Index", report.parameters),
         ("Build of the searcher", build),
         ("Files", {name: _file(file) for name, file in report.files.items()}),

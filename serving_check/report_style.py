@@ -30,7 +30,7 @@ nav a:hover { color: var(--ink); text-decoration: underline; }
 ul { list-style: none; margin: .5rem 0; padding: 0; }
 li > div { min-width: 0; }
 h3 code, .name code, td code { color: var(--faint); font-size: .8rem; font-weight: 400; }
-.detail { color: var(--faint); font-size: .9rem; overflow-wrap: anywhere; }
+.detail { color: var(--faint); font-size: .9rem; }
 
 .misses { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: .75rem; }
 .misses li { display: flex; gap: .9rem; background: var(--card); border: 1px solid var(--line);
@@ -71,7 +71,7 @@ h3 code, .name code, td code { color: var(--faint); font-size: .8rem; font-weigh
 .query { display: flex; align-items: center; gap: .9rem; }
 .query > div { min-width: 0; flex: 1; }
 .query .picture { width: 4rem; flex: none; outline: 2px solid var(--good); outline-offset: 2px; }
-.query .title { font-size: 1.1rem; font-weight: 600; line-height: 1.35; overflow-wrap: anywhere; }
+.query .title { font-size: 1.1rem; font-weight: 600; line-height: 1.35; }
 .query .note { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .query .recall { flex: none; text-align: right; color: var(--faint); font-size: .85rem; line-height: 1.2; }
 .recall b { display: block; font-size: 1.3rem; font-weight: 650; font-variant-numeric: tabular-nums; }
@@ -98,7 +98,7 @@ ol small b { color: var(--ink); font-weight: 600; }
 .pictured ol.exact .shared .picture { opacity: .35; }
 .listed { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 0 2rem; }
 .listed li { display: flex; align-items: center; gap: .6rem; padding: .2rem 0; border-bottom: 1px solid var(--line); }
-.listed li > span { flex: 1; min-width: 0; overflow-wrap: anywhere; }
+.listed li > span { flex: 1; min-width: 0; }
 .listed .own > span { color: var(--good); font-weight: 600; }
 .listed small { order: -1; flex: none; width: 4rem; }
 
@@ -138,8 +138,8 @@ section > details > summary { color: var(--faint); }
 .facts dl { margin: 0; }
 .facts dl div { display: grid; grid-template-columns: minmax(9.5rem, 2fr) 3fr; gap: .9rem; padding: .2rem 0;
   font-size: .9rem; }
-.facts dt { color: var(--faint); overflow-wrap: anywhere; }
-.facts dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+.facts dt { color: var(--faint); }
+.facts dd { margin: 0; font-variant-numeric: tabular-nums; }
 
 @media (max-width: 44rem) {
   main { padding: .75rem .75rem 3rem; }
@@ -160,7 +160,7 @@ section > details > summary { color: var(--faint); }
   .front { grid-template-columns: minmax(0, 1fr); }
   .figures td:first-child { min-width: 6.5rem; }
   .figures th + th, .figures td + td { padding-left: .5rem; }
-  .compared tr { display: grid; grid-template-columns: 1fr 1fr 1.6fr; padding: .4rem 0;
+  .compared tr { display: grid; grid-template-columns: 4.2rem 4.6rem minmax(0, 1fr); padding: .4rem 0;
     border-bottom: 1px solid var(--line); }
   .compared tbody tr:last-child { border-bottom: 0; }
   .compared td, .compared td + td, .compared th + th { border: 0; padding: 0; }
