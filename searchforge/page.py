@@ -175,16 +175,17 @@ _STYLE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 3rem 0 .25rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-p { margin: .25rem 0 .75rem; overflow-wrap: anywhere; }
+p { margin: .25rem 0 .75rem; }
 .note, small, figcaption, th { color: var(--faint); font-size: .85rem; }
-th { font-weight: 500; }
+th { font-weight: 500; overflow-wrap: break-word; }
 small { white-space: nowrap; }
-code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere; }
+code { font: .92em ui-monospace, monospace; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: .5rem 0; }
 .cards > div, article { background: var(--card); border: 1px solid var(--line); border-radius: .7rem;
   padding: .8rem 1rem; }
@@ -194,17 +195,17 @@ code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .9rem .4rem 0; border-bottom: 1px solid var(--line); }
-td { overflow-wrap: anywhere; min-width: 4rem; }
+td { min-width: 4rem; }
 .figures th + th, .figures td + td { text-align: right; padding: .4rem 0 .4rem .9rem;
   white-space: nowrap; min-width: 0; }
+.figures th + th { white-space: normal; }
 .figures td:first-child { min-width: 8rem; }
-article { margin: .75rem 0; overflow-wrap: anywhere; }
+article { margin: .75rem 0; }
 .picture { display: block; aspect-ratio: 1; border-radius: .35rem; background: var(--line) center / cover; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: 1rem; }
 .charts figure { margin: 0; }
 svg { display: block; max-width: 100%; height: auto; }
 .charts svg { width: 100%; }
 svg text { font-family: system-ui, sans-serif !important; }
-details { overflow-wrap: anywhere; }
 summary { cursor: pointer; }
 """

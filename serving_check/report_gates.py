@@ -153,6 +153,14 @@ def _limit(gate: Gate) -> str:
 
 
 def _write(gate: Gate, value: float | None) -> str:
+    """A value of the gate; with all its digits where it would look like the other one."""
+    written, limit = (_rounded(gate, one) for one in (gate.measured, gate.limit))
+    if written == limit and gate.measured != gate.limit and value is not None:
+        return f"{value:.10g}"
+    return _rounded(gate, value)
+
+
+def _rounded(gate: Gate, value: float | None) -> str:
     if value is not None and gate.name.endswith(_SELF_HITS):
         return report_figures.percent(value)
     return report_figures.write(gate.name.removeprefix("live_"), value)

@@ -1,4 +1,4 @@
-"""The trade-off curve: which points are worth showing, and the files that show them."""
+"""The trade-off curve: the files that show it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,10 @@ from typing import Any
 
 import pytest
 
-from indexer.curve import CURVE, PICTURE, pareto, write_curve
+from indexer.curve import CURVE, PICTURE, write_curve
 from indexer.parameters import Setting
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def test_the_front_is_what_nothing_faster_reaches() -> None:
-    best = [point(ms=1, recall=0.5), point(ms=2, recall=0.7), point(ms=4, recall=0.9)]
-    beaten = [
-        point(ms=2, recall=0.6),  # another one of the same time has more
-        point(ms=3, recall=0.7),  # a faster one has as much
-        point(ms=3, recall=0.4),
-        point(ms=9, recall=0.9),
-    ]
-    assert pareto([*beaten, *best[::-1]]) == best
-
-
-def test_the_front_of_one_point_is_that_point() -> None:
-    assert pareto([point(ms=1, recall=0.0)]) == [point(ms=1, recall=0.0)]
-    assert pareto([]) == []
 
 
 def test_the_json_holds_the_setting_that_was_chosen_and_every_point(tmp_path: Path) -> None:

@@ -2,67 +2,161 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Locator, Page
 
+from serving_check.report import Report
 from serving_check.report_html import render
-from tests.html_page import HOSTILE
+from tests.html_page import HOSTILE, LONG
+from tests.serving_check import realistic_reports
+from tests.serving_check.realistic_reports import picture
 from tests.serving_check.sample_report import sample
 
 pytestmark = pytest.mark.integration
 
-SIZES = [(1280, 800), (390, 844)]
-PAYLOAD = "<img src=x onerror='window.broken=1'><script>window.broken=1</script>" + "".join(HOSTILE)
+LAPTOP, PHONE = (1280, 800), (390, 844)
+PAYLOAD = (
+    "<img src=x onerror='window.broken=1;alert(1)'><svg onload='window.broken=1'></svg></style><script>window.broken=1"
+    "</script><a href='javascript:window.broken=1'>x</a><iframe src='file:///etc/hostname'></iframe>" + "".join(HOSTILE)
+)
 
 
-def picture(id: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 48), (len(id) * 9 % 256, 90, 120)).save(file, "PNG")
-    return file.getvalue()
+@dataclass
+class Seen:
+    """What a page did besides being shown."""
+
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
-def test_the_page_renders_and_nothing_of_the_data_runs(
-    browser: Browser, tmp_path: Path, size: tuple[int, int], scheme: str
+@pytest.mark.parametrize("size", [LAPTOP, PHONE])
+@pytest.mark.parametrize("report", [realistic_reports.passed(), realistic_reports.failed()], ids=["passed", "failed"])
+def test_the_page_renders_and_its_verdict_is_seen_at_once(
+    browser: Browser, tmp_path: Path, report: Report, size: tuple[int, int], scheme: str
 ) -> None:
-    path = tmp_path / "report.html"
-    path.write_text(render(sample(PAYLOAD, failed=True), picture), encoding="utf-8")
+    with opened(browser, tmp_path, report, size, scheme) as (page, seen):
+        assert_quiet_and_fitting(page, seen, tmp_path, size)
+        verdict = page.get_by_role("heading", level=1)
+        assert verdict.inner_text().strip() == ("Passed" if report.passed else "Failed")
+        for seen_at_once in (verdict, page.locator(".verdict .lead")):
+            box = seen_at_once.bounding_box()
+            assert box and box["y"] >= 0 and box["y"] + box["height"] <= size[1] / 2
+        if not report.passed:
+            assert page.locator(".misses li").count() == 3
+            box = page.locator(".misses li").first.bounding_box()
+            assert box and box["y"] + box["height"] <= size[1]
+        ink, paper = (brightness(page, name) for name in ("color", "backgroundColor"))
+        assert (ink > paper) == (scheme == "dark")
+
+
+def test_every_picture_is_the_items_own_and_every_chart_has_a_size(browser: Browser, tmp_path: Path) -> None:
+    with opened(browser, tmp_path, realistic_reports.passed(), LAPTOP) as (page, _):
+        page.locator("#examples details").evaluate_all("all => all.forEach(one => one.open = true)")
+        shown = page.locator(".picture:not(.empty)")
+        assert shown.count() > 120
+        widths = shown.evaluate_all(
+            """found => Promise.all(found.map(async one => {
+                const image = new Image();
+                image.src = getComputedStyle(one).backgroundImage.slice(5, -2);
+                await image.decode();
+                return image.naturalWidth;
+            }))"""
+        )
+        assert min(widths) > 0
+        first = page.locator(".pictured li").first
+        assert likeness(first.locator(".picture"), str(first.get_attribute("title"))) < 20
+        charts = page.locator("figure svg, .file svg")
+        assert charts.count() == 9  # the trade-off, two latencies, two files, four curves
+        for place in range(charts.count()):
+            box = charts.nth(place).bounding_box()
+            assert box and box["width"] > 100 and box["height"] > 20
+
+
+@pytest.mark.parametrize("size", [LAPTOP, PHONE])
+@pytest.mark.parametrize("text", [PAYLOAD, LONG, "x" * 5000], ids=["hostile", "long", "one long word"])
+def test_nothing_of_the_data_runs_or_breaks_the_page(
+    browser: Browser, tmp_path: Path, size: tuple[int, int], text: str
+) -> None:
+    with opened(browser, tmp_path, sample(text, failed=True), size) as (page, seen):
+        page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+        page.mouse.move(size[0] / 2, size[1] / 2)
+        assert_quiet_and_fitting(page, seen, tmp_path, size)
+        assert page.evaluate("window.broken") is None
+        assert page.locator("script, iframe, a[href^=javascript]").count() == 0
+
+
+@pytest.mark.parametrize("size", [LAPTOP, PHONE])
+@pytest.mark.parametrize("report", [realistic_reports.of_texts(), realistic_reports.unopened()])
+def test_a_report_with_little_in_it_is_a_page_as_well(
+    browser: Browser, tmp_path: Path, report: Report, size: tuple[int, int]
+) -> None:
+    with opened(browser, tmp_path, report, size) as (page, seen):
+        assert_quiet_and_fitting(page, seen, tmp_path, size)
+        assert page.locator(".picture").count() == 0
+
+
+def test_links_lead_to_parts_of_the_page(browser: Browser, tmp_path: Path) -> None:
+    with opened(browser, tmp_path, realistic_reports.passed(), PHONE) as (page, _):
+        links = page.locator("nav a")
+        assert links.count() == 10
+        for link in links.all():
+            link.click()
+            assert page.evaluate("document.querySelector(':target')?.getBoundingClientRect().height > 0")
+
+
+@contextlib.contextmanager
+def opened(
+    browser: Browser, folder: Path, report: Report, size: tuple[int, int], scheme: str = "light"
+) -> Iterator[tuple[Page, Seen]]:
+    """Opens the page of a report as a file."""
+    path = folder / "report.html"
+    path.write_text(render(report, picture), encoding="utf-8")
     width, height = size
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
-    complaints: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append("a dialog"))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(path.as_uri())
+    seen = Seen()
+    page.on("console", lambda message: seen.complaints.append(message.text))
+    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    page.on("request", lambda request: seen.requests.append(request.url))
+
+    def dismiss(dialog: object) -> None:
+        seen.complaints.append("a dialog")
+        dialog.dismiss()  # type: ignore[attr-defined]
+
+    page.on("dialog", dismiss)
     try:
-        assert complaints == []
-        assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
-        assert page.evaluate("window.broken") is None
-        assert page.locator("script").count() == 0
-        verdict = page.locator(".verdict .mark")
-        assert verdict.inner_text() == "Failed"
-        box = verdict.bounding_box()
-        assert box and box["y"] + box["height"] < height
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        pictures = page.locator(".picture:not(.empty)")
-        assert pictures.count() >= 10
-        backgrounds = pictures.evaluate_all("found => found.map(one => getComputedStyle(one).backgroundImage)")
-        assert all("data:image/jpeg" in background for background in backgrounds)
-        assert page.locator("svg").count() >= 4
-        ink, paper = page.evaluate(
-            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
-        )
-        assert (_brightness(ink) > _brightness(paper)) == (scheme == "dark")
+        page.goto(path.as_uri())
+        yield page, seen
     finally:
         page.close()
 
 
-def _brightness(colour: str) -> int:
+def assert_quiet_and_fitting(page: Page, seen: Seen, folder: Path, size: tuple[int, int]) -> None:
+    """Asserts that the page loaded nothing, complained of nothing and is no wider than the window."""
+    assert seen.complaints == []
+    assert [url for url in seen.requests if not url.startswith("data:")] == [(folder / "report.html").as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+def brightness(page: Page, name: str) -> int:
+    """The sum of the red, green and blue of a colour of the page."""
+    colour = page.evaluate(f"getComputedStyle(document.body)[{json.dumps(name)}]")
     return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")[:3])
+
+
+def likeness(element: Locator, id: str) -> float:
+    """Mean difference, of 255, between the middle of what is on the screen and an item's image."""
+    encoded = picture(id)
+    assert encoded
+    images = [Image.open(io.BytesIO(data)).convert("RGB").resize((8, 8)) for data in (element.screenshot(), encoded)]
+    pixels = [[image.getpixel((x, y)) for x in range(2, 6) for y in range(2, 6)] for image in images]
+    differences = [abs(a - b) for one, other in zip(*pixels, strict=True) for a, b in zip(one, other, strict=True)]  # type: ignore[arg-type]
+    return sum(differences) / len(differences)
