@@ -379,7 +379,7 @@ def the_codebooks_of_two_blocks_are_swapped(specimen: Specimen) -> None:
     specimen.change_index(swap)
 
 
-@caught_by("encoders")
+@caught_by("codes")
 def the_entries_of_the_leading_codebook_are_in_another_order(specimen: Specimen) -> None:
     def turn(index: Index) -> None:
         entries = [list(entry.dimension) for entry in index.blocks[0].entry]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from indexer.build import build_index
-from searchforge.config import Config
+from searchforge.config import Config, DataConfig
 from searchforge.encoder import EncoderInfo
 from searchforge.hashing import sha256_file
 from searchforge.manifest import Manifest
@@ -120,6 +120,10 @@ class Specimen:
         """Returns the report of a check."""
         return check(self.config, self.searcher)
 
+    def check_without_captions(self) -> dict[str, Any]:
+        """Returns the report of a check for which there are no captions: the texts it asks hold no known word."""
+        return check(self.config.model_copy(update={"data": DataConfig()}), self.searcher)
+
     def examine_files(self) -> list[Gate]:
         """Returns the gates of a check that only looks at the files, and so takes a tenth of a second."""
         workspace = self.workspace
@@ -182,19 +186,24 @@ def registered() -> dict[str, Corruption]:
     return dict(_registered)
 
 
-def make_template(root: Path, code_bytes: int = 4) -> Specimen:
-    """Builds the good searcher of which specimens are copies."""
+def make_template(root: Path, code_bytes: int = 4, base: str = "none") -> Specimen:
+    """Builds the good searcher of which specimens are copies.
+
+    Args:
+      base: `auto` builds it on the quantizer of the other searcher, of quite other images.
+    """
     corpus = make_corpus(
         root,
         COUNT,
-        index__base="none",
+        index__base=base,
+        index__max_drift=1e6,
         index__code_bytes=code_bytes,
         index__partitions=PARTITIONS,
         index__partitions_searched=4,
         index__recall_at_10=None,
         check__queries=24,
         check__images=16,
-        check__min_recall_at_10=0.5,
+        check__min_recall_at_10=0.4,
     )
     encoder, _, _ = tiny_encoder()
     others = zip(corpus.records, random_images(COUNT, seed=1), strict=True)
@@ -203,8 +212,8 @@ def make_template(root: Path, code_bytes: int = 4) -> Specimen:
         for record, pixels in others
     ]
     commit_embeddings(corpus.workspace, renamed, "other")
-    searchers = [build_index(corpus.config, embeddings)["id"] for embeddings in ("corpus", "other")]
-    return Specimen(corpus.config, searchers[0], searchers[1], np.random.default_rng(0))
+    other, searcher = (build_index(corpus.config, embeddings)["id"] for embeddings in ("other", "corpus"))
+    return Specimen(corpus.config, searcher, other, np.random.default_rng(0))
 
 
 def copy_of(template: Specimen, root: Path, name: str) -> Specimen:

@@ -27,6 +27,26 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Specimen:
 
 
 @pytest.fixture(scope="module")
+def coarse(tmp_path_factory: pytest.TempPathFactory) -> Specimen:
+    """Its codes have two bytes for 16 dimensions."""
+    return make_template(tmp_path_factory.mktemp("coarse"), code_bytes=2)
+
+
+@pytest.fixture(scope="module")
+def drifted(tmp_path_factory: pytest.TempPathFactory) -> Specimen:
+    """Its codebooks and centroids were trained on other images."""
+    return make_template(tmp_path_factory.mktemp("drifted"), base="auto")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_hostile_images() -> Iterator[None]:
+    """Images of many megapixels take a third of a check's time; test_hostile.py asks them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hostile, "_MEGAPIXELS", (64, 48))
+        yield
+
+
+@pytest.fixture(scope="module")
 def reports(
     template: Specimen, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Report]]]:
@@ -34,8 +54,7 @@ def reports(
     folder = tmp_path_factory.mktemp("corrupted")
     calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     wanted = [params["corruption"] for params in calls if params.get("corruption") in RUN]
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        patch.setattr(hostile, "_MEGAPIXELS", (64, 48))  # large images take a third of a check's time
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield {name: pool.submit(_corrupted(template, folder / name, name).check) for name in wanted}
 
 
@@ -80,6 +99,37 @@ def test_a_corruption_is_caught_by_its_gate(reports: dict[str, Future[Report]], 
     report = reports[corruption].result()
     assert not report["passed"]
     _require_caught(corruption, _failed(report))
+
+
+OF_CODES = (
+    "one_code_is_another_items",
+    "the_ids_of_two_items_are_swapped",
+    "the_entries_of_the_leading_codebook_are_in_another_order",
+    "the_image_embedding_is_all_zeros",
+)
+OF_CENTROIDS = ("two_centroids_are_swapped", "a_centroid_is_negated", "a_centroid_is_shrunk_to_nearly_nothing")
+
+
+@pytest.mark.parametrize("corruption", OF_CODES)
+def test_codes_that_tell_little_are_judged_all_the_same(coarse: Specimen, tmp_path: Path, corruption: str) -> None:
+    _require_caught(corruption, _failed(_corrupted(coarse, tmp_path, corruption).check()))
+
+
+@pytest.mark.parametrize("corruption", OF_CENTROIDS)
+def test_centroids_of_an_earlier_corpus_are_judged_all_the_same(
+    drifted: Specimen, tmp_path: Path, corruption: str
+) -> None:
+    _require_caught(corruption, _failed(_corrupted(drifted, tmp_path, corruption).check()))
+
+
+@pytest.mark.parametrize("corruption", [OF_CODES[1], OF_CENTROIDS[0]])
+def test_where_no_text_tells_anything_images_do(template: Specimen, tmp_path: Path, corruption: str) -> None:
+    _require_caught(corruption, _failed(_corrupted(template, tmp_path, corruption).check_without_captions()))
+
+
+def test_what_is_hard_to_judge_is_good(coarse: Specimen, drifted: Specimen, tmp_path: Path) -> None:
+    for number, template in enumerate((coarse, drifted)):
+        assert _failed(copy_of(template, tmp_path / str(number), "good").check()) == set()
 
 
 def _require_caught(corruption: str, failed: set[str]) -> None:
