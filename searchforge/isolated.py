@@ -44,12 +44,10 @@ class Session:
         """Starts `python -m module`, whose main function calls `serve`."""
         self._module = module
         read_end, write_end = os.pipe()
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         environment = {
             **os.environ,
             _REPLY_FD: str(write_end),
-            "PYTHONPATH": path,
+            "PYTHONPATH": python_path(),
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
         # A file: a pipe that nobody reads would fill and block the child.
@@ -119,6 +117,12 @@ class Session:
         errors = self._errors.read().decode(errors="replace").strip()
         ending = f"signal {-code}" if code < 0 else f"exit code {code}"
         return ChildCrash(f"{self._module} ended with {ending} before it answered:\n{errors[-2000:]}", code)
+
+
+def python_path() -> str:
+    """Returns the PYTHONPATH with which another process finds these packages, wherever it starts."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
 
 
 def call(module: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Whatever comes from data (captions, ids, file names, reasons, settings) is forei
 from __future__ import annotations
 
 import base64
-import io
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -17,11 +16,13 @@ from PIL import ImageOps
 
 from searchforge.config import DEFAULT_MAX_PIXELS
 from searchforge.preprocessing import RejectedInput, decode
+from searchforge.thumbnails import encode_jpeg
 
 ROWS = 100
 """Of a table, at most; `more` says how many there are besides."""
 
 _THUMBNAIL = 160  # pixels; shown at about half of it, for dense displays
+_QUALITY = 65
 _CLIP = 300  # characters of a text that are shown at once
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -157,10 +158,8 @@ class Thumbnails:
             image = ImageOps.fit(decode(data, DEFAULT_MAX_PIXELS, 2 * _THUMBNAIL), (_THUMBNAIL, _THUMBNAIL))
         except RejectedInput:
             return ""
-        image.info.clear()  # comments of the original would be written again
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=65, optimize=True)
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        jpeg = encode_jpeg(image, _QUALITY, smallest=True)
+        return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def _clean(value: object) -> str:

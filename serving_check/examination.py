@@ -44,6 +44,9 @@ MIN_CAPTIONS = 200
 _PROBED = 128
 """Queries by whose scores codes are judged."""
 
+_RETRIEVAL = ("r_at_", "exact_r_at_", "median_rank")
+"""Beginnings of the figures of which texts of a text corpus, asked for themselves, say nothing."""
+
 _THREADS_QUERIES = 50
 _EXAMPLES: dict[Kind, int] = {"text": 12, "image": 2}
 _PREFIX: dict[Kind, str] = {"text": "", "image": "image_"}
@@ -205,11 +208,12 @@ class Examination:
                 answers = measure.ask(searcher, encoder_path, asked, f"{kind} searcher")
                 self.figures[f"{prefix}memory_bytes"] = searcher.memory_bytes()
                 self._note_answers(kind, queries, answers)
-                probed = [*queries.values[:_PROBED], *probes][:_PROBED]
-                exact, mapped = (measure.embed(searcher, probed, by) for by in (encoder_path, None))
+                others = probes[: max(0, _PROBED - len(asked))] if queries.values else []
+                mapped = measure.embed(searcher, [*asked[:_PROBED], *others])
+                exact = [*answers.embeddings[:_PROBED], *measure.embed(searcher, others, encoder_path)]
             threads = measure.threads_latency(path, kind, asked[:_THREADS_QUERIES])
             self.figures |= {f"{prefix}{figure}": value for figure, value in threads.items()}
-            self._examine_fidelity(name, exact, mapped)
+            self._examine_fidelity(name, np.stack(exact), np.stack(mapped))
         with self._noting(name):
             taken = ask_hostile(path, kind, self._subject.corpus, self._scratch)
             self.hostile += taken
@@ -228,17 +232,16 @@ class Examination:
 
     def _note_answers(self, kind: Kind, queries: Queries, answers: measure.Answers) -> None:
         prefix, corpus, config = _PREFIX[kind], self._subject.corpus, self._subject.config
-        found = {id for ids in answers.wide for id in ids} | {hit.id for hits in answers.hits for hit in hits}
-        self._faults["known_ids"] += [f"unknown id {id!r}" for id in sorted(found - corpus.row_of.keys())]
+        ids = {id for ids in answers.wide for id in ids} | {hit.id for hits in answers.hits for hit in hits}
+        self._faults["known_ids"] += [f"unknown id {id!r}" for id in sorted(ids - corpus.row_of.keys())]
         self.figures |= {f"{prefix}{name}": value for name, value in answers.latency.items()}
         self.latency[kind] = answers.histogram
         if not len(queries):
             return
         compared = measure.compare(answers, queries, corpus)
-        # Texts of a text corpus, asked for themselves, say nothing of retrieval quality.
-        hidden = ("r_at_", "exact_r_at_", "median_rank") if corpus.texts and kind == "text" else ()
-        self.figures |= {f"{prefix}{n}": v for n, v in compared.figures.items() if not n.startswith(hidden or "-")}
-        self.intervals |= {f"{prefix}{n}": v for n, v in compared.intervals.items() if not n.startswith(hidden or "-")}
+        hidden = _RETRIEVAL if corpus.texts and kind == "text" else ()
+        for noted, found in ((self.figures, compared.figures), (self.intervals, compared.intervals)):
+            noted |= {f"{prefix}{name}": value for name, value in found.items() if not name.startswith(hidden)}
         self.examples += choose_examples(kind, queries, answers, compared, corpus, _EXAMPLES[kind], config.seed)
         if kind == "image" or corpus.texts:
             self._examine_embeddings(queries, answers.embeddings)

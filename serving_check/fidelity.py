@@ -76,15 +76,15 @@ class Fidelity:
     def queries(self) -> npt.NDArray[np.float32]:
         """Returns [m], the relative error of each query's scores over a sample of items; see `limit_of`."""
         items = np.sort(self._choice(len(self._vectors), _SAMPLE))
-        decoded = np.concatenate([self._index.decode(item, item + 1) for item in items])
+        decoded = self._index.decode(items)
         exact = self._exact @ self._vectors[items].T
         others = exact[self._choice(len(exact), _OTHERS)]
         return _relative_errors(self._mapped @ decoded.T, exact, others)
 
     def _chunks(self) -> Iterator[tuple[Matrix, Matrix]]:
         for start in range(0, len(self._vectors), _ROWS):
-            end = min(start + _ROWS, len(self._vectors))
-            yield self._index.decode(start, end), self._vectors[start:end]
+            items = slice(start, start + _ROWS)
+            yield self._index.decode(items), self._vectors[items]
 
     def _choice(self, total: int, count: int) -> npt.NDArray[np.int64]:
         return self._random.choice(total, min(total, count), replace=False)

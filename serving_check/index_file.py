@@ -52,9 +52,9 @@ class Index:
         """How many partitions a device searches: it multiplies in float32, and rounds up."""
         return math.ceil(float(np.float32(len(self.centroids)) * np.float32(self.search_fraction)))
 
-    def decode(self, start: int, end: int) -> npt.NDArray[np.float32]:
-        """Returns the vectors [end - start, dim] that the codes of these items stand for."""
-        codes = self.codes[start:end]
+    def decode(self, items: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Returns the vectors [items, dim] that the codes of these items stand for."""
+        codes = self.codes[items]
         return np.concatenate([book[codes[:, block]] for block, book in enumerate(self.codebooks)], axis=1)
 
 

@@ -18,7 +18,7 @@ from serving_check.corpus import Corpus
 from serving_check.gates import Gate, at_least, at_most
 from serving_check.index_file import read_index
 from serving_check.measure import K
-from serving_check.queries import PROBES, Queries
+from serving_check.queries import NO_ITEM, PROBES, Queries
 from serving_check.report import Compared, LiveComparison
 from serving_check.search import Searcher
 from serving_check.searcher_file import open_file
@@ -62,7 +62,7 @@ def compare_live(
       figures: of the candidate, as measured in this check.
     """
     say(f"  compare with release {live.id}, which is live")
-    texts = [*zip(queries.values, queries.targets, strict=True)][:QUERIES] or [(text, -1) for text in PROBES]
+    texts = [*zip(queries.values, queries.targets, strict=True)][:QUERIES] or [(text, NO_ITEM) for text in PROBES]
     try:
         held = _ids(live.folder / TEXT_SEARCHER)
         with Searcher(candidate / TEXT_SEARCHER) as ours, Searcher(live.folder / TEXT_SEARCHER) as theirs:
@@ -72,7 +72,7 @@ def compare_live(
         return _comparison(live, figures, note=f"the live release could not be asked: {reason}")
     hits = [tuple([hit.id for hit in found] for found, _ in pair) for pair in asked]
     overlap = [len({*a} & {*b}) / len(b) for a, b in hits if b]
-    shared = [i for i, (_, row) in enumerate(texts) if row >= 0 and corpus.ids[row] in held]
+    shared = [i for i, (_, row) in enumerate(texts) if row != NO_ITEM and corpus.ids[row] in held]
     measured: dict[str, tuple[float, float]] = {}
     for name, p in (("latency_p50_ms", 50), ("latency_p95_ms", 95)):
         a, b = (float(np.percentile([pair[side][1] for pair in asked], p)) for side in (0, 1))

@@ -120,9 +120,9 @@ def ask(searcher: Searcher, encoder: Path, queries: Sequence[str], label: str) -
     )
 
 
-def embed(searcher: Searcher, queries: Sequence[str], encoder: Path | None = None) -> npt.NDArray[np.float32]:
-    """Returns the queries' embeddings [m, dim], by the searcher itself or by another encoder; errors as of `ask`."""
-    return np.stack([_guarded(searcher.timed_embed, query, encoder)[0] for query in queries])
+def embed(searcher: Searcher, queries: Sequence[str], encoder: Path | None = None) -> list[npt.NDArray[np.float32]]:
+    """Returns each query's embedding [dim], by the searcher itself or by another encoder; errors as of `ask`."""
+    return [_guarded(searcher.timed_embed, query, encoder)[0] for query in queries]
 
 
 def threads_latency(path: Path, kind: Any, queries: Sequence[str]) -> dict[str, float]:

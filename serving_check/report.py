@@ -138,7 +138,7 @@ class Report(_Part):
         `metadata`, `other`, which add up to the file.
       hostile: every hostile query that was asked.
       examples: queries for people to look at, those with the lowest recall first.
-      training: of the encoder: `history` (see trainer.curves) and `settings`; empty where it says nothing.
+      training: of the encoder: `history` (see searchforge.charts) and `settings`; empty where it says nothing.
       tradeoff: what the tuner saw (tradeoff.json of the searcher): `chosen`, and `points` with `recall_at_10`,
         `search_ms`, `code_bytes`, `bytes_per_image`; None where it did not tune.
       live: None where no release was live, or it is this very searcher.

@@ -53,7 +53,11 @@ def verdict(report: Report) -> str:
         said = f"This searcher must not ship. {len(failed)} of {count} gates failed: {gates}{others}."
     else:
         said = "This searcher must not ship."
-    facts = [f"searcher <code>{text(report.searcher, fold=False)}</code>", *_corpus(report), f"checked {when(report)}"]
+    facts = [
+        f"searcher <code>{text(report.searcher, fold=False)}</code>",
+        *_corpus(report),
+        f"checked {moment(report.created)}",
+    ]
     return (
         f'<header class="verdict {"passed" if report.passed else "failed"}">'
         f"<h1>{_icon(report.passed)}{'Passed' if report.passed else 'Failed'}</h1>"
@@ -71,11 +75,6 @@ def gates(report: Report) -> str:
         (f"<section id=failed><h2>Failed gates</h2><ul class=misses>{cards}</ul></section>" if failed else "")
         + (f"<section id=gates><h2>{_count(passed)}</h2><ul class=gates>{rows}</ul></section>" if passed else "")
     )  # fmt: skip
-
-
-def when(report: Report) -> str:
-    """Returns the time of the check for people, as HTML."""
-    return moment(report.created)
 
 
 def moment(created: str) -> str:

@@ -86,14 +86,6 @@ def metadata_faults(
 
 def user_info_faults(user_info: bytes, build: Mapping[str, Any], manifest: Manifest, bundle: EncoderInfo) -> list[str]:
     """Says where the index' USER_INFO, the build, the manifest and the bundle do not belong to one another."""
-    try:
-        info = json.loads(user_info)
-        found = {
-            key: info[key] for key in ("searcher", "embeddings", "encoder", "fingerprint", "images", "preprocessing")
-        }
-    except (ValueError, KeyError, TypeError, RecursionError):
-        shown = user_info[:80].decode(errors="replace")
-        return [f"USER_INFO is {shown!r}, expected JSON with searcher, embeddings, encoder, fingerprint and images"]
     expected = {
         "searcher": build["id"],
         "embeddings": manifest.id,
@@ -102,6 +94,12 @@ def user_info_faults(user_info: bytes, build: Mapping[str, Any], manifest: Manif
         "images": manifest.records,
         "preprocessing": bundle.preprocessing,
     }
+    try:
+        info = json.loads(user_info)
+        found = {key: info[key] for key in expected}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        shown = user_info[:80].decode(errors="replace")
+        return [f"USER_INFO is {shown!r}, expected JSON with searcher, embeddings, encoder, fingerprint and images"]
     return [
         f"USER_INFO says {key} {found[key]!r}, expected {value!r}"
         for key, value in expected.items()

@@ -15,6 +15,7 @@ from typing import Any
 from searchforge.cli import stderr_closed
 from searchforge.config import TrainConfig
 from searchforge.errors import JobError, SearchforgeError
+from searchforge.isolated import python_path
 
 CONNECT_SECONDS = 10
 """How long a cluster may take to accept a connection."""
@@ -51,9 +52,7 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    variables = {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    variables = {"PYTHONPATH": python_path(), "TF_CPP_MIN_LOG_LEVEL": "3"}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import subprocess
 import sys
@@ -16,16 +15,17 @@ from typing import Literal
 from infra.serve.refusal import Refusal
 from infra.serve.source_table import find_source, table_path
 from searchforge.errors import SearchforgeError
+from searchforge.isolated import python_path
 from searchforge.manifest import Manifest
 from searchforge.preprocessing import RejectedInput, decode
 from searchforge.sources import SourceReader
+from searchforge.thumbnails import encode_jpeg
 from searchforge.workspace import Workspace
 
 SIDES = {"small": 400, "large": 1200}
 """Pixels of the longer side at most, by name of a size."""
 
 _QUALITY = 82  # of the JPEGs
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,13 @@ class Pictures:
         if self._path.exists():
             self.state = State("ready")
             return
-        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         self._builder = subprocess.Popen(
             [sys.executable, "-m", "infra.serve.source_table", self._workspace.root, self._embeddings],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": python_path()},
         )
         threading.Thread(target=self._wait, args=(self._builder,), name="sources", daemon=True).start()
 
@@ -121,10 +120,7 @@ class Pictures:
         except RejectedInput as error:
             raise Refusal(404, f"the image {source.uri} cannot be decoded: {error}") from None
         image.thumbnail((SIDES[size], SIDES[size]))
-        image.info.clear()  # a comment would be written again
-        encoded = io.BytesIO()
-        image.save(encoded, "JPEG", quality=_QUALITY)
-        return encoded.getvalue()
+        return encode_jpeg(image, _QUALITY)
 
     def _wait(self, builder: subprocess.Popen[str]) -> None:
         _, errors = builder.communicate()

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,14 @@ from indexer.base import QUANTIZER
 from indexer.build import build_index
 from searchforge.config import Config, IndexConfig
 from searchforge.errors import JobError, UsageError
-from searchforge.hashing import sha256_file
-from searchforge.manifest import Manifest, ShardInfo
-from searchforge.records import EmbeddingRecord, read_embeddings, write_tfrecords
+from searchforge.manifest import Manifest
+from searchforge.records import EmbeddingRecord
 from searchforge.searcher import INDEX, TEXT_SEARCHER
 from searchforge.workspace import Workspace
 from serving_check.leveldb_table import read_table
 from serving_check.search import Searcher
 from tests.indexer.shards import records as random_records
-from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
+from tests.indexer.tiny_corpus import commit_embeddings, commit_on, make_corpus
 
 IMAGES = 60
 """Of which words tell; the bulk of the corpus are random vectors, for a code to have an error in the first place."""
@@ -215,35 +213,6 @@ def test_an_index_that_outgrows_its_limit_is_refused(history: History) -> None:
     commit_on(history.workspace, history.before, "more", set(), added)
     with pytest.raises(JobError, match="max_index_size"):
         history.build("more", **settings)
-
-
-def commit_on(
-    workspace: Workspace, base: Manifest, id: str, gone: set[str], added: Sequence[EmbeddingRecord]
-) -> Manifest:
-    """Commits a run on an earlier one: it shares that one's shards, some records of which are dead, and has a new one.
-
-    Args:
-      gone: ids of the records that die.
-      added: records of the new shard; without any there is none.
-    """
-    shards = []
-    for shard in base.shards:
-        run = shard.run or base.id
-        path = workspace.local("embeddings", run) / shard.name
-        dead = {row for row, record in enumerate(read_embeddings(path)) if record.id in gone} | set(shard.dead)
-        shards.append(shard.model_copy(update={"run": run, "dead": tuple(sorted(dead))}))
-    reused = sum(shard.live for shard in shards)
-    with workspace.create("embeddings", id) as staging:
-        if added:
-            path = staging.path / "data-00000-of-00001.tfrecord"
-            with path.open("wb") as file:
-                write_tfrecords(file, (record.to_bytes() for record in added))
-            size, sha256 = path.stat().st_size, sha256_file(path)
-            shards.append(ShardInfo(name=path.name, count=len(added), bytes=size, sha256=sha256))
-        counts = {"inputs": reused + len(added), "embedded": len(added), "reused": reused}
-        manifest = base.model_copy(update={"id": id, "base": base.id, "shards": tuple(shards), **counts})
-        staging.commit(manifest.model_dump())
-    return manifest
 
 
 def _parts(history: History) -> dict[str, tuple[int, int]]:

@@ -7,6 +7,7 @@ import functools
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from searchforge.config import Config, load_config
 from searchforge.encoder import EncoderInfo
 from searchforge.hashing import sha256_file
 from searchforge.manifest import Manifest, ShardInfo
-from searchforge.records import EmbeddingRecord, write_tfrecords
+from searchforge.records import EmbeddingRecord, read_embeddings, write_tfrecords
 from searchforge.workspace import Workspace
 from tests.indexer.tiny_encoder import TinyEncoder, random_images, save_images, unit
 
@@ -114,5 +115,34 @@ def commit_embeddings(
             rejects=(),
             seconds=0.0,
         )
+        staging.commit(manifest.model_dump())
+    return manifest
+
+
+def commit_on(
+    workspace: Workspace, base: Manifest, id: str, gone: set[str], added: Sequence[EmbeddingRecord]
+) -> Manifest:
+    """Commits a run on an earlier one: it shares that one's shards, some records of which are dead, and has a new one.
+
+    Args:
+      gone: ids of the records that die.
+      added: records of the new shard; without any there is none.
+    """
+    shards = []
+    for shard in base.shards:
+        run = shard.run or base.id
+        path = workspace.local("embeddings", run) / shard.name
+        dead = {row for row, record in enumerate(read_embeddings(path)) if record.id in gone} | set(shard.dead)
+        shards.append(shard.model_copy(update={"run": run, "dead": tuple(sorted(dead))}))
+    reused = sum(shard.live for shard in shards)
+    with workspace.create("embeddings", id) as staging:
+        if added:
+            path = staging.path / "data-00000-of-00001.tfrecord"
+            with path.open("wb") as file:
+                write_tfrecords(file, (record.to_bytes() for record in added))
+            size, sha256 = path.stat().st_size, sha256_file(path)
+            shards.append(ShardInfo(name=path.name, count=len(added), bytes=size, sha256=sha256))
+        counts = {"inputs": reused + len(added), "embedded": len(added), "reused": reused}
+        manifest = base.model_copy(update={"id": id, "base": base.id, "shards": tuple(shards), **counts})
         staging.commit(manifest.model_dump())
     return manifest

@@ -14,10 +14,9 @@ import numpy as np
 from indexer.build import build_index
 from searchforge.config import Config
 from searchforge.hashing import sha256_file
-from searchforge.manifest import Manifest, ShardInfo
-from searchforge.records import EmbeddingRecord, read_embeddings, write_tfrecords
-from searchforge.workspace import MARKERS, Workspace
-from tests.indexer.tiny_corpus import IMAGES, TinyCorpus, commit_embeddings, make_corpus, tiny_encoder
+from searchforge.records import EmbeddingRecord
+from searchforge.workspace import MARKERS
+from tests.indexer.tiny_corpus import IMAGES, TinyCorpus, commit_embeddings, commit_on, make_corpus, tiny_encoder
 from tests.indexer.tiny_encoder import random_images, save_images, unit
 
 Pixels = np.ndarray
@@ -186,7 +185,8 @@ def a_changed_corpus_on_the_quantizer_that_was_there(root: Path) -> Release:
     corpus = make_corpus(root, **_ON_A_BASE)
     earlier = commit_embeddings(corpus.workspace, corpus.records[:350], "earlier")
     first = build_index(corpus.config, "earlier")
-    _commit_change(corpus.workspace, earlier, {record.id for record in corpus.records[:40]}, corpus.records[350:])
+    gone = {record.id for record in corpus.records[:40]}
+    commit_on(corpus.workspace, earlier, "changed", gone, corpus.records[350:])
     second = build_index(corpus.config, "changed")
     assert second["quantizer"] == first["quantizer"]
     return Release(corpus.config, second["id"])
@@ -273,22 +273,3 @@ def _bulk(root: Path, count: int, recall: float, **settings: Any) -> Release:
 
 def _without_captions(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"captions": (), "images": None})})
-
-
-def _commit_change(workspace: Workspace, base: Manifest, gone: set[str], added: Sequence[EmbeddingRecord]) -> None:
-    """Commits run `changed`: the shards of `base`, some of whose records are dead, and one with what was added."""
-    shards = []
-    for shard in base.shards:
-        path = workspace.local("embeddings", base.id) / shard.name
-        dead = tuple(row for row, record in enumerate(read_embeddings(path)) if record.id in gone)
-        shards.append(shard.model_copy(update={"run": base.id, "dead": dead}))
-    reused = sum(shard.live for shard in shards)
-    with workspace.create("embeddings", "changed") as staging:
-        path = staging.path / "data-00000-of-00001.tfrecord"
-        with path.open("wb") as file:
-            write_tfrecords(file, (record.to_bytes() for record in added))
-        size, sha256 = path.stat().st_size, sha256_file(path)
-        shards.append(ShardInfo(name=path.name, count=len(added), bytes=size, sha256=sha256))
-        counts = {"inputs": reused + len(added), "embedded": len(added), "reused": reused}
-        changed = base.model_copy(update={"id": "changed", "base": base.id, "shards": tuple(shards), **counts})
-        staging.commit(changed.model_dump())
