@@ -86,7 +86,7 @@ def test_a_good_searcher_passes_with_all_figures(built: Built) -> None:
         assert file == {"bytes": (built.folder / name).stat().st_size, "sha256": sha256_file(built.folder / name)}
     assert set(report["files"]) == {"text_searcher.tflite", "image_searcher.tflite"}
     assert built.corpus.workspace.marker("checks", report["id"]) == report
-    assert report["version"] == 1
+    assert report["version"] == 2
 
 
 def test_a_passed_check_is_not_repeated_but_other_gates_are_another_check(built: Built) -> None:
@@ -137,8 +137,8 @@ def test_an_item_that_the_manifest_does_not_know_is_caught(built: Built) -> None
     records[3] = dataclasses.replace(records[3], id="renamed")
     built.rewrite_embeddings(records)
     report = built.check()
-    assert failed(report) >= {"structure", "known_ids"}
-    assert "'renamed'" in detail(report, "structure")
+    assert failed(report) >= {"items", "known_ids"}
+    assert "'renamed'" in detail(report, "items")
     assert "'00003.png'" in detail(report, "known_ids")
 
 
@@ -147,9 +147,9 @@ def test_an_index_of_half_the_corpus_is_caught(built: Built) -> None:
     half = build_index(built.corpus.config, "corpus")["id"]
     built.rewrite_embeddings(built.corpus.records)
     report = check(built.corpus.config, half)
-    assert failed(report) >= {"structure", "fingerprint"}
-    assert "60 items are in the manifest, but not in the index" in detail(report, "structure")
-    assert "says 60 images, the manifest 120" in detail(report, "fingerprint")
+    assert failed(report) >= {"items", "fingerprint"}
+    assert "60 items are in the manifest, but not in the index" in detail(report, "items")
+    assert "USER_INFO says images 60, expected 120" in detail(report, "fingerprint")
 
 
 def test_another_encoders_index_is_caught(built: Built) -> None:
@@ -157,7 +157,9 @@ def test_another_encoders_index_is_caught(built: Built) -> None:
     marker.write_text(json.dumps({**json.loads(marker.read_text()), "fingerprint": "e" * 64}))
     report = built.check()
     assert failed(report) == {"fingerprint"}
-    assert "encoder ffffffffffffffff, the manifest is of encoder eeeeeeeeeeeeeeee" in detail(report, "fingerprint")
+    assert "the manifest is of encoder eeeeeeeeeeeeeeee, the bundle is encoder ffffffffffffffff" in detail(
+        report, "fingerprint"
+    )
 
 
 def test_ids_that_belong_to_other_images_are_caught(built: Built) -> None:
@@ -177,8 +179,8 @@ def test_a_flipped_byte_in_the_index_is_caught(built: Built) -> None:
     data[data.index(b"E_0", start) + 8] ^= 1
     path.write_bytes(data)
     report = built.check()
-    assert "structure" in failed(report)
-    assert "text_searcher.tflite" in detail(report, "structure")
+    assert failed(report) >= {"files", "model"}
+    assert "text_searcher.tflite" in detail(report, "model")
 
 
 @pytest.mark.parametrize("keep", [0, 100, 5000])
@@ -186,13 +188,13 @@ def test_a_truncated_searcher_is_caught(built: Built, keep: int) -> None:
     path = built.folder / "image_searcher.tflite"
     path.write_bytes(path.read_bytes()[:keep])
     report = built.check()
-    assert "structure" in failed(report)
-    assert "image_searcher.tflite" in detail(report, "structure")
+    assert failed(report) >= {"files", "model", "opens"}
+    assert "image_searcher.tflite" in detail(report, "model")
 
 
 def test_a_missing_searcher_is_caught(built: Built) -> None:
     (built.folder / "image_searcher.tflite").unlink()
-    assert "structure" in failed(built.check())
+    assert failed(built.check()) >= {"files", "model", "opens"}
 
 
 def test_a_native_crash_is_a_failed_gate_that_names_the_query(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +227,7 @@ def test_recall_that_cannot_be_measured_fails(built: Built) -> None:
     built.rewrite_embeddings(gone)
     report = check(Config(workspace=built.corpus.config.workspace), built.searcher)
     assert failed(report) == {"recall_at_10"}
-    assert "none of the images can be read" in detail(report, "recall_at_10")
+    assert "none of the corpus' images can be read" in detail(report, "recall_at_10")
 
 
 def test_an_unknown_searcher_is_refused(built: Built) -> None:
