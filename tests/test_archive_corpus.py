@@ -12,7 +12,8 @@ from beam_jobs.embed import compact
 from beam_jobs.embed_images import embed_images
 from searchforge.records import write_tfrecords
 from searchforge.workspace import Workspace
-from serving_check.corpus import corpus_images, load_corpus
+from serving_check.corpus import load_corpus
+from serving_check.queries import image_queries
 from tests.beam_jobs.photos import embed_config, png, records
 from tests.tiny_bundle import write_bundle
 
@@ -53,7 +54,7 @@ def test_members_are_embedded_and_can_be_read_again(shards: Path, tmp_path: Path
     }
     assert found["a.tar/3.png"].metadata == {"album": 3}
     corpus = load_corpus(workspace, manifest)
-    images = corpus_images(corpus, 100, 0, tmp_path)
+    images, _ = image_queries(corpus, 100, 0, tmp_path)
     read = {corpus.ids[row]: Path(path).read_bytes() for path, row in zip(images.values, images.targets, strict=True)}
     assert read == {id: png(int(Path(id).stem)) for id in found}
 
