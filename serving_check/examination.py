@@ -21,7 +21,7 @@ from searchforge.progress import say
 from serving_check import measure, structure
 from serving_check.corpus import Corpus, metadata_digest
 from serving_check.examples import choose_examples
-from serving_check.fidelity import Fidelity, centroid_limit, limit_of
+from serving_check.fidelity import MAX_CENTROID_ERROR, MAX_CODE_ERROR, MAX_QUERY_ERROR, CodeErrors, Fidelity
 from serving_check.gates import Gate, at_least, no_faults
 from serving_check.hostile import ask_hostile
 from serving_check.index_file import Index, read_index, require_parameters
@@ -42,7 +42,7 @@ MIN_CAPTIONS = 200
 """Text queries that are enough to measure recall; with fewer, images of the corpus measure it."""
 
 _PROBED = 128
-"""Queries by whose scores codes are judged."""
+"""Queries whose embeddings by the searcher are held against those by the bundle's encoder."""
 
 _RETRIEVAL = ("r_at_", "exact_r_at_", "median_rank")
 """Beginnings of the figures of which texts of a text corpus, asked for themselves, say nothing."""
@@ -103,7 +103,8 @@ class Examination:
         self._asked: dict[Kind, Queries] = {}
         self._files: dict[Kind, SearcherFile] = {}
         self._index: Index | None = None
-        self._rows: npt.NDArray[np.int64] | None = None
+        self._maps: dict[Kind, npt.NDArray[np.float32]] = {}
+        self._fidelity: dict[Kind, Fidelity] = {}
         self.figures: dict[str, Any] = {}
         self.intervals: dict[str, tuple[float, float]] = {}
         self.latency: dict[Kind, Histogram] = {}
@@ -126,7 +127,9 @@ class Examination:
         for kind, (name, encoder) in names.items():
             self._examine_file(kind, subject.folder / name, subject.encoders / encoder)
         if self._index is not None:
-            self._examine_items(self._index)
+            rows = self._examine_items(self._index)
+            if len(rows) and not (rows == NO_ITEM).any():
+                self._examine_fidelity(self._index, subject.corpus.vectors[rows], names)
 
     def _examine_file(self, kind: Kind, path: Path, encoder_path: Path) -> None:
         faults = self._faults
@@ -155,9 +158,12 @@ class Examination:
         }
         for gate, found in of_file.items():
             faults[gate] += [f"{path.name}: {fault}" for fault in found]
+        if (query_map := structure.query_map(searcher, encoder)) is not None:
+            self._maps[kind] = query_map
         self.sizes[path.name] = _sizes(searcher, self._index)
 
-    def _examine_items(self, index: Index) -> None:
+    def _examine_items(self, index: Index) -> npt.NDArray[np.int64]:
+        """Returns the row [items] in the corpus of each item of the index; NO_ITEM where it has none."""
         subject, faults = self._subject, self._faults
         corpus = subject.corpus
         faults["fingerprint"] += structure.user_info_faults(
@@ -187,7 +193,49 @@ class Examination:
         ):
             if ids:
                 faults["items"].append(f"{len(ids)} items {what}, such as {min(ids)!r}")
-        self._rows = rows
+        return rows
+
+    def _examine_fidelity(
+        self, index: Index, vectors: npt.NDArray[np.float32], names: Mapping[Kind, tuple[str, str]]
+    ) -> None:
+        """Holds codes and centroids against the items' vectors, and the maps of both searchers against the codes."""
+        judged: dict[Kind, CodeErrors] = {}
+        for kind, query_map in self._maps.items():
+            equal = [other for other in judged if np.array_equal(self._maps[other], query_map)]
+            try:
+                self._fidelity[kind] = self._fidelity[equal[0]] if equal else Fidelity(index, vectors, query_map)
+            except ValueError as error:
+                self._faults["encoders"].append(f"{names[kind][0]}: {error}")
+                continue
+            judged[kind] = judged[equal[0]] if equal else self._fidelity[kind].codes(self._subject.config.seed)
+        if not judged:
+            return
+        best = min(judged, key=lambda kind: judged[kind].left_over)
+        self._faults["encoders"] += [
+            f"{names[kind][0]} maps queries for another index than the codes are of; build the index again"
+            for kind in judged
+            if judged[kind] is not judged[best]
+        ]
+        self._note_codes(judged[best], index)
+        self._note_centroids(self._fidelity[best].centroids())
+
+    def _note_codes(self, errors: CodeErrors, index: Index) -> None:
+        self.figures["code_error"] = errors.left_over
+        self._found["codes"] += f", but for {errors.left_over:.2g} of its square in the median"
+        wrong = np.flatnonzero(~(errors.items <= MAX_CODE_ERROR))
+        if len(wrong):
+            id = json.loads(index.metadata[wrong[0]])["id"]
+            self._faults["codes"].append(
+                f"{len(wrong)} of {len(errors.items)} codes do not stand for their item, such as that of {id!r}"
+            )
+        self._faults["codes"] += [f"the codebook of block {block} stands for nothing" for block in errors.empty_blocks]
+
+    def _note_centroids(self, errors: npt.NDArray[np.float64]) -> None:
+        if len(wrong := np.flatnonzero(~(errors <= MAX_CENTROID_ERROR))):
+            self._faults["partitions"].append(
+                f"{len(wrong)} of {len(errors)} centroids do not lie with the items of their partition, such as that "
+                f"of partition {wrong[0]}"
+            )
 
     def examine(self, kind: Kind, name: str, encoder: str, queries: Queries, probes: list[str]) -> None:
         """Opens a searcher, asks it the queries, then the hostile ones.
@@ -213,7 +261,7 @@ class Examination:
                 exact = [*answers.embeddings[:_PROBED], *measure.embed(searcher, others, encoder_path)]
             threads = measure.threads_latency(path, kind, asked[:_THREADS_QUERIES])
             self.figures |= {f"{prefix}{figure}": value for figure, value in threads.items()}
-            self._examine_fidelity(name, np.stack(exact), np.stack(mapped))
+            self._examine_encoder(kind, name, np.stack(exact), np.stack(mapped))
         with self._noting(name):
             taken = ask_hostile(path, kind, self._subject.corpus, self._scratch)
             self.hostile += taken
@@ -261,44 +309,19 @@ class Examination:
                 f"expected {MIN_COSINE} or more; embed the corpus again"
             )
 
-    def _examine_fidelity(self, name: str, exact: npt.NDArray[np.float32], mapped: npt.NDArray[np.float32]) -> None:
-        """Codes and centroids are judged once, by the first searcher that runs; the encoders each."""
-        index, rows, corpus = self._index, self._rows, self._subject.corpus
-        if index is None or rows is None or (rows == NO_ITEM).any() or not len(rows):
+    def _examine_encoder(
+        self, kind: Kind, name: str, exact: npt.NDArray[np.float32], mapped: npt.NDArray[np.float32]
+    ) -> None:
+        """A searcher must embed queries as the bundle's encoder does, but for the map."""
+        fidelity = self._fidelity.get(kind)
+        if fidelity is None:
+            self._faults["encoders"].append(f"{name}: not verified, as its map or an item of the index is not known")
             return
-        if mapped.shape[1] != index.centroids.shape[1] or exact.shape[1] != corpus.vectors.shape[1]:
-            self._faults["encoders"].append(
-                f"{name} embeds in {mapped.shape[1]} dimensions, its index has {index.centroids.shape[1]}"
-            )
-            return
-        fidelity = Fidelity(index, corpus.vectors[rows], exact, mapped, self._subject.config.seed)
-        errors = fidelity.queries()
-        if (wrong := int(np.count_nonzero(~(errors <= limit_of(errors))))) > 0:
+        errors = fidelity.queries(exact, mapped)
+        if (wrong := int(np.count_nonzero(~(errors <= MAX_QUERY_ERROR)))) > 0:
             self._faults["encoders"].append(
                 f"{name}: scores of {wrong} of {len(errors)} queries are not those of the corpus' encoder; build the "
                 "index with the encoder that embedded the corpus"
-            )
-        if "code_error" in self.figures:
-            return
-        errors = fidelity.codes()
-        self.figures["code_error"] = float(np.median(errors))
-        limit = limit_of(errors)
-        wrong_items = np.flatnonzero(~(errors <= limit))
-        self._found["codes"] += f": the largest relative error is {float(errors.max()):.2g}, the limit {limit:.2g}"
-        if len(wrong_items):
-            id = corpus.ids[rows[wrong_items[0]]]
-            self._faults["codes"].append(
-                f"{len(wrong_items)} of {len(errors)} codes do not stand for their item, such as that of {id!r}"
-            )
-        run = self._subject.manifest.id
-        if self._subject.build.get("training", {}).get("embeddings", run) != run:
-            self._found["partitions"] = "not verified: the centroids are those of an earlier corpus; recall is"
-            return
-        errors = fidelity.centroids()
-        if len(wrong_centroids := np.flatnonzero(~(errors <= centroid_limit(errors)))):
-            self._faults["partitions"].append(
-                f"{len(wrong_centroids)} of {len(errors)} centroids are not near the items of their partition, such as "
-                f"that of partition {wrong_centroids[0]}"
             )
 
     def finish(self, images_sampled: int) -> None:
@@ -336,7 +359,9 @@ class Examination:
                 self._faults[name].append(unread)
         elif "code_error" not in self.figures:
             for name in ("codes", "partitions"):
-                self._faults[name].append("not verified: not every item of the index is known, or no searcher answers")
+                self._faults[name].append(
+                    "not verified: not every item of the index, or neither searcher's map, is known"
+                )
         gates = [no_faults(name, self._faults[name], found) for name, found in self._found.items()]
         kind: Kind = "text" if self._subject.corpus.texts else "image"
         if self._asked.get(kind):

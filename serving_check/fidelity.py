@@ -1,36 +1,66 @@
-"""Whether an index stands for its own corpus: every code for its vector, every centroid for its items, the encoder for
-the one that embedded the corpus.
+"""Whether an index stands for its own corpus: every code for its vector, every centroid for the items around it.
 
-All three are seen in scores. Codes lie in a space of their own (the indexer may map it), but scores do not: for a query
-that the bundle's encoder embeds as q and the searcher's as q', the decoded code c of an item x is to give q'.c close to
-q.x. So an item's approximate scores, over many queries, must be nearer to its own exact scores than to those of other
-items; likewise a query's scores over many items. That holds for any quantizer that is of use, and fails where an item's
-code, id or partition is another's, or the encoder is.
+Codes lie in a space of their own: for some invertible A, the indexer encodes A x, and the searcher's last layer maps
+queries by A^-T, which leaves q . x as it is. That layer is in the file, so A is known, and codes are held against the
+vectors that they were made of: not against others of the index, which may all be wrong, nor by means of queries, which
+may tell nothing. What a code may be off by is what the best code of the same codebooks is off by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from serving_check.index_file import Index
 
-LIMIT = 0.5
-"""Where half of the squared errors exceed this share of the typical squared distance to others, all are faults."""
+MAX_CODE_ERROR = 6.0
+"""Squared error of a code, in those of the nearest one: an indexer may prefer another, for the sake of rankings."""
 
-_OTHERS = 32
-"""Whose scores an item's are compared with."""
+MAX_CENTROID_ERROR = 2.0
+"""Squared distance from the mean of a partition's items to its centroid, in that to the nearest other centroid."""
 
-_SLACK = 1e-3
-"""Of the squared scores themselves: equal items cannot be told apart, and need not be."""
+MAX_QUERY_ERROR = 0.01
+"""How far the scores of a query, over items of length 1, may be off those that the bundle's encoder gives."""
+
+_LENGTHS = 8.0
+"""How many times the median length a centroid may have, or the median its own."""
+
+_EMPTY = 0.95
+"""Share of a block's squares that its codebook may leave over; one that stands for nothing leaves all."""
+
+_BARE = 1e-3
+"""Share of all squares below which it does not matter what a block's codebook stands for."""
+
+_ROUNDING = 1e-6
+"""Share of a vector's own square that is no error."""
+
+_SAMPLE = 4_096
+"""Items whose nearest codes say what is usual."""
 
 _ROWS = 16_384
-_SAMPLE = 4_096
-"""Items over which queries' scores are compared."""
+_PARTITIONS = 1_024
+"""Items, and partitions, that are compared at a time."""
 
 Matrix = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CodeErrors:
+    """What codes are off by.
+
+    Attributes:
+      items: [items] squared errors, in those of the nearest code, or of the median item's where that is more.
+      left_over: median over the items of the share of their square that their code does not stand for.
+      empty_blocks: blocks whose codebook stands for nothing.
+    """
+
+    items: Values
+    left_over: float
+    empty_blocks: list[int]
 
 
 class Fidelity:
@@ -39,83 +69,109 @@ class Fidelity:
     Args:
       index: of the searcher.
       vectors: [items, dim] float32, of the items in the order of the index.
-      exact, mapped: [m, dim] float32, queries as the bundle's encoder and as the searcher's own embed them.
-      seed: of the sample of others.
+      query_map: [dim, dim] float32, A^-T, by which the searcher maps queries.
+
+    Raises:
+      ValueError: the map is not one that can be inverted.
     """
 
-    def __init__(self, index: Index, vectors: Matrix, exact: Matrix, mapped: Matrix, seed: int = 0) -> None:
-        self._index, self._vectors, self._exact, self._mapped = index, vectors, exact, mapped
-        self._random = np.random.default_rng(seed)
+    def __init__(self, index: Index, vectors: Matrix, query_map: Matrix) -> None:
+        dim = index.centroids.shape[1]
+        if query_map.shape != (dim, dim) or vectors.shape[1] != dim:
+            raise ValueError(
+                f"it maps queries by a matrix of {list(query_map.shape)}; the index has {dim} dimensions, embeddings "
+                f"have {vectors.shape[1]}"
+            )
+        try:
+            inverse = np.linalg.inv(query_map.astype(np.float64))
+        except np.linalg.LinAlgError:
+            inverse = np.full_like(query_map, np.nan, np.float64)
+        if not np.isfinite(inverse).all():
+            raise ValueError("it maps queries by a matrix that cannot be inverted")
+        self._index, self._vectors = index, vectors
+        self._query_map, self._transform = query_map, inverse.T.astype(np.float32)
+        ends = np.cumsum([book.shape[1] for book in index.codebooks])
+        self._blocks = [slice(end - book.shape[1], end) for end, book in zip(ends, index.codebooks, strict=True)]
 
-    def codes(self) -> npt.NDArray[np.float32]:
-        """Returns [items], the relative error of each item's code; see `limit_of`."""
-        others = self._vectors[self._choice(len(self._vectors), _OTHERS)] @ self._exact.T
-        parts = [
-            _relative_errors(decoded @ self._mapped.T, vectors @ self._exact.T, others)
-            for decoded, vectors in self._chunks()
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+    def codes(self, seed: int = 0) -> CodeErrors:
+        """Returns what each code is off by."""
+        usual = self._usual(seed)
+        errors, left_over = [], []
+        residuals, squares = np.zeros(len(self._blocks)), np.zeros(len(self._blocks))
+        for rows, mapped in self._chunks():
+            residual = (self._index.decode(rows) - mapped) ** 2
+            square = mapped**2
+            own, whole = residual.sum(axis=1), square.sum(axis=1)
+            rounding = _ROUNDING * whole + np.finfo(np.float32).tiny
+            error = own / (usual + rounding)
+            far = np.flatnonzero(~(error <= MAX_CODE_ERROR))
+            error[far] = own[far] / (np.maximum(self._nearest(mapped[far]), usual) + rounding[far])
+            errors.append(error)
+            left_over.append(own / (whole + rounding))
+            for sums, values in ((residuals, residual), (squares, square)):
+                sums += [values[:, block].sum(dtype=np.float64) for block in self._blocks]
+        empty = (residuals > _EMPTY * squares) & (squares > _BARE * squares.sum())
+        return CodeErrors(
+            np.concatenate(errors).astype(np.float64),
+            float(np.median(np.concatenate(left_over))),
+            np.flatnonzero(empty).tolist(),
+        )
 
-    def centroids(self) -> npt.NDArray[np.float32]:
-        """Returns [partitions], the relative error of each centroid against the mean of its items.
+    def centroids(self) -> Values:
+        """Returns [partitions], what each centroid is off by.
+
+        An item lies in the partition whose centroid is nearest to it, and so does the mean of a partition's items, on
+        whatever corpus the centroids were trained. A device multiplies queries with them, so lengths count, too.
 
         0 for a partition without items, and where there is one partition only: then the centroid chooses nothing.
         """
         sizes = self._index.partition_sizes
-        errors = np.zeros(len(sizes), np.float32)
+        errors = np.zeros(len(sizes))
         filled = np.flatnonzero(sizes)
         if len(sizes) < 2:
             return errors
+        centroids = self._index.centroids.astype(np.float64) @ self._query_map
+        lengths = np.linalg.norm(centroids, axis=1)
         starts = (np.cumsum(sizes) - sizes)[filled]
-        means = np.add.reduceat(self._vectors, starts, axis=0) / sizes[filled, np.newaxis]
-        exact = means @ self._exact.T
-        others = exact[self._choice(len(filled), _OTHERS)]
-        errors[filled] = _relative_errors(self._index.centroids[filled] @ self._mapped.T, exact, others)
+        means = np.add.reduceat(self._vectors, starts, axis=0, dtype=np.float64) / sizes[filled, np.newaxis]
+        for start in range(0, len(filled), _PARTITIONS):
+            own, some = filled[start : start + _PARTITIONS], means[start : start + _PARTITIONS]
+            distances = (some**2).sum(axis=1)[:, np.newaxis] - 2 * some @ centroids.T + lengths**2
+            distances = np.maximum(distances, 0) + _ROUNDING
+            rows = np.arange(len(own))
+            to_own = distances[rows, own]
+            distances[rows, own] = np.inf
+            errors[own] = to_own / distances.min(axis=1)
+        median = np.median(lengths)
+        errors[(lengths * _LENGTHS < median) | (lengths > median * _LENGTHS)] = np.inf
         return errors
 
-    def queries(self) -> npt.NDArray[np.float32]:
-        """Returns [m], the relative error of each query's scores over a sample of items; see `limit_of`."""
-        items = np.sort(self._choice(len(self._vectors), _SAMPLE))
-        decoded = self._index.decode(items)
-        exact = self._exact @ self._vectors[items].T
-        others = exact[self._choice(len(exact), _OTHERS)]
-        return _relative_errors(self._mapped @ decoded.T, exact, others)
+    def queries(self, exact: Matrix, mapped: Matrix) -> Values:
+        """Returns [m], how far each query's score with a vector of length 1 may be off.
 
-    def _chunks(self) -> Iterator[tuple[Matrix, Matrix]]:
+        Args:
+          exact, mapped: [m, dim] float32, queries as the bundle's encoder and as the searcher embed them.
+        """
+        errors: Values = np.linalg.norm(mapped.astype(np.float64) @ self._transform - exact, axis=1)
+        return errors
+
+    def _usual(self, seed: int) -> float:
+        """Returns the squared error of the nearest code, of the median item."""
+        count = len(self._vectors)
+        rows = np.sort(np.random.default_rng(seed).choice(count, min(count, _SAMPLE), replace=False))
+        return float(np.median(self._nearest(self._vectors[rows] @ self._transform.T)))
+
+    def _nearest(self, mapped: Matrix) -> Values:
+        """Returns the squared errors [n] of the nearest codes of mapped vectors [n, dim]."""
+        errors = np.zeros(len(mapped))
+        for block, book in zip(self._blocks, self._index.codebooks, strict=True):
+            part = mapped[:, block]
+            distances = (book**2).sum(axis=1) - 2 * part @ book.T
+            errors += np.maximum(distances.min(axis=1) + (part**2).sum(axis=1), 0)
+        return errors
+
+    def _chunks(self) -> Iterator[tuple[slice, Matrix]]:
+        """Yields some items and their mapped vectors, until all were there."""
         for start in range(0, len(self._vectors), _ROWS):
-            items = slice(start, start + _ROWS)
-            yield self._index.decode(items), self._vectors[items]
-
-    def _choice(self, total: int, count: int) -> npt.NDArray[np.int64]:
-        return self._random.choice(total, min(total, count), replace=False)
-
-
-def limit_of(errors: npt.NDArray[np.float32], least: float = 0.05, times_median: float = 30.0) -> float:
-    """Returns what the relative error of a code or of a query may be: the better the others are, the less.
-
-    Where codes are of a byte or two, single ones may be far off though most are not.
-    """
-    median = float(np.median(errors)) if len(errors) else 0.0
-    return max(least, times_median * median) if median <= LIMIT else LIMIT
-
-
-def centroid_limit(errors: npt.NDArray[np.float32]) -> float:
-    """Returns what the relative error of a centroid may be: it was made of other items than are in its partition."""
-    return limit_of(errors, LIMIT, 4.0)
-
-
-def _relative_errors(found: Matrix, expected: Matrix, others: Matrix) -> npt.NDArray[np.float32]:
-    """Returns [n]: the squared error of each row of `found`, relative to the median squared distance to other rows.
-
-    Or to the row's own square where that is less: what is near nothing is near to no row.
-
-    Args:
-      found, expected: [n, m]; others: [o, m], some rows that were expected.
-    """
-    own = ((found - expected) ** 2).sum(axis=1)
-    square = (expected**2).sum(axis=1)
-    distances = square[:, np.newaxis] - 2 * expected @ others.T + (others**2).sum(axis=1)
-    scale = np.maximum(np.minimum(np.median(distances, axis=1), square) + _SLACK * square, np.finfo(np.float32).tiny)
-    with np.errstate(all="ignore"):  # what overflows is no number, and so an error
-        errors: npt.NDArray[np.float32] = np.where(np.isfinite(own), own / scale, np.inf).astype(np.float32)
-    return errors
+            rows = slice(start, start + _ROWS)
+            yield rows, self._vectors[rows] @ self._transform.T

@@ -13,10 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from searchforge.hashing import sha256_bytes
 from serving_check.leveldb_table import MAGIC
 
 _METADATA_NAME = b"TFLITE_METADATA"
+
+FULLY_CONNECTED = 9
+"""BuiltinOperator of TFLite's schema."""
+FLOAT32 = 0
+"""TensorType of TFLite's schema."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class SearcherFile:
       size, model_bytes: bytes of the file, and of the flatbuffer in it.
       inputs, outputs: name, shape and type (a number of TFLite's schema) of each tensor.
       weights: how often each constant is in the model, by SHA-256.
+      operators: of the first graph, in their order: a BuiltinOperator each.
+      last_kernel: [dim_out, dim] float32, the matrix by which the last operator multiplies; None where it does not.
       metadata: ModelMetadata as nested dictionaries and lists; None where there is none.
       files: associated files by name, the index apart.
       index: the index, a LevelDB table; None where there is none.
@@ -38,6 +48,8 @@ class SearcherFile:
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
     weights: Counter[str]
+    operators: list[int]
+    last_kernel: npt.NDArray[np.float32] | None
     metadata: dict[str, Any] | None
     files: dict[str, bytes]
     index: bytes | None
@@ -102,6 +114,8 @@ def _parse(model: bytes, size: int, files: dict[str, bytes], index: bytes | None
         inputs=_tensors(graph, graph.inputs),
         outputs=_tensors(graph, graph.outputs),
         weights=Counter(sha256_bytes(constant) for constant in constants if constant not in aside),
+        operators=[_kind(parsed, operator) for operator in graph.operators or []],
+        last_kernel=_last_kernel(parsed, graph),
         metadata=metadata,
         files=files,
         index=index,
@@ -116,6 +130,24 @@ def _tensors(graph: Any, numbers: Sequence[int]) -> list[dict[str, Any]]:
         shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]
         found.append({"name": (tensor.name or b"").decode(errors="replace"), "shape": shape, "type": int(tensor.type)})
     return found
+
+
+def _kind(model: Any, operator: Any) -> int:
+    code = model.operatorCodes[operator.opcodeIndex]
+    return int(max(code.builtinCode, code.deprecatedBuiltinCode))
+
+
+def _last_kernel(model: Any, graph: Any) -> npt.NDArray[np.float32] | None:
+    """Returns the constant that the last operator multiplies with and nothing else is done to; see indexer.folding."""
+    last = graph.operators[-1] if graph.operators else None
+    if last is None or _kind(model, last) != FULLY_CONNECTED or last.outputs[0] != graph.outputs[0]:
+        return None
+    kernel = graph.tensors[last.inputs[1]]
+    data = model.buffers[kernel.buffer].data
+    plain = last.builtinOptions is None or not last.builtinOptions.fusedActivationFunction
+    if kernel.type != FLOAT32 or data is None or len(kernel.shape) != 2 or max(last.inputs[2:], default=-1) >= 0:
+        return None
+    return np.frombuffer(data.tobytes(), "<f4").reshape(kernel.shape) if plain else None
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from searchforge.encoder import EncoderInfo
 from searchforge.hashing import sha256_file
 from searchforge.manifest import Manifest
 from searchforge.preprocessing import Preprocessing
-from serving_check.searcher_file import SearcherFile, differences
+from serving_check.searcher_file import FLOAT32, FULLY_CONNECTED, SearcherFile, differences
+
+Matrix = npt.NDArray[np.float32]
 
 _SCANN_INDEX_FILE = 6
 """AssociatedFileType of the metadata's schema."""
-
-_FLOAT32 = 0
-"""TensorType of TFLite's schema."""
 
 
 def file_faults(folder: Path, names: list[str], build: Mapping[str, Any]) -> list[str]:
@@ -43,7 +45,7 @@ def bundle_faults(folder: Path, names: list[str], bundle: EncoderInfo) -> list[s
 
 
 def model_faults(searcher: SearcherFile, encoder: SearcherFile, dim: int) -> list[str]:
-    """Says where a searcher's model is not the encoder's: same inputs, all of its weights, an embedding as the output.
+    """Says where a searcher's model is not the encoder's with a matrix behind it, which maps queries for the index.
 
     Args:
       dim: of the index' centroids; 0 where that is not known.
@@ -52,11 +54,26 @@ def model_faults(searcher: SearcherFile, encoder: SearcherFile, dim: int) -> lis
     missing = sum((encoder.weights - searcher.weights).values())
     if missing:
         faults.append(f"{missing} of {sum(encoder.weights.values())} weights of the bundle's encoder are not in it")
-    if len(searcher.outputs) != 1 or searcher.outputs[0]["type"] != _FLOAT32:
+    if query_map(searcher, encoder) is None:
+        faults.append(
+            f"it has {len(searcher.operators)} operators, expected the {len(encoder.operators)} of the bundle's "
+            "encoder and at most one more, a multiplication with a matrix"
+        )
+    if len(searcher.outputs) != 1 or searcher.outputs[0]["type"] != FLOAT32:
         faults.append(f"outputs are {searcher.outputs}, expected one of float32")
     elif dim and searcher.outputs[0]["shape"][-1:] != [dim]:
         faults.append(f"the output is {searcher.outputs[0]['shape']}, but the index has {dim} dimensions")
     return faults
+
+
+def query_map(searcher: SearcherFile, encoder: SearcherFile) -> Matrix | None:
+    """Returns the matrix [dim_out, dim] by which a searcher maps the encoder's embeddings.
+
+    That is the identity where it adds nothing to the encoder; None where it adds something else.
+    """
+    if searcher.operators == encoder.operators:
+        return np.eye(encoder.outputs[0]["shape"][-1], dtype=np.float32) if encoder.outputs[0]["shape"] else None
+    return searcher.last_kernel if searcher.operators == [*encoder.operators, FULLY_CONNECTED] else None
 
 
 def metadata_faults(

@@ -380,6 +380,17 @@ def the_codebooks_of_two_blocks_are_swapped(specimen: Specimen) -> None:
 
 
 @caught_by("codes")
+def a_codebook_is_all_zeros(specimen: Specimen) -> None:
+    """Its block's part of all scores is then 0, whatever the code."""
+
+    def zero(index: Index) -> None:
+        for entry in index.blocks[0].entry:
+            entry.dimension[:] = [0.0] * len(entry.dimension)
+
+    specimen.change_index(zero)
+
+
+@caught_by("codes")
 def the_entries_of_the_leading_codebook_are_in_another_order(specimen: Specimen) -> None:
     def turn(index: Index) -> None:
         entries = [list(entry.dimension) for entry in index.blocks[0].entry]

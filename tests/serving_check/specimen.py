@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from indexer.build import build_index
-from searchforge.config import Config, DataConfig
+from searchforge.config import Config
 from searchforge.encoder import EncoderInfo
 from searchforge.hashing import sha256_file
 from searchforge.manifest import Manifest
@@ -120,10 +120,6 @@ class Specimen:
         """Returns the report of a check."""
         return check(self.config, self.searcher)
 
-    def check_without_captions(self) -> dict[str, Any]:
-        """Returns the report of a check for which there are no captions: the texts it asks hold no known word."""
-        return check(self.config.model_copy(update={"data": DataConfig()}), self.searcher)
-
     def examine_files(self) -> list[Gate]:
         """Returns the gates of a check that only looks at the files, and so takes a tenth of a second."""
         workspace = self.workspace
@@ -158,7 +154,7 @@ class Corruption:
 _registered: dict[str, Corruption] = {}
 
 
-OF_FILES = {"files", "model", "metadata", "index", "fingerprint", "items", "item_metadata"}
+OF_FILES = {"files", "model", "metadata", "index", "fingerprint", "items", "item_metadata", "codes", "partitions"}
 """Gates that look at the files only."""
 
 
