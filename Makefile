@@ -22,7 +22,7 @@ demo: setup  ## from nothing to a published, verified searcher in demo-workspace
 	$(BIN)/searchforge demo --workspace demo-workspace --scenes $(SCENES)
 
 test: setup  ## everything that needs nothing but PyPI
-	$(BIN)/python -m pytest -m "not integration"
+	$(BIN)/python -m pytest -m "not integration" --numprocesses logical --dist loadfile
 
 integration: setup  ## tests against real servers; each is skipped where its server cannot be had
 	$(BIN)/python -m pytest -m integration

@@ -63,6 +63,11 @@ class Session:
         os.close(write_end)
         self._replies = os.fdopen(read_end, "rb")
 
+    @property
+    def ended(self) -> bool:
+        """Whether the child has ended."""
+        return self._process.poll() is not None
+
     def call(self, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Sends one request and returns its answer.
 

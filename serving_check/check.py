@@ -73,22 +73,22 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
         if (path := folder / name).is_file()
     }
     live = live if live and live.searcher != searcher else None
-    with _timed(seconds, "corpus"):
-        captioned = held_out(config, build.get("config", {}).get("seed", config.index.seed))
-        corpus = load_corpus(workspace, manifest, captioned.uris)
-        wanted, seed = config.check.queries, config.check.seed
-        texts = text_queries(corpus, wanted, seed) if corpus.texts else caption_queries(captioned, corpus, wanted, seed)
+    captioned = held_out(config, build.get("config", {}).get("seed", config.index.seed))
     content = {
         "version": REPORT_VERSION,
         "searcher": searcher,
         "files": files,
         "check": config.check.model_dump(),
-        "queries": [texts.values, texts.targets],
+        "captions": captioned.content(),
     }
     id, passed_before = _free_id(workspace, content, live)
     if passed_before:
         say(f"check {id} is there already, and passed: same bytes, queries and gates")
         return workspace.marker("checks", id)
+    with _timed(seconds, "corpus"):
+        corpus = load_corpus(workspace, manifest, captioned.uris)
+        wanted, seed = config.check.queries, config.check.seed
+        texts = text_queries(corpus, wanted, seed) if corpus.texts else caption_queries(captioned, corpus, wanted, seed)
     say(
         f"check searcher {searcher} of {len(corpus.ids):,} {manifest.modality} through the Task Library, with "
         f"{len(texts)} texts; about {15 + 0.04 * (len(texts) or wanted) + 5e-5 * len(corpus.ids):.0f} s"

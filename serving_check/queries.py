@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -75,6 +76,13 @@ class HeldOut:
     def uris(self) -> set[str]:
         """Where their images are, as embedding records name it."""
         return {str(image.path.resolve()) for image in [*self.unseen, *self.seen]}
+
+    def content(self) -> list[Any]:
+        """Everything that decides which queries are drawn, beside the corpus and the settings; as JSON."""
+        return [
+            [[image.id, str(image.path.resolve()), image.captions] for image in images]
+            for images in (self.unseen, self.seen)
+        ]
 
 
 def held_out(config: Config, seed: int) -> HeldOut:

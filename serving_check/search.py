@@ -109,6 +109,11 @@ class Searcher:
         grown: int = self._session.call({"operation": "memory"})["bytes"]
         return grown
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended by itself."""
+        return self._session.ended
+
     def close(self) -> None:
         """Ends the process."""
         self._session.close()

@@ -211,7 +211,10 @@ class _Worker:
             raise
 
     def _searcher(self, key: tuple[Path, int]) -> Searcher:
-        """Returns an open searcher; makes room for one that has to be opened."""
+        """Returns an open searcher; makes room for one that has to be opened, and replaces one that has ended idle."""
+        if key in self._searchers and self._searchers[key].ended:
+            self.crashes += 1
+            self._drop(key)
         if key not in self._searchers:
             while len(self._searchers) >= len(self._files) + _SPARE:
                 self._drop(next(iter(self._searchers)))

@@ -124,6 +124,10 @@ class Server:
         """Ids of the processes that it started and that still run."""
         return children_of(self.process.pid)
 
+    def searchers(self) -> list[int]:
+        """Ids of those of its processes that answer queries."""
+        return [child for child in self.children() if "serving_check.task_library" in command_of(child)]
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal; returns the exit code."""
         self.process.send_signal(number)
@@ -140,6 +144,14 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def command_of(pid: int) -> str:
+    """Returns the arguments of a process, by blanks; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def wait_for(condition: Any) -> None:

@@ -324,22 +324,36 @@ def test_many_requests_at_once_each_get_their_own_answer(server: Server) -> None
 
 
 def test_a_crash_costs_one_request(world: Path) -> None:
-    with serving(world, "--workers", "2") as server:
-        children = server.children()
-        os.kill(children[0], signal.SIGSEGV)
+    with serving(world, short_queue=(1, 40)) as server:
+        (child,) = server.searchers()
+        os.kill(child, signal.SIGSTOP)
         with ThreadPoolExecutor(8) as threads:
-            replies = list(threads.map(lambda number: server.search(f"w{number}", k=1), range(40)))
+            waiting = [threads.submit(server.search, f"w{number}", k=1) for number in range(8)]
+            wait_for(lambda: server.ask("/healthz").json["waiting"] == 7)
+            os.kill(child, signal.SIGKILL)
+            replies = [future.result() for future in waiting]
         failed = [reply for reply in replies if reply.status != 200]
         assert [reply.status for reply in failed] == [500]
-        assert re.search(r"worker \d crashed on this query and is replaced: .*signal 11", failed[0].json["error"])
+        assert re.search(r"worker \d crashed on this query and is replaced: .*signal 9", failed[0].json["error"])
         assert server.ask("/healthz").json["crashes"] == 1
-        assert len(server.children()) == len(children)
-        assert {server.search(f"w{number}", k=3).status for number in range(40)} == {200}
+        assert len(server.searchers()) == 1
+
+
+def test_a_crash_between_requests_costs_none(world: Path) -> None:
+    with serving(world, "--workers", "2") as server:
+        children = server.searchers()
+        os.kill(children[0], signal.SIGSEGV)
+        wait_for(lambda: children[0] not in server.searchers())
+        with ThreadPoolExecutor(8) as threads:
+            replies = list(threads.map(lambda number: server.search(f"w{number}", k=1), range(40)))
+        assert {reply.status for reply in replies} == {200}
+        assert server.ask("/healthz").json["crashes"] == 1
+        assert len(server.searchers()) == len(children)
 
 
 def test_too_many_requests_are_told_to_come_back(world: Path) -> None:
     with serving(world, short_queue=(1, 3)) as server:
-        (child,) = server.children()
+        (child,) = server.searchers()
         os.kill(child, signal.SIGSTOP)
         with ThreadPoolExecutor(4) as threads:
             waiting = [threads.submit(server.search, f"w{number}", k=1) for number in range(4)]
@@ -355,7 +369,7 @@ def test_too_many_requests_are_told_to_come_back(world: Path) -> None:
 
 def test_equal_requests_at_once_are_one_query(world: Path) -> None:
     with serving(world, short_queue=(1, 1)) as server:
-        (child,) = server.children()
+        (child,) = server.searchers()
         os.kill(child, signal.SIGSTOP)
         with ThreadPoolExecutor(6) as threads:
             waiting = [threads.submit(server.search, "w5", k=1) for _ in range(6)]
