@@ -221,7 +221,7 @@ class Examination:
 
     def _note_codes(self, errors: CodeErrors, index: Index) -> None:
         self.figures["code_error"] = errors.left_over
-        self._found["codes"] += f", but for {errors.left_over:.2g} of its square in the median"
+        self._found["codes"] += f"; {errors.left_over:.2g} of its square is lost in the median"
         wrong = np.flatnonzero(~(errors.items <= MAX_CODE_ERROR))
         if len(wrong):
             id = json.loads(index.metadata[wrong[0]])["id"]
