@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 INSTALL_SECONDS = 600
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")
@@ -19,6 +19,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgroun
 def browser() -> Iterator[Browser]:
     """A browser; `browser.new_page()` opens a page that the test closes."""
     path = shutil.which("chromium") or shutil.which("google-chrome") or _install()
+    expect.set_options(timeout=30_000)  # milliseconds: a busy machine draws late
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield launched
