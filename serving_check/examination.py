@@ -21,7 +21,14 @@ from searchforge.progress import say
 from serving_check import measure, structure
 from serving_check.corpus import Corpus, metadata_digest
 from serving_check.examples import choose_examples
-from serving_check.fidelity import MAX_CENTROID_ERROR, MAX_CODE_ERROR, MAX_QUERY_ERROR, CodeErrors, Fidelity
+from serving_check.fidelity import (
+    MAX_CENTROID_ERROR,
+    MAX_CODE_ERROR,
+    MAX_QUERY_ERROR,
+    CodeErrors,
+    Fidelity,
+    query_errors,
+)
 from serving_check.gates import Gate, at_least, no_faults
 from serving_check.hostile import ask_hostile
 from serving_check.index_file import Index, read_index, require_parameters
@@ -104,7 +111,7 @@ class Examination:
         self._files: dict[Kind, SearcherFile] = {}
         self._index: Index | None = None
         self._maps: dict[Kind, npt.NDArray[np.float32]] = {}
-        self._fidelity: dict[Kind, Fidelity] = {}
+        self._transforms: dict[Kind, npt.NDArray[np.float32]] = {}
         self.figures: dict[str, Any] = {}
         self.intervals: dict[str, tuple[float, float]] = {}
         self.latency: dict[Kind, Histogram] = {}
@@ -199,17 +206,22 @@ class Examination:
         self, index: Index, vectors: npt.NDArray[np.float32], names: Mapping[Kind, tuple[str, str]]
     ) -> None:
         """Holds codes and centroids against the items' vectors, and the maps of both searchers against the codes."""
+        fidelities: dict[Kind, Fidelity] = {}
         judged: dict[Kind, CodeErrors] = {}
         for kind, query_map in self._maps.items():
-            equal = [other for other in judged if np.array_equal(self._maps[other], query_map)]
+            twin = next((other for other in judged if np.array_equal(self._maps[other], query_map)), None)
+            if twin is not None:
+                fidelities[kind], judged[kind] = fidelities[twin], judged[twin]
+                continue
             try:
-                self._fidelity[kind] = self._fidelity[equal[0]] if equal else Fidelity(index, vectors, query_map)
+                fidelities[kind] = Fidelity(index, vectors, query_map)
             except ValueError as error:
                 self._faults["encoders"].append(f"{names[kind][0]}: {error}")
-                continue
-            judged[kind] = judged[equal[0]] if equal else self._fidelity[kind].codes(self._subject.config.seed)
+            else:
+                judged[kind] = fidelities[kind].codes(self._subject.config.seed)
         if not judged:
             return
+        self._transforms = {kind: fidelity.transform for kind, fidelity in fidelities.items()}
         best = min(judged, key=lambda kind: judged[kind].left_over)
         self._faults["encoders"] += [
             f"{names[kind][0]} maps queries for another index than the codes are of; build the index again"
@@ -217,7 +229,7 @@ class Examination:
             if judged[kind] is not judged[best]
         ]
         self._note_codes(judged[best], index)
-        self._note_centroids(self._fidelity[best].centroids())
+        self._note_centroids(fidelities[best].centroids())
 
     def _note_codes(self, errors: CodeErrors, index: Index) -> None:
         self.figures["code_error"] = errors.left_over
@@ -313,11 +325,11 @@ class Examination:
         self, kind: Kind, name: str, exact: npt.NDArray[np.float32], mapped: npt.NDArray[np.float32]
     ) -> None:
         """A searcher must embed queries as the bundle's encoder does, but for the map."""
-        fidelity = self._fidelity.get(kind)
-        if fidelity is None:
+        transform = self._transforms.get(kind)
+        if transform is None:
             self._faults["encoders"].append(f"{name}: not verified, as its map or an item of the index is not known")
             return
-        errors = fidelity.queries(exact, mapped)
+        errors = query_errors(transform, exact, mapped)
         if (wrong := int(np.count_nonzero(~(errors <= MAX_QUERY_ERROR)))) > 0:
             self._faults["encoders"].append(
                 f"{name}: scores of {wrong} of {len(errors)} queries are not those of the corpus' encoder; build the "

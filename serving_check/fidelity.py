@@ -8,7 +8,6 @@ may tell nothing. What a code may be off by is what the best code of the same co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +70,9 @@ class Fidelity:
       vectors: [items, dim] float32, of the items in the order of the index.
       query_map: [dim, dim] float32, A^-T, by which the searcher maps queries.
 
+    Attributes:
+      transform: [dim, dim] float32, A.
+
     Raises:
       ValueError: the map is not one that can be inverted.
     """
@@ -89,7 +91,8 @@ class Fidelity:
         if not np.isfinite(inverse).all():
             raise ValueError("it maps queries by a matrix that cannot be inverted")
         self._index, self._vectors = index, vectors
-        self._query_map, self._transform = query_map, inverse.T.astype(np.float32)
+        self._query_map = query_map
+        self.transform: Matrix = inverse.T.astype(np.float32)
         ends = np.cumsum([book.shape[1] for book in index.codebooks])
         self._blocks = [slice(end - book.shape[1], end) for end, book in zip(ends, index.codebooks, strict=True)]
 
@@ -98,7 +101,9 @@ class Fidelity:
         usual = self._usual(seed)
         errors, left_over = [], []
         residuals, squares = np.zeros(len(self._blocks)), np.zeros(len(self._blocks))
-        for rows, mapped in self._chunks():
+        for start in range(0, len(self._vectors), _ROWS):
+            rows = slice(start, start + _ROWS)
+            mapped = self._mapped(rows)
             residual = (self._index.decode(rows) - mapped) ** 2
             square = mapped**2
             own, whole = residual.sum(axis=1), square.sum(axis=1)
@@ -146,20 +151,11 @@ class Fidelity:
         errors[(lengths * _LENGTHS < median) | (lengths > median * _LENGTHS)] = np.inf
         return errors
 
-    def queries(self, exact: Matrix, mapped: Matrix) -> Values:
-        """Returns [m], how far each query's score with a vector of length 1 may be off.
-
-        Args:
-          exact, mapped: [m, dim] float32, queries as the bundle's encoder and as the searcher embed them.
-        """
-        errors: Values = np.linalg.norm(mapped.astype(np.float64) @ self._transform - exact, axis=1)
-        return errors
-
     def _usual(self, seed: int) -> float:
         """Returns the squared error of the nearest code, of the median item."""
         count = len(self._vectors)
         rows = np.sort(np.random.default_rng(seed).choice(count, min(count, _SAMPLE), replace=False))
-        return float(np.median(self._nearest(self._vectors[rows] @ self._transform.T)))
+        return float(np.median(self._nearest(self._mapped(rows))))
 
     def _nearest(self, mapped: Matrix) -> Values:
         """Returns the squared errors [n] of the nearest codes of mapped vectors [n, dim]."""
@@ -170,8 +166,17 @@ class Fidelity:
             errors += np.maximum(distances.min(axis=1) + (part**2).sum(axis=1), 0)
         return errors
 
-    def _chunks(self) -> Iterator[tuple[slice, Matrix]]:
-        """Yields some items and their mapped vectors, until all were there."""
-        for start in range(0, len(self._vectors), _ROWS):
-            rows = slice(start, start + _ROWS)
-            yield rows, self._vectors[rows] @ self._transform.T
+    def _mapped(self, rows: slice | npt.NDArray[np.int64]) -> Matrix:
+        """Returns the mapped vectors [n, dim] of some items."""
+        return self._vectors[rows] @ self.transform.T
+
+
+def query_errors(transform: Matrix, exact: Matrix, mapped: Matrix) -> Values:
+    """Returns [m], how far each query's score with a vector of length 1 may be off.
+
+    Args:
+      transform: [dim, dim] float32, A.
+      exact, mapped: [m, dim] float32, queries as the bundle's encoder and as the searcher embed them.
+    """
+    errors: Values = np.linalg.norm(mapped.astype(np.float64) @ transform - exact, axis=1)
+    return errors

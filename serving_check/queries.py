@@ -74,15 +74,17 @@ class HeldOut:
 
     @property
     def uris(self) -> set[str]:
-        """Where their images are, as embedding records name it."""
-        return {str(image.path.resolve()) for image in [*self.unseen, *self.seen]}
+        """Where their images are."""
+        return {_uri(image) for image in [*self.unseen, *self.seen]}
 
     def content(self) -> list[Any]:
         """Everything that decides which queries are drawn, beside the corpus and the settings; as JSON."""
-        return [
-            [[image.id, str(image.path.resolve()), image.captions] for image in images]
-            for images in (self.unseen, self.seen)
-        ]
+        return [[[image.id, _uri(image), image.captions] for image in part] for part in (self.unseen, self.seen)]
+
+
+def _uri(image: CaptionedImage) -> str:
+    """Returns where an image is, as embedding records name it."""
+    return str(image.path.resolve())
 
 
 def held_out(config: Config, seed: int) -> HeldOut:
@@ -110,7 +112,7 @@ def caption_queries(images: HeldOut, corpus: Corpus, count: int, seed: int) -> Q
     parts: dict[tuple[bool, bool], list[tuple[str, int, int]]] = {}  # by whether no item is described, and tuned with
     tagged = [*((image, False) for image in images.unseen), *((image, True) for image in images.seen)]
     for group, (image, tuned) in enumerate(tagged):
-        row = corpus.row_of.get(image.id, corpus.row_of_uri.get(str(image.path.resolve()), NO_ITEM))
+        row = corpus.row_of.get(image.id, corpus.row_of_uri.get(_uri(image), NO_ITEM))
         part = parts.setdefault((row == NO_ITEM, tuned), [])
         part += [(caption, row, group) for caption in image.captions]
     chosen: list[tuple[str, int, int]] = []

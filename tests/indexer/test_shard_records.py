@@ -148,9 +148,8 @@ def test_a_faulty_vector_is_named_and_replaced_by_zeros(tmp_path: Path, vector: 
     assert list(found.faults) == [3]
     assert re.match(rf"embedding of 'id3' {fault}.*embed the corpus again", found.faults[3])
     assert not found.vectors[3].any()  # a quantizer never meets NaN
-    np.testing.assert_array_equal(
-        np.delete(found.vectors, 3, axis=0), [r.embedding for r in records() if r.id != "id3"]
-    )
+    others = [record.embedding for record in records() if record.id != "id3"]
+    np.testing.assert_array_equal(np.delete(found.vectors, 3, axis=0), others)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

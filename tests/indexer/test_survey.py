@@ -38,9 +38,8 @@ def alike(count: int) -> list[EmbeddingRecord]:
     originals = np.array([record.embedding for record in records(count)])
     vectors = originals[np.random.default_rng(2).integers(count // 8, size=count)]
     vectors[::3, 0] = np.nextafter(vectors[::3, 0], np.float32(2))
-    return [
-        dataclasses.replace(record, embedding=vector) for record, vector in zip(records(count), vectors, strict=True)
-    ]
+    pairs = zip(records(count), vectors, strict=True)
+    return [dataclasses.replace(record, embedding=vector) for record, vector in pairs]
 
 
 def brute_force(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -10,7 +11,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.infra.serve_world import (
     HALF,
     HOSTILE,
     HOSTILE_ID,
+    Reply,
     Server,
     is_running,
     make_world,
@@ -323,20 +325,28 @@ def test_many_requests_at_once_each_get_their_own_answer(server: Server) -> None
         assert reply.ids[0] == _item(number)
 
 
+@contextlib.contextmanager
+def _held_up(server: Server, count: int) -> Iterator[tuple[int, list[Future[Reply]]]]:
+    """Stops the server's only searcher on the first of some queries; yields its process, and the replies to come."""
+    (child,) = server.searchers()
+    os.kill(child, signal.SIGSTOP)
+    with ThreadPoolExecutor(count) as threads:
+        replies = [threads.submit(server.search, f"w{number}", k=1) for number in range(count)]
+        wait_for(lambda: server.ask("/healthz").json["waiting"] == count - 1)
+        yield child, replies
+
+
 def test_a_crash_costs_one_request(world: Path) -> None:
     with serving(world, short_queue=(1, 40)) as server:
-        (child,) = server.searchers()
-        os.kill(child, signal.SIGSTOP)
-        with ThreadPoolExecutor(8) as threads:
-            waiting = [threads.submit(server.search, f"w{number}", k=1) for number in range(8)]
-            wait_for(lambda: server.ask("/healthz").json["waiting"] == 7)
+        with _held_up(server, 8) as (child, held):
             os.kill(child, signal.SIGKILL)
-            replies = [future.result() for future in waiting]
+            replies = [reply.result() for reply in held]
         failed = [reply for reply in replies if reply.status != 200]
         assert [reply.status for reply in failed] == [500]
         assert re.search(r"worker \d crashed on this query and is replaced: .*signal 9", failed[0].json["error"])
         assert server.ask("/healthz").json["crashes"] == 1
         assert len(server.searchers()) == 1
+        assert {server.search(f"w{number}", k=3).status for number in range(40)} == {200}
 
 
 def test_a_crash_between_requests_costs_none(world: Path) -> None:
@@ -353,14 +363,10 @@ def test_a_crash_between_requests_costs_none(world: Path) -> None:
 
 def test_too_many_requests_are_told_to_come_back(world: Path) -> None:
     with serving(world, short_queue=(1, 3)) as server:
-        (child,) = server.searchers()
-        os.kill(child, signal.SIGSTOP)
-        with ThreadPoolExecutor(4) as threads:
-            waiting = [threads.submit(server.search, f"w{number}", k=1) for number in range(4)]
-            wait_for(lambda: server.ask("/healthz").json["waiting"] == 3)
+        with _held_up(server, 4) as (child, held):
             refused = server.search("w9", k=1)
             os.kill(child, signal.SIGCONT)
-            answers = [future.result() for future in waiting]
+            answers = [reply.result() for reply in held]
         assert refused.status == 503 and refused.headers["Retry-After"] == "1"
         assert "3 queries are waiting already" in refused.json["error"]
         assert [answer.ids for answer in answers] == [[_item(number)] for number in range(4)]

@@ -33,9 +33,12 @@ def main(folder: str, port: int) -> None:
     from ray.cluster_utils import Cluster
 
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-    # Port 0 is any that is free: beside another cluster on this machine, the nodes' agents would not start.
-    agent = {"dashboard_agent_listen_port": 0}
-    shared = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "temp_dir": folder, **agent}
+    shared = {
+        "num_cpus": 2,
+        "node_ip_address": "127.0.0.1",
+        "temp_dir": folder,
+        "dashboard_agent_listen_port": 0,  # any that is free: there may be another cluster on this machine
+    }
     cluster = Cluster(initialize_head=True, head_node_args={**shared, **dashboard})
     for _ in range(NODES - 1):
         cluster.add_node(**shared)

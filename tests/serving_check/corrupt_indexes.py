@@ -133,11 +133,15 @@ def _any_leaf(specimen: Specimen, index: Index) -> Any:
     return index.leaves[int(specimen.random.integers(PARTITIONS))]
 
 
+def _zero(message: Any) -> None:
+    """Sets all values of a centroid, or of an entry of a codebook, to 0."""
+    message.dimension[:] = [0.0] * len(message.dimension)
+
+
 @caught_by("index")
 def a_centroid_is_all_zeros(specimen: Specimen) -> None:
     def zero(index: Index) -> None:
-        leaf = _any_leaf(specimen, index)
-        leaf.dimension[:] = [0.0] * len(leaf.dimension)
+        _zero(_any_leaf(specimen, index))
 
     specimen.change_index(zero)
 
@@ -184,7 +188,7 @@ def the_codebooks_are_all_zeros(specimen: Specimen) -> None:
     def zero(index: Index) -> None:
         for block in index.blocks:
             for entry in block.entry:
-                entry.dimension[:] = [0.0] * len(entry.dimension)
+                _zero(entry)
 
     specimen.change_index(zero)
 
@@ -385,7 +389,7 @@ def a_codebook_is_all_zeros(specimen: Specimen) -> None:
 
     def zero(index: Index) -> None:
         for entry in index.blocks[0].entry:
-            entry.dimension[:] = [0.0] * len(entry.dimension)
+            _zero(entry)
 
     specimen.change_index(zero)
 

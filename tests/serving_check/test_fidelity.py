@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from serving_check.fidelity import MAX_CENTROID_ERROR, MAX_CODE_ERROR, MAX_QUERY_ERROR, Fidelity
+from serving_check.fidelity import MAX_CENTROID_ERROR, MAX_CODE_ERROR, MAX_QUERY_ERROR, Fidelity, query_errors
 from serving_check.index_file import Index
 
 DIM, ITEMS, PARTITIONS, BLOCKS = 16, 600, 6, 8
@@ -60,7 +60,7 @@ def test_a_good_index_has_no_error_beyond_the_limit(case: Case) -> None:
     assert codes.empty_blocks == []
     assert fidelity.centroids().max() < MAX_CENTROID_ERROR / 2
     queries = unit(np.random.default_rng(1).normal(size=(40, DIM)))
-    assert fidelity.queries(queries, queries @ case.query_map.T).max() < MAX_QUERY_ERROR / 100
+    assert query_errors(fidelity.transform, queries, queries @ case.query_map.T).max() < MAX_QUERY_ERROR / 100
 
 
 def test_two_codes_that_were_swapped_are_found_among_all(case: Case) -> None:
@@ -101,7 +101,12 @@ def test_an_encoder_that_permutes_its_output_or_has_none_is_found(case: Case) ->
     mapped = queries @ case.query_map.T
     swapped = mapped[:, [1, 0, *range(2, DIM)]]
     for wrong in (queries, swapped, -mapped, np.zeros_like(mapped), np.full_like(mapped, np.nan)):
-        assert not (case.fidelity().queries(queries, wrong) <= MAX_QUERY_ERROR).any()
+        assert not (query_errors(case.fidelity().transform, queries, wrong) <= MAX_QUERY_ERROR).any()
+
+
+def test_values_that_are_no_numbers_are_errors(case: Case) -> None:
+    books = (np.full_like(case.index.codebooks[0], np.nan), *case.index.codebooks[1:])
+    assert not (case.fidelity(codebooks=books).codes().items <= MAX_CODE_ERROR).any()
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((DIM, DIM)), np.eye(DIM)[:8], np.full((DIM, DIM), np.nan)])
