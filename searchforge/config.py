@@ -24,6 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 ArtifactId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,79}$")]
+ChannelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 MAX_PIXELS = 2 * (1024**3 // 4 // 3)
 """Pillow refuses larger images by itself."""
@@ -302,6 +303,57 @@ class CheckConfig(Section):
     seed: Seed = 0
 
 
+class ReindexConfig(Section):
+    """How `searchforge reindex` keeps the index up with its corpus.
+
+    Attributes:
+      channel: of releases that is published to.
+      retrain: an encoder is trained anew when there is none, and then: `never`, when the training `settings` change, or
+        when the settings or the `data` (captions, images) change.
+      wait_seconds: for another run of the same workspace to end; 0 leaves at once.
+      lease_seconds: a run that has not been heard of for so long is taken for dead.
+      attempts: at a stage whose failure may pass, such as an unreachable bucket.
+      backoff_seconds: before the second attempt; doubled for each further one.
+      max_failures: runs that fail in a row before `reindex` refuses to start until it is told to `--resume`.
+      notify_on: which ends of a run are notified: none, failures, or those and published releases.
+      notify_command: program and arguments; the run's journal entry is its standard input, as JSON.
+      notify_webhook: URL that the entry is posted to, as JSON.
+      keep_releases, keep_days: releases and what they were made from are deleted when they are neither among so many
+        latest ones nor younger; the live ones and their predecessors always stay. Null keeps everything.
+      keep_runs: journal entries.
+    """
+
+    channel: ChannelName = "production"
+    retrain: Literal["never", "settings", "data"] = "settings"
+    wait_seconds: Annotated[float, Field(ge=0)] = 0.0
+    lease_seconds: Annotated[float, Field(ge=1)] = 60.0
+    attempts: Count = 3
+    backoff_seconds: Annotated[float, Field(ge=0)] = 5.0
+    max_failures: Count = 3
+    notify_on: Literal["never", "failure", "change"] = "failure"
+    notify_command: tuple[str, ...] = ()
+    notify_webhook: str | None = None
+    keep_releases: Count | None = 10
+    keep_days: Annotated[float, Field(ge=0)] = 7.0
+    keep_runs: Count = 500
+
+
+class ScheduleConfig(Section):
+    """When `searchforge schedule` re-indexes.
+
+    Attributes:
+      cron: five fields: minute, hour, day of the month, month, day of the week.
+      timezone: of the fields, an IANA name.
+      misfire_seconds: a run that could not start on time, because the machine slept, starts at most so much later.
+      metrics_port: of 127.0.0.1, where Prometheus scrapes; null: none.
+    """
+
+    cron: str | None = None
+    timezone: str = "UTC"
+    misfire_seconds: Count = 3600
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "recipe2022": {
         "train": {
@@ -325,7 +377,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """TensorFlow's "On-device Text-to-Image Search" of 2022; `best` is the sections' own defaults."""
 
-_SECTIONS = ("data", "corpus", "train", "embed", "index", "check")
+_SECTIONS = ("data", "corpus", "train", "embed", "index", "check", "reindex", "schedule")
 
 _PRESET_OF = {"train": "train", "index": "index", "check": "index"}
 """The section whose `preset` sets the defaults of a section."""
@@ -347,6 +399,8 @@ class Config(Section):
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
     check: CheckConfig = CheckConfig()
+    reindex: ReindexConfig = ReindexConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
