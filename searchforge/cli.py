@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
+from searchforge import logs
 from searchforge.errors import SearchforgeError, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -26,16 +27,23 @@ SUPPORTED_PYTHON = ((3, 10), (3, 11))
 
 
 def config_options(function: Command) -> Command:
-    """Adds `--config`, `--workspace`, `--set` and `--json`; the function gets `config: Config` and `as_json`.
+    """Adds `--config`, `--workspace`, `--set`, `--json` and `--log-format`.
 
-    Other options whose name is a configuration key with `__` for the dot (`train__epochs`) become overrides;
-    so does `__releases`, a key of the top level.
+    The function gets `config: Config` and `as_json`. Other options whose name is a configuration key with `__`
+    for the dot (`train__epochs`) become overrides; so does `__releases`, a key of the top level.
     """
 
     @functools.wraps(function)
-    def wrapper(config_path: str | None, workspace: str | None, settings: tuple[str, ...], **values: Any) -> Any:
+    def wrapper(
+        config_path: str | None,
+        workspace: str | None,
+        settings: tuple[str, ...],
+        log_format: logs.Format,
+        **values: Any,
+    ) -> Any:
         from searchforge.config import load_config
 
+        logs.use(log_format)
         overrides = dict(_parse_setting(setting) for setting in settings)
         for name in [name for name in values if "__" in name]:
             value = values.pop(name)
@@ -46,6 +54,15 @@ def config_options(function: Command) -> Command:
         return function(config=load_config(config_path, overrides), **values)
 
     for option in (
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            envvar="SEARCHFORGE_LOG",
+            show_envvar=True,
+            help="Of what is told on standard error.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any configuration key, e.g. train.epochs=5."
@@ -67,7 +84,7 @@ def reports_errors(function: Command) -> Command:
             quiet_libraries()
             return function(*arguments, **values)
         except SearchforgeError as error:
-            click.echo(f"error: {error}", err=True)
+            logs.show(error)
             sys.exit(error.exit_code)
 
     return wrapper  # type: ignore[return-value]
@@ -79,7 +96,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, handlers=[logs.LibraryHandler()])
 
 
 def import_quietly(module: str) -> None:
