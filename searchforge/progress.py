@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 from searchforge import logs
 
@@ -23,6 +26,17 @@ def say(text: str) -> None:
         logs.write(text)
     else:
         print(text, file=sys.stderr, flush=True)
+
+
+def counted(label: str, items: Iterable[Item]) -> Iterator[Item]:
+    """Passes items on, and shows now and then how many they are; for work whose end is not known."""
+    shown, count = time.monotonic(), 0
+    for item in items:
+        count += 1
+        if time.monotonic() - shown >= PLAIN_INTERVAL:
+            shown = time.monotonic()
+            say(f"  {label}: {count:,}")
+        yield item
 
 
 @contextmanager
