@@ -18,6 +18,7 @@ from searchforge.errors import ConflictError, GateError, UsageError
 from searchforge.hashing import content_id, sha256_bytes, sha256_file
 from searchforge.workspace import MARKERS, Workspace
 
+PRODUCTION = "production"
 CURRENT = "releases/CURRENT.json"
 
 
@@ -42,7 +43,20 @@ class Release:
     live: bool = False
 
 
-def publish(workspace: Workspace, target: Workspace, check: str, revive: bool = True) -> Release:
+def pointer(channel: str) -> str:
+    """Path of the object that names a channel's live release."""
+    return CURRENT if channel == PRODUCTION else f"releases/CURRENT.{channel}.json"
+
+
+def publish(
+    workspace: Workspace,
+    target: Workspace,
+    check: str,
+    *,
+    channel: str = PRODUCTION,
+    revive: bool = True,
+    fence: int | None = None,
+) -> Release:
     """Copies a checked searcher into the target's releases and makes it the live one.
 
     Args:
@@ -82,10 +96,10 @@ def publish(workspace: Workspace, target: Workspace, check: str, revive: bool = 
             shutil.copy(workspace.local("checks", check) / MARKERS["checks"], staging.path)
             created = datetime.now(timezone.utc).isoformat(timespec="microseconds")
             staging.commit({"version": 1, "id": id, "created": created, **content, "figures": report["figures"]})
-    if not revive and id in _current(target).get("withdrawn", []):
+    if not revive and id in withdrawn(target, channel):
         progress.say(f"release {id} was rolled back, so it stays withdrawn; `searchforge publish` makes it live again")
         return _read(target, id, live=False)
-    _make_live(target, id)
+    _make_live(target, id, channel=channel, fence=fence)
     return _read(target, id, live=True)
 
 
@@ -118,44 +132,70 @@ def list_releases(target: Workspace) -> list[Release]:
     return sorted(releases, key=lambda release: release.created, reverse=True)
 
 
-def live_release(target: Workspace) -> str | None:
+def live_release(target: Workspace, channel: str = PRODUCTION) -> str | None:
     """Returns the id that CURRENT.json names, None before the first release."""
-    release: str | None = _current(target).get("release")
+    release: str | None = _current(target, channel).get("release")
     return release
 
 
-def find_release(target: Workspace, id: str | None = None) -> tuple[Release, Path]:
+def withdrawn(target: Workspace, channel: str = PRODUCTION) -> frozenset[str]:
+    """Ids of the releases that were rolled back: only a person makes them live again."""
+    return frozenset(_current(target, channel).get("withdrawn", []))
+
+
+def known_fence(target: Workspace, channel: str = PRODUCTION) -> int:
+    """The greatest fence that a channel has seen."""
+    return int(_current(target, channel).get("fence") or 0)
+
+
+def raise_fence(target: Workspace, channel: str, fence: int) -> None:
+    """Makes a channel refuse publishers with a smaller fence."""
+    data, version = target.storage.read_version(pointer(channel))
+    current = json.loads(data) if data else {"version": 1, "release": None}
+    _require_fence(current, fence)
+    target.storage.replace(pointer(channel), json.dumps({**current, "fence": fence}).encode(), version)
+
+
+def _require_fence(current: dict[str, Any], fence: int | None) -> None:
+    if fence is not None and fence < (current.get("fence") or 0):
+        raise ConflictError(f"a later run has taken over (fence {current['fence']}, ours {fence})")
+
+
+def find_release(target: Workspace, id: str | None = None, channel: str = PRODUCTION) -> tuple[Release, Path]:
     """Returns a release (the live one by default) and a local folder with its files.
 
     Raises:
       UsageError: there is no such release, or nothing was published yet.
     """
-    live = live_release(target)
+    live = live_release(target, channel)
     id = id or live
     if id is None:
         raise UsageError(f"{target.root} has no live release; publish one with `searchforge run` or `publish`")
     return _read(target, id, live=id == live), target.local("releases", id)
 
 
-def _current(target: Workspace) -> dict[str, Any]:
-    data, _ = target.storage.read_version(CURRENT)
+def _current(target: Workspace, channel: str) -> dict[str, Any]:
+    data, _ = target.storage.read_version(pointer(channel))
     content: dict[str, Any] = json.loads(data) if data else {}
     return content
 
 
-def _make_live(target: Workspace, id: str, withdrawn: str | None = None) -> None:
+def _make_live(
+    target: Workspace, id: str, withdrawn: str | None = None, channel: str = PRODUCTION, fence: int | None = None
+) -> None:
     """Names the live release; `withdrawn` joins the releases that only a person makes live again."""
-    data, version = target.storage.read_version(CURRENT)
+    data, version = target.storage.read_version(pointer(channel))
     current = json.loads(data) if data else {}
+    _require_fence(current, fence)
     if current.get("release") == id:
         progress.say(f"release {id} is live already")
         return
     rolled_back = sorted({*current.get("withdrawn", []), withdrawn} - {None, id})
     updated = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    entry = {"version": 1, "release": id, "withdrawn": rolled_back, "updated": updated}
+    entry = {"version": 1, "release": id, "withdrawn": rolled_back, "updated": updated, "fence": current.get("fence")}
     content = json.dumps(entry, indent=2).encode()
     try:
-        target.storage.replace(CURRENT, content, version)
+        target.storage.replace(pointer(channel), content, version)
     except ConflictError as error:
         raise ConflictError(f"release {id} is stored but not live: {error}") from None
 

@@ -44,14 +44,11 @@ def config_options(function: Command) -> Command:
         from searchforge.config import load_config
 
         logs.use(log_format)
-        overrides = dict(_parse_setting(setting) for setting in settings)
-        for name in [name for name in values if "__" in name]:
-            value = values.pop(name)
-            if value is not None and value != ():
-                overrides[name.replace("__", ".").lstrip(".")] = value
+        overrides = {**dict(_parse_setting(setting) for setting in settings), **_overrides(values)}
         if workspace:
             overrides["workspace"] = workspace
-        return function(config=load_config(config_path, overrides), **values)
+        others = {name: value for name, value in values.items() if "__" not in name}
+        return function(config=load_config(config_path, overrides), **others)
 
     for option in (
         click.option(
@@ -72,6 +69,16 @@ def config_options(function: Command) -> Command:
     ):
         wrapper = option(wrapper)
     return wrapper  # type: ignore[return-value]
+
+
+def repeated_options() -> list[str]:
+    """Returns the configuration that the running command was given, as options for another command."""
+    given = click.get_current_context().params
+    options = ["--log-format", given["log_format"]]
+    for name, option in (("config_path", "--config"), ("workspace", "--workspace")):
+        options += [option, given[name]] if given[name] else []
+    settings = [f"{key}={json.dumps(value)}" for key, value in _overrides(given).items()]
+    return options + [part for setting in (*given["settings"], *settings) for part in ("--set", setting)]
 
 
 def reports_errors(function: Command) -> Command:
@@ -134,7 +141,18 @@ def show(report: Any, as_json: bool, summary: str) -> None:
 
 
 def _jsonable(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)  # type: ignore[arg-type]
+
+
+def _overrides(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given for configuration keys."""
+    return {
+        name.replace("__", ".").lstrip("."): value
+        for name, value in values.items()
+        if "__" in name and value is not None and value != ()
+    }
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-Item = TypeVar("Item")
-
 from searchforge import logs
+
+Item = TypeVar("Item")
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines of one task."""
@@ -30,9 +30,8 @@ def say(text: str) -> None:
 
 def counted(label: str, items: Iterable[Item]) -> Iterator[Item]:
     """Passes items on, and shows now and then how many they are; for work whose end is not known."""
-    shown, count = time.monotonic(), 0
-    for item in items:
-        count += 1
+    shown = time.monotonic()
+    for count, item in enumerate(items, 1):
         if time.monotonic() - shown >= PLAIN_INTERVAL:
             shown = time.monotonic()
             say(f"  {label}: {count:,}")

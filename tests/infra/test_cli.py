@@ -18,7 +18,7 @@ from searchforge.workspace import Workspace
 from tests.tiny_bundle import write_colour_bundle
 
 COMMANDS = (
-    "demo run train eval embed index check publish rollback releases search serve doctor".split()  # noqa: SIM905
+    "demo run train eval embed index check publish rollback releases schedule status search serve doctor".split()  # noqa: SIM905
 )
 
 

@@ -133,9 +133,7 @@ def test_a_holder_that_lost_the_lease_is_told_and_frees_nothing(storage: LocalSt
     with _take(storage, "old", lease_seconds=3600.0) as old:
         old.check()
         _foreign(storage, run="other", fence=9)
-        with pytest.raises(
-            ConflictError, match=r"run old lost the lease .* belongs to run other .*publishes nothing"
-        ):
+        with pytest.raises(ConflictError, match=r"run old lost the lease .* belongs to run other .*publishes nothing"):
             old.check()
         with pytest.raises(ConflictError):
             old.check()
