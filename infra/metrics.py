@@ -11,7 +11,7 @@ import errno
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import get_args
 
@@ -154,23 +154,27 @@ def _families(found: Status) -> Iterator[Metric]:
 
 
 def _releases(found: Status) -> Iterator[Metric]:
+    """Metrics of what is live; a figure that a release has not is left out."""
     names = InfoMetricFamily("searchforge_release", "Live release of a channel.", labels=["channel"])
-    for channel, release in found.live.items():
-        names.add_metric([channel], {"release": release.id, "encoder": release.provenance["encoder"]})
+    whole = {channel: release for channel, release in found.live.items() if not release.damaged}
+    for channel, release in whole.items():
+        names.add_metric([channel], {"release": release.id, "encoder": release.provenance.get("encoder", "")})
     yield names
     live = found.live.items()
-    for name, meaning, values in (
-        ("created_timestamp_seconds", "When it was published.", {c: _seconds(r.created) for c, r in live}),
-        ("size_bytes", "Of its files.", {c: sum(file["bytes"] for file in r.files.values()) for c, r in live}),
-        ("images", "That it finds.", {c: r.figures["images"] for c, r in live}),
-        ("recall_at_10", "Of its index, against exact search.", {c: r.figures["recall_at_10"] for c, r in live}),
-        (
-            "latency_seconds",
-            "Median of a text query on one thread.",
-            {c: r.figures["latency_p50_ms"] / 1e3 for c, r in live},
-        ),
+    yield _labelled("release_damaged", "Whether it is.", "channel", {name: bool(each.damaged) for name, each in live})
+    created = {channel: _seconds(release.created) for channel, release in whole.items()}
+    yield _labelled("release_created_timestamp_seconds", "When it was published.", "channel", created)
+    size = {channel: release.bytes for channel, release in whole.items()}
+    yield _labelled("release_size_bytes", "Of its files.", "channel", size)
+    for name, meaning, figure, unit in (
+        ("images", "That it finds.", "images", 1.0),
+        ("recall_at_10", "Of its index, against exact search.", "recall_at_10", 1.0),
+        ("latency_seconds", "Of a text query on one thread, the median.", "latency_p50_ms", 1e-3),
     ):
-        yield _labelled(f"release_{name}", f"Live release: {meaning[0].lower()}{meaning[1:]}", "channel", values)
+        values = {
+            channel: release.figures[figure] * unit for channel, release in whole.items() if figure in release.figures
+        }
+        yield _labelled(f"release_{name}", meaning, "channel", values)
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:
@@ -181,7 +185,7 @@ def _time(name: str, meaning: str, moment: str) -> Metric:
     return _gauge(f"{name}_timestamp_seconds", meaning, _seconds(moment))
 
 
-def _labelled(name: str, meaning: str, label: str, values: dict[str, float]) -> Metric:
+def _labelled(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(f"searchforge_{name}", meaning, labels=[label])
     for value, number in values.items():
         family.add_metric([value], float(number))

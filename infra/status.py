@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from infra import cron, releases
+from infra import cron
 from infra.reindex import journal, lease
 from infra.reindex.journal import PlanEntry, Run
-from infra.releases import Release
+from infra.releases import Release, list_releases
 from searchforge.config import Config
 from searchforge.errors import UsageError
 from searchforge.storage import Storage
@@ -24,8 +24,6 @@ SUCCESS = ("published", "unchanged")
 """States of a run after which the index is what the corpus was when the run listed it."""
 
 _STAGES = ("train", "embed", "index", "check", "publish")
-
-_POINTER = re.compile(r"CURRENT(?:\.([a-z][a-z0-9-]{0,31}))?\.json")
 
 Reader = Callable[[Storage, str], "Run | None"]
 
@@ -72,7 +70,7 @@ class Status:
       time: of this status, UTC, ISO 8601.
       runs: the latest ones, latest first.
       fresh: start of the latest run that left the index equal to its corpus; None where the journal knows of none.
-      failures: runs that failed in a row.
+      failures: runs that failed in a row; one that was killed is none.
       stopped: whether `reindex` refuses to start until it is told to `--resume`.
       lag: by the latest plan, or by a listing of now; None where nothing was planned yet.
       next_run: of the schedule in the configuration; None where there is none.
@@ -122,7 +120,7 @@ def examine(config: Config, count: int = 10, read: Reader = journal.read) -> Sta
     runs = (run for id in journal.ids(storage) if (run := read(storage, id)))
     shown = list(itertools.islice(runs, count))
     fresh = next((run.started for run in itertools.chain(shown, runs) if run.state in SUCCESS), None)
-    failures = next((run.failures for run in shown if run.state != "running"), 0)
+    failures = shown[0].failures if shown else 0
     now = datetime.now(timezone.utc)
     return Status(
         workspace=storage.root,
@@ -179,9 +177,4 @@ def _lag(run: Run, plan: PlanEntry) -> Lag:
 
 
 def _live(target: Workspace) -> dict[str, Release]:
-    by_id = {release.id: release for release in releases.list_releases(target)}
-    channels = (
-        match[1] or "production" for name in target.storage.files("releases") if (match := _POINTER.fullmatch(name))
-    )
-    live = {channel: releases.live_release(target, channel) for channel in channels}
-    return {channel: by_id[id] for channel, id in sorted(live.items()) if id in by_id}
+    return {channel: release for release in list_releases(target) for channel in release.channels}

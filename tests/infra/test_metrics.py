@@ -107,8 +107,7 @@ def test_a_workspace_that_cannot_be_read_is_told_and_not_guessed(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(workspace)
-    (Path(workspace.root) / "releases" / "CURRENT.json").unlink()
-    (Path(workspace.root) / "releases" / "CURRENT.json").mkdir()
+    (Path(workspace.root) / "releases" / "CURRENT.json").write_text("{")
     assert _samples(metrics.text(_config(workspace))) == {("status_read", ()): 0}
     assert "metrics cannot be read" in capsys.readouterr().err
 
