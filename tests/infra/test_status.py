@@ -39,16 +39,16 @@ def test_a_workspace_without_runs_says_so(workspace: Workspace) -> None:
 
 
 def test_runs_are_shown_latest_first_with_what_became_of_them(workspace: Workspace) -> None:
-    for hours, state, fields in (
-        (72, "published", {"release": "aaaa"}),
-        (48, "unchanged", {"release": "aaaa"}),
-        (24, "failed", {"failed_stage": "index", "error": "disk full\nmore", "failures": 1, "trigger": "schedule"}),
-    ):
-        write_run(workspace, state, hours, **fields)  # type: ignore[arg-type]
-    lines = _status(workspace, "--list", "2").output.splitlines()
-    assert lines[-2].endswith("schedule        60  failed at index: disk full")
-    assert lines[-1].endswith("command         60  unchanged aaaa")
-    assert "72" not in lines[-1] and not any("published" in line for line in lines)
+    old = write_run(workspace, "published", 72, release="aaaa")
+    middle = write_run(workspace, "unchanged", 48, release="aaaa")
+    failure = {"failed_stage": "index", "error": "disk full\nmore", "failures": 1, "trigger": "schedule"}
+    last = write_run(workspace, "failed", 24, **failure)
+    output = _status(workspace, "--list", "2").output
+    assert output.splitlines()[-2:] == [
+        f"{last.run}     schedule        60  failed at index: disk full",
+        f"{middle.run}     command         60  unchanged aaaa",
+    ]
+    assert old.run not in output
 
 
 def test_what_is_live_is_shown_with_its_age(workspace: Workspace) -> None:
