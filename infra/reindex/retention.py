@@ -9,6 +9,7 @@ somebody trained them by hand.
 
 from __future__ import annotations
 
+import graphlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -119,8 +120,12 @@ def _origins(workspace: Workspace, artifact: Artifact) -> Iterator[Artifact]:
 
 
 def _unneeded(workspace: Workspace, there: Collection[Artifact], needed: Collection[Artifact]) -> list[Artifact]:
-    """Returns what can go, in the order of deletion."""
+    """Returns what can go, in the order of deletion: also of embedding runs, those first that are built on others."""
     going = [artifact for artifact in there if artifact not in needed]
+    origins = {artifact: set(_origins(workspace, artifact)) for artifact in going if artifact.kind == "embeddings"}
+    bases_first = list(graphlib.TopologicalSorter(origins).static_order())
+    going = [artifact for artifact in going if artifact not in origins]
+    going += [artifact for artifact in reversed(bases_first) if artifact in origins]
     used = {
         workspace.marker(kind, id).get("encoder")
         for kind, id in going
