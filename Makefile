@@ -40,6 +40,8 @@ lock:  ## resolve the locks anew; needs uv
 		--constraints requirements.lock --group dev -o requirements-dev.lock
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
 		infra/beam/dataflow.in -o infra/beam/dataflow.lock
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
+		--constraints requirements.lock infra/ray/gcp.in -o infra/ray/gcp.lock
 
 clean:
 	rm -rf .venv demo-workspace build *.egg-info
