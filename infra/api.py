@@ -26,13 +26,15 @@ from infra.releases import Listing, Release
 from searchforge import progress
 from searchforge.cli import import_quietly
 from searchforge.config import Config
-from searchforge.errors import UsageError
+from searchforge.errors import JobError, UsageError
 from searchforge.manifest import Manifest, Modality, read_shards
 from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from searchforge.storage import open_storage
 from searchforge.workspace import Kind, Workspace
 
 if TYPE_CHECKING:
     from beam_jobs.estimate import Estimate
+    from infra.status import Status
     from serving_check.search import Hit
 
 
@@ -174,6 +176,38 @@ def run(config: Config) -> RunReport:
     progress.say("\n[5/5] publish")
     release = _releases.publish(workspace, target, report["id"], revive=False)
     return RunReport(seconds, release, reports)
+
+
+def status(config: Config, count: int = 10) -> Status:
+    """Returns how re-indexing stands.
+
+    Args:
+      count: of runs to list, the latest first.
+    """
+    from infra.status import examine
+
+    return examine(config, count)
+
+
+def require_healthy(found: Status, max_age: str | None = None) -> None:
+    """Raises JobError where somebody must look: runs are stopped, or the index is older than `max_age` (`26h`)."""
+    from infra.status import parse_age
+
+    if faults := found.faults(parse_age(max_age) if max_age else None):
+        raise JobError("; ".join(faults))
+
+
+def metrics(config: Config) -> str:
+    """Returns how re-indexing stands, in Prometheus' text format."""
+    from infra.metrics import text
+
+    return text(config)
+
+
+def write_metrics(config: Config, path: Path) -> None:
+    """Writes the metrics to a local file, for node_exporter's textfile collector; a reader never sees half of it."""
+    path = path.expanduser().absolute()
+    open_storage(str(path.parent)).write(path.name, metrics(config).encode())
 
 
 def search(config: Config, query: str, k: int = 10, release: str | None = None, channel: str = PRODUCTION) -> list[Hit]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from searchforge import __version__
-from searchforge.cli import Command, config_options, reports_errors, show
+from searchforge.cli import Command, config_options, repeated_options, reports_errors, show
 
 if TYPE_CHECKING:
     from searchforge.config import Config
@@ -282,6 +282,54 @@ def serve(
     from infra.serve.server import serve as serve_releases
 
     serve_releases(config, served, port, workers, open_page, as_json)
+
+
+@main.command()
+@_options(*_DATA, *_TRAIN, *_CORPUS, *_BEAM, *_INDEX, *_PUBLISH)
+@click.option("--cron", "schedule__cron", help='Five fields, such as "0 3 * * *": daily at 3:00.')
+@click.option("--timezone", "schedule__timezone", help="Of the fields, an IANA name; default: UTC.")
+@click.option("--metrics-port", "schedule__metrics_port", type=int, help="Of 127.0.0.1, for Prometheus.")
+@reports_errors
+@config_options
+def schedule(config: Config, as_json: bool) -> None:
+    """Re-index at the times of a cron expression, each time in a process of its own."""
+    from infra import scheduler
+
+    report = ["--json"] if as_json else []
+    command = [sys.executable, "-m", "infra", "reindex", *repeated_options(), *report, "--trigger", "schedule"]
+    scheduler.schedule(config, command)
+
+
+@main.command()
+@_options(*_PUBLISH)
+@click.option("--list", "count", type=click.IntRange(1), default=10, show_default=True, help="Runs to show.")
+@click.option("--check", "checks", is_flag=True, help="Exit with 1 where somebody must look: stopped, or too old.")
+@click.option("--max-age", help="Of the index, for --check; such as 26h.")
+@click.option("--prometheus", is_flag=True, help="Print metrics in Prometheus' text format.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the metrics to this file, whole at any time.")
+@reports_errors
+@config_options
+def status(
+    config: Config,
+    as_json: bool,
+    count: int,
+    checks: bool,
+    max_age: str | None,
+    prometheus: bool,
+    output: Path | None,
+) -> None:
+    """Say how re-indexing stands: runs, what is live, and how far it is behind the corpus."""
+    from infra import api, summaries
+
+    if output:
+        api.write_metrics(config, output)
+    elif prometheus:
+        click.echo(api.metrics(config), nl=False)
+    else:
+        found = api.status(config, count)
+        show(found, as_json, summaries.status(found))
+        if checks:
+            api.require_healthy(found, max_age)
 
 
 @main.command()

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infra.status import seconds_between
+
 if TYPE_CHECKING:
     from infra.api import RunReport
     from infra.demo import DemoReport
     from infra.doctor import Finding
+    from infra.reindex.journal import Run
     from infra.releases import Listing, Release
+    from infra.status import Status
     from serving_check.search import Hit
 
 
@@ -75,6 +79,64 @@ def releases(found: Listing) -> str:
 def _figure(figures: Mapping[str, Any], name: str, width: int, digits: int) -> str:
     value = figures.get(name)
     return f"{value:>{width}.{digits}f}" if isinstance(value, (int, float)) else f"{'?':>{width}}"
+
+
+def status(found: Status) -> str:
+    """How re-indexing stands, and the latest runs."""
+    lines = [f"re-indexing of {found.workspace}"]
+
+    def line(label: str, text: str) -> None:
+        lines.append(f"  {label:<15} {text}")
+
+    for channel, release in found.live.items():
+        size = release.damaged or f"{release.figures.get('images', '?')} images, {_ago(release.created, found.time)}"
+        line(f"live {channel}", f"{release.id}, {printable(size)}")
+    if not found.live:
+        line("live", "no release yet")
+    if lag := found.lag:
+        behind = f"{lag.added} added, {lag.changed} changed, {lag.removed} removed"
+        listed = f"of {lag.items} items, listed {_ago(lag.listed, found.time)}"
+        line("behind by", f"{behind} {listed}" if lag.added or lag.changed or lag.removed else f"nothing {listed}")
+    if running := found.running:
+        how = (
+            "died; the next run takes over"
+            if running.died
+            else f"at {running.stage}, {_ago(running.since, found.time)}"
+        )
+        line("running", f"{running.run} on {running.host}, {how}")
+    line("next run", _time(found.next_run) if found.next_run else "no schedule.cron is configured")
+    if found.failures:
+        stopped = "; stopped until `searchforge reindex --resume`" if found.stopped else ""
+        line("failures", f"{found.failures} in a row{stopped}")
+    if found.runs:
+        lines += ["", f"{'run':<35}{'by':<10}{'seconds':>8}  state"]
+        lines += [_run_line(run, found.state(run)) for run in found.runs]
+    return "\n".join(lines)
+
+
+def _run_line(run: Run, state: str) -> str:
+    seconds = f"{seconds_between(run.started, run.ended):.0f}" if run.ended else ""
+    why = ""
+    if state == "failed":
+        first, *_ = run.error.splitlines() or [""]
+        why = f"{f' at {run.failed_stage}' if run.failed_stage else ''}: {printable(first)}"
+    elif state in ("published", "unchanged"):
+        why = f" {run.release or ''}"
+    return f"{run.run:<35}{run.trigger:<10}{seconds:>8}  {state}{why}"
+
+
+def _time(moment: str) -> str:
+    """A time to the minute, with its distance to UTC."""
+    return f"{moment[:10]} {moment[11:16]}{moment[-6:]}"
+
+
+def _ago(moment: str, now: str) -> str:
+    """How long before `now` that was."""
+    seconds = seconds_between(moment, now)
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} seconds ago"
 
 
 def hits(found: Sequence[Hit]) -> str:

@@ -17,9 +17,9 @@ from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
 from tests.tiny_bundle import write_colour_bundle
 
-COMMANDS = (
-    "demo run train eval embed index check publish rollback promote releases search serve doctor".split()  # noqa: SIM905
-)
+COMMANDS = """
+    demo run train eval embed index check publish rollback promote releases schedule status search serve doctor
+""".split()  # noqa: SIM905
 
 
 def _invoke(*arguments: str) -> Result:
