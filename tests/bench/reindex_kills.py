@@ -3,10 +3,10 @@ runs on the same corpus.
 
     python -m tests.bench.reindex_kills 300
 
-The corpus changes in rounds. In each, a workspace is brought up undisturbed, and another one by runs that are killed at
-a moment drawn from what the undisturbed one took for the stages that are left, until there were enough of them or one
-ended by itself. Then one more run, undisturbed, must find both the same: release, bytes of its files, artifacts. Prints
-counts by the stage that was hit, as JSON.
+The corpus changes in rounds. In each, a workspace is brought up undisturbed, and another one by runs that are killed,
+until there were enough of them or one ended by itself. Every other moment is drawn from what the undisturbed run took
+for the stages that are left; the others from one stage, so that the short ones are hit as often. Then one more run must
+find both the same: release, bytes of its files, artifacts. Prints counts by the stage that was hit, as JSON.
 """
 
 from __future__ import annotations
@@ -70,8 +70,12 @@ def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40) -> dict[s
             assert _run(undisturbed.config, now) is None
             seconds.append(time.monotonic() - began)
             stage: str | None = "start"
-            for _ in range(MOST_KILLS):
-                stage = _run(killed.config, now, generator.uniform(0, _left(undisturbed, stage, seconds[-1])))
+            for number in range(MOST_KILLS):
+                durations = _left(undisturbed, stage, seconds[-1])
+                chosen, span = (
+                    generator.choice([*durations.items()]) if number % 2 else ("start", sum(durations.values()))
+                )
+                stage = _run(killed.config, now, (chosen, generator.uniform(0, span)))
                 if stage is None:
                     ended += 1
                     break
@@ -91,13 +95,21 @@ def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40) -> dict[s
     }
 
 
-def _run(config: Config, now: datetime, kill_after: float | None = None) -> str | None:
-    """Runs `reindex` in a process group of its own; returns the stage in which it was killed, None where it ended."""
+def _run(config: Config, now: datetime, kill: tuple[str, float] | None = None) -> str | None:
+    """Runs `reindex` in a process group of its own.
+
+    Args:
+      kill: a stage, and how many seconds after its beginning the group is killed.
+
+    Returns:
+      The stage in which it was killed, None where it ended.
+    """
     said = Path(f"{config.workspace}.said")
+    said.write_text("")
     process = os.fork()
     if process == 0:
         os.setpgid(0, 0)
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        output = os.open(said, os.O_WRONLY | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         code = 1
@@ -109,26 +121,34 @@ def _run(config: Config, now: datetime, kill_after: float | None = None) -> str 
         finally:
             sys.stderr.flush()
             os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
+    if kill:
+        stage, seconds = kill
+        while stage != "start" and stage not in _stages(said):
+            if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.002)
+        time.sleep(seconds)
         try:
             os.killpg(process, signal.SIGKILL)
-        except ProcessLookupError:  # it has not set its group yet, or has ended
+        except ProcessLookupError:  # it has not set its group yet
             os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     if os.WIFSIGNALED(status):
-        lines = said.read_text(errors="replace").splitlines() if said.exists() else []
-        return next((line for line in reversed(lines) if line in STAGES), "start")
+        return ["start", *_stages(said)][-1]
     assert os.waitstatus_to_exitcode(status) == 0, said.read_text()[-3000:]
     return None
 
 
-def _left(undisturbed: World, stage: str, total: float) -> float:
-    """Returns the seconds that the undisturbed run took from a stage on, and to get there."""
-    entries = next(journal.runs(undisturbed.workspace.storage)).stages
-    names = [entry.stage for entry in entries]
-    done = entries[: names.index(stage)] if stage in names else ()
-    return total - sum(entry.seconds for entry in done)
+def _stages(said: Path) -> list[str]:
+    return [line for line in said.read_text(errors="replace").splitlines() if line in STAGES]
+
+
+def _left(undisturbed: World, stage: str, total: float) -> dict[str, float]:
+    """Returns the seconds that the undisturbed run took to begin, and for each of its stages from one on."""
+    entries = {entry.stage: entry.seconds for entry in next(journal.runs(undisturbed.workspace.storage)).stages}
+    names = list(entries)
+    left = names[names.index(stage) :] if stage in names else names
+    return {"start": total - sum(entries.values()), **{name: entries[name] for name in left}}
 
 
 def _compare(undisturbed: World, killed: World) -> None:
