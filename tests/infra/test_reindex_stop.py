@@ -18,11 +18,9 @@ from trainer.cluster import ray_cluster
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) -> None:
     world = make_world(tmp_path)
-    settings = [
-        part for key, value in SETTINGS.items() for part in ("--set", f"{key}={'' if value is None else value}")
-    ]
-    place = ["--workspace", world.config.workspace, "--corpus", str(world.images)]
-    command = [sys.executable, "-m", "infra", "reindex", *place, *settings]
+    config = tmp_path / "config.yaml"
+    config.write_text(world.config.model_dump_json())
+    command = [sys.executable, "-m", "infra", "reindex", "--config", str(config)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr
     said = []
