@@ -68,7 +68,8 @@ def import_all() -> None:
     from searchforge.cli import import_quietly
 
     import_quietly("apache_beam")
-    for name in ("beam_jobs.embed", "indexer.build", "serving_check.check", "ai_edge_litert.interpreter"):
+    stages = ("beam_jobs.embed", "indexer.build", "serving_check.check", "ai_edge_litert.interpreter")
+    for name in (*stages, "infra.reindex.run", "infra.reindex.notify"):
         importlib.import_module(name)
 
 

@@ -42,6 +42,10 @@ class Stopped(BaseException):
     """A signal asked the process to end; its name is the argument."""
 
 
+_STOPS = (Stopped, KeyboardInterrupt, SystemExit)
+"""What ends a run from outside; the latter two where a library has handlers of its own."""
+
+
 def reindex(config: Config, *, trigger: str = "command", resume: bool = False, now: datetime | None = None) -> Run:
     """Brings the live release up to the corpus, if anything changed.
 
@@ -65,8 +69,7 @@ def reindex(config: Config, *, trigger: str = "command", resume: bool = False, n
             f"{last.failures} runs of reindex failed in a row, the last one at {last.failed_stage}: {last.error}\n"
             "Mend the cause, then start with --resume (reindex.max_failures)"
         )
-    for place in {config.workspace, config.releases or config.workspace}:
-        Workspace(place).require_writable()
+    _target(config).storage.now()  # a write: what cannot be published to fails here, not after the training
     id = journal.run_id()
     with logs.bind(run=id), _stopping(), _leased(config, storage, id) as held:
         start = Run(
@@ -105,15 +108,16 @@ def _work(stages: _Stages, now: datetime | None) -> SearchforgeError | None:
     try:
         state, release = _bring_up(stages)
         record.update(release=release)
-        _tidy(stages, now)
-    except SearchforgeError as error:
+    except Exception as found:
+        error = _for_user(found)
         failures = record.run.failures + 1
         record.close("failed", error=str(error), failed_stage=stages.current, failures=failures)
         return error
-    except (Stopped, KeyboardInterrupt, SystemExit) as stop:
-        reason = f"stopped by {stop}" if isinstance(stop, Stopped) else "stopped"
-        record.close("failed", error=reason, failed_stage=stages.current)
-        return JobError(f"run {record.run.run} was {reason} at {stages.current}; the next one goes on from there")
+    except _STOPS as stop:
+        record.close("failed", error=_described(stop), failed_stage=stages.current)
+        return JobError(f"{_described(stop)} at {stages.current}; the next run goes on from there")
+    with contextlib.suppress(*_STOPS):  # what is released stays so; the next run tidies up
+        _tidy(stages, now)
     record.close(state, failures=0)
     return None
 
@@ -218,7 +222,7 @@ class _Stages:
                 result = work()
                 found["artifact"] = result["id"]
                 return result
-            except Exception as error:
+            except BaseException as error:
                 found["error"] = _described(error)
                 raise
             finally:
@@ -247,7 +251,7 @@ class _Stages:
                     return work()
             except Exception as error:  # of any library: nobody is there to read a stack trace
                 if isinstance(error, _FINAL) or attempt == settings.attempts:
-                    raise (error if isinstance(error, SearchforgeError) else JobError(_described(error))) from error
+                    raise _for_user(error) from error
                 pause = settings.backoff_seconds * 2 ** (attempt - 1)
                 progress.say(f"  {stage} failed: {_described(error)}\n  the next attempt is in {pause:g} s")
             time.sleep(pause)
@@ -258,8 +262,14 @@ _KIND: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "
 """What stages make that is kept at least until the next run."""
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
+    if isinstance(error, _STOPS):
+        return f"stopped by {error}" if isinstance(error, Stopped) else "stopped"
     return str(error) if isinstance(error, SearchforgeError) else f"{type(error).__name__}: {error}"
+
+
+def _for_user(error: Exception) -> SearchforgeError:
+    return error if isinstance(error, SearchforgeError) else JobError(_described(error))
 
 
 def _leased(config: Config, storage: Storage, id: str) -> Lease:
