@@ -20,7 +20,9 @@ from infra.reindex import journal, lease
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
-from tests.infra.reindex_world import FILES, publish, stage, write_run
+from tests.infra.journal_world import FILES, publish, stage, write_run
+
+ROOT = Path(__file__).parent.parent.parent
 
 Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -160,3 +162,14 @@ def test_the_command_prints_them_or_writes_a_file(workspace: Workspace, tmp_path
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert file.stat().st_mode & 0o444 == 0o444
     assert _value(_samples(printed.stdout), "status_read") == 1
+
+
+def test_the_documentation_names_metrics_that_exist(workspace: Workspace) -> None:
+    publish(workspace)
+    write_run(workspace, "published", 1, stages=(stage("embed", 1.0),))
+    registry = metrics.registry(_config(workspace))
+    metrics.schedule_counters(registry)
+    told = {name for name, _ in _samples(metrics.exposition(registry))}
+    page = (ROOT / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"searchforge_([a-z0-9_]+)", page))
+    assert named and named <= told

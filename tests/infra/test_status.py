@@ -16,7 +16,7 @@ from infra.status import examine, parse_age
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
-from tests.infra.reindex_world import PLAN, publish, stage, write_run
+from tests.infra.journal_world import PLAN, publish, stage, write_run
 
 
 @pytest.fixture
