@@ -20,7 +20,7 @@ from infra.reindex import journal, lease
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
-from tests.infra.journal_world import FILES, publish, stage, write_run
+from tests.infra.journal_world import publish, stage, write_run
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -73,11 +73,11 @@ def test_they_say_what_the_journal_and_the_releases_say(workspace: Workspace) ->
     for change, count in (("added", 3), ("changed", 2), ("removed", 1)):
         assert _value(samples, "corpus_pending_items", change=change) == count
     assert _value(samples, "schedule_next_run_timestamp_seconds") % 86400 == 3 * 3600
-    assert _value(samples, "release_info", channel="production", release=release.id, encoder="e1") == 1
-    assert _value(samples, "release_images", channel="production") == 97
-    assert _value(samples, "release_recall_at_10", channel="production") == 0.96
-    assert _value(samples, "release_latency_seconds", channel="production") == 0.0055
-    assert _value(samples, "release_size_bytes", channel="production") == sum(map(len, FILES.values()))
+    assert _value(samples, "release_info", channel="production", release=release.id, encoder="e") == 1
+    assert _value(samples, "release_images", channel="production") == 10
+    assert _value(samples, "release_recall_at_10", channel="production") == 0.97
+    assert _value(samples, "release_latency_seconds", channel="production") == 0.005
+    assert _value(samples, "release_size_bytes", channel="production") == release.bytes
     created = datetime.fromisoformat(release.created).timestamp()
     assert _value(samples, "release_created_timestamp_seconds", channel="production") == pytest.approx(created)
 
