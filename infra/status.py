@@ -5,6 +5,7 @@ All is read from the workspace's journal and lease and from the releases; nothin
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from datetime import datetime, timezone
 from infra import cron
 from infra.reindex import journal, lease
 from infra.reindex.journal import PlanEntry, Run
+from infra.reindex.plan import Plan
 from infra.releases import Release, list_releases
 from searchforge.config import Config
 from searchforge.errors import UsageError
@@ -137,6 +139,14 @@ def examine(config: Config, count: int = 10, read: Reader = journal.read) -> Sta
         next_run=cron.next_due(config.schedule, now).isoformat() if config.schedule.cron else None,
         live=live,
     )
+
+
+def with_plan(status: Status, plan: Plan) -> Status:
+    """Returns the status with the lag that a plan of now found."""
+    entry = plan.entry
+    live = plan.holds is None or any(release.id == plan.holds for release in status.live.values())
+    lag = Lag(status.time, entry.items, entry.added, entry.changed, entry.removed, "" if live else plan.holds or "")
+    return dataclasses.replace(status, lag=lag)
 
 
 def seconds_between(start: str, end: str) -> float:

@@ -10,6 +10,7 @@ from unittest.mock import ANY
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from infra.cli import main
 from infra.reindex import journal, lease
@@ -19,6 +20,7 @@ from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
 from tests.infra.journal_world import PLAN, publish, stage, write_run
+from tests.tiny_bundle import write_colour_bundle
 
 
 @pytest.fixture
@@ -70,6 +72,18 @@ def test_the_lag_is_what_the_latest_plan_found_and_its_run_did_not_do(
     lag = examine(_config(workspace)).lag
     assert lag and (lag.added, lag.changed, lag.removed) == pending
     assert (lag.listed, lag.items) == (run.started, PLAN.items)
+
+
+def test_the_lag_of_now_is_found_by_listing_the_corpus(workspace: Workspace, tmp_path: Path) -> None:
+    write_colour_bundle(workspace)
+    write_run(workspace, "failed", 2, failures=1)
+    (tmp_path / "corpus").mkdir()
+    for colour in ("red", "green"):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / "corpus" / f"{colour}.png")
+    result = _status(workspace, "--lag", "--json", "--set", f"corpus.source={tmp_path}/corpus")
+    lag = json.loads(result.stdout)["lag"]
+    assert (lag["items"], lag["added"], lag["changed"], lag["removed"]) == (2, 2, 0, 0)
+    assert lag["listed"] == json.loads(result.stdout)["time"]
 
 
 def test_a_release_that_was_rolled_back_leaves_the_index_as_old_as_the_one_before(workspace: Workspace) -> None:
