@@ -11,10 +11,11 @@ SCENES ?= 2400
 
 setup: .venv/.installed
 
-.venv/.installed: requirements.lock pyproject.toml
+.venv/.installed: requirements.lock requirements-dev.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 or 3.11 was found; install one, or run make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -32,11 +33,15 @@ lint: setup
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
-lock:  ## resolve requirements.lock anew; needs uv
+lock:  ## resolve the locks anew; needs uv
 	uv pip compile --universal --python-version 3.10 --generate-hashes --all-extras --no-header --upgrade \
 		pyproject.toml -o requirements.lock
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
+		--constraints requirements.lock --group dev -o requirements-dev.lock
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
 		infra/beam/dataflow.in -o infra/beam/dataflow.lock
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
+		--constraints requirements.lock infra/ray/gcp.in -o infra/ray/gcp.lock
 
 clean:
 	rm -rf .venv demo-workspace build *.egg-info

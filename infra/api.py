@@ -36,6 +36,7 @@ from searchforge.workspace import Kind, Workspace
 if TYPE_CHECKING:
     from beam_jobs.estimate import Estimate
     from beam_jobs.listing import Listing as CorpusListing
+    from infra.pruning import Pruned
     from infra.reindex.journal import Run
     from infra.reindex.plan import Plan
     from infra.status import Status
@@ -150,6 +151,16 @@ def rollback(config: Config, to: str | None = None, channel: str = PRODUCTION) -
 def promote(config: Config, source: str = STAGING, to: str = PRODUCTION, release: str | None = None) -> Release:
     """Makes the live release of one channel, or `release`, live in another one too."""
     return _releases.promote(_target(config), source, to, release)
+
+
+def prune(config: Config, dry_run: bool = False) -> Pruned:
+    """Deletes releases beyond `reindex.keep_releases` and `reindex.keep_days`."""
+    from infra.pruning import prune as prune_releases
+
+    keep = config.reindex.keep_releases
+    if keep is None:
+        raise UsageError("reindex.keep_releases is null, which keeps everything; say how many stay with --keep")
+    return prune_releases(_target(config), keep, config.reindex.keep_days, dry_run)
 
 
 def releases(config: Config) -> Listing:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 @click.version_option(__version__)
 def main() -> None:
     """Turns a corpus of photos into a verified on-device search model."""
+
+
+class Days(click.ParamType):
+    """A duration such as 7d or 12h, in days."""
+
+    name = "duration"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", str(value))
+        if not match:
+            self.fail(f"{value!r} is not a duration; expected a number of days or hours, such as 7d or 12h")
+        return float(match.group(1)) / (24 if match.group(2) == "h" else 1)
 
 
 def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -264,6 +277,21 @@ def releases(config: Config, as_json: bool) -> None:
 
     found = api.releases(config)
     show(found, as_json, summaries.releases(found))
+
+
+@main.command()
+@_options(*_PUBLISH)
+@click.option("--keep", "reindex__keep_releases", type=click.IntRange(1), help="The latest so many stay.")
+@click.option("--min-age", "reindex__keep_days", type=Days(), help="Younger ones stay: 7d, 12h.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@reports_errors
+@config_options
+def prune(config: Config, as_json: bool, dry_run: bool) -> None:
+    """Delete old releases; never a live one or the one before it."""
+    from infra import api, summaries
+
+    pruned = api.prune(config, dry_run)
+    show(pruned, as_json, summaries.pruned(pruned))
 
 
 @main.command()

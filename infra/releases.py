@@ -2,7 +2,7 @@
 
 releases/<id>/text_searcher.tflite, image_searcher.tflite, report.json, release.json
 refused/<time>-<check>.json      what was not published, and why
-pruning/<id>.json                a release that is being deleted; see infra.pruning
+pruning/<id>.json                a release that is being deleted; see infra.tombstones
 
 A release goes live by one write of its channel's pointer, at the version that was read before anything was decided.
 """
@@ -16,12 +16,13 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from infra import channels
+from infra import channels, tombstones
 from infra.channels import PRODUCTION, STAGING, PointerFile, Seen
 from searchforge import progress
 from searchforge.errors import ConflictError, GateError, JobError, SearchforgeError, UsageError
@@ -296,14 +297,9 @@ def read_release(target: Workspace, id: str) -> Release:
     return release
 
 
-def tombstone(id: str) -> str:
-    """Where it stands that a release is being deleted."""
-    return f"pruning/{id}.json"
-
-
 def require_whole(target: Workspace, id: str) -> None:
     """Raises ConflictError unless a release has all its files and nobody is deleting it."""
-    if target.storage.exists(tombstone(id)):
+    if target.storage.exists(tombstones.path_of(id)):
         raise ConflictError(
             f"release {id} is being pruned; run `searchforge prune` to finish that, and publish or choose again"
         )
@@ -343,6 +339,8 @@ def _store(
     workspace: Workspace, target: Workspace, id: str, searcher: Path, report: Mapping[str, Any], content: dict[str, Any]
 ) -> None:
     """Commits the release's files, unless they are there and whole."""
+    if target.storage.exists(tombstones.path_of(id)):
+        tombstones.bury(target.storage, [id])  # what a deletion that died may have left is no base to build on
     if target.committed("releases", id):
         with contextlib.suppress(JobError):  # a damaged release is stored again
             if not _faults(target, id):
@@ -403,10 +401,10 @@ def _make_live(
             channels.require_fence(seen.pointer, fence)
             if not seen.pointer.says_the_same(decided):
                 raise ConflictError(f"{seen.pointer.release} went live in channel {channel} meanwhile; decide anew")
-            if seen.exists:
-                require_whole(target, release.id)  # in this order: infra.pruning says why
         except ConflictError as error:
             raise ConflictError(f"release {release.id} is stored but not live: {error}") from None
+        if seen.exists:
+            require_whole(target, release.id)  # after the pointer was read: infra.tombstones says why
         changes = _pointer_of(release, seen, withdraw, now) if seen.exists else {}
         with contextlib.suppress(ConflictError):
             channels.write(storage, seen, now, **changes)
@@ -415,12 +413,12 @@ def _make_live(
         seen = channels.read(storage, channel)
 
 
-def _pointer_of(release: Release, seen: Seen, withdraw: str | None, now: Any) -> dict[str, Any]:
+def _pointer_of(release: Release, seen: Seen, withdraw: str | None, now: datetime) -> dict[str, Any]:
     """What changes in a pointer when a release goes live."""
     withdrawn = [id for id in seen.pointer.withdrawn if id not in (withdraw, release.id)]
     withdrawn += [withdraw] if withdraw and withdraw != release.id else []
     return {
-        **seen.pointer.succeeded_by(release.id, now),
+        **seen.pointer.succeeded_by(release.id, now, back=withdraw is not None),
         "withdrawn": tuple(withdrawn[-channels.WITHDRAWN :]),
         "files": {
             name: PointerFile(bytes=file["bytes"], sha256=file["sha256"], path=f"{release.id}/{name}")

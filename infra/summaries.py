@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from infra.api import RunReport
     from infra.demo import DemoReport
     from infra.doctor import Finding
+    from infra.pruning import Pruned
     from infra.reindex.journal import Run
     from infra.releases import Listing, Release
     from infra.status import Lag, Status
@@ -81,6 +82,18 @@ def releases(found: Listing) -> str:
         lines.append(f"{refusal.check:<18}{refusal.time[:19]:<21}{refusal.channel:<14}{why}")
         lines += [f"  {printable(name)}: {printable(detail)}" for name, detail in refusal.gates.items()]
     return "\n".join(lines) or "no release yet; `searchforge run` makes one"
+
+
+def pruned(found: Pruned) -> str:
+    """What went and what stays."""
+    verb = "would be deleted" if found.dry_run else "deleted"
+    lines = [f"{verb}: release {id}" for id in found.releases]
+    lines += [f"{verb}: release {id}, which was never finished" for id in found.unfinished]
+    lines.append(
+        f"{len(found.releases) + len(found.unfinished)} releases ({found.bytes / 1e6:.1f} MB), {found.refusals} "
+        f"refusals and {found.temporary} temporary files {verb}; {found.kept} releases stay"
+    )
+    return "\n".join(lines)
 
 
 def _figure(figures: Mapping[str, Any], name: str, width: int, digits: int) -> str:

@@ -77,9 +77,10 @@ class LocalStorage(Storage):
             if version is None:
                 target.unlink(missing_ok=True)
             elif target.exists():
-                with _lock(target):
+                with _lock(target) as lock:
                     if self.read_version(path)[1] == version:
                         target.unlink(missing_ok=True)
+                        lock.unlink()
 
     def upload(self, local: Path, path: str) -> None:
         with self._replacing(path) as target, local.open("rb") as source:
@@ -208,8 +209,10 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    """Holds the lock of a mutable file. The kernel releases it when its holder dies; a stopped holder keeps it.
+def _lock(target: Path) -> Iterator[Path]:
+    """Holds the lock of a mutable file; yields the file that is locked, which its holder may delete.
+
+    The kernel releases a lock when its holder dies; a stopped holder keeps it.
 
     Raises:
       JobError: another process has held it for LOCK_SECONDS.
@@ -230,13 +233,23 @@ def _lock(target: Path) -> Iterator[None]:
                         "it is stopped, continue or end it (`kill -CONT` or `kill -KILL`), and the lock goes with it"
                     ) from None
             else:
+                if not _is_at(file.fileno(), path):
+                    continue  # its holder deleted it, and others lock the next one
                 with contextlib.suppress(OSError):  # on a full disk only the name of the holder is lost
                     file.truncate(0)
                     file.write(str(os.getpid()))
                     file.flush()
-                yield
+                yield path
                 return
         time.sleep(random.uniform(0.002, 0.02))
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

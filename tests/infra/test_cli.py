@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from PIL import Image
 
 from infra.cli import main
 from infra.doctor import Finding, examine
+from infra.releases import list_releases
 from infra.summaries import printable
 from searchforge.cli import require_python
 from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
+from tests.infra.release_world import commit_checked
 from tests.tiny_bundle import write_colour_bundle
 
 COMMANDS = """
@@ -56,6 +59,9 @@ def test_every_command_takes_the_configuration(command: str) -> None:
         (["check", "--workspace", "{tmp}", "--searcher", "x"], "searchers/x is not in workspace"),
         (["publish", "--workspace", "{tmp}", "--check", "../x"], "is not an artifact id"),
         (["rollback", "--workspace", "{tmp}"], "no release before the live one"),
+        (["rollback", "--workspace", "{tmp}", "--channel", "A"], "'A' is not a channel"),
+        (["promote", "--workspace", "{tmp}"], "channel staging of {tmp} has no live release"),
+        (["prune", "--workspace", "{tmp}", "--set", "reindex.keep_releases=null"], "say how many stay with --keep"),
         (["search", "a dog", "--workspace", "{tmp}"], "has no live release"),
         (["demo", "--workspace", "gs://bucket/x"], "needs a local workspace"),
         (["releases", "--config", "none.yaml"], "configuration none.yaml cannot be read"),
@@ -64,7 +70,7 @@ def test_every_command_takes_the_configuration(command: str) -> None:
 def test_bad_usage_is_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
     result = _invoke(*[argument.replace("{tmp}", str(tmp_path)) for argument in arguments])
     assert result.exit_code == 2
-    assert "error: " in result.output and message in result.output
+    assert "error: " in result.output and message.replace("{tmp}", str(tmp_path)) in result.output
     assert isinstance(result.exception, SystemExit)
 
 
@@ -122,3 +128,23 @@ def test_the_doctor_names_a_conflict_and_the_remedy(monkeypatch: pytest.MonkeyPa
 
 def test_ids_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[31m\nb") == "a\\x1b[31m\\nb"
+
+
+def test_releases_are_listed_promoted_and_pruned(tmp_path: Path) -> None:
+    options = ["--workspace", str(tmp_path)]
+    workspace = Workspace(str(tmp_path))
+    for name in ("a", "b", "c", "d"):
+        check = commit_checked(workspace, name, passed=name != "d")
+        result = _invoke("publish", *options, "--check", check, "--channel", "staging")
+        assert result.exit_code == (name == "d"), result.output
+    ids = [release.id for release in list_releases(workspace)]
+    assert f"release {ids[0]} is live in production" in _invoke("promote", *options).output
+    output = _invoke("releases", *options).output
+    assert re.search(rf"{ids[0]} .* 0.970 .* production, staging\n  check check-c-True passed all its gates", output)
+    assert re.search(r"check-d-False .* staging .* did not pass its check.*\n  recall_at_10: 0.97", output)
+    assert _invoke("prune", *options, "--min-age", "soon").exit_code == 2
+    assert "0 releases" in _invoke("prune", *options, "--keep", "1", "--min-age", "1h").output
+    arguments = ["prune", *options, "--keep", "1", "--min-age", "0d"]
+    assert f"would be deleted: release {ids[2]}" in _invoke(*arguments, "--dry-run").output
+    assert json.loads(_invoke(*arguments, "--json").stdout)["releases"] == [ids[2]]
+    assert [release.id for release in list_releases(workspace)] == ids[:2]

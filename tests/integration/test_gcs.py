@@ -41,7 +41,9 @@ def test_objects_are_written_listed_and_copied(bucket: str, tmp_path: Path) -> N
 
 
 def test_a_missing_bucket_is_named(bucket: str) -> None:
-    with pytest.raises(JobError, match=r"gs://no-such-bucket-here/.writable cannot be used \(404 .*check the bucket's name"):
+    with pytest.raises(
+        JobError, match=r"gs://no-such-bucket-here/.writable cannot be used \(404 .*check the bucket's name"
+    ):
         Workspace("gs://no-such-bucket-here").require_writable()
 
 

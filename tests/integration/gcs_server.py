@@ -1,0 +1,79 @@
+"""A Google Cloud Storage server on localhost: fake-gcs-server, built from the Go module proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+FAKE_GCS_SERVER = "github.com/fsouza/fake-gcs-server@v1.52.2"
+BUILD_SECONDS = 600
+START_SECONDS = 30
+
+
+class NoServerError(Exception):
+    """The server cannot be had here."""
+
+
+@contextlib.contextmanager
+def serving_gcs(folder: Path) -> Iterator[str]:
+    """Builds the server in `folder` and runs it; yields its address.
+
+    Raises:
+      NoServerError: it cannot be built; the message says why.
+    """
+    binary = _build(folder)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory", "-public-host"]
+    log = folder / "log"
+    with log.open("wb") as file:
+        server = subprocess.Popen([binary, *options, f"127.0.0.1:{port}"], stdout=file, stderr=file)
+        try:
+            _wait(url, log)
+            yield url
+        finally:
+            server.kill()
+            server.wait()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _build(folder: Path) -> Path:
+    go = shutil.which("go")
+    if go is None:
+        raise NoServerError("Go is not installed, so the GCS server cannot be built")
+    built = subprocess.run(
+        [go, "install", FAKE_GCS_SERVER],
+        env={**os.environ, "GOBIN": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=False,
+    )
+    if built.returncode:
+        raise NoServerError(f"the GCS server cannot be built: {built.stderr.strip()[-300:]}")
+    return folder / "fake-gcs-server"
+
+
+def _wait(url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/storage/v1/b?project=emulator", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise TimeoutError(f"the GCS server did not start within {START_SECONDS} s: {log.read_text()[-500:]}")
