@@ -1,4 +1,4 @@
-"""A nightly re-index by Airflow 3, in place of the CronJob of infra/kubernetes, whose account and config map its pods use.
+"""A nightly re-index by Airflow 3, in place of the CronJob of infra/kubernetes; its pods use that account and config.
 
 Goes into Airflow's DAG folder together with pod.yaml.
 """

@@ -6,13 +6,10 @@ lie on a Cloud Storage server on localhost.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -32,33 +29,20 @@ from beam_jobs.embed_images import embed_images
 from searchforge.config import load_config
 from searchforge.storage import open_storage
 from searchforge.workspace import Workspace
-from tests.integration import beam_servers
+from tests.integration import environments
 from tests.test_packaging import checkout  # noqa: F401  # a fixture
 from tests.tiny_bundle import write_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "infra" / "beam" / "dataflow.lock"
 IMAGE = "example/searchforge-worker:1"
-INSTALL_SECONDS = 900
 SUBMIT_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """The Python of an environment with infra/beam/dataflow.lock, kept between runs."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    name = hashlib.sha256(LOCK.read_bytes() + version.encode()).hexdigest()[:12]
-    folder = beam_servers.cache() / f"dataflow-{name}"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(LOCK)]
-        installed = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
-        if installed.returncode:
-            pytest.skip(f"infra/beam/dataflow.lock cannot be installed: {installed.stderr.strip()[-300:]}")
-        (folder / "complete").touch()
-    return python
+    """The Python of an environment with infra/beam/dataflow.lock."""
+    return environments.environment("dataflow", locked=(LOCK,))
 
 
 class _Dataflow(HTTPServer):
