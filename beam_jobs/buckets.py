@@ -23,7 +23,8 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
 
 from searchforge.errors import JobError, UsageError
-from searchforge.storage import GCS_SCHEME, gcs_client
+from searchforge.gcs_storage import gcs_client
+from searchforge.storage import GCS_SCHEME
 
 ERRORS = (GoogleAPIError, GoogleAuthError, InvalidResponse, DataCorruption, requests.RequestException, ConnectionError)
 """Whatever a request may end with after its retries."""

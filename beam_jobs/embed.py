@@ -32,13 +32,14 @@ REPORT = "report.json"
 _MARKER = MARKERS["embeddings"]
 
 
-def embed(config: Config, encoder: str, modality: Modality) -> Manifest:
+def embed(config: Config, encoder: str, modality: Modality, listing: Listing | None = None) -> Manifest:
     """Embeds the corpus of `config` with an encoder of its workspace. A finished run is found, not repeated.
 
     What an earlier run of the same encoder holds is not embedded again (see `embed.base`).
 
     Args:
       encoder: id of a committed encoder bundle.
+      listing: of the corpus, as `list_corpus` yields it; it is used up. Default: the corpus is listed here.
 
     Returns:
       The manifest, which lies beside its shards in embeddings/<id>/.
@@ -48,9 +49,11 @@ def embed(config: Config, encoder: str, modality: Modality) -> Manifest:
       JobError: the job failed, or more than `corpus.max_reject_fraction` of the inputs were rejected.
     """
     run = _Run(config, encoder, modality)
-    with Listing() as listing:
-        listing.add(list_corpus(config, modality))
-        digest = content_id([run.digest, listing.digest()])
+    with contextlib.ExitStack() as stack:
+        if listing is None:
+            listing = stack.enter_context(Listing())
+            listing.add(list_corpus(config, modality))
+        digest = run.digest_of(listing)
         earlier = run.earlier()
         base = run.base(earlier)
         if same := [manifest for manifest in earlier if manifest.digest == digest]:
@@ -96,8 +99,19 @@ def compact(config: Config, embeddings: str) -> Manifest:
     return run.finish(id, manifest.digest, plan, compacts=manifest)
 
 
+def finished_run(config: Config, encoder: str, modality: Modality, listing: Listing) -> Manifest | None:
+    """Returns the run in which `embed` would find everything done; None where there is work.
+
+    Args:
+      encoder, listing: as of `embed`; the listing stays as it is.
+    """
+    run = _Run(config, encoder, modality)
+    digest = run.digest_of(listing)
+    return next((manifest for manifest in reversed(run.earlier()) if manifest.digest == digest), None)
+
+
 def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
-    """Yields the items of `corpus.source` that `corpus.splits` keeps.
+    """Yields the items of `corpus.source` that `corpus.splits` keeps, and shows how many they are so far.
 
     Raises:
       UsageError: there are none.
@@ -110,7 +124,7 @@ def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
         wanted = {image.id for image in images if image.split in config.corpus.splits}
         known = ", ".join(sorted({str(image.split) for image in images}))
     listed = kept = 0
-    for item in items:
+    for item in progress.counted("listed", items):
         listed += 1
         if wanted is None or item.id in wanted:
             kept += 1
@@ -163,6 +177,10 @@ class _Run(Method):
     def __init__(self, config: Config, encoder: str, modality: Modality, backend: str | None = None) -> None:
         super().__init__(config, encoder, modality, backend)
         self._start = time.monotonic()
+
+    def digest_of(self, listing: Listing) -> str:
+        """Returns what names the result of embedding a corpus in this way."""
+        return content_id([self.digest, listing.digest()])
 
     def earlier(self) -> list[Manifest]:
         """Returns the runs that used the same encoder in the same way, in the order of their making."""

@@ -14,6 +14,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ _LISTED = "md5:"
 
 _CARRIED, _COPIED, _FRESH = 1, 2, 3
 """States of an item: its earlier record stays where it is; it is copied; it has none."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Items of a listing against those of an earlier run; what was rejected then, and is there, counts as unchanged."""
+
+    added: int
+    changed: int
+    removed: int
+    unchanged: int
 
 
 class Listing:
@@ -116,6 +127,32 @@ class Listing:
         for chunk in _chunks(_base_rows(workspace, manifest)):
             with self._transaction():
                 self._db.executemany("INSERT INTO base VALUES(NULL,?,?,?,?,?,?,?,?,?,?)", chunk)
+
+    def changes(self, workspace: Workspace, manifest: Manifest) -> Changes:
+        """Compares with what an earlier run saw, whatever its encoder; the listing stays as it is.
+
+        Raises:
+          JobError: the run's shards are missing or damaged.
+        """
+        self.read_base(workspace, manifest)
+        rejected = set(_rejected_ids(workspace, manifest))
+
+        def count(query: str) -> int:
+            return int(self._db.execute(f"SELECT count(*) FROM {query}").fetchone()[0])
+
+        known = "items JOIN base ON base.id = items.id"
+        same = "base.uri = items.uri AND base.version = items.version AND base.metadata = items.metadata"
+        both, unchanged = count(known), count(f"{known} AND {same}")
+        fresh = self._db.execute("SELECT id FROM items WHERE id NOT IN (SELECT id FROM base)")
+        still_rejected = sum(id in rejected for (id,) in fresh)
+        held = count("base")
+        self._db.execute("DELETE FROM base")
+        return Changes(
+            added=self.count - both - still_rejected,
+            changed=both - unchanged,
+            removed=held + len(rejected) - both - still_rejected,
+            unchanged=unchanged + still_rejected,
+        )
 
     def reuse(self, manifest: Manifest, max_dead_fraction: float) -> tuple[ShardInfo, ...]:
         """Finds the items that the earlier run holds unchanged.
@@ -296,6 +333,12 @@ def _base_rows(workspace: Workspace, manifest: Manifest) -> Iterator[tuple[Any, 
                     at = (number, row, position + TFRECORD_HEADER, len(payload))
                     yield (*at, id, uri, version, metadata, content, _listed_content(version))
                 position += len(payload) + TFRECORD_FRAMING
+
+
+def _rejected_ids(workspace: Workspace, manifest: Manifest) -> Iterator[str]:
+    for name in manifest.rejects:
+        for line in workspace.storage.read(f"embeddings/{manifest.id}/{name}").splitlines():
+            yield json.loads(line)["id"]
 
 
 def _listed_content(version: str) -> str:

@@ -13,8 +13,8 @@ from indexer.corpus import Shard
 from indexer.parts import Merged, encode_shards, merge, part_name
 from indexer.quantizer import Quantizer
 from searchforge.config import IndexConfig
+from searchforge.local_storage import LocalStorage
 from searchforge.manifest import Manifest
-from searchforge.storage import LocalStorage
 from searchforge.workspace import Workspace
 
 _CACHE = "parts"

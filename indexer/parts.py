@@ -23,8 +23,8 @@ from indexer.corpus import Shard, map_in_order, require_distinct_ids, require_so
 from indexer.shard_records import ByteStrings, parse_shard
 from searchforge import progress
 from searchforge.errors import JobError, UsageError
+from searchforge.local_storage import LocalStorage
 from searchforge.manifest import ShardInfo
-from searchforge.storage import LocalStorage
 
 FORMAT_VERSION = 1
 """Of part files."""

@@ -21,17 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra import releases as _releases
-from infra.releases import Release
+from infra.channels import PRODUCTION, STAGING
+from infra.releases import Listing, Release
 from searchforge import progress
 from searchforge.cli import import_quietly
 from searchforge.config import Config
-from searchforge.errors import GateError, UsageError
+from searchforge.errors import JobError, UsageError
 from searchforge.manifest import Manifest, Modality, read_shards
 from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from searchforge.storage import open_storage
 from searchforge.workspace import Kind, Workspace
 
 if TYPE_CHECKING:
     from beam_jobs.estimate import Estimate
+    from infra.status import Status
     from serving_check.search import Hit
 
 
@@ -123,20 +126,26 @@ def check(config: Config, searcher: str | None = None) -> dict[str, Any]:
     return check_searcher(config, _choose(config, "searchers", searcher), live)
 
 
-def publish(config: Config, check: str | None = None) -> Release:
-    """Publishes what a passed check vouches for, and makes it live."""
+def publish(config: Config, check: str | None = None, channel: str = PRODUCTION) -> Release:
+    """Publishes what a passed check vouches for, and makes it the live one of a channel."""
     workspace = Workspace(config.workspace)
-    return _releases.publish(workspace, _target(config), _choose(config, "checks", check))
+    return _releases.publish(workspace, _target(config), _choose(config, "checks", check), channel=channel)
 
 
-def rollback(config: Config, to: str | None = None) -> Release:
+def rollback(config: Config, to: str | None = None, channel: str = PRODUCTION) -> Release:
     """Makes an earlier release live again."""
-    return _releases.rollback(_target(config), to)
+    return _releases.rollback(_target(config), to, channel)
 
 
-def releases(config: Config) -> list[Release]:
-    """Returns all releases, the most recent first."""
-    return _releases.list_releases(_target(config))
+def promote(config: Config, source: str = STAGING, to: str = PRODUCTION, release: str | None = None) -> Release:
+    """Makes the live release of one channel, or `release`, live in another one too."""
+    return _releases.promote(_target(config), source, to, release)
+
+
+def releases(config: Config) -> Listing:
+    """Returns all releases and refusals, the most recent first."""
+    target = _target(config)
+    return Listing(_releases.list_releases(target), _releases.list_refusals(target))
 
 
 def run(config: Config) -> RunReport:
@@ -164,36 +173,62 @@ def run(config: Config) -> RunReport:
     manifest = stage("embed", lambda: embed(config, encoder["id"]))
     build = stage("index", lambda: index(config, manifest["id"], encoder["id"]))
     report = stage("check", lambda: check(config, build["id"]))
-    require_passed(report)
     progress.say("\n[5/5] publish")
     release = _releases.publish(workspace, target, report["id"], revive=False)
     return RunReport(seconds, release, reports)
 
 
-def require_passed(report: dict[str, Any]) -> None:
-    """Raises GateError, which names every failed gate, by how much, and where the report is."""
-    failed = [gate for gate in report["gates"] if not gate["passed"]]
-    if failed:
-        lines = "\n".join(f"  {gate['name']}: {gate['detail']}" for gate in failed)
-        raise GateError(f"the searcher did not pass its check; nothing is published:\n{lines}")
+def status(config: Config, count: int = 10) -> Status:
+    """Returns how re-indexing stands.
+
+    Args:
+      count: of runs to list, the latest first.
+    """
+    from infra.status import examine
+
+    return examine(config, count)
 
 
-def search(config: Config, query: str, k: int = 10, release: str | None = None) -> list[Hit]:
+def require_healthy(found: Status, max_age: str | None = None) -> None:
+    """Raises JobError where somebody must look: runs are stopped, or the index is older than `max_age` (`26h`)."""
+    from infra.status import parse_age
+
+    if faults := found.faults(parse_age(max_age) if max_age else None):
+        raise JobError("; ".join(faults))
+
+
+def metrics(config: Config) -> str:
+    """Returns how re-indexing stands, in Prometheus' text format."""
+    from infra.metrics import text
+
+    return text(config)
+
+
+def write_metrics(config: Config, path: Path) -> None:
+    """Writes the metrics to a local file, for node_exporter's textfile collector; a reader never sees half of it."""
+    path = path.expanduser().absolute()
+    open_storage(str(path.parent)).write(path.name, metrics(config).encode())
+
+
+def search(config: Config, query: str, k: int = 10, release: str | None = None, channel: str = PRODUCTION) -> list[Hit]:
     """Answers a query from a published file, through the Task Library.
 
     Args:
       query: a text, or the path of an image file.
       k: number of hits.
       release: id of a release; a folder or URL of releases, whose live one is used; default: the live one.
+      channel: whose live one is meant.
     """
-    return search_many(config, [query], k, release)[0]
+    return search_many(config, [query], k, release, channel)[0]
 
 
-def search_many(config: Config, queries: Sequence[str], k: int = 10, release: str | None = None) -> list[list[Hit]]:
+def search_many(
+    config: Config, queries: Sequence[str], k: int = 10, release: str | None = None, channel: str = PRODUCTION
+) -> list[list[Hit]]:
     """Like `search`, for several queries."""
     from serving_check.search import Searcher
 
-    folder = open_release(config, release)[1]
+    folder = open_release(config, release, channel)[1]
     answers: list[list[Hit]] = []
     with contextlib.ExitStack() as stack:
         opened: dict[str, Searcher] = {}
@@ -206,11 +241,11 @@ def search_many(config: Config, queries: Sequence[str], k: int = 10, release: st
     return answers
 
 
-def open_release(config: Config, release: str | None = None) -> tuple[Release, Path]:
-    """Returns a release and a local folder with its files; see `search` for `release`."""
+def open_release(config: Config, release: str | None = None, channel: str = PRODUCTION) -> tuple[Release, Path]:
+    """Returns a release and a local folder with its files; see `search` for the arguments."""
     if release and ("/" in release or Path(release).is_dir()):
-        return _releases.find_release(Workspace(release))
-    return _releases.find_release(_target(config), release)
+        return _releases.find_release(Workspace(release), channel=channel)
+    return _releases.find_release(_target(config), release, channel)
 
 
 def is_image_query(query: str) -> bool:
@@ -238,6 +273,7 @@ def write_contact_sheet(
     release: str | None = None,
     expected: Sequence[str] = (),
     path: Path = Path("contact-sheet.png"),
+    channel: str = PRODUCTION,
 ) -> Path:
     """Draws queries and the images of their hits; an image that is not in the workspace is left grey.
 
@@ -249,7 +285,7 @@ def write_contact_sheet(
     """
     from infra.contact_sheet import Row, Tile, draw_contact_sheet
 
-    found, _ = open_release(config, release)
+    found, _ = open_release(config, release, channel)
     images = corpus_images(config, found.provenance["embeddings"], {hit.id for hits in answers for hit in hits})
     own = [*expected, *[""] * (len(queries) - len(expected))]
     rows = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from searchforge import __version__
-from searchforge.cli import Command, config_options, reports_errors, show
+from searchforge.cli import Command, config_options, repeated_options, reports_errors, show
 
 if TYPE_CHECKING:
     from searchforge.config import Config
@@ -68,6 +68,8 @@ _INDEX = (
     click.option("--partitions", "index__partitions", type=int, help="Default: found by the tuner."),
 )
 _PUBLISH = (click.option("--releases", "__releases", help="Where releases are published; default: the workspace."),)
+
+_CHANNEL = (click.option("--channel", default="production", show_default=True, help="Of releases, such as staging."),)
 
 
 @main.command()
@@ -179,6 +181,7 @@ def index(config: Config, as_json: bool, embeddings: str | None) -> None:
 def check(config: Config, as_json: bool, searcher: str | None) -> None:
     """Check a searcher with the Task Library, as a phone would run it."""
     from infra import api
+    from infra.releases import require_passed
     from searchforge.workspace import Workspace
     from serving_check.check import PAGE
     from serving_check.report import Report, summary
@@ -186,33 +189,48 @@ def check(config: Config, as_json: bool, searcher: str | None) -> None:
     report = api.check(config, searcher)
     page = Workspace(config.workspace).url("checks", report["id"], PAGE)
     show(report, as_json, f"{summary(Report.model_validate(report))}\n  report: {page}")
-    api.require_passed(report)
+    require_passed(report)
 
 
 @main.command()
-@_options(*_PUBLISH)
+@_options(*_PUBLISH, *_CHANNEL)
 @click.option("--check", "check_id", help="Id; default: the workspace's only one.")
 @reports_errors
 @config_options
-def publish(config: Config, as_json: bool, check_id: str | None) -> None:
+def publish(config: Config, as_json: bool, check_id: str | None, channel: str) -> None:
     """Publish a searcher that passed its check, and make it live."""
     from infra import api, summaries
 
-    release = api.publish(config, check_id)
+    release = api.publish(config, check_id, channel)
+    show(release, as_json, summaries.release(release))
+
+
+@main.command()
+@_options(*_PUBLISH, *_CHANNEL)
+@click.option("--to", help="Id of a release; default: the one that was live before.")
+@reports_errors
+@config_options
+def rollback(config: Config, as_json: bool, to: str | None, channel: str) -> None:
+    """Make an earlier release live again."""
+    from infra import api, summaries
+
+    release = api.rollback(config, to, channel)
     show(release, as_json, summaries.release(release))
 
 
 @main.command()
 @_options(*_PUBLISH)
-@click.option("--to", help="Id of a release; default: the one before the live one.")
+@click.option("--from", "source", default="staging", show_default=True, help="Channel whose live release is meant.")
+@click.option("--to", "target", default="production", show_default=True, help="Channel in which it goes live.")
+@click.option("--release", help="Id of another release.")
 @reports_errors
 @config_options
-def rollback(config: Config, as_json: bool, to: str | None) -> None:
-    """Make an earlier release live again."""
+def promote(config: Config, as_json: bool, source: str, target: str, release: str | None) -> None:
+    """Make the live release of one channel live in another one too."""
     from infra import api, summaries
 
-    release = api.rollback(config, to)
-    show(release, as_json, summaries.release(release))
+    promoted = api.promote(config, source, target, release)
+    show(promoted, as_json, summaries.release(promoted))
 
 
 @main.command()
@@ -220,7 +238,7 @@ def rollback(config: Config, as_json: bool, to: str | None) -> None:
 @reports_errors
 @config_options
 def releases(config: Config, as_json: bool) -> None:
-    """List the releases, the most recent first."""
+    """List the releases and what was refused, the most recent first."""
     from infra import api, summaries
 
     found = api.releases(config)
@@ -228,21 +246,23 @@ def releases(config: Config, as_json: bool) -> None:
 
 
 @main.command()
-@_options(*_PUBLISH)
+@_options(*_PUBLISH, *_CHANNEL)
 @click.argument("query")
 @click.option("-k", "count", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of hits.")
 @click.option("--release", help="Id of a release, or a folder or URL of releases; default: the live one.")
 @click.option("--open", "open_sheet", is_flag=True, help="Write a contact sheet of the hits and open it.")
 @reports_errors
 @config_options
-def search(config: Config, as_json: bool, query: str, count: int, release: str | None, open_sheet: bool) -> None:
+def search(
+    config: Config, as_json: bool, query: str, count: int, release: str | None, channel: str, open_sheet: bool
+) -> None:
     """Search a published file through the Task Library; QUERY is a text or an image file."""
     from infra import api, summaries
 
-    hits = api.search(config, query, count, release)
+    hits = api.search(config, query, count, release, channel)
     show(hits, as_json, summaries.hits(hits))
     if open_sheet:
-        path = api.write_contact_sheet(config, [query], [hits], release)
+        path = api.write_contact_sheet(config, [query], [hits], release, channel=channel)
         click.echo(f"contact sheet: {path}", err=True)
         click.launch(str(path))
 
@@ -262,6 +282,54 @@ def serve(
     from infra.serve.server import serve as serve_releases
 
     serve_releases(config, served, port, workers, open_page, as_json)
+
+
+@main.command()
+@_options(*_DATA, *_TRAIN, *_CORPUS, *_BEAM, *_INDEX, *_PUBLISH)
+@click.option("--cron", "schedule__cron", help='Five fields, such as "0 3 * * *": daily at 3:00.')
+@click.option("--timezone", "schedule__timezone", help="Of the fields, an IANA name; default: UTC.")
+@click.option("--metrics-port", "schedule__metrics_port", type=int, help="Of 127.0.0.1, for Prometheus.")
+@reports_errors
+@config_options
+def schedule(config: Config, as_json: bool) -> None:
+    """Re-index at the times of a cron expression, each time in a process of its own."""
+    from infra import scheduler
+
+    report = ["--json"] if as_json else []
+    command = [sys.executable, "-m", "infra", "reindex", *repeated_options(), *report, "--trigger", "schedule"]
+    scheduler.schedule(config, command)
+
+
+@main.command()
+@_options(*_PUBLISH)
+@click.option("--list", "count", type=click.IntRange(1), default=10, show_default=True, help="Runs to show.")
+@click.option("--check", "checks", is_flag=True, help="Exit with 1 where somebody must look: stopped, or too old.")
+@click.option("--max-age", help="Of the index, for --check; such as 26h.")
+@click.option("--prometheus", is_flag=True, help="Print metrics in Prometheus' text format.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the metrics to this file, whole at any time.")
+@reports_errors
+@config_options
+def status(
+    config: Config,
+    as_json: bool,
+    count: int,
+    checks: bool,
+    max_age: str | None,
+    prometheus: bool,
+    output: Path | None,
+) -> None:
+    """Say how re-indexing stands: runs, what is live, and how far it is behind the corpus."""
+    from infra import api, summaries
+
+    if output:
+        api.write_metrics(config, output)
+    elif prometheus:
+        click.echo(api.metrics(config), nl=False)
+    else:
+        found = api.status(config, count)
+        show(found, as_json, summaries.status(found))
+        if checks:
+            api.require_healthy(found, max_age)
 
 
 @main.command()

@@ -28,7 +28,7 @@ import yaml
 from searchforge import progress
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_file
-from searchforge.storage import make_folder
+from searchforge.local_storage import make_folder
 
 ATTEMPTS = 5
 """Failures in a row, each without a byte received, after which a download is given up."""

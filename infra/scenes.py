@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from searchforge import progress
 from searchforge.errors import UsageError
-from searchforge.storage import LocalStorage
+from searchforge.local_storage import LocalStorage
 
 SIZE = 224
 """Width and height of an image in pixels."""

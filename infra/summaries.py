@@ -5,16 +5,20 @@ The stages have summaries of their own; here are those of what joins them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from infra.status import seconds_between
 
 if TYPE_CHECKING:
     from infra.api import RunReport
     from infra.demo import DemoReport
     from infra.doctor import Finding
-    from infra.releases import Release
+    from infra.reindex.journal import Run
+    from infra.releases import Listing, Release
+    from infra.status import Status
     from serving_check.search import Hit
 
 
@@ -26,10 +30,8 @@ def run(report: RunReport) -> str:
 
 def release(found: Release) -> str:
     figures = found.figures
-    lines = [
-        f"release {found.id} {'is live' if found.live else ''}".rstrip(),
-        f"  images          {figures['images']}",
-    ]
+    live = f" is live in {', '.join(found.channels)}" if found.live else ""
+    lines = [f"release {found.id}{live}", f"  images          {figures.get('images', '?')}"]
     for name, (label, meaning) in _FIGURES.items():
         if figures.get(name) is not None:
             lines.append(f"  {label:<15} {figures[name]:.4g} {meaning}")
@@ -47,18 +49,94 @@ _FIGURES = {
 """Figures of a release that are shown: label and what it is."""
 
 
-def releases(found: Sequence[Release]) -> str:
-    if not found:
-        return "no release yet; `searchforge run` makes one"
-    lines = [f"{'':2}{'release':<18}{'published':<22}{'images':>9}{'recall@10':>11}{'ms':>8}{'MB':>8}"]
-    for entry in found:
-        figures = entry.figures
-        size = sum(file["bytes"] for file in entry.files.values()) / 1e6
+def releases(found: Listing) -> str:
+    """Both tables of a listing."""
+    lines = []
+    if found.releases:
         lines.append(
-            f"{'* ' if entry.live else '  '}{entry.id:<18}{entry.created[:19]:<22}{figures['images']:>9}"
-            f"{figures['recall_at_10']:>11.3f}{figures['latency_p50_ms']:>8.1f}{size:>8.1f}"
+            f"{'release':<18}{'published':<21}{'images':>9}{'recall@10':>11}{'ms':>8}{'MB':>8}  {'encoder':<18}live in"
         )
+    for entry in found.releases:
+        live = ", ".join(entry.channels)
+        if entry.damaged:
+            lines.append(f"{printable(entry.id):<18}{'damaged':<21}{live}\n  {printable(entry.damaged)}")
+            continue
+        figures = entry.figures
+        lines.append(
+            f"{entry.id:<18}{entry.created[:19]:<21}{_figure(figures, 'images', 9, 0)}"
+            f"{_figure(figures, 'recall_at_10', 11, 3)}{_figure(figures, 'latency_p50_ms', 8, 1)}"
+            f"{entry.bytes / 1e6:>8.1f}  {entry.provenance.get('encoder', ''):<18}{live}\n  {printable(entry.reason)}"
+        )
+    if found.refused:
+        lines.append(f"\n{'refused check':<18}{'at':<21}{'channel':<14}why")
+    for refusal in found.refused:
+        why = printable(refusal.reason.partition("\n")[0])
+        lines.append(f"{refusal.check:<18}{refusal.time[:19]:<21}{refusal.channel:<14}{why}")
+        lines += [f"  {printable(name)}: {printable(detail)}" for name, detail in refusal.gates.items()]
+    return "\n".join(lines) or "no release yet; `searchforge run` makes one"
+
+
+def _figure(figures: Mapping[str, Any], name: str, width: int, digits: int) -> str:
+    value = figures.get(name)
+    return f"{value:>{width}.{digits}f}" if isinstance(value, (int, float)) else f"{'?':>{width}}"
+
+
+def status(found: Status) -> str:
+    """How re-indexing stands, and the latest runs."""
+    lines = [f"re-indexing of {found.workspace}"]
+
+    def line(label: str, text: str) -> None:
+        lines.append(f"  {label:<15} {text}")
+
+    for channel, release in found.live.items():
+        size = release.damaged or f"{release.figures.get('images', '?')} images, {_ago(release.created, found.time)}"
+        line(f"live {channel}", f"{release.id}, {printable(size)}")
+    if not found.live:
+        line("live", "no release yet")
+    if lag := found.lag:
+        behind = f"{lag.added} added, {lag.changed} changed, {lag.removed} removed"
+        listed = f"of {lag.items} items, listed {_ago(lag.listed, found.time)}"
+        line("behind by", f"{behind} {listed}" if lag.added or lag.changed or lag.removed else f"nothing {listed}")
+    if running := found.running:
+        how = (
+            "died; the next run takes over"
+            if running.died
+            else f"at {running.stage}, {_ago(running.since, found.time)}"
+        )
+        line("running", f"{running.run} on {running.host}, {how}")
+    line("next run", _time(found.next_run) if found.next_run else "no schedule.cron is configured")
+    if found.failures:
+        stopped = "; stopped until `searchforge reindex --resume`" if found.stopped else ""
+        line("failures", f"{found.failures} in a row{stopped}")
+    if found.runs:
+        lines += ["", f"{'run':<35}{'by':<10}{'seconds':>8}  state"]
+        lines += [_run_line(run, found.state(run)) for run in found.runs]
     return "\n".join(lines)
+
+
+def _run_line(run: Run, state: str) -> str:
+    seconds = f"{seconds_between(run.started, run.ended):.0f}" if run.ended else ""
+    why = ""
+    if state == "failed":
+        first, *_ = run.error.splitlines() or [""]
+        why = f"{f' at {run.failed_stage}' if run.failed_stage else ''}: {printable(first)}"
+    elif state in ("published", "unchanged"):
+        why = f" {run.release or ''}"
+    return f"{run.run:<35}{run.trigger:<10}{seconds:>8}  {state}{why}"
+
+
+def _time(moment: str) -> str:
+    """A time to the minute, with its distance to UTC."""
+    return f"{moment[:10]} {moment[11:16]}{moment[-6:]}"
+
+
+def _ago(moment: str, now: str) -> str:
+    """How long before `now` that was."""
+    seconds = seconds_between(moment, now)
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} seconds ago"
 
 
 def hits(found: Sequence[Hit]) -> str:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
+from searchforge import logs
 from searchforge.errors import SearchforgeError, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -26,26 +27,39 @@ SUPPORTED_PYTHON = ((3, 10), (3, 11))
 
 
 def config_options(function: Command) -> Command:
-    """Adds `--config`, `--workspace`, `--set` and `--json`; the function gets `config: Config` and `as_json`.
+    """Adds `--config`, `--workspace`, `--set`, `--json` and `--log-format`.
 
-    Other options whose name is a configuration key with `__` for the dot (`train__epochs`) become overrides;
-    so does `__releases`, a key of the top level.
+    The function gets `config: Config` and `as_json`. Other options whose name is a configuration key with `__`
+    for the dot (`train__epochs`) become overrides; so does `__releases`, a key of the top level.
     """
 
     @functools.wraps(function)
-    def wrapper(config_path: str | None, workspace: str | None, settings: tuple[str, ...], **values: Any) -> Any:
+    def wrapper(
+        config_path: str | None,
+        workspace: str | None,
+        settings: tuple[str, ...],
+        log_format: logs.Format,
+        **values: Any,
+    ) -> Any:
         from searchforge.config import load_config
 
-        overrides = dict(_parse_setting(setting) for setting in settings)
-        for name in [name for name in values if "__" in name]:
-            value = values.pop(name)
-            if value is not None and value != ():
-                overrides[name.replace("__", ".").lstrip(".")] = value
+        logs.use(log_format)
+        overrides = {**dict(_parse_setting(setting) for setting in settings), **_overrides(values)}
         if workspace:
             overrides["workspace"] = workspace
-        return function(config=load_config(config_path, overrides), **values)
+        others = {name: value for name, value in values.items() if "__" not in name}
+        return function(config=load_config(config_path, overrides), **others)
 
     for option in (
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            envvar="SEARCHFORGE_LOG",
+            show_envvar=True,
+            help="Of what is told on standard error.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any configuration key, e.g. train.epochs=5."
@@ -55,6 +69,16 @@ def config_options(function: Command) -> Command:
     ):
         wrapper = option(wrapper)
     return wrapper  # type: ignore[return-value]
+
+
+def repeated_options() -> list[str]:
+    """Returns the configuration that the running command was given, as options for another command."""
+    given = click.get_current_context().params
+    options = ["--log-format", given["log_format"]]
+    for name, option in (("config_path", "--config"), ("workspace", "--workspace")):
+        options += [option, given[name]] if given[name] else []
+    settings = [f"{key}={json.dumps(value)}" for key, value in _overrides(given).items()]
+    return options + [part for setting in (*given["settings"], *settings) for part in ("--set", setting)]
 
 
 def reports_errors(function: Command) -> Command:
@@ -67,7 +91,7 @@ def reports_errors(function: Command) -> Command:
             quiet_libraries()
             return function(*arguments, **values)
         except SearchforgeError as error:
-            click.echo(f"error: {error}", err=True)
+            logs.show(error)
             sys.exit(error.exit_code)
 
     return wrapper  # type: ignore[return-value]
@@ -79,7 +103,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, handlers=[logs.LibraryHandler()])
 
 
 def import_quietly(module: str) -> None:
@@ -117,7 +141,18 @@ def show(report: Any, as_json: bool, summary: str) -> None:
 
 
 def _jsonable(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)  # type: ignore[arg-type]
+
+
+def _overrides(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given for configuration keys."""
+    return {
+        name.replace("__", ".").lstrip("."): value
+        for name, value in values.items()
+        if "__" in name and value is not None and value != ()
+    }
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

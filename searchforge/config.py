@@ -312,6 +312,7 @@ class ReindexConfig(Section):
         when the settings or the `data` (captions, images) change.
       wait_seconds: for another run of the same workspace to end; 0 leaves at once.
       lease_seconds: a run that has not been heard of for so long is taken for dead.
+      max_hours: a run that lasts longer is taken for dead, too; null: none is.
       attempts: at a stage whose failure may pass, such as an unreachable bucket.
       backoff_seconds: before the second attempt; doubled for each further one.
       max_failures: runs that fail in a row before `reindex` refuses to start until it is told to `--resume`.
@@ -327,6 +328,7 @@ class ReindexConfig(Section):
     retrain: Literal["never", "settings", "data"] = "settings"
     wait_seconds: Annotated[float, Field(ge=0)] = 0.0
     lease_seconds: Annotated[float, Field(ge=1)] = 60.0
+    max_hours: Annotated[float, Field(gt=0)] | None = 24.0
     attempts: Count = 3
     backoff_seconds: Annotated[float, Field(ge=0)] = 5.0
     max_failures: Count = 3

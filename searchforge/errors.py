@@ -6,11 +6,19 @@ A message names the value, what was expected and what to do. The exit codes are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SearchforgeError(Exception):
-    """Base of every error that is meant for the user."""
+    """Base of every error that is meant for the user.
+
+    Attributes:
+      log_fields: of its line in a structured log, see searchforge.logs.
+    """
 
     exit_code = 1
+    log_fields: Mapping[str, Any] = {}
 
 
 class UsageError(SearchforgeError):

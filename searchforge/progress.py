@@ -1,28 +1,47 @@
 """What a user sees while a stage works: sentences and a progress line on standard error.
 
 On a terminal the line is redrawn; elsewhere a plain line appears now and then, so that logs stay readable.
+A log collector gets JSON lines instead, see searchforge.logs.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+from searchforge import logs
+
+Item = TypeVar("Item")
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two plain lines of one task."""
+"""Seconds between two lines of one task."""
 
 
 def say(text: str) -> None:
     """Tells the user one thing."""
-    print(text, file=sys.stderr, flush=True)
+    if logs.structured():
+        logs.write(text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def counted(label: str, items: Iterable[Item]) -> Iterator[Item]:
+    """Passes items on, and shows now and then how many they are; for work whose end is not known."""
+    shown = time.monotonic()
+    for count, item in enumerate(items, 1):
+        if time.monotonic() - shown >= PLAIN_INTERVAL:
+            shown = time.monotonic()
+            say(f"  {label}: {count:,}")
+        yield item
 
 
 @contextmanager
 def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows how much of `total` is done; yields the function that adds to it."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not logs.structured():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
         from rich.text import Text
@@ -46,15 +65,20 @@ def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
     start = shown = time.monotonic()
     done = 0
 
+    def tell(text: str) -> None:
+        if logs.structured():
+            logs.write(f"{label}: {done}/{total}", done=done, total=total)
+        else:
+            say(f"  {label}: {done}/{total}{text}")
+
     def advance(count: int) -> None:
         nonlocal done, shown
         done += count
-        elapsed = time.monotonic() - start
         if time.monotonic() - shown >= PLAIN_INTERVAL and 0 < done < total:
             shown = time.monotonic()
-            rate = done / elapsed
-            say(f"  {label}: {done}/{total}, {rate:.0f}/s, about {(total - done) / rate:.0f} s left")
+            rate = done / (shown - start)
+            tell(f", {rate:.0f}/s, about {(total - done) / rate:.0f} s left")
 
     yield advance
     elapsed = time.monotonic() - start
-    say(f"  {label}: {done}/{total} in {elapsed:.1f} s, {done / max(elapsed, 1e-3):.0f}/s")
+    tell(f" in {elapsed:.1f} s, {done / max(elapsed, 1e-3):.0f}/s")

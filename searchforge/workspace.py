@@ -23,9 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from searchforge.errors import UsageError
+from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_bytes
-from searchforge.storage import LocalStorage, make_folder, open_storage
+from searchforge.local_storage import LocalStorage, make_folder, sync_files, sync_folder
+from searchforge.storage import open_storage
 
 Kind = Literal["encoders", "evaluations", "embeddings", "searchers", "checks", "releases"]
 
@@ -96,12 +97,18 @@ class Workspace:
 
         Raises:
           UsageError: there is no such artifact; the message lists those there are.
+          JobError: the file is damaged.
         """
+        path = _path(kind, id, MARKERS[kind])
         try:
-            content: dict[str, Any] = json.loads(self.storage.read(_path(kind, id, MARKERS[kind])))
+            content = json.loads(self.storage.read(path))
         except FileNotFoundError:
             known = ", ".join(self.ids(kind)) or "none"
             raise UsageError(f"{kind}/{id} is not in workspace {self.root}; there: {known}") from None
+        except (ValueError, RecursionError) as error:
+            raise JobError(f"{self.root}/{path} is damaged (it is not JSON: {error}); make {id} again") from None
+        if not isinstance(content, dict):
+            raise JobError(f"{self.root}/{path} is damaged (it holds a {type(content).__name__}); make {id} again")
         return content
 
     def ids(self, kind: Kind) -> list[str]:
@@ -119,6 +126,8 @@ class Workspace:
         if not (path / MARKERS[kind]).exists():
             with self._staging(kind, id) as staging:
                 self.storage.download_folder(f"{kind}/{id}", staging)
+                if not (staging / MARKERS[kind]).exists():
+                    raise JobError(f"{kind}/{id} was deleted from {self.root} while it was copied")
                 _move(staging, path, MARKERS[kind])
         return path
 
@@ -152,7 +161,8 @@ class Workspace:
         name = MARKERS[kind]
         content = json.dumps(marker, indent=2, ensure_ascii=False, allow_nan=False).encode()
         if isinstance(self.storage, LocalStorage):
-            (path / name).write_bytes(content)
+            LocalStorage(str(path)).write(name, content)
+            sync_files(path)
             _move(path, self._local_root / kind / id, name)
             return
         if self.committed(kind, id):
@@ -170,14 +180,16 @@ def _path(kind: Kind, id: str, name: str) -> str:
 
 def _move(source: Path, target: Path, marker: str) -> None:
     """Renames a complete folder into place; a complete one that another process put there first is kept."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir() and not (target / marker).exists():
-        shutil.rmtree(target)
+    make_folder(target.parent)
+    with LocalStorage(str(target.parent)).snapshot(target.name) as there:
+        if marker not in there.objects:
+            there.delete()  # half an artifact; what another process renamed into place since then is another folder
     try:
         source.rename(target)
-    except OSError:
+        sync_folder(target.parent)
+    except OSError as error:
         if not (target / marker).exists():
-            raise
+            raise JobError(f"{target} cannot be written: {error.strerror}") from error
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -28,6 +28,7 @@ from trainer.export import ImageEncoder, Quantization, TextEncoder, export
 from trainer.feature_sets import FeatureSets, extract_all
 from trainer.fusion import FusedHead, fuse
 from trainer.head_training import train_heads
+from trainer.identity import FREE, VERSION
 from trainer.towers import (
     ImageTower,
     Layers,
@@ -42,9 +43,6 @@ Item = TypeVar("Item")
 
 CALIBRATION = 1000
 """Most captions that the ranges of an 8-bit text encoder are observed on."""
-
-VERSION = 2
-"""Part of every encoder's id: raise it when the same settings train or export something else."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,7 @@ def train(config: Config) -> EncoderInfo:
       JobError: training failed, or the TFLite encoders disagree with the TensorFlow ones.
     """
     settings, workspace = config.train, Workspace(config.workspace)
-    data = load_data(config)
-    _check(settings, data.train)
-    specs = tower_specs(settings, [text for image in data.images for text in image.captions])
-    towers = load_image_tower(specs[0]), load_text_tower(specs[1])
-    tuning.check(settings, *towers)
+    data, specs, towers = _inputs(config)
     bundle = _bundle_id(settings, data, *towers)
     store = CheckpointStore(workspace.root)
     if workspace.committed("encoders", bundle):
@@ -94,7 +88,13 @@ def train(config: Config) -> EncoderInfo:
     with workspace.create("encoders", bundle) as staging:
         exported = _export(staging.path, settings, learned, towers[0])
         curves.write(staging.path, learned.report["history"])
-        report = {"settings": settings.model_dump(), **learned.data.report(), **learned.report, **exported}
+        report = {
+            "version": VERSION,
+            "settings": settings.model_dump(),
+            **learned.data.report(),
+            **learned.report,
+            **exported,
+        }
         report["seconds"]["export"] = time.monotonic() - export_start
         report["seconds"]["total"] = time.monotonic() - start
         info = EncoderInfo(
@@ -111,6 +111,21 @@ def train(config: Config) -> EncoderInfo:
         staging.commit(info.model_dump())
     _forget(store, bundle)
     return info
+
+
+def planned_id(config: Config) -> str:
+    """Returns the id of the bundle that `train` makes, or finds; raises what it does for unusable inputs."""
+    data, _, towers = _inputs(config)
+    return _bundle_id(config.train, data, *towers)
+
+
+def _inputs(config: Config) -> tuple[Data, tuple[TowerSpec, TowerSpec], tuple[ImageTower, TextTower]]:
+    settings, data = config.train, load_data(config)
+    _check(settings, data.train)
+    specs = tower_specs(settings, [text for image in data.images for text in image.captions])
+    towers = load_image_tower(specs[0]), load_text_tower(specs[1])
+    tuning.check(settings, *towers)
+    return data, specs, towers
 
 
 def _forget(store: CheckpointStore, bundle: str) -> None:
@@ -288,7 +303,7 @@ def _bundle_id(settings: TrainConfig, data: Data, image_tower: ImageTower, text_
     return content_id(
         {
             "version": VERSION,
-            "settings": settings.model_dump(exclude={"ray_address", "image_tower", "text_tower"}),
+            "settings": settings.model_dump(exclude={*FREE, "image_tower", "text_tower"}),
             "towers": [image_tower.fingerprint, str(image_tower.preprocessing), text_tower.fingerprint],
             "data": {
                 side: [[image.id, image.content_hash, list(image.captions)] for image in images]

@@ -1,1 +1,1 @@
-"""Re-indexing: what changed in the corpus is embedded, indexed, checked and published, safely when anything dies or races."""
+"""Re-indexing: what changed in the corpus is embedded, indexed, checked and published, whatever dies or races."""

@@ -17,9 +17,9 @@ from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
 from tests.tiny_bundle import write_colour_bundle
 
-COMMANDS = (
-    "demo run train eval embed index check publish rollback releases search serve doctor".split()  # noqa: SIM905
-)
+COMMANDS = """
+    demo run train eval embed index check publish rollback promote releases schedule status search serve doctor
+""".split()  # noqa: SIM905
 
 
 def _invoke(*arguments: str) -> Result:
@@ -78,7 +78,7 @@ def test_a_workspace_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_reports_are_json_on_request(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["releases", "--workspace", str(tmp_path), "--json"])
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == []
+    assert json.loads(result.stdout) == {"releases": [], "refused": []}
 
 
 def test_an_encoder_is_evaluated(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from searchforge.errors import ConflictError, JobError, SearchforgeError
 from searchforge.manifest import read_shards
 from searchforge.storage import open_storage
 from searchforge.workspace import Workspace
-from tests.infra.test_releases import FILES, _checked
+from tests.infra.release_world import FILES, commit_checked
 from tests.tiny_bundle import write_bundle
 
 pytestmark = pytest.mark.integration
@@ -41,7 +41,7 @@ def test_objects_are_written_listed_and_copied(bucket: str, tmp_path: Path) -> N
 
 
 def test_a_missing_bucket_is_named(bucket: str) -> None:
-    with pytest.raises(JobError, match=r"gs://no-such-bucket-here cannot be used \(404 .*check the bucket's name"):
+    with pytest.raises(JobError, match=r"gs://no-such-bucket-here/.writable cannot be used \(404 .*check the bucket's name"):
         Workspace("gs://no-such-bucket-here").require_writable()
 
 
@@ -76,7 +76,7 @@ def test_an_artifact_is_committed_by_its_last_object(bucket: str, tmp_path: Path
 
 def test_releases_are_published_raced_for_and_rolled_back(bucket: str, tmp_path: Path) -> None:
     workspace, target = Workspace(str(tmp_path / "workspace")), Workspace(f"{bucket}/apps")
-    ids = [publish(workspace, target, _checked(workspace, name)).id for name in ("a", "b")]
+    ids = [publish(workspace, target, commit_checked(workspace, name)).id for name in ("a", "b")]
     assert [release.id for release in list_releases(target)] == ids[::-1]
     assert rollback(target).id == ids[0] == live_release(target)
     assert (find_release(target)[1] / FILES[0]).read_text() == f"a {FILES[0]}"
@@ -88,7 +88,7 @@ def test_releases_are_published_raced_for_and_rolled_back(bucket: str, tmp_path:
             assert "stored but not live" in str(error)
             return None
 
-    checks = [_checked(workspace, f"race{index}") for index in range(4)]
+    checks = [commit_checked(workspace, f"race{index}") for index in range(4)]
     with ThreadPoolExecutor(4) as pool:
         winners = [id for id in pool.map(attempt, checks) if id]
     assert live_release(target) in winners

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from searchforge.errors import ConflictError, JobError, UsageError
-from searchforge.storage import LocalStorage, make_folder, open_storage
+from searchforge.local_storage import LocalStorage, make_folder
+from searchforge.storage import open_storage
 
 
 def test_objects_are_written_and_listed(tmp_path: Path) -> None:

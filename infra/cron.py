@@ -1,0 +1,132 @@
+"""Cron expressions: at which times a schedule is due.
+
+They mean what they mean to cron: Sunday is 0 or 7, and where both the day of the month and the day of the week are
+restricted, either will do. APScheduler, which finds the times, counts weekdays from Monday and wants both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from searchforge.config import ScheduleConfig
+from searchforge.errors import UsageError
+
+if TYPE_CHECKING:
+    from apscheduler.triggers.base import BaseTrigger
+
+_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()  # noqa: SIM905
+_WEEKDAYS = "sun mon tue wed thu fri sat".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One field: its name, its least and greatest number, and names that stand for numbers."""
+
+    name: str
+    least: int
+    greatest: int
+    names: dict[str, int]
+
+
+_FIELDS = (
+    _Field("minute", 0, 59, {}),
+    _Field("hour", 0, 23, {}),
+    _Field("day of the month", 1, 31, {}),
+    _Field("month", 1, 12, {name: number for number, name in enumerate(_MONTHS, 1)}),
+    _Field("day of the week", 0, 7, {name: number for number, name in enumerate(_WEEKDAYS)}),
+)
+
+
+def trigger(settings: ScheduleConfig) -> BaseTrigger:
+    """Returns what tells APScheduler the times.
+
+    Raises:
+      UsageError: there is no expression; it, its field or the time zone is not valid; or no date ever fits.
+    """
+    from apscheduler.triggers.combining import OrTrigger
+    from apscheduler.triggers.cron import CronTrigger
+
+    if settings.cron is None:
+        raise UsageError('schedule.cron is not set; expected five fields, such as --cron "0 3 * * *" (daily at 3:00)')
+    try:
+        zone = ZoneInfo(settings.timezone)
+    except (OSError, ValueError, LookupError):
+        raise UsageError(
+            f"schedule.timezone {settings.timezone!r} is not known; expected an IANA name, such as Europe/Berlin"
+        ) from None
+    texts = settings.cron.split()
+    if len(texts) != len(_FIELDS):
+        wanted = ", ".join(field.name for field in _FIELDS)
+        raise UsageError(f"schedule.cron {settings.cron!r} has {len(texts)} fields, expected five: {wanted}")
+    numbers = [_numbers(field, text, settings.cron) for field, text in zip(_FIELDS, texts, strict=True)]
+    minute, hour, day, month = (",".join(map(str, sorted(found))) for found in numbers[:4])
+    weekday = ",".join(_WEEKDAYS[number] for number in sorted({number % 7 for number in numbers[4]}))
+
+    def times(**days: str) -> BaseTrigger:
+        return CronTrigger(minute=minute, hour=hour, month=month, timezone=zone, **days)
+
+    if texts[2].startswith("*") or texts[4].startswith("*"):
+        found = times(day=day, day_of_week=weekday)
+    else:
+        found = OrTrigger([times(day=day), times(day_of_week=weekday)])
+    if found.get_next_fire_time(None, datetime.now(zone)) is None:
+        raise UsageError(f"schedule.cron {settings.cron!r} never comes: no month has such a day")
+    return found
+
+
+def next_due(settings: ScheduleConfig, now: datetime) -> datetime:
+    """Returns the first time after `now`."""
+    return next(_times(trigger(settings), now))
+
+
+def last_due(settings: ScheduleConfig, now: datetime) -> datetime | None:
+    """Returns the latest time up to `now`, None where it is longer ago than `misfire_seconds`."""
+    last = None
+    for time in _times(trigger(settings), now - timedelta(seconds=settings.misfire_seconds)):
+        if time > now:
+            break
+        last = time
+    return last
+
+
+def _times(trigger: Any, after: datetime) -> Iterator[datetime]:
+    time = after
+    while (time := trigger.get_next_fire_time(time, time)) is not None:
+        yield time
+
+
+def _numbers(field: _Field, text: str, expression: str) -> set[int]:
+    """Returns the numbers that a field stands for: lists of `*`, `a`, `a-b`, each with `/step` or without."""
+    found: set[int] = set()
+    for part in text.split(","):
+        span, slash, step = part.partition("/")
+        first, dash, last = span.partition("-")
+        try:
+            if span == "*":
+                start, end = field.least, field.greatest
+            else:
+                start = _number(field, first)
+                end = _number(field, last) if dash else field.greatest if slash else start
+            stride = int(step) if slash else 1
+            if not (field.least <= start <= end <= field.greatest and stride > 0):
+                raise ValueError
+        except ValueError:
+            names = f" or {next(iter(field.names))} to {list(field.names)[-1]}" if field.names else ""
+            raise UsageError(
+                f"schedule.cron {expression!r}: {part!r} is no {field.name}; expected {field.least} to {field.greatest}"
+                f"{names}, a range such as {field.least}-{field.least + 4}, or * ; any of them with a step such as */2"
+            ) from None
+        found.update(range(start, end + 1, stride))
+    return found
+
+
+def _number(field: _Field, text: str) -> int:
+    if text.lower() in field.names:
+        return field.names[text.lower()]
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError
+    return int(text)

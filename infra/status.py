@@ -1,0 +1,180 @@
+"""How re-indexing stands: runs, the one in progress, the next one, what is live, and how far it is behind the corpus.
+
+All is read from the workspace's journal and lease and from the releases; nothing is changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from infra import cron
+from infra.reindex import journal, lease
+from infra.reindex.journal import PlanEntry, Run
+from infra.releases import Release, list_releases
+from searchforge.config import Config
+from searchforge.errors import UsageError
+from searchforge.storage import Storage
+from searchforge.workspace import Workspace
+
+SUCCESS = ("published", "unchanged")
+"""States of a run after which the index is what the corpus was when the run listed it."""
+
+_STAGES = ("train", "embed", "index", "check", "publish")
+
+Reader = Callable[[Storage, str], "Run | None"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """Who holds the lease.
+
+    Attributes:
+      since: UTC time, ISO 8601.
+      stage: that it is at.
+      died: whether it is known to have ended; the next run takes its lease over.
+    """
+
+    run: str
+    host: str
+    since: str
+    stage: str
+    died: bool
+
+
+@dataclass(frozen=True)
+class Lag:
+    """What the corpus has and the index has not.
+
+    Attributes:
+      listed: UTC time at which the corpus was listed, ISO 8601.
+      items: of the corpus then.
+      added, changed, removed: of them, since what is indexed.
+    """
+
+    listed: str
+    items: int
+    added: int
+    changed: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """How re-indexing stands.
+
+    Attributes:
+      time: of this status, UTC, ISO 8601.
+      runs: the latest ones, latest first.
+      fresh: start of the latest run that left the index equal to its corpus; None where the journal knows of none.
+      failures: runs that failed in a row; one that was killed is none.
+      stopped: whether `reindex` refuses to start until it is told to `--resume`.
+      lag: by the latest plan, or by a listing of now; None where nothing was planned yet.
+      next_run: of the schedule in the configuration; None where there is none.
+      live: release by channel.
+    """
+
+    workspace: str
+    time: str
+    running: Running | None
+    runs: tuple[Run, ...]
+    fresh: str | None
+    failures: int
+    stopped: bool
+    lag: Lag | None
+    next_run: str | None
+    live: dict[str, Release]
+
+    def state(self, run: Run) -> str:
+        """Returns a run's state, `died` for one that says it is running but holds no lease."""
+        if run.state != "running":
+            return run.state
+        alive = self.running and self.running.run == run.run and not self.running.died
+        return "running" if alive else "died"
+
+    def faults(self, max_age: float | None) -> list[str]:
+        """Returns what an operator must look at: a stop, or an index that is older than `max_age` seconds."""
+        found = []
+        if self.stopped:
+            found.append(f"{self.failures} runs failed in a row; `searchforge reindex --resume` starts again")
+        if max_age is not None and (self.fresh is None or seconds_between(self.fresh, self.time) > max_age):
+            found.append(f"the index is of {self.fresh or 'no time that the journal knows'}, older than {max_age:g} s")
+        return found
+
+
+def examine(config: Config, count: int = 10, read: Reader = journal.read) -> Status:
+    """Reads how re-indexing stands.
+
+    Args:
+      count: of runs to show.
+      read: reads a run of the journal.
+
+    Raises:
+      UsageError: the schedule in the configuration is not valid.
+      JobError: the workspace or the releases cannot be read.
+    """
+    storage = Workspace(config.workspace).storage
+    runs = (run for id in journal.ids(storage) if (run := read(storage, id)))
+    shown = list(itertools.islice(runs, count))
+    fresh = next((run.started for run in itertools.chain(shown, runs) if run.state in SUCCESS), None)
+    failures = shown[0].failures if shown else 0
+    now = datetime.now(timezone.utc)
+    return Status(
+        workspace=storage.root,
+        time=now.isoformat(timespec="seconds"),
+        running=_running(storage, shown),
+        runs=tuple(shown),
+        fresh=fresh,
+        failures=failures,
+        stopped=failures >= config.reindex.max_failures,
+        lag=next((_lag(run, run.plan) for run in shown if run.plan), None),
+        next_run=cron.next_due(config.schedule, now).isoformat() if config.schedule.cron else None,
+        live=_live(Workspace(config.releases or config.workspace)),
+    )
+
+
+def seconds_between(start: str, end: str) -> float:
+    """Seconds from one ISO 8601 time to another."""
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+def parse_age(text: str) -> float:
+    """Returns the seconds of an age such as `26h`, `90m` or `2d`.
+
+    Raises:
+      UsageError: it is not one.
+    """
+    written = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not written:
+        raise UsageError(f"{text!r} is no age; expected a number and s, m, h or d, such as 26h")
+    return float(written[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[written[2]]
+
+
+def _running(storage: Storage, runs: list[Run]) -> Running | None:
+    held = lease.read(storage)
+    if held is None or held.state != "held":
+        return None
+    run = next((run for run in runs if run.run == held.run), None)
+    return Running(held.run, held.host, held.since, _stage(run), held.died_here)
+
+
+def _stage(run: Run | None) -> str:
+    """The first stage that is planned and not done."""
+    if run is None or run.plan is None:
+        return "plan"
+    done = {entry.stage for entry in run.stages if not entry.error}
+    return next((stage for stage in _STAGES if getattr(run.plan, stage) and stage not in done), "prune")
+
+
+def _lag(run: Run, plan: PlanEntry) -> Lag:
+    """What the run found to do, less what it did."""
+    if run.state in SUCCESS:
+        return Lag(run.started, plan.items, 0, 0, 0)
+    return Lag(run.started, plan.items, plan.added, plan.changed, plan.removed)
+
+
+def _live(target: Workspace) -> dict[str, Release]:
+    return {channel: release for release in list_releases(target) for channel in release.channels}

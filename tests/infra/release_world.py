@@ -1,0 +1,35 @@
+"""Small searchers and checks of them, to publish from."""
+
+from __future__ import annotations
+
+from searchforge.hashing import sha256_file
+from searchforge.workspace import Workspace
+
+FILES = ("text_searcher.tflite", "image_searcher.tflite")
+
+
+def commit_checked(
+    workspace: Workspace, name: str, passed: bool = True, latency: float = 5.0, kilobytes: int = 0
+) -> str:
+    """Commits a searcher with files of its own and a check of it; returns the check's id."""
+    with workspace.create("searchers", name) as staging:
+        for file in FILES:
+            (staging.path / file).write_text(f"{name} {file}" + "." * kilobytes * 1000)
+        staging.commit({"id": name})
+    folder = workspace.local("searchers", name)
+    check = f"check-{name}-{passed}"
+    report = {
+        "id": check,
+        "passed": passed,
+        "gates": [{"name": "recall_at_10", "passed": passed, "detail": "0.97, at least 0.95 demanded"}],
+        "searcher": name,
+        "fingerprint": "f" * 64,
+        "files": {
+            file: {"sha256": sha256_file(folder / file), "bytes": (folder / file).stat().st_size} for file in FILES
+        },
+        "figures": {"images": 10, "recall_at_10": 0.97, "latency_p50_ms": latency},
+        "provenance": {"encoder": "e", "embeddings": "m", "searcher": name},
+    }
+    with workspace.create("checks", check) as staging:
+        staging.commit(report)
+    return check

@@ -1,0 +1,151 @@
+"""Notifications: an ended run reaches a webhook and a command, and no fault of theirs is the run's."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.reindex import journal, notify
+from infra.reindex.journal import Run
+from searchforge.config import ReindexConfig
+
+FAILED = Run(run="r1", state="failed", started=journal.now(), beat=journal.now(), error="no space", failures=2)
+PUBLISHED = FAILED.model_copy(update={"state": "published", "release": "abc", "error": ""})
+
+
+@contextmanager
+def _webhook(*answers: int, location: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server that gives these answers in turn, the last one for ever; yields its URL and what it was sent."""
+    received: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(answers[min(len(received), len(answers)) - 1])
+            if location:
+                self.send_header("Location", location)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/hook/secret", received
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "PAUSE_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("notify_on", "run", "told"),
+    [
+        ("never", FAILED, False),
+        ("failure", FAILED, True),
+        ("failure", PUBLISHED, False),
+        ("change", FAILED, True),
+        ("change", PUBLISHED, True),
+        ("change", FAILED.model_copy(update={"state": "unchanged"}), False),
+    ],
+)
+def test_the_configured_ends_are_told_in_both_ways(tmp_path: Path, notify_on: Any, run: Run, told: bool) -> None:
+    file = tmp_path / "told.json"
+    with _webhook(200) as (url, received):
+        settings = ReindexConfig(notify_on=notify_on, notify_webhook=url, notify_command=("tee", str(file)))
+        notify.notify(settings, run)
+    assert received == ([run.model_dump(mode="json")] if told else [])
+    assert file.exists() == told
+    if told:
+        assert Run.model_validate_json(file.read_bytes()) == run
+
+
+@pytest.mark.parametrize(("answers", "requests"), [((503, 429, 200), 3), ((500,), 3), ((404,), 1), ((200,), 1)])
+def test_an_overloaded_webhook_is_asked_again(
+    capsys: pytest.CaptureFixture[str], answers: tuple[int, ...], requests: int
+) -> None:
+    with _webhook(*answers) as (url, received):
+        notify.notify(ReindexConfig(notify_webhook=url), FAILED)
+    assert len(received) == requests
+    told = capsys.readouterr().err
+    assert (f"127.0.0.1 answers {answers[-1]}" in told) == (answers[-1] != 200)
+    assert "secret" not in told
+
+
+def test_a_redirect_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
+    with _webhook(200) as (other, reached), _webhook(302, location=other) as (url, _):
+        notify.notify(ReindexConfig(notify_webhook=url), FAILED)
+    assert reached == []
+    assert "answers 302" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/secret", "ftp://h/secret", "secret", "http://", "http://[secret", "http://h:secret/", "//secret"],
+)
+def test_only_the_web_is_posted_to(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    notify.notify(ReindexConfig(notify_webhook=url), FAILED)
+    told = capsys.readouterr().err
+    assert "reindex.notify_webhook was not told of run r1" in told and "secret" not in told
+
+
+def test_a_webhook_that_is_out_of_reach_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with _webhook(200) as (url, _):
+        pass
+    notify.notify(ReindexConfig(notify_webhook=url), FAILED)
+    assert "127.0.0.1 cannot be reached (Connection refused)" in capsys.readouterr().err
+
+
+def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "child"
+    script = f"sleep 600 & echo $! > {file}; wait"
+    notify.notify(ReindexConfig(notify_command=("sh", "-c", script)), FAILED, timeout=3.0)
+    assert "'sh' was ended after 3 s" in capsys.readouterr().err
+    state = Path(f"/proc/{int(file.read_text())}/stat")
+    while state.exists() and state.read_text().split()[2] != "Z":  # it ends when the kernel gets to it
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("/no/such/program",), "'/no/such/program' cannot be run (No such file or directory)"),
+        (("sh", "-c", "echo out; echo bad mail >&2; exit 3"), "'sh' ended with 3: out bad mail"),
+        (("false",), "'false' ended with 1: no output"),
+        (("sh", "-c", "kill -9 $$"), "'sh' ended with -9"),
+        (("\0",), "cannot be run"),
+    ],
+)
+def test_a_command_that_fails_is_said(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...], message: str
+) -> None:
+    notify.notify(ReindexConfig(notify_command=command), FAILED)
+    assert message in capsys.readouterr().err
+
+
+def test_a_commands_output_stays_out_of_ours_and_is_bounded(capfd: pytest.CaptureFixture[str]) -> None:
+    notify.notify(ReindexConfig(notify_command=("sh", "-c", "yes secret | head -c 9000000")), FAILED)
+    assert capfd.readouterr() == ("", "")
+    notify.notify(ReindexConfig(notify_command=("sh", "-c", "yes noise | head -c 9000000; exit 1")), FAILED)
+    assert 0 < len(capfd.readouterr().err) < 2 * notify.SHOWN
+
+
+def test_a_command_that_reads_nothing_holds_nobody_up() -> None:
+    long = FAILED.model_copy(update={"error": "x" * 10**6})
+    notify.notify(ReindexConfig(notify_command=("sh", "-c", "exit 0")), long)
+
+
+def test_arguments_reach_the_command_as_they_are(tmp_path: Path) -> None:
+    notify.notify(ReindexConfig(notify_command=("tee", f"{tmp_path}/a b; $(touch x)*")), FAILED)
+    assert [path.name for path in tmp_path.iterdir()] == ["a b; $(touch x)*"]
