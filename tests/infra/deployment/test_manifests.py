@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 from ray.autoscaler._private import util
 
 from searchforge import __version__
@@ -95,9 +96,11 @@ def test_jobs_run_commands_that_exist() -> None:
 
 def test_nightly_runs_are_one_command_that_exists() -> None:
     files = (CRON_JOB, CLOUD_RUN / "job.yaml")
-    cron_job, cloud_run = (pod["containers"][0]["args"] for path in files for pod in pods(load(path)))
-    assert cron_job == cloud_run
-    assert parse_command(["searchforge", *cron_job])["config_path"] == CONFIG
+    nightly = [pod["containers"][0]["args"] for path in files for pod in pods(load(path))]
+    given = [parse_command(["searchforge", *arguments]) for arguments in nightly]
+    assert {options.pop("trigger") for options in given} == {"kubernetes", "cloud-run"}
+    assert given[0] == given[1]
+    assert given[0]["config_path"] == CONFIG
 
 
 def test_flink_is_told_where_its_workers_are() -> None:
@@ -118,6 +121,14 @@ def test_flink_is_told_where_its_workers_are() -> None:
     assert cluster["spec"]["flinkConfiguration"]["restart-strategy.type"] == "fixed-delay"
     wheel = f"/opt/searchforge/wheels/searchforge-{__version__}-py3-none-any.whl"
     assert options.view_as(SetupOptions).extra_packages == [wheel]
+
+
+def test_the_documented_configuration_for_flink_is_that_of_the_job() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    (block,) = re.findall(r"```yaml\n(embed:\n.*?)```", text, re.DOTALL)
+    embed = load_config(None, {f"embed.{key}": value for key, value in yaml.safe_load(block)["embed"].items()}).embed
+    given = parse_command(_flink_job())
+    assert (embed.runner, embed.beam_options) == (given["embed__runner"], given["embed__beam_options"])
 
 
 def test_images_are_of_this_version() -> None:
