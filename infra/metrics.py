@@ -6,16 +6,16 @@ workspace can tell them.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import get_args
+from typing import NamedTuple, get_args
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, Counter, generate_latest, start_http_server
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -42,6 +42,27 @@ def registry(config: Config) -> CollectorRegistry:
     found = CollectorRegistry()
     found.register(_StatusCollector(config))
     return found
+
+
+class ScheduleCounters(NamedTuple):
+    """What only the process of a schedule knows."""
+
+    overlaps: Counter
+    misfires: Counter
+    failures: Counter
+
+
+def schedule_counters(registry: CollectorRegistry) -> ScheduleCounters:
+    """Adds the counters of a schedule to a registry."""
+
+    def counter(name: str, meaning: str) -> Counter:
+        return Counter(f"searchforge_schedule_{name}", meaning, registry=registry)
+
+    return ScheduleCounters(
+        overlaps=counter("overlaps", "Scheduled times that were left out because the run before still lasted."),
+        misfires=counter("misfires", "Scheduled times that passed too long ago to be made up for."),
+        failures=counter("failures", "Scheduled runs whose process did not end with exit code 0."),
+    )
 
 
 def text(config: Config) -> str:
@@ -120,7 +141,7 @@ def _families(found: Status) -> Iterator[Metric]:
     yield _gauge("reindex_running", "Whether a run holds the lease.", bool(found.running and not found.running.died))
     yield _gauge("reindex_stopped", "Whether runs are refused until one is told to resume.", found.stopped)
     yield _gauge("reindex_consecutive_failures", "Runs that failed in a row.", found.failures)
-    states = Counter(found.state(run) for run in found.runs)
+    states = collections.Counter(found.state(run) for run in found.runs)
     yield _labelled(
         "reindex_recent_runs",
         f"Runs by state, of the latest {RUNS} in the journal.",

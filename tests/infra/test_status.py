@@ -16,7 +16,7 @@ from infra.status import examine, parse_age
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
-from tests.infra.reindex_world import PLAN, publish, stage, write_run
+from tests.infra.journal_world import PLAN, publish, stage, write_run
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_what_is_live_is_shown_with_its_age(workspace: Workspace) -> None:
     release = publish(workspace)
     status = examine(_config(workspace))
     assert {channel: live.id for channel, live in status.live.items()} == {"production": release.id}
-    assert f"live production {release.id}, 97 images, 0 seconds ago" in _status(workspace).output
+    assert f"live production {release.id}, 10 images, 0 seconds ago" in _status(workspace).output
 
 
 @pytest.mark.parametrize(
