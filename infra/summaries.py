@@ -116,11 +116,8 @@ def status(found: Status) -> str:
     if lag := found.lag:
         line("behind by", f"{_behind(lag)} of {lag.items} items, listed {_ago(lag.listed, found.time)}")
     if running := found.running:
-        how = (
-            "died; the next run takes over"
-            if running.died
-            else f"at {running.stage}, {_ago(running.since, found.time)}"
-        )
+        alive = f"at {running.stage}, started {_ago(running.since, found.time)}"
+        how = "died; the next run takes over" if running.died else alive
         line("running", f"{running.run} on {running.host}, {how}")
     line("next run", _time(found.next_run) if found.next_run else "no schedule.cron is configured")
     if found.failures:
