@@ -29,6 +29,13 @@ def run(report: RunReport) -> str:
     return f"{release(report.release)}\n  time            {stages}"
 
 
+def reindex(done: Run) -> str:
+    """What a run of `reindex` did, and how long its stages took."""
+    stages = ", ".join(f"{entry.stage} {entry.seconds:.0f} s" for entry in done.stages)
+    reason = f": {done.plan.reason}" if done.plan else ""
+    return f"{done.state} release {done.release} in channel {done.channel}{reason}\n  time            {stages}"
+
+
 def release(found: Release) -> str:
     figures = found.figures
     live = f" is live in {', '.join(found.channels)}" if found.live else ""
