@@ -104,16 +104,14 @@ class Pointer(_Part):
         """Releases that must not be deleted."""
         return {id for id in (self.release, self.previous) if id}
 
-    def succeeded_by(self, release: str, now: datetime) -> dict[str, Any]:
-        """Returns `release` and the history for it: going back to an earlier release forgets what came after it."""
+    def succeeded_by(self, release: str, now: datetime, back: bool) -> dict[str, Any]:
+        """Returns `release` and the history for it; who goes `back` to an earlier one forgets what came after it."""
         earlier = [entry.release for entry in self.history]
-        if release in earlier:
-            history = self.history[earlier.index(release) + 1 :]
-        elif self.release:
-            history = (Earlier(release=self.release, until=now), *self.history)[:HISTORY]
-        else:
-            history = self.history
-        return {"release": release, "history": history}
+        if back and release in earlier:
+            return {"release": release, "history": self.history[earlier.index(release) + 1 :]}
+        before = (Earlier(release=self.release, until=now),) if self.release else ()
+        others = (entry for entry in self.history if entry.release != release)
+        return {"release": release, "history": (*before, *others)[:HISTORY]}
 
     def says_the_same(self, other: Pointer) -> bool:
         """Whether a decision that was made on one of them holds for the other."""

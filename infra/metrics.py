@@ -155,9 +155,7 @@ def _families(found: Status) -> Iterator[Metric]:
             yield _time("reindex_last_run_end", "End of the latest run.", last.ended)
         yield _labelled("reindex_last_run_state", "State of the latest run.", "state", {found.state(last): 1})
     if found.fresh:
-        yield _time(
-            "reindex_last_success", "Start of the latest run that left the index equal to its corpus.", found.fresh
-        )
+        yield _time("reindex_last_success", "Start of the latest run whose corpus is live.", found.fresh)
     seconds: dict[str, float] = {}
     for run in found.runs:
         for entry in reversed(run.stages):
@@ -168,7 +166,9 @@ def _families(found: Status) -> Iterator[Metric]:
         yield _time("corpus_listed", "When the corpus was last listed.", found.lag.listed)
         yield _gauge("corpus_items", "Of the corpus when it was last listed.", found.lag.items)
         pending = {change: getattr(found.lag, change) for change in ("added", "changed", "removed")}
-        yield _labelled("corpus_pending_items", "Changes of the corpus that are not indexed.", "change", pending)
+        yield _labelled("corpus_pending_items", "Changes of the corpus that are not released.", "change", pending)
+        withheld = "Whether a release that holds the corpus is not live, since somebody chose another one."
+        yield _gauge("corpus_release_withheld", withheld, bool(found.lag.withheld))
     if found.next_run:
         yield _time("schedule_next_run", "Next time of the schedule.", found.next_run)
     yield from _releases(found)

@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -412,12 +413,12 @@ def _make_live(
         seen = channels.read(storage, channel)
 
 
-def _pointer_of(release: Release, seen: Seen, withdraw: str | None, now: Any) -> dict[str, Any]:
+def _pointer_of(release: Release, seen: Seen, withdraw: str | None, now: datetime) -> dict[str, Any]:
     """What changes in a pointer when a release goes live."""
     withdrawn = [id for id in seen.pointer.withdrawn if id not in (withdraw, release.id)]
     withdrawn += [withdraw] if withdraw and withdraw != release.id else []
     return {
-        **seen.pointer.succeeded_by(release.id, now),
+        **seen.pointer.succeeded_by(release.id, now, back=withdraw is not None),
         "withdrawn": tuple(withdrawn[-channels.WITHDRAWN :]),
         "files": {
             name: PointerFile(bytes=file["bytes"], sha256=file["sha256"], path=f"{release.id}/{name}")

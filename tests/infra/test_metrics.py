@@ -51,9 +51,11 @@ def _value(samples: Samples, name: str, **labels: str) -> float:
 
 def test_they_say_what_the_journal_and_the_releases_say(workspace: Workspace) -> None:
     release = publish(workspace)
-    done = write_run(workspace, "published", 9, stages=(stage("embed", 9.0, "503"), stage("embed", 4.0)))
-    write_run(workspace, "unchanged", 6)
-    success = write_run(workspace, "unchanged", 5)
+    done = write_run(
+        workspace, "published", 9, release=release.id, stages=(stage("embed", 9.0, "503"), stage("embed", 4.0))
+    )
+    write_run(workspace, "unchanged", 6, release=release.id)
+    success = write_run(workspace, "unchanged", 5, release=release.id)
     failed = write_run(workspace, "failed", 2, failures=2, stages=(stage("index", 7.0, "disk full"),))
     samples = _samples(metrics.text(_config(workspace)))
     assert _value(samples, "status_read") == 1
@@ -165,8 +167,8 @@ def test_the_command_prints_them_or_writes_a_file(workspace: Workspace, tmp_path
 
 
 def test_the_documentation_names_metrics_that_exist(workspace: Workspace) -> None:
-    publish(workspace)
-    write_run(workspace, "published", 1, stages=(stage("embed", 1.0),))
+    release = publish(workspace)
+    write_run(workspace, "published", 1, release=release.id, stages=(stage("embed", 1.0),))
     registry = metrics.registry(_config(workspace))
     metrics.schedule_counters(registry)
     told = {name for name, _ in _samples(metrics.exposition(registry))}

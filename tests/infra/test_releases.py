@@ -145,6 +145,12 @@ def test_the_release_before_is_that_of_the_channel(workspace: Workspace) -> None
     assert second not in (live_release(workspace), channels.read(workspace.storage).pointer.previous)
 
 
+def test_what_was_live_before_is_so_for_a_release_that_comes_again(workspace: Workspace) -> None:
+    first, second = _publish(workspace, "a", "b")
+    assert _publish(workspace, "a") == [first]
+    assert rollback(workspace).id == second == live_release(workspace)
+
+
 def test_a_schedule_does_not_undo_a_rollback(workspace: Workspace) -> None:
     first, second = (commit_checked(workspace, name) for name in ("a", "b"))
     good = publish(workspace, workspace, first)
