@@ -150,9 +150,9 @@ def test_a_lock_that_its_holder_deletes_never_lets_two_writers_in(tmp_path: Path
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0.0005)
-                if rng.random() < 0.5:
-                    lock.unlink()
                 inside[0] -= 1
+                if rng.random() < 0.5:
+                    lock.unlink()  # the last that a holder does
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
