@@ -17,6 +17,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,10 @@ from searchforge.workspace import Kind, Workspace
 
 if TYPE_CHECKING:
     from beam_jobs.estimate import Estimate
+    from beam_jobs.listing import Listing as CorpusListing
     from infra.pruning import Pruned
+    from infra.reindex.journal import Run
+    from infra.reindex.plan import Plan
     from infra.status import Status
     from serving_check.search import Hit
 
@@ -78,12 +82,18 @@ def evaluate(config: Config, encoder: str | None = None) -> dict[str, Any]:
     return evaluate_bundle(config, encoder).model_dump(mode="json")
 
 
-def embed(config: Config, encoder: str | None = None, modality: Modality = "images") -> dict[str, Any]:
-    """Embeds the corpus with a Beam job, building on what an earlier run holds; returns MANIFEST.json."""
+def embed(
+    config: Config, encoder: str | None = None, modality: Modality = "images", listing: CorpusListing | None = None
+) -> dict[str, Any]:
+    """Embeds the corpus with a Beam job, building on what an earlier run holds; returns MANIFEST.json.
+
+    Args:
+      listing: of the corpus, which is used up; by default it is listed now.
+    """
     import_quietly("apache_beam")
     from beam_jobs.embed import embed as embed_corpus
 
-    return embed_corpus(config, _choose(config, "encoders", encoder), modality).model_dump()
+    return embed_corpus(config, _choose(config, "encoders", encoder), modality, listing).model_dump()
 
 
 def compact(config: Config, embeddings: str | None = None) -> dict[str, Any]:
@@ -115,14 +125,14 @@ def index(config: Config, embeddings: str | None = None, encoder: str | None = N
     return build_index(config, _choose(config, "embeddings", embeddings), encoder)
 
 
-def check(config: Config, searcher: str | None = None) -> dict[str, Any]:
-    """Checks a searcher with the Task Library, beside the release that is live; returns report.json, passed or not."""
+def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION) -> dict[str, Any]:
+    """Checks a searcher with the Task Library, beside a channel's live release; returns report.json, passed or not."""
     from serving_check.check import check as check_searcher
     from serving_check.live import LiveRelease
 
     target, live = _target(config), None
-    if _releases.live_release(target):
-        release, folder = _releases.find_release(target)
+    if _releases.live_release(target, channel):
+        release, folder = _releases.find_release(target, channel=channel)
         live = LiveRelease(release.id, release.created, release.provenance["searcher"], folder, release.figures)
     return check_searcher(config, _choose(config, "searchers", searcher), live)
 
@@ -189,15 +199,17 @@ def run(config: Config) -> RunReport:
     return RunReport(seconds, release, reports)
 
 
-def status(config: Config, count: int = 10) -> Status:
+def status(config: Config, count: int = 10, lag: bool = False) -> Status:
     """Returns how re-indexing stands.
 
     Args:
       count: of runs to list, the latest first.
+      lag: whether to list the corpus now; by default the lag is what the latest run found.
     """
-    from infra.status import examine
+    from infra.status import examine, with_plan
 
-    return examine(config, count)
+    found = examine(config, count)
+    return with_plan(found, preview_reindex(config)) if lag else found
 
 
 def require_healthy(found: Status, max_age: str | None = None) -> None:
@@ -219,6 +231,20 @@ def write_metrics(config: Config, path: Path) -> None:
     """Writes the metrics to a local file, for node_exporter's textfile collector; a reader never sees half of it."""
     path = path.expanduser().absolute()
     open_storage(str(path.parent)).write(path.name, metrics(config).encode())
+
+
+def reindex(config: Config, *, trigger: str = "command", resume: bool = False, now: datetime | None = None) -> Run:
+    """Brings the live release up to the corpus, if anything changed; see infra.reindex.run.reindex."""
+    from infra.reindex.run import reindex as bring_up
+
+    return bring_up(config, trigger=trigger, resume=resume, now=now)
+
+
+def preview_reindex(config: Config) -> Plan:
+    """Returns what `reindex` would do; nothing is changed."""
+    from infra.reindex.run import preview
+
+    return preview(config)
 
 
 def search(config: Config, query: str, k: int = 10, release: str | None = None, channel: str = PRODUCTION) -> list[Hit]:

@@ -98,6 +98,27 @@ def run(config: Config, as_json: bool) -> None:
 
 
 @main.command()
+@_options(*_DATA, *_TRAIN, *_CORPUS, *_BEAM, *_INDEX, *_PUBLISH)
+@click.option("--channel", "reindex__channel", help="Of releases, such as staging; default: production.")
+@click.option("--wait", "reindex__wait_seconds", type=float, metavar="SECONDS", help="For another run to end.")
+@click.option("--dry-run", is_flag=True, help="Say what a run would do, and change nothing.")
+@click.option("--resume", is_flag=True, help="Start although too many runs failed in a row.")
+@click.option("--trigger", default="command", show_default=True, help="What started the run, for the journal.")
+@reports_errors
+@config_options
+def reindex(config: Config, as_json: bool, dry_run: bool, resume: bool, trigger: str) -> None:
+    """Embed, index, check and publish what changed in the corpus since the live release."""
+    from infra import api, summaries
+
+    if dry_run:
+        plan = api.preview_reindex(config)
+        show(plan.entry.model_dump(), as_json, plan.summary)
+        return
+    done = api.reindex(config, trigger=trigger, resume=resume)
+    show(done.model_dump(), as_json, summaries.reindex(done))
+
+
+@main.command()
 @_options(*_DATA, *_TRAIN)
 @reports_errors
 @config_options
@@ -331,6 +352,7 @@ def schedule(config: Config, as_json: bool) -> None:
 @main.command()
 @_options(*_PUBLISH)
 @click.option("--list", "count", type=click.IntRange(1), default=10, show_default=True, help="Runs to show.")
+@click.option("--lag", is_flag=True, help="List the corpus now, to tell how far the index is behind it.")
 @click.option("--check", "checks", is_flag=True, help="Exit with 1 where somebody must look: stopped, or too old.")
 @click.option("--max-age", help="Of the index, for --check; such as 26h.")
 @click.option("--prometheus", is_flag=True, help="Print metrics in Prometheus' text format.")
@@ -341,6 +363,7 @@ def status(
     config: Config,
     as_json: bool,
     count: int,
+    lag: bool,
     checks: bool,
     max_age: str | None,
     prometheus: bool,
@@ -354,7 +377,7 @@ def status(
     elif prometheus:
         click.echo(api.metrics(config), nl=False)
     else:
-        found = api.status(config, count)
+        found = api.status(config, count, lag)
         show(found, as_json, summaries.status(found))
         if checks:
             api.require_healthy(found, max_age)

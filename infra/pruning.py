@@ -51,17 +51,23 @@ class _Found:
     bytes: int
 
 
-def prune(target: Workspace, keep: int, min_age_days: float, dry_run: bool = False) -> Pruned:
+def prune(
+    target: Workspace, keep: int, min_age_days: float, dry_run: bool = False, now: datetime | None = None
+) -> Pruned:
     """Deletes releases that are neither among the `keep` latest ones nor younger than `min_age_days`.
 
     The live release of every channel and its predecessor always stay. A release's age counts from when it was written
     or last live. What killed processes left is deleted once it is a day old. A run that is killed is finished by the
     next one.
 
+    Args:
+      now: the time that ages are counted to; by default that of the storage.
+
     Raises:
       JobError: a pointer is damaged, so nobody knows what is live; nothing is deleted.
     """
-    storage, now = target.storage, target.storage.now()
+    storage = target.storage
+    now = now or storage.now()
     pointers = [channels.read(storage, channel).pointer for channel in channels.channels(storage)]
     protected = {id for pointer in pointers for id in pointer.protected}
     last_live: dict[str, datetime] = {}

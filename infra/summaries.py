@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from infra.pruning import Pruned
     from infra.reindex.journal import Run
     from infra.releases import Listing, Release
-    from infra.status import Status
+    from infra.status import Lag, Status
     from serving_check.search import Hit
 
 
@@ -27,6 +27,13 @@ def run(report: RunReport) -> str:
     """Figures of the live release, and where it is."""
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
     return f"{release(report.release)}\n  time            {stages}"
+
+
+def reindex(done: Run) -> str:
+    """What a run of `reindex` did, and how long its stages took."""
+    stages = ", ".join(f"{entry.stage} {entry.seconds:.0f} s" for entry in done.stages)
+    reason = f": {done.plan.reason}" if done.plan else ""
+    return f"{done.state} release {done.release} in channel {done.channel}{reason}\n  time            {stages}"
 
 
 def release(found: Release) -> str:
@@ -107,9 +114,7 @@ def status(found: Status) -> str:
     if not found.live:
         line("live", "no release yet")
     if lag := found.lag:
-        behind = f"{lag.added} added, {lag.changed} changed, {lag.removed} removed"
-        listed = f"of {lag.items} items, listed {_ago(lag.listed, found.time)}"
-        line("behind by", f"{behind} {listed}" if lag.added or lag.changed or lag.removed else f"nothing {listed}")
+        line("behind by", f"{_behind(lag)} of {lag.items} items, listed {_ago(lag.listed, found.time)}")
     if running := found.running:
         how = (
             "died; the next run takes over"
@@ -125,6 +130,13 @@ def status(found: Status) -> str:
         lines += ["", f"{'run':<35}{'by':<10}{'seconds':>8}  state"]
         lines += [_run_line(run, found.state(run)) for run in found.runs]
     return "\n".join(lines)
+
+
+def _behind(lag: Lag) -> str:
+    if lag.withheld:
+        return f"release {lag.withheld}, which is not live and has all"
+    counts = [f"{getattr(lag, change)} {change}" for change in ("added", "changed", "removed") if getattr(lag, change)]
+    return ", ".join(counts) or "nothing"
 
 
 def _run_line(run: Run, state: str) -> str:

@@ -76,6 +76,11 @@ class Workspace:
             home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             self._local_root = home / "searchforge" / sha256_bytes(self.root.encode())[:16]
 
+    @property
+    def local_storage(self) -> LocalStorage:
+        """Local copies of artifacts and caches; of a local workspace the workspace itself."""
+        return LocalStorage(str(self._local_root))
+
     def require_writable(self) -> None:
         """Raises JobError unless files can be written."""
         make_folder(self._local_root)
@@ -113,7 +118,11 @@ class Workspace:
 
     def ids(self, kind: Kind) -> list[str]:
         """Returns the ids of all committed artifacts of a kind."""
-        return [name for name in self.storage.names(kind) if _ID.fullmatch(name) and self.committed(kind, name)]
+        return [name for name in self.begun(kind) if self.committed(kind, name)]
+
+    def begun(self, kind: Kind) -> list[str]:
+        """Returns the ids of all artifacts of a kind, committed or not."""
+        return [name for name in self.storage.names(kind) if _ID.fullmatch(name)]
 
     def local(self, kind: Kind, id: str) -> Path:
         """Returns a local folder with a committed artifact's files; those of a bucket are downloaded once.

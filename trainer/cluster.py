@@ -7,8 +7,10 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    handlers = _own_handlers()
     variables = {"PYTHONPATH": python_path(), "TF_CPP_MIN_LOG_LEVEL": "3"}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -69,10 +72,25 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
         raise JobError(
             f"the Ray cluster ({address or 'local'}) cannot be used: {reason}; check train.ray_address and RAY_ADDRESS"
         ) from error
+    _restore(handlers)
     try:
         yield
     finally:
         ray.shutdown()
+        _restore(handlers)
+
+
+def _own_handlers() -> dict[signal.Signals, Any]:
+    """Returns the handlers that the command itself set for the signals that end it; Ray replaces them by its own."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    return {n: handler for n, handler in found.items() if callable(handler) and handler != signal.default_int_handler}
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _require_listening(address: str) -> None:

@@ -326,6 +326,7 @@ def _gather(keys: Sequence[str], cached: Mapping[str, tuple[Path, int]]) -> Arra
         by_file.setdefault(path, []).append((position, row))
     gathered = np.zeros((len(keys), 0), np.float32)
     for path, pairs in by_file.items():
+        os.utime(path)  # says that it is used, for whoever tidies up
         with np.load(path, allow_pickle=False) as file:
             values = file["values"]
         if gathered.shape[1] == 0:

@@ -2,7 +2,8 @@
 
     reindex/runs/<run id>.json
 
-Only the run itself writes its file, whole each time. Ids sort by time.
+Only the run itself writes its file, whole each time; that of a run which died is closed by its successor. Ids sort by
+time.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ class Run(_Entry):
       trigger: what started it, such as `command` or `schedule`.
       fence: of its lease; a later holder's is greater.
       stages: attempts, in order.
-      release: that it published, or that was live already.
+      release: that it published, or that holds the corpus as it is already.
       error: why it failed, and `failed_stage` where.
-      failures: runs that failed in a row, this one included.
+      failures: runs that failed in a row, this one included; one that was stopped or killed does not count.
     """
 
     version: Literal[1] = 1
@@ -135,6 +136,17 @@ def read(storage: Storage, id: str) -> Run | None:
 def runs(storage: Storage) -> Iterator[Run]:
     """All readable runs, the latest first; each is read when it is asked for."""
     return (run for id in ids(storage) if (run := read(storage, id)))
+
+
+def latest_release(storage: Storage, channel: str) -> str | None:
+    """Returns the release that the latest run with a result published or found, in a channel."""
+    return next((run.release for run in runs(storage) if run.release and run.channel == channel), None)
+
+
+def prune(storage: Storage, keep: int) -> None:
+    """Deletes all entries but the latest ones."""
+    for id in ids(storage)[keep:]:
+        storage.delete(_path(id))
 
 
 def _path(id: str) -> str:

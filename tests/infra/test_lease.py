@@ -17,7 +17,7 @@ import pytest
 from infra.reindex import lease
 from infra.reindex.lease import LEASE, Lease, State, acquire
 from searchforge.errors import ConflictError, JobError
-from searchforge.storage import LocalStorage
+from searchforge.local_storage import LocalStorage
 
 SECONDS = 1.0
 """Of the leases here: shorter ones are not allowed by the configuration."""

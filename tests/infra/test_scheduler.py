@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from searchforge.cli import config_options, repeated_options, reports_errors
 from searchforge.config import Config, load_config
 from searchforge.workspace import Workspace
-from tests.infra.reindex_world import write_run
+from tests.infra.journal_world import write_run
 
 EVERY_MINUTE = "* * * * *"
 

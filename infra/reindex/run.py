@@ -1,0 +1,329 @@
+"""A run of `reindex`: under the lease, what the plan says is trained, embedded, indexed, checked and published.
+
+Every stage finds what an earlier run committed, so that a run after a killed one goes on where it was. What each
+attempt gave is in the journal. The live release changes by one write at the end, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from infra import channels, releases
+from infra.reindex import journal, lease, retention
+from infra.reindex.journal import Run, Stage, StageEntry
+from infra.reindex.lease import Lease
+from infra.reindex.plan import MODALITY, Plan, holding, make_plan
+from searchforge import logs, progress
+from searchforge.cli import import_quietly
+from searchforge.config import Config
+from searchforge.errors import ConflictError, GateError, JobError, SearchforgeError, UsageError
+from searchforge.manifest import Manifest
+from searchforge.storage import Storage
+from searchforge.workspace import Kind, Workspace
+
+if TYPE_CHECKING:
+    from beam_jobs.listing import Listing
+
+Result = TypeVar("Result")
+
+_FINAL = (UsageError, GateError, ConflictError)
+"""Errors that another attempt would only meet again."""
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; its name is the argument."""
+
+
+def reindex(config: Config, *, trigger: str = "command", resume: bool = False, now: datetime | None = None) -> Run:
+    """Brings the live release up to the corpus, if anything changed.
+
+    Args:
+      trigger: what started the run, for the journal.
+      resume: whether to start although `reindex.max_failures` runs failed in a row.
+      now: the time that ages are counted to when what is not needed is deleted; by default that of the storage.
+
+    Returns:
+      The run as it ended: published or unchanged.
+
+    Raises:
+      ConflictError: another run holds the lease, took it over meanwhile, or published first.
+      GateError: what was built did not pass its check; the live release stays.
+      UsageError, JobError: a stage failed, a signal stopped the run, or too many runs failed before it.
+    """
+    settings, storage = config.reindex, Workspace(config.workspace).storage
+    last = next(journal.runs(storage), None)
+    if last and last.failures >= settings.max_failures and not resume:
+        raise JobError(
+            f"{last.failures} runs of reindex failed in a row, the last one at {last.failed_stage}: {last.error}\n"
+            "Mend the cause, then start with --resume (reindex.max_failures)"
+        )
+    for place in {config.workspace, config.releases or config.workspace}:
+        Workspace(place).require_writable()
+    id = journal.run_id()
+    with logs.bind(run=id), _stopping(), _leased(config, storage, id) as held:
+        start = Run(
+            run=id,
+            started=journal.now(),
+            beat=journal.now(),
+            trigger=trigger,
+            host=socket.gethostname(),
+            fence=held.fence,
+            channel=settings.channel,
+            failures=_close_dead_runs(storage),
+        )
+        stages = _Stages(config, held, _Record(storage, start, settings.keep_runs))
+        error = _work(stages, now)
+    run = stages.record.run
+    _notify(config, run)
+    if error:
+        raise error
+    return run
+
+
+def preview(config: Config) -> Plan:
+    """Returns what a run would do; nothing is changed.
+
+    Raises:
+      UsageError, JobError: see infra.reindex.plan.make_plan.
+    """
+    with contextlib.ExitStack() as stack:
+        pointer = channels.read(_target(config).storage, config.reindex.channel).pointer
+        return _list_and_plan(config, pointer, stack)[0]
+
+
+def _work(stages: _Stages, now: datetime | None) -> SearchforgeError | None:
+    """Does the run and closes its journal entry; returns why it failed."""
+    record = stages.record
+    try:
+        state, release = _bring_up(stages)
+        record.update(release=release)
+        _tidy(stages, now)
+    except SearchforgeError as error:
+        failures = record.run.failures + 1
+        record.close("failed", error=str(error), failed_stage=stages.current, failures=failures)
+        return error
+    except (Stopped, KeyboardInterrupt, SystemExit) as stop:
+        reason = f"stopped by {stop}" if isinstance(stop, Stopped) else "stopped"
+        record.close("failed", error=reason, failed_stage=stages.current)
+        return JobError(f"run {record.run.run} was {reason} at {stages.current}; the next one goes on from there")
+    record.close(state, failures=0)
+    return None
+
+
+def _bring_up(stages: _Stages) -> tuple[Literal["published", "unchanged"], str]:
+    """Does what the plan says; returns how that ended, and the release that holds the corpus as it is."""
+    from infra import api
+
+    config, held, record = stages.config, stages.held, stages.record
+    workspace, target, channel = Workspace(config.workspace), _target(config), config.reindex.channel
+    seen = channels.read(target.storage, channel)
+    if held.taken_over and seen.exists:  # whoever was taken for dead publishes nothing from here on
+        releases.raise_fence(target, channel, held.fence)
+    with contextlib.ExitStack() as stack:
+        plan, listing = stages.do("plan", lambda: _list_and_plan(config, seen.pointer, stack))
+        record.update(plan=plan.entry)
+        progress.say(f"  {plan.summary}")
+        if plan.holds:
+            return "unchanged", plan.holds
+        releases.raise_fence(target, channel, held.fence)
+        encoder = plan.encoder or stages.make("train", lambda: api.train(config))["id"]
+        listings = iter(() if plan.entry.train else (listing,))  # one that is hours old is not used, nor one twice
+        embedded = stages.make("embed", lambda: api.embed(config, encoder, MODALITY, next(listings, None)))
+    if same := holding(config, plan.known, Manifest.model_validate(embedded)):
+        progress.say(f"  the files were written again, but hold what release {same.release.id} holds")
+        return "unchanged", same.release.id
+    build = stages.make("index", lambda: api.index(config, embedded["id"], encoder))
+    report = stages.make("check", lambda: api.check(config, build["id"], channel))
+
+    def publish() -> dict[str, Any]:
+        published = releases.publish(
+            workspace, target, report["id"], channel=channel, revive=False, fence=held.fence, seen=seen
+        )
+        return {"id": published.id, "live": published.live}
+
+    release = stages.make("publish", publish)
+    return "published" if release["live"] else "unchanged", release["id"]
+
+
+def _list_and_plan(config: Config, pointer: channels.Pointer, stack: contextlib.ExitStack) -> tuple[Plan, Listing]:
+    """Returns the plan and the listing that it was made on, which `stack` deletes."""
+    import_quietly("apache_beam")
+    from beam_jobs.embed import list_corpus
+    from beam_jobs.listing import Listing
+
+    listing = stack.enter_context(Listing())
+    listing.add(list_corpus(config, MODALITY))
+    return make_plan(config, listing, pointer), listing
+
+
+def _tidy(stages: _Stages, now: datetime | None) -> None:
+    """Deletes what is not needed any more; that this fails is written down, and does not fail the run."""
+    config = stages.config
+    try:
+        stages.make("prune", lambda: {"id": "", "deleted": retention.prune(config, stages.made, now)})
+    except SearchforgeError as error:
+        progress.say(f"what is not needed any more is not deleted: {error}; the next run tries again")
+
+
+class _Record:
+    """The journal entry of this run."""
+
+    def __init__(self, storage: Storage, run: Run, keep: int) -> None:
+        self.run, self._storage, self._keep = run, storage, keep
+        journal.write(storage, run)
+
+    def update(self, **changes: Any) -> None:
+        """Writes the entry with `changes`."""
+        self.run = self.run.model_copy(update={**changes, "beat": journal.now()})
+        journal.write(self._storage, self.run)
+
+    def close(self, state: journal.State, **changes: Any) -> None:
+        """Writes the entry for the last time; that this cannot be done hides no other error."""
+        try:
+            self.update(state=state, ended=journal.now(), **changes)
+            journal.prune(self._storage, self._keep)
+        except (SearchforgeError, OSError) as error:
+            progress.say(f"the end of run {self.run.run} cannot be written down: {error}")
+
+
+class _Stages:
+    """Does stages under the lease, again where that may help, and writes down every attempt.
+
+    Attributes:
+      current: the stage that is being done.
+      made: ids of the artifacts that were made or found, by kind.
+    """
+
+    def __init__(self, config: Config, held: Lease, record: _Record) -> None:
+        self.config, self.held, self.record = config, held, record
+        self.current: Stage | Literal["plan"] = "plan"
+        self.made: dict[Kind, str] = {}
+
+    def make(self, stage: Stage, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Like `do`, for a stage whose result has an `id`; the journal says what each attempt gave."""
+
+        def noted() -> dict[str, Any]:
+            started, start = journal.now(), time.monotonic()
+            attempt = 1 + sum(entry.stage == stage for entry in self.record.run.stages)
+            found: dict[str, str] = {}
+            try:
+                result = work()
+                found["artifact"] = result["id"]
+                return result
+            except Exception as error:
+                found["error"] = _described(error)
+                raise
+            finally:
+                seconds = round(time.monotonic() - start, 3)
+                entry = StageEntry(stage=stage, attempt=attempt, started=started, seconds=seconds, **found)
+                self.record.update(stages=(*self.record.run.stages, entry))
+
+        result = self.do(stage, noted)
+        if kind := _KIND.get(stage):
+            self.made[kind] = result["id"]
+        return result
+
+    def do(self, stage: Stage | Literal["plan"], work: Callable[[], Result]) -> Result:
+        """Returns what `work` gives.
+
+        Raises:
+          SearchforgeError: the last attempt failed, or another one would not help.
+        """
+        self.current = stage
+        settings, attempt = self.config.reindex, 1
+        while True:
+            self.held.check()
+            progress.say(f"{stage}{f', attempt {attempt} of {settings.attempts}' if attempt > 1 else ''}")
+            try:
+                with logs.bind(stage=stage):
+                    return work()
+            except Exception as error:  # of any library: nobody is there to read a stack trace
+                if isinstance(error, _FINAL) or attempt == settings.attempts:
+                    raise (error if isinstance(error, SearchforgeError) else JobError(_described(error))) from error
+                pause = settings.backoff_seconds * 2 ** (attempt - 1)
+                progress.say(f"  {stage} failed: {_described(error)}\n  the next attempt is in {pause:g} s")
+            time.sleep(pause)
+            attempt += 1
+
+
+_KIND: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "searchers", "check": "checks"}
+"""What stages make that is kept at least until the next run."""
+
+
+def _described(error: Exception) -> str:
+    return str(error) if isinstance(error, SearchforgeError) else f"{type(error).__name__}: {error}"
+
+
+def _leased(config: Config, storage: Storage, id: str) -> Lease:
+    settings = config.reindex
+
+    def known_fence() -> int:
+        last = next(journal.runs(storage), None)
+        pointer = channels.read(_target(config).storage, settings.channel).pointer
+        return max(last.fence if last else 0, pointer.fence)
+
+    return lease.acquire(
+        storage,
+        id,
+        lease_seconds=settings.lease_seconds,
+        wait_seconds=settings.wait_seconds,
+        max_seconds=settings.max_hours and settings.max_hours * 3600,
+        known_fence=known_fence,
+    )
+
+
+def _close_dead_runs(storage: Storage) -> int:
+    """Closes the entries of runs that died, which whoever holds the lease may; returns how many failed in a row."""
+    for run in journal.runs(storage):
+        if run.state != "running":
+            return run.failures
+        stage = run.stages[-1].stage if run.stages else "its start"
+        progress.say(f"run {run.run}, of {run.started}, died after {stage}")
+        error = f"the process was killed, or its machine was lost, after {stage}"
+        journal.write(storage, run.model_copy(update={"state": "failed", "ended": run.beat, "error": error}))
+    return 0
+
+
+def _notify(config: Config, run: Run) -> None:
+    from infra.reindex.notify import notify
+
+    try:
+        notify(config.reindex, run)
+    except Exception as error:  # the run has ended, and as it did
+        progress.say(f"nobody was notified of run {run.run}: {_described(error)}")
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT raise Stopped, once: what is then to be finished is not disturbed again."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
+        yield
+        return
+    stopped = False
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            raise Stopped(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except Stopped as stop_before_work:
+        raise JobError(f"stopped by {stop_before_work}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _target(config: Config) -> Workspace:
+    return Workspace(config.releases or config.workspace)

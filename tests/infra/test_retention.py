@@ -1,0 +1,252 @@
+"""What no release needs is deleted, what one needs stays; what was killed half way is finished by the next run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra import releases
+from infra.reindex.retention import Artifact, prune
+from searchforge import local_storage
+from searchforge.config import Config, load_config
+from searchforge.encoder import EncoderInfo
+from searchforge.errors import JobError
+from searchforge.hashing import sha256_bytes
+from searchforge.manifest import Manifest, read_shards
+from searchforge.records import EmbeddingRecord
+from searchforge.workspace import Kind, Workspace
+from tests.indexer.tiny_corpus import commit_embeddings, commit_on
+
+KINDS: tuple[Kind, ...] = ("encoders", "embeddings", "searchers", "checks", "releases")
+FILES = {"text_searcher.tflite": b"text", "image_searcher.tflite": b"image"}
+DIM = 4
+
+
+def _later(days: float = 30) -> datetime:
+    return datetime.now(timezone.utc) + timedelta(days=days)
+
+
+def _records(*ids: str) -> list[EmbeddingRecord]:
+    return [EmbeddingRecord(id, np.eye(DIM, dtype=np.float32)[0], id, sha256_bytes(id.encode()), {}) for id in ids]
+
+
+def _encoder(workspace: Workspace, id: str) -> None:
+    info = EncoderInfo(
+        id=id,
+        fingerprint=id,
+        preprocessing="decode|resize(8,8,bilinear)|scale(-1,1)",
+        dim=DIM,
+        image_tower="none",
+        text_tower="none",
+        sequence_length=0,
+        files={},
+        report={},
+    )
+    with workspace.create("encoders", id) as staging:
+        (staging.path / "saved_model").mkdir()
+        (staging.path / "saved_model" / "weights").write_text("weights")
+        staging.commit(info.model_dump())
+
+
+def _release(workspace: Workspace, embeddings: str, trained_on: str | None = None, encoder: str = "tiny") -> str:
+    """Commits a searcher and a check of an embedding run, and publishes them; returns the release's id."""
+    provenance = {"encoder": encoder, "embeddings": embeddings, "searcher": f"s-{embeddings}"}
+    with workspace.create("searchers", provenance["searcher"]) as staging:
+        for name, content in FILES.items():
+            (staging.path / name).write_bytes(content + embeddings.encode())
+        build = {"embeddings": embeddings, "encoder": encoder, "quantizer": f"q{embeddings}"}
+        staging.commit({**build, "training": {"embeddings": trained_on or embeddings}})
+    folder = workspace.local("searchers", provenance["searcher"])
+    report = {
+        "id": f"c-{embeddings}",
+        "passed": True,
+        "gates": [],
+        "searcher": provenance["searcher"],
+        "fingerprint": "f" * 64,
+        "files": {
+            name: {"sha256": sha256_bytes((folder / name).read_bytes()), "bytes": (folder / name).stat().st_size}
+            for name in FILES
+        },
+        "figures": {"images": 3},
+        "provenance": provenance,
+    }
+    with workspace.create("checks", report["id"]) as staging:  # type: ignore[arg-type]
+        staging.commit(report)
+    return releases.publish(workspace, workspace, f"c-{embeddings}").id
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """Four releases: b is built on shards of a, and c on both; d is one of its own, with a quantizer of c."""
+    workspace = Workspace(str(tmp_path / "workspace"))
+    _encoder(workspace, "tiny")
+    a = commit_embeddings(workspace, _records("1", "2", "3"), "a", shards=1, dim=DIM)
+    _release(workspace, "a")
+    b = commit_on(workspace, a, "b", {"1"}, _records("4"))
+    _release(workspace, "b")
+    commit_on(workspace, b, "c", {"2"}, _records("5"))
+    _release(workspace, "c")
+    commit_embeddings(workspace, _records("6", "7"), "d", shards=1, dim=DIM)
+    _release(workspace, "d", trained_on="c")
+    return workspace
+
+
+def _config(workspace: Workspace, **settings: Any) -> Config:
+    overrides = {"workspace": workspace.root, "corpus.source": "photos", "reindex.keep_releases": 1}
+    return load_config(None, {**overrides, **{f"reindex.{key}": value for key, value in settings.items()}})
+
+
+def _made(workspace: Workspace) -> dict[str, list[str]]:
+    return {kind: workspace.ids(kind) for kind in KINDS}
+
+
+def _require_whole(workspace: Workspace) -> None:
+    """Whatever counts as an artifact is one, with all that it builds on."""
+    for id in workspace.ids("embeddings"):
+        manifest = Manifest.model_validate(workspace.marker("embeddings", id))
+        assert len(list(read_shards(workspace, manifest))) == manifest.records
+    for kind in ("searchers", "releases"):
+        for id in workspace.ids(kind):  # type: ignore[arg-type]
+            folder = workspace.local(kind, id)  # type: ignore[arg-type]
+            assert set(FILES) <= {path.name for path in folder.iterdir()}
+    for release in releases.list_releases(workspace):
+        for kind, id in zip(("searchers", "checks"), (f"s-{release.provenance['embeddings']}", ""), strict=True):
+            assert not id or workspace.committed(kind, id)  # type: ignore[arg-type]
+
+
+def test_what_releases_that_stay_are_built_on_stays(workspace: Workspace) -> None:
+    """The live one, d, and the one before it, c: which needs shards of a and b, though not their releases."""
+    gone = prune(_config(workspace), {}, _later())
+    assert set(gone) == {Artifact(kind, f"{kind[0]}-{id}") for kind in ("searchers", "checks") for id in ("a", "b")}
+    assert _made(workspace)["embeddings"] == ["a", "b", "c", "d"] and len(_made(workspace)["releases"]) == 2
+    _require_whole(workspace)
+
+
+def test_what_nothing_is_built_on_any_more_goes(workspace: Workspace) -> None:
+    _encoder(workspace, "next")
+    commit_embeddings(workspace, _records("8"), "e", shards=1, dim=DIM)
+    for id in ("e", "f"):
+        manifest = Manifest.model_validate(workspace.marker("embeddings", "e"))
+        with workspace.create("embeddings", f"{id}-next") as staging:
+            shutil.copytree(workspace.local("embeddings", "e"), staging.path, dirs_exist_ok=True)
+            staging.commit(manifest.model_copy(update={"id": f"{id}-next", "encoder": "next"}).model_dump())
+        _release(workspace, f"{id}-next", encoder="next")
+    _encoder(workspace, "by-hand")
+    prune(_config(workspace), {}, _later())
+    made = _made(workspace)
+    assert made["embeddings"] == ["e-next", "f-next"] and made["searchers"] == ["s-e-next", "s-f-next"]
+    assert made["encoders"] == ["by-hand", "next"]  # of the former nobody knows what it is for
+    _require_whole(workspace)
+
+
+def test_a_live_release_of_any_channel_stays(workspace: Workspace) -> None:
+    first = next(release for release in releases.list_releases(workspace) if release.provenance["embeddings"] == "a")
+    releases.promote(workspace, to="staging", source="production", release=first.id)
+    prune(_config(workspace), {}, _later())
+    assert first.id in _made(workspace)["releases"] and "s-a" in _made(workspace)["searchers"]
+
+
+def test_what_is_young_stays(workspace: Workspace) -> None:
+    before = _made(workspace)
+    assert prune(_config(workspace, keep_days=0), {}) == []  # somebody may be at work with it
+    after = _made(workspace)
+    assert {**after, "releases": []} == {**before, "releases": []}
+    assert prune(_config(workspace, keep_days=60), {}, _later()) == []
+
+
+def test_nothing_goes_where_everything_is_to_be_kept(workspace: Workspace) -> None:
+    before = _made(workspace)
+    assert prune(_config(workspace, keep_releases=None), {}, _later(1000)) == []
+    assert _made(workspace) == before
+
+
+def test_what_the_run_made_stays(workspace: Workspace) -> None:
+    commit_embeddings(workspace, _records("8"), "refused", shards=1, dim=DIM)
+    commit_embeddings(workspace, _records("9"), "older", shards=1, dim=DIM)
+    prune(_config(workspace), {"embeddings": "refused"}, _later())
+    assert "refused" in _made(workspace)["embeddings"] and "older" not in _made(workspace)["embeddings"]
+
+
+def test_unfinished_artifacts_go_once_nobody_writes_to_them(workspace: Workspace) -> None:
+    storage = workspace.storage
+    storage.write("embeddings/half/data-00000-of-00001.tfrecord", b"half")
+    storage.write("encoders/half/saved_model/weights", b"half")
+    storage.write("reindex/.LEASE.json.abc.tmp", b"half")
+    storage.write("embeddings/d/plan-00000-of-00001.jsonl", b"of a run that was killed after its commit")
+    left = ("embeddings/half", "encoders/half", "reindex/.LEASE.json.abc.tmp", "embeddings/d/plan-00000-of-00001.jsonl")
+    prune(_config(workspace), {}, _later(6))
+    assert all((Path(workspace.root) / name).exists() for name in left)
+    prune(_config(workspace), {}, _later())
+    assert not any((Path(workspace.root) / name).exists() for name in left)
+    _require_whole(workspace)
+
+
+def test_caches_of_what_is_gone_go(workspace: Workspace) -> None:
+    kept = ("parts/qd/part", "folded/abc-qd.tflite", "sources/d.sqlite", "captions/content-hashes.json")
+    gone = ("parts/qa/part", "folded/abc-qa.tflite", "sources/z.sqlite", "queries/abc.npy", "captions/abc/1.jpg")
+    gone += ("training/abc-heads/state", "features/tower/chunk.npz")
+    for name in (*kept, *gone):
+        workspace.storage.write(f"cache/{name}", b"cached")
+    prune(_config(workspace), {}, _later(6))
+    assert all(workspace.storage.exists(f"cache/{name}") for name in (*kept, *gone))
+    prune(_config(workspace), {}, _later())
+    assert [name for name in (*kept, *gone) if workspace.storage.exists(f"cache/{name}")] == list(kept)
+
+
+def test_nothing_is_deleted_where_it_cannot_be_told_what_is_needed(workspace: Workspace) -> None:
+    workspace.storage.write("searchers/s-d/build.json", b'{"encoder": "tiny"}')
+    with pytest.raises(JobError, match=r"searchers/s-d/build\.json does not say what it was made from"):
+        prune(_config(workspace), {}, _later())
+    assert _made(workspace)["embeddings"] == ["a", "b", "c", "d"] and "s-a" in _made(workspace)["searchers"]
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_retention_that_is_killed_anywhere_is_finished_by_the_next(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for id in ("e", "f"):  # which need none of the earlier ones
+        commit_embeddings(workspace, _records("8", id), id, shards=1, dim=DIM)
+        _release(workspace, id)
+    original = Path(workspace.root).rename(tmp_path / "original")
+    shutil.copytree(original, workspace.root)
+    prune(_config(workspace), {}, _later())
+    expected = _made(workspace)
+    files = sorted(path.relative_to(workspace.root) for path in Path(workspace.root).rglob("*"))
+    unlink = os.unlink
+    for deletions in itertools.count():
+        shutil.rmtree(workspace.root)
+        shutil.copytree(original, workspace.root)
+        left = deletions
+
+        def unlink_or_die(*arguments: Any, **options: Any) -> None:
+            nonlocal left
+            if left == 0:
+                raise _Killed
+            left -= 1
+            unlink(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(local_storage.os, "unlink", unlink_or_die)
+            try:
+                prune(_config(workspace), {}, _later())
+            except _Killed:
+                killed = True
+            else:
+                killed = False
+        _require_whole(workspace)
+        prune(_config(workspace), {}, _later())
+        assert _made(workspace) == expected
+        if not killed:
+            break
+    assert deletions > 20
+    assert sorted(path.relative_to(workspace.root) for path in Path(workspace.root).rglob("*")) == files
