@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -33,42 +34,53 @@ FIRST_DELAY_SECONDS = 1.0
 CHUNK_BYTES = 8 << 20
 """Of an upload: after a failure it goes on at the last whole chunk."""
 
-UPLOADS = 3
-"""Of one file: the server may lose a resumable session, or store what does not match its checksum."""
+ATTEMPTS = 3
+"""At a call as a whole: an answer may break off or be damaged, and the server may lose the session of an upload."""
 
 _CLOCK = ".clock"
 
 _TOKEN = "writer"
 
 
-def _reports_errors(method: Method) -> Method:
-    """Turns what the service answers (no bucket, no permission, unavailable) into an error for the user."""
+class _AgainError(Exception):
+    """A call that has to begin anew."""
+
+
+def _persists(method: Method) -> Method:
+    """Begins a call anew where that may help, and turns what the service answers into an error for the user."""
 
     @functools.wraps(method)
-    def wrapper(self: GcsStorage, path: Any = "", *arguments: Any, **options: Any) -> Any:
-        from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, Unauthorized
+    def wrapper(self: GcsStorage, *arguments: Any, **options: Any) -> Any:
+        from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
         from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
         from requests import RequestException
 
-        named = path if isinstance(path, str) else arguments[0]  # `upload` takes the local path first
-        try:
-            return method(self, *([path] if path else []), *arguments, **options)
-        except FileNotFoundError:
-            raise
-        except (
-            GoogleAPIError, GoogleAuthError, InvalidResponse, DataCorruption, RequestException, ConnectionError
-        ) as error:  # fmt: skip
-            if isinstance(error, (Forbidden, Unauthorized)):
-                advice = "the account needs the role roles/storage.objectAdmin on the bucket"
-            elif isinstance(error, NotFound):
-                advice = "check the bucket's name and your permissions"
-            else:
-                advice = "it was tried again for a while; check the network and try later"
-            reason = str(error).strip().partition("\n")[0]  # what follows is the service's own page
-            raise JobError(f"{self.root}/{named}".rstrip("/") + f" cannot be used ({reason}); {advice}") from error
+        again = (_AgainError, DataCorruption, RequestException, ConnectionError)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return method(self, *arguments, **options)
+            except (*again, GoogleAPIError, GoogleAuthError, InvalidResponse) as error:
+                if attempt == ATTEMPTS or not isinstance(error, again):
+                    path = next((argument for argument in arguments if isinstance(argument, str)), "")
+                    raise JobError(_explain(f"{self.root}/{path}".rstrip("/"), error)) from error
+                time.sleep(FIRST_DELAY_SECONDS * 2 ** (attempt - 1))
 
     return wrapper  # type: ignore[return-value]
+
+
+def _explain(url: str, error: Exception) -> str:
+    from google.api_core.exceptions import Forbidden, NotFound, Unauthorized
+
+    cause = error.__cause__ if isinstance(error, _AgainError) and error.__cause__ else error
+    if isinstance(cause, (Forbidden, Unauthorized)):
+        advice = "the account needs the role roles/storage.objectAdmin on the bucket"
+    elif isinstance(cause, NotFound):
+        advice = "check the bucket's name and your permissions"
+    else:
+        advice = "it was tried again for a while; check the network and try later"
+    reason = str(error).strip().partition("\n")[0]  # what follows is the service's own page
+    return f"{url} cannot be used ({reason}); {advice}"
 
 
 class GcsStorage(Storage):
@@ -82,7 +94,7 @@ class GcsStorage(Storage):
         self._prefix = f"{prefix}/" if prefix else ""
         self._bucket = gcs_client().bucket(bucket)
 
-    @_reports_errors
+    @_persists
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         if size is None and not offset:
             return self._read_whole(path)[0]
@@ -92,23 +104,23 @@ class GcsStorage(Storage):
 
         end = None if size is None else offset + size - 1
         try:  # the service knows the checksum of the whole only
-            data: bytes = self._blob(path).download_as_bytes(start=offset, end=end, checksum=None, **_persistent())
+            data: bytes = self._blob(path).download_as_bytes(start=offset, end=end, checksum=None, **_patiently())
         except NotFound as error:
             raise FileNotFoundError(f"{self.root}/{path}") from error
         except RequestRangeNotSatisfiable:
             return b""
         return data
 
-    @_reports_errors
+    @_persists
     def write(self, path: str, data: bytes) -> None:
         blob = self._blob(path)
-        blob.upload_from_string(data, content_type=_content_type(path), checksum="crc32c", **_persistent())
+        blob.upload_from_string(data, content_type=_content_type(path), checksum="crc32c", **_patiently())
 
-    @_reports_errors
+    @_persists
     def exists(self, path: str) -> bool:
-        return bool(self._blob(path).exists(**_persistent()))
+        return bool(self._blob(path).exists(**_patiently()))
 
-    @_reports_errors
+    @_persists
     def names(self, folder: str) -> list[str]:
         prefix = self._folder(folder)
         listing = self._list(prefix, delimiter="/")
@@ -116,63 +128,62 @@ class GcsStorage(Storage):
             pass
         return sorted(name.removeprefix(prefix).rstrip("/") for name in listing.prefixes)
 
-    @_reports_errors
+    @_persists
     def files(self, folder: str) -> list[str]:
         prefix = self._folder(folder)
         return sorted(blob.name.removeprefix(prefix) for blob in self._list(prefix, delimiter="/"))
 
-    @_reports_errors
+    @_persists
     def snapshot(self, folder: str) -> contextlib.AbstractContextManager[Snapshot]:
         prefix = self._folder(folder)
         blobs = {blob.name.removeprefix(prefix): blob for blob in self._list(prefix)}
         return contextlib.nullcontext(GcsSnapshot(self, folder, blobs))
 
-    @_reports_errors
+    @_persists
     def delete(self, path: str, version: str | None = None) -> None:
         self._delete(self._blob(path), version)
 
-    @_reports_errors
+    @_persists
     def upload(self, local: Path, path: str) -> None:
-        from google.api_core.exceptions import ClientError, Forbidden, Unauthorized
-        from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+        from google.api_core.exceptions import Forbidden, GoogleAPICallError, Unauthorized
+        from google.cloud.storage.exceptions import InvalidResponse
 
         checksum = crc32c_file(local)
-        for upload in range(1, UPLOADS + 1):
-            blob = self._blob(path)
-            blob.chunk_size = CHUNK_BYTES
-            try:
-                blob.upload_from_filename(
-                    str(local), content_type=_content_type(path), checksum="crc32c", **_persistent()
-                )
-                if blob.crc32c != checksum:
-                    raise JobError(f"{self.root}/{path} has CRC32C {blob.crc32c} after the upload, {local} {checksum}")
-                return
-            except (ClientError, InvalidResponse, DataCorruption, JobError) as error:
-                if upload == UPLOADS or isinstance(error, (Forbidden, Unauthorized)):
-                    raise
+        blob = self._blob(path)
+        blob.chunk_size = CHUNK_BYTES
+        try:
+            blob.upload_from_filename(str(local), content_type=_content_type(path), checksum="crc32c", **_patiently())
+        except (Forbidden, Unauthorized):
+            raise
+        except (GoogleAPICallError, InvalidResponse) as error:  # the server has lost the session
+            raise _AgainError(str(error)) from error
+        if blob.crc32c != checksum:
+            raise _AgainError(f"it has CRC32C {blob.crc32c} after the upload, and {local} {checksum}")
 
-    @_reports_errors
+    @_persists
     def download_folder(self, folder: str, local: Path) -> None:
         prefix = self._folder(folder)
         for blob in self._list(prefix):
             target = local / check_path(blob.name.removeprefix(prefix))
             target.parent.mkdir(parents=True, exist_ok=True)
-            blob.download_to_filename(str(target), checksum="crc32c", **_persistent())
+            blob.download_to_filename(str(target), checksum="crc32c", **_patiently())
             if crc32c_file(target) != blob.crc32c:  # a download that was resumed is not verified by the client
-                raise JobError(f"{self.root}/{folder} was changed or damaged while {blob.name} was copied; try again")
+                raise _AgainError(f"{blob.name} was changed or damaged while it was copied")
 
-    @_reports_errors
+    @_persists
     def read_version(self, path: str) -> tuple[bytes | None, str]:
         try:
             return self._read_whole(path)
         except FileNotFoundError:
             return None, "0"  # GCS: generation 0 matches only an absent object
 
-    @_reports_errors
     def replace(self, path: str, data: bytes, version: str) -> None:
+        self._replace(path, data, version, secrets.token_hex(8))
+
+    @_persists
+    def _replace(self, path: str, data: bytes, version: str, token: str) -> None:
         from google.api_core.exceptions import PreconditionFailed
 
-        token = secrets.token_hex(8)
         blob = self._blob(path)
         blob.cache_control = "no-cache"
         blob.metadata = {_TOKEN: token}
@@ -182,7 +193,7 @@ class GcsStorage(Storage):
                 content_type=_content_type(path),
                 if_generation_match=int(version),
                 checksum="crc32c",
-                **_persistent(),
+                **_patiently(),
             )
         except PreconditionFailed as error:
             if not self._is_ours(path, token):
@@ -195,26 +206,26 @@ class GcsStorage(Storage):
                     return
             raise
 
-    @_reports_errors
+    @_persists
     def modified(self, path: str) -> datetime:
         from google.api_core.exceptions import NotFound
 
         blob = self._blob(path)
         try:
-            blob.reload(**_persistent())
+            blob.reload(**_patiently())
         except NotFound as error:
             raise FileNotFoundError(f"{self.root}/{path}") from error
         updated: datetime = blob.updated
         return updated
 
-    @_reports_errors
+    @_persists
     def now(self) -> datetime:
         blob = self._blob(_CLOCK)
-        blob.upload_from_string(b"", checksum="crc32c", **_persistent())
+        blob.upload_from_string(b"", checksum="crc32c", **_patiently())
         updated: datetime = blob.updated
         return updated
 
-    @_reports_errors
+    @_persists
     def delete_snapshot(self, folder: str, blobs: dict[str, Any], first: str) -> None:
         """Deletes objects that are still at the generation at which they were listed."""
         for name in sorted(blobs, key=lambda name: (name != first, name)):
@@ -224,7 +235,7 @@ class GcsStorage(Storage):
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         with contextlib.suppress(NotFound, PreconditionFailed):
-            blob.delete(if_generation_match=None if version is None else int(version), **_persistent())
+            blob.delete(if_generation_match=None if version is None else int(version), **_patiently())
 
     def _read_whole(self, path: str) -> tuple[bytes, str]:
         """Returns an object's content, verified, and its generation."""
@@ -232,11 +243,11 @@ class GcsStorage(Storage):
 
         blob = self._blob(path)
         try:
-            data = blob.download_as_bytes(checksum="crc32c", **_persistent())
+            data = blob.download_as_bytes(checksum="crc32c", **_patiently())
         except NotFound as error:
             raise FileNotFoundError(f"{self.root}/{path}") from error
         if crc32c(data) != blob.crc32c:  # a download that was resumed is not verified by the client
-            raise JobError(f"{self.root}/{path} was damaged on the way; try again")
+            raise _AgainError("it was damaged on the way")
         return data, str(blob.generation)
 
     def _is_ours(self, path: str, token: str) -> bool:
@@ -245,13 +256,13 @@ class GcsStorage(Storage):
 
         blob = self._blob(path)
         try:
-            blob.reload(**_persistent())
+            blob.reload(**_patiently())
         except NotFound:
             return False
         return bool((blob.metadata or {}).get(_TOKEN) == token)
 
     def _list(self, prefix: str, **options: Any) -> Any:
-        return self._bucket.client.list_blobs(self._bucket, prefix=prefix, **options, **_persistent())
+        return self._bucket.client.list_blobs(self._bucket, prefix=prefix, **options, **_patiently())
 
     def _folder(self, folder: str) -> str:
         return f"{self._prefix}{check_path(folder)}/"
@@ -316,7 +327,7 @@ def _encode(value: int) -> str:
     return base64.b64encode(value.to_bytes(4, "big")).decode()
 
 
-def _persistent() -> dict[str, Any]:
+def _patiently() -> dict[str, Any]:
     """The timeout of a request, and how it is tried again."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 

@@ -63,6 +63,15 @@ def warm_sessions() -> Iterator[None]:
             server.wait()
 
 
+def import_all() -> None:
+    """Imports what a run of `reindex` needs without training, so that a fork of this process starts at once."""
+    from searchforge.cli import import_quietly
+
+    import_quietly("apache_beam")
+    for name in ("beam_jobs.embed", "indexer.build", "serving_check.check", "ai_edge_litert.interpreter"):
+        importlib.import_module(name)
+
+
 class _Starter:
     """Stands where subprocess.Popen does."""
 

@@ -43,7 +43,7 @@ READER_PROCESSES = 4
 VARIANTS = 4
 """Of what a publisher publishes: from the fifth round on it is stored already, unless it was pruned."""
 
-PAUSE_SECONDS = {"folder": 0.6, "bucket": 2.0}
+PAUSE_SECONDS = {"folder": 0.6, "bucket": 4.0}
 """Of a reader between two rounds, on average; without it the readers alone keep two cores busy."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -116,7 +116,7 @@ class Team:
     """Processes that run one command each, all at the same moment."""
 
     def __init__(self, source: str, root: str, count: int) -> None:
-        self._arguments = (source, root)
+        self._arguments = (source, root, _environment())
         self.workers = [self._start() for _ in range(count)]
 
     def run(
@@ -171,8 +171,15 @@ def _team(source: str, root: str, count: int) -> Iterator[Team]:
         team.end()
 
 
-def _work(source: str, root: str, pipe: Connection) -> None:
+def _environment() -> dict[str, str]:
+    """What workers need of it: the fork server keeps that of its own start."""
+    names = ("STORAGE_EMULATOR_HOST", "XDG_CACHE_HOME")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _work(source: str, root: str, environment: dict[str, str], pipe: Connection) -> None:
     """Runs commands that come through a pipe until it is closed."""
+    os.environ.update(environment)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the commands say of each race
     checked, target = Workspace(source), Workspace(root)
     with contextlib.suppress(EOFError):
@@ -204,7 +211,9 @@ def _reading(root: str, readers: int) -> Iterator[tuple[Any, Any]]:
     stop, deleting, results = _CONTEXT.Event(), _CONTEXT.Event(), _CONTEXT.Queue()
     share = [len(range(part, readers, READER_PROCESSES)) for part in range(READER_PROCESSES)]
     processes = [
-        _CONTEXT.Process(target=_read_all, args=(root, count, part, stop, deleting, results), daemon=True)
+        _CONTEXT.Process(
+            target=_read_all, args=(root, _environment(), count, part, stop, deleting, results), daemon=True
+        )
         for part, count in enumerate(share)
     ]
     for process in processes:
@@ -225,8 +234,11 @@ def _reading(root: str, readers: int) -> Iterator[tuple[Any, Any]]:
             process.join(60)
 
 
-def _read_all(root: str, count: int, part: int, stop: Any, deleting: Any, results: Any) -> None:
+def _read_all(
+    root: str, environment: dict[str, str], count: int, part: int, stop: Any, deleting: Any, results: Any
+) -> None:
     """Runs `count` readers as threads until `stop`; hands their counts over."""
+    os.environ.update(environment)
     threading.stack_size(256 << 10)
     totals = [Counter[str]() for _ in range(count)]
     threads = [
@@ -315,7 +327,7 @@ class BucketSource:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rounds", 100), ("publishers", 20), ("readers", 1000), ("kills", 20), ("mixed", 100)):
+    for name, default in (("rounds", 100), ("publishers", 20), ("readers", 1000), ("kills", 20), ("mixed", 50)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", choices=("folder", "bucket"))
     options = parser.parse_args()

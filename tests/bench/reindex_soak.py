@@ -1,0 +1,160 @@
+"""Re-indexes a corpus that changes at random, day after day of a simulated clock, and looks at what that leaves.
+
+    python -m tests.bench.reindex_soak 200
+
+At the end the live release must hold the items of one that is built from nothing, and find them as well; disk and
+memory must not grow with the number of cycles. Prints what was done and measured, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra import api
+from infra.releases import find_release, live_release
+from searchforge.manifest import Manifest, read_shards
+from searchforge.workspace import Workspace
+from serving_check import hostile
+from tests.infra.tiny_reindex import World, make_world
+from tests.warm_sessions import import_all, warm_sessions
+
+CHANGES = ("nothing", "touch", "add", "change", "remove", "rename", "several")
+QUERIES = 40
+MIN_IMAGES = 40
+SETTLED = 0.4
+"""Share of the cycles after which nothing may grow any more."""
+
+_GROWTH = 1.15
+_SETTINGS = {"reindex__keep_releases": 3, "reindex__keep_days": 2, "reindex__keep_runs": 10, "index__max_drift": 0.5}
+
+
+def run_soak(cycles: int, root: Path, seed: int = 0, images: int = 60) -> dict[str, Any]:
+    """Returns counts and figures; raises AssertionError where the end is not that of a build from nothing.
+
+    Args:
+      root: folder for the corpus and the workspaces.
+    """
+    world = make_world(root, images, **_SETTINGS)
+    generator = random.Random(seed)
+    did, ended = Counter[str](), Counter[str]()
+    disk, memory, seconds = [], [], []
+    now = world.workspace.storage.now()
+    hostile._MEGAPIXELS = (640, 480)  # drawing large pictures takes longer than all else
+    with warm_sessions():
+        import_all()
+        for cycle in range(cycles):
+            change = generator.choice(CHANGES) if cycle else "nothing"
+            _change(world, change, generator, cycle)
+            start = time.monotonic()
+            run = api.reindex(world.config, trigger="schedule", now=now)
+            seconds.append(time.monotonic() - start)
+            expected = "published" if cycle == 0 or change not in ("nothing", "touch") else "unchanged"
+            assert run.state == expected, f"cycle {cycle}, {change}: {run.state}, expected {expected}"
+            did[change] += 1
+            ended[run.state] += 1
+            disk.append(_bytes(Path(world.workspace.root)))
+            memory.append(_peak_memory())
+            now += timedelta(days=1)
+        found, fresh = _compare(world, root)
+    settled = round(cycles * SETTLED)
+    for name, values in (("disk", disk), ("memory", memory)):
+        early, late = max(values[: settled + 1]), max(values[settled:])
+        assert late <= _GROWTH * early, f"{name} grew from {early:,} to {late:,} bytes after cycle {settled}"
+    return {
+        "cycles": cycles,
+        "changes": dict(did),
+        "ended": dict(ended),
+        "recall_at_10": {"after_cycles": found, "from_nothing": fresh},
+        "disk_megabytes": [round(value / 1e6, 1) for value in disk[:: max(1, cycles // 20)]],
+        "memory_megabytes": [round(value / 1e6) for value in memory[:: max(1, cycles // 20)]],
+        "median_cycle_seconds": round(statistics.median(seconds), 2),
+        "seconds": round(sum(seconds), 1),
+    }
+
+
+def _change(world: World, change: str, generator: random.Random, cycle: int) -> None:
+    paths = sorted(world.images.iterdir())
+    path = generator.choice(paths)
+    if change == "touch":
+        path.touch()
+    elif change == "add" or (change == "remove" and len(paths) <= MIN_IMAGES):
+        world.draw(f"added-{cycle}.png", generator.randrange(2**31))
+    elif change == "change":
+        world.draw(path.name, generator.randrange(2**31))
+    elif change == "remove":
+        path.unlink()
+    elif change == "rename":
+        path.rename(world.images / f"renamed-{cycle}.png")
+    elif change == "several":
+        world.change(generator, cycle)
+        for gone in generator.sample(sorted(world.images.iterdir()), 1):
+            gone.unlink()
+
+
+def _compare(world: World, root: Path) -> tuple[float, float]:
+    """Returns recall@10 of the live release, and of one that is built from nothing of the same corpus."""
+    fresh = make_world(root, 0, str(root / "fresh"), **_SETTINGS)
+    api.reindex(fresh.config)
+    held, expected = _items(world.workspace), _items(fresh.workspace)
+    assert {id: content for id, (content, _) in held.items()} == {id: content for id, (content, _) in expected.items()}
+    recalls = _recall(world, expected), _recall(fresh, expected)
+    assert recalls[0] >= recalls[1] - 0.05, f"recall@10 {recalls[0]:.3f}, from nothing {recalls[1]:.3f}"
+    return recalls
+
+
+def _items(workspace: Workspace) -> dict[str, tuple[str, Any]]:
+    """Returns content hash and embedding of every item of the live release."""
+    id = live_release(workspace)
+    assert id
+    release, _ = find_release(workspace, id)
+    manifest = Manifest.model_validate(workspace.marker("embeddings", release.provenance["embeddings"]))
+    return {record.id: (record.content_hash, record.embedding) for record in read_shards(workspace, manifest)}
+
+
+def _recall(world: World, items: dict[str, tuple[str, Any]]) -> float:
+    """Returns the share of the exact ten nearest items that searches for items of the corpus find."""
+    ids = sorted(items)
+    vectors = np.stack([items[id][1] for id in ids])
+    asked = ids[:: max(1, len(ids) // QUERIES)]
+    answers = api.search_many(world.config, [str(world.images / id) for id in asked], 10)
+    shares = []
+    for id, hits in zip(asked, answers, strict=True):
+        exact = {ids[row] for row in np.argsort(-(vectors @ items[id][1]), kind="stable")[:10]}
+        shares.append(len(exact & {hit.id for hit in hits}) / 10)
+    return round(statistics.mean(shares), 4)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmHWM in /proc/self/status; this needs Linux")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cycles", type=int, nargs="?", default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(run_soak(arguments.cycles, Path(folder), arguments.seed), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""A proxy in front of the GCS server that does to requests what networks and services do to them."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+Fault = Literal["", "503", "429", "403", "410", "refused", "lost", "cut", "corrupt", "slow", "timeout"]
+"""What happens to a request.
+
+refused: the connection is closed before the request is carried out.
+lost: it is carried out, but the connection is closed before the answer.
+cut: half the answer's body arrives. corrupt: one bit of it is another. slow: it trickles.
+timeout: it is carried out, but the answer does not come in time.
+"""
+
+STALL_SECONDS = 1.5
+"""Of a timeout; clients of the tests wait for less."""
+
+
+class Request(NamedTuple):
+    """What a plan sees. `number` counts from 0."""
+
+    number: int
+    method: str
+    path: str
+
+
+class FaultyProxy(ThreadingHTTPServer):
+    """Forwards to a server; `plan` says what goes wrong with a request.
+
+    Attributes:
+      requests: that came.
+      faults: what went wrong, in order.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.plan: Callable[[Request], Fault] = lambda request: ""
+        self.requests: list[Request] = []
+        self.faults: list[Fault] = []
+        self._lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def reset(self, plan: Callable[[Request], Fault]) -> None:
+        """Counts from 0 again, with another plan."""
+        with self._lock:
+            self.plan, self.requests, self.faults = plan, [], []
+
+    def fault_of(self, method: str, path: str) -> Fault:
+        with self._lock:
+            request = Request(len(self.requests), method, path)
+            self.requests.append(request)
+            fault = self.plan(request)
+            if fault:
+                self.faults.append(fault)
+            return fault
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing: clients go away, as they should."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyProxy
+
+    def _answer(self) -> None:
+        fault = self.server.fault_of(self.command, self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if fault.isdigit():
+            self._send(int(fault), [("Content-Type", "text/plain")], f"a fault: {fault}".encode())
+            return
+        if fault == "refused":
+            self._hang_up()
+            return
+        status, headers, data = self._forward(body)
+        if fault == "timeout":
+            time.sleep(STALL_SECONDS)
+        if fault in ("lost", "timeout"):
+            self._hang_up()
+        elif fault == "corrupt" and data:
+            self._send(status, headers, bytes([data[0] ^ 1]) + data[1:])
+        else:
+            self._send(status, headers, data, fault)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _answer
+
+    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        upstream = urlsplit(self.server.upstream)
+        connection = http.client.HTTPConnection(str(upstream.hostname), upstream.port, timeout=60)
+        kept = {name: value for name, value in self.headers.items() if name.lower() not in ("connection", "host")}
+        with contextlib.closing(connection):
+            connection.request(self.command, self.path, body, {**kept, "Host": upstream.netloc})
+            response = connection.getresponse()
+            data = response.read()
+            headers = [
+                (name, value.replace(self.server.upstream, self.server.url))
+                for name, value in response.getheaders()
+                if name.lower() not in ("content-length", "transfer-encoding", "connection")
+            ]
+        if "json" in (response.getheader("Content-Type") or "") and "alt=media" not in self.path:
+            data = data.replace(self.server.upstream.encode(), self.server.url.encode())  # links of objects
+        return response.status, headers, data
+
+    def _send(self, status: int, headers: list[tuple[str, str]], data: bytes, fault: Fault = "") -> None:
+        self.send_response_only(status)
+        for name, value in [*headers, ("Content-Length", str(len(data)))]:
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if fault == "cut":
+            self.wfile.write(data[: len(data) // 2])
+            self._hang_up()
+            return
+        if fault == "slow":
+            for start in range(0, len(data), 1 + len(data) // 5):
+                self.wfile.write(data[start : start + 1 + len(data) // 5])
+                time.sleep(0.05)
+            return
+        self.wfile.write(data)
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@contextlib.contextmanager
+def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
+    """Runs a proxy."""
+    with FaultyProxy(upstream) as proxy:
+        threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield proxy
+        finally:
+            proxy.shutdown()

@@ -1,0 +1,156 @@
+"""Whatever a network or the service does: a publication succeeds, or fails cleanly with the live release unchanged."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from infra import channels
+from infra.pruning import prune
+from infra.releases import find_release, list_releases, live_release, publish, require_whole, rollback
+from searchforge import gcs_storage
+from searchforge.errors import JobError
+from searchforge.gcs_storage import crc32c_file
+from searchforge.storage import open_storage
+from searchforge.workspace import Workspace
+from tests.infra.release_world import FILES, commit_checked
+from tests.integration.faulty_proxy import Fault, FaultyProxy, Request, faulty_proxy
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def proxy(gcs_host: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy that new clients use, and which are impatient."""
+    with faulty_proxy(gcs_host) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        monkeypatch.setattr(gcs_storage, "TIMEOUT_SECONDS", (1.0, 0.7))
+        monkeypatch.setattr(gcs_storage, "FIRST_DELAY_SECONDS", 0.02)
+        monkeypatch.setattr(gcs_storage, "RETRY_SECONDS", 30.0)
+        yield proxy
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Workspace:
+    return Workspace(str(tmp_path / "workspace"))
+
+
+@pytest.mark.parametrize("fault", ["503", "429", "refused", "lost", "cut", "slow", "timeout"])
+def test_what_passes_is_tried_again(proxy: FaultyProxy, bucket: str, source: Workspace, fault: Fault) -> None:
+    checks = [commit_checked(source, name, kilobytes=20) for name in ("a", "b")]
+    target = Workspace(f"{bucket}/apps")
+    rng = random.Random(7)
+    share = 0.1 if fault == "timeout" else 0.3
+    proxy.reset(lambda request: fault if rng.random() < share else "")
+    first, second = (publish(source, target, check).id for check in checks)
+    assert live_release(target) == second
+    assert rollback(target).id == first == live_release(target)
+    assert (find_release(target)[1] / FILES[0]).read_text().startswith(f"a {FILES[0]}")
+    assert {release.id for release in list_releases(target)} == {first, second}
+    pointer = channels.read(target.storage).pointer
+    assert (pointer.serial, pointer.withdrawn) == (4, (second,)), "each write of the pointer was done once"
+    assert prune(target, keep=1, min_age_days=0).kept == 2
+    assert len(proxy.faults) > 3
+
+
+@pytest.mark.parametrize("fault", ["lost", "timeout", "503"])
+def test_a_pointer_whose_answer_was_lost_is_known_to_be_ours(
+    proxy: FaultyProxy, bucket: str, source: Workspace, fault: Fault
+) -> None:
+    target = Workspace(f"{bucket}/apps")
+    publish(source, target, commit_checked(source, "a"))
+    before, failed = channels.read(target.storage).pointer, []
+
+    def plan(request: Request) -> Fault:
+        if request.method == "POST" and "uploadType=multipart" in request.path and not failed and armed:
+            failed.append(request)
+            return fault
+        return ""
+
+    armed = False
+    proxy.reset(plan)
+    seen = channels.read(target.storage)
+    armed = True
+    channels.write(target.storage, seen, target.storage.modified("releases/CURRENT.json"), fence=5)
+    after = channels.read(target.storage).pointer
+    assert failed and (after.serial, after.fence) == (before.serial + 1, 5)
+
+
+@pytest.mark.parametrize("fault", ["503", "403", "refused"])
+def test_an_outage_at_any_moment_changes_nothing(
+    proxy: FaultyProxy, bucket: str, source: Workspace, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the n-th request of a publication on nothing works, for every n until it succeeds."""
+    monkeypatch.setattr(gcs_storage, "RETRY_SECONDS", 0.05)
+    target = Workspace(f"{bucket}/apps")
+    live = publish(source, target, commit_checked(source, "a")).id
+    attempts, step, whole = 0, 2 if fault == "403" else 3, {live}
+    while True:
+        check = commit_checked(source, f"b{attempts}")
+        first = attempts * step
+        proxy.reset(lambda request, first=first: fault if request.number >= first else "")  # type: ignore[misc]
+        try:
+            release = publish(source, target, check).id
+            failed = False
+        except JobError as error:
+            failed = True
+            assert f"{bucket}/apps" in str(error) and "cannot be used" in str(error)
+        proxy.reset(lambda request: "")
+        for id in {*target.ids("releases")} - whole:
+            require_whole(target, id)
+            whole.add(id)
+        if not failed:
+            break
+        assert live_release(target) == live
+        attempts += 1
+    assert live_release(target) == release and attempts > 3
+    assert publish(source, target, "check-b0-True").live, "what failed before works again"
+
+
+@pytest.mark.parametrize("fault", ["410", "lost", "503", "refused", "timeout"])
+def test_a_large_upload_survives_its_session(
+    proxy: FaultyProxy, bucket: str, tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gcs_storage, "CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr("google.cloud.storage.blob._MAX_MULTIPART_SIZE", 1 << 20)
+    file = tmp_path / "large"
+    file.write_bytes(random.Random(0).randbytes(5 * 2**20 + 17))
+    storage = open_storage(f"{bucket}/apps")
+    puts = iter(range(1000))
+    proxy.reset(lambda request: fault if request.method == "PUT" and next(puts) == 2 else "")
+    storage.upload(file, "large")
+    assert proxy.faults == [fault]
+    proxy.reset(lambda request: "")
+    copy = tmp_path / "copy"
+    copy.write_bytes(storage.read("large"))
+    assert crc32c_file(copy) == crc32c_file(file)
+
+
+@pytest.mark.parametrize("command", ["read", "download", "rollback"])
+def test_what_is_damaged_on_the_way_is_noticed(
+    proxy: FaultyProxy, bucket: str, source: Workspace, tmp_path: Path, command: str
+) -> None:
+    target = Workspace(f"{bucket}/apps")
+    first, second = (publish(source, target, commit_checked(source, name)).id for name in ("a", "b"))
+    commands: dict[str, Callable[[], object]] = {
+        "read": lambda: target.storage.read(f"releases/{first}/{FILES[0]}"),
+        "download": lambda: target.storage.download_folder(f"releases/{first}", tmp_path / "copy"),
+        "rollback": lambda: rollback(target),
+    }
+    proxy.reset(lambda request: "corrupt" if "alt=media" in request.path and FILES[0] in request.path else "")
+    with pytest.raises(Exception, match=r"cannot be used|damaged"):
+        commands[command]()
+    proxy.reset(lambda request: "")
+    assert live_release(target) == second
+
+
+def test_a_long_read_that_is_cut_goes_on(proxy: FaultyProxy, bucket: str) -> None:
+    storage = open_storage(f"{bucket}/apps")
+    data = random.Random(0).randbytes(3 * 2**20)
+    storage.write("data", data)
+    gets = iter(range(1000))
+    proxy.reset(lambda request: "cut" if "alt=media" in request.path and next(gets) < 2 else "")
+    assert storage.read("data") == data and proxy.faults == ["cut", "cut"]

@@ -1,0 +1,85 @@
+"""`reindex` with its corpus, its workspace and its releases in buckets of a real Google Cloud Storage server."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra import api
+from infra.reindex import journal, lease, retention
+from infra.releases import live_release
+from searchforge.config import load_config
+from searchforge.storage import open_storage
+from searchforge.workspace import Workspace
+from serving_check import hostile
+from tests.infra.tiny_reindex import World, make_world
+from tests.warm_sessions import warm_sessions
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, warm_sessions():
+        patch.setattr(hostile, "_MEGAPIXELS", (640, 480))
+        yield
+
+
+def _upload(world: World, bucket: str) -> None:
+    """Makes the bucket's photos those of the world's folder; objects of the same content stay as they are."""
+    storage = open_storage(f"{bucket}/photos")
+    there = {path.name: path for path in world.images.iterdir()}
+    for name in storage.files("all"):
+        if name not in there:
+            storage.delete(f"all/{name}")
+    for name, path in there.items():
+        if not storage.exists(f"all/{name}") or storage.read(f"all/{name}") != path.read_bytes():
+            storage.upload(path, f"all/{name}")
+
+
+def test_a_bucket_is_brought_up_again_and_again_also_after_a_run_died(bucket: str, tmp_path: Path) -> None:
+    places = {
+        "workspace": f"{bucket}/workspace",
+        "corpus__source": f"{bucket}/photos/all",
+        "releases": f"{bucket}/apps",
+    }
+    world = make_world(tmp_path, **places, reindex__lease_seconds=1.0, reindex__keep_releases=1, reindex__keep_days=0)
+    _upload(world, bucket)
+    target = Workspace(f"{bucket}/apps")
+
+    first = api.reindex(world.config)
+    assert first.state == "published" and live_release(target) == first.release
+    assert api.reindex(world.config).state == "unchanged"
+
+    storage = world.workspace.storage
+    held = lease.read(storage)
+    assert held
+    dead = first.model_copy(update={"run": journal.run_id(), "state": "running", "fence": held.fence + 1})
+    journal.write(storage, dead)
+    update = {"state": "held", "run": dead.run, "fence": dead.fence, "machine": "elsewhere", "lease_seconds": 1.0}
+    storage.write(lease.LEASE, held.model_copy(update=update).model_dump_json().encode())
+
+    world.change(random.Random(0), 1)
+    _upload(world, bucket)
+    second = api.reindex(world.config)
+    assert second.state == "published" and second.fence > dead.fence and live_release(target) == second.release
+    assert second.plan and (second.plan.added, second.plan.changed, second.plan.removed) == (3, 1, 2)
+    closed = journal.read(storage, dead.run)
+    assert closed and closed.state == "failed"
+
+    for step in (2, 3):
+        world.change(random.Random(step), step)
+        _upload(world, bucket)
+        api.reindex(world.config)
+    later = storage.now() + 3 * retention.MIN_AGE
+    api.reindex(world.config, now=later)
+    assert len(target.ids("releases")) == 2  # the live one and the one before it
+    assert len(world.workspace.ids("searchers")) == len(world.workspace.ids("checks")) == 2
+    copies = world.workspace.local_storage
+    assert set(copies.names("searchers")) <= set(world.workspace.ids("searchers"))
+    fresh = load_config(None, {"workspace": str(tmp_path / "elsewhere"), "releases": f"{bucket}/apps"})
+    image = sorted(world.images.iterdir())[0]
+    assert api.search(fresh, str(image), 1)[0].id == image.name
