@@ -199,15 +199,17 @@ def run(config: Config) -> RunReport:
     return RunReport(seconds, release, reports)
 
 
-def status(config: Config, count: int = 10) -> Status:
+def status(config: Config, count: int = 10, lag: bool = False) -> Status:
     """Returns how re-indexing stands.
 
     Args:
       count: of runs to list, the latest first.
+      lag: whether to list the corpus now; by default the lag is what the latest run found.
     """
-    from infra.status import examine
+    from infra.status import examine, with_plan
 
-    return examine(config, count)
+    found = examine(config, count)
+    return with_plan(found, preview_reindex(config)) if lag else found
 
 
 def require_healthy(found: Status, max_age: str | None = None) -> None:

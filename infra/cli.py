@@ -352,6 +352,7 @@ def schedule(config: Config, as_json: bool) -> None:
 @main.command()
 @_options(*_PUBLISH)
 @click.option("--list", "count", type=click.IntRange(1), default=10, show_default=True, help="Runs to show.")
+@click.option("--lag", is_flag=True, help="List the corpus now, to tell how far the index is behind it.")
 @click.option("--check", "checks", is_flag=True, help="Exit with 1 where somebody must look: stopped, or too old.")
 @click.option("--max-age", help="Of the index, for --check; such as 26h.")
 @click.option("--prometheus", is_flag=True, help="Print metrics in Prometheus' text format.")
@@ -362,6 +363,7 @@ def status(
     config: Config,
     as_json: bool,
     count: int,
+    lag: bool,
     checks: bool,
     max_age: str | None,
     prometheus: bool,
@@ -375,7 +377,7 @@ def status(
     elif prometheus:
         click.echo(api.metrics(config), nl=False)
     else:
-        found = api.status(config, count)
+        found = api.status(config, count, lag)
         show(found, as_json, summaries.status(found))
         if checks:
             api.require_healthy(found, max_age)

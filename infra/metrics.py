@@ -6,16 +6,16 @@ workspace can tell them.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import get_args
+from typing import NamedTuple, get_args
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, Counter, generate_latest, start_http_server
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -42,6 +42,27 @@ def registry(config: Config) -> CollectorRegistry:
     found = CollectorRegistry()
     found.register(_StatusCollector(config))
     return found
+
+
+class ScheduleCounters(NamedTuple):
+    """What only the process of a schedule knows."""
+
+    overlaps: Counter
+    misfires: Counter
+    failures: Counter
+
+
+def schedule_counters(registry: CollectorRegistry) -> ScheduleCounters:
+    """Adds the counters of a schedule to a registry."""
+
+    def counter(name: str, meaning: str) -> Counter:
+        return Counter(f"searchforge_schedule_{name}", meaning, registry=registry)
+
+    return ScheduleCounters(
+        overlaps=counter("overlaps", "Scheduled times that were left out because the run before still lasted."),
+        misfires=counter("misfires", "Scheduled times that passed too long ago to be made up for."),
+        failures=counter("failures", "Scheduled runs whose process did not end with exit code 0."),
+    )
 
 
 def text(config: Config) -> str:
@@ -120,7 +141,7 @@ def _families(found: Status) -> Iterator[Metric]:
     yield _gauge("reindex_running", "Whether a run holds the lease.", bool(found.running and not found.running.died))
     yield _gauge("reindex_stopped", "Whether runs are refused until one is told to resume.", found.stopped)
     yield _gauge("reindex_consecutive_failures", "Runs that failed in a row.", found.failures)
-    states = Counter(found.state(run) for run in found.runs)
+    states = collections.Counter(found.state(run) for run in found.runs)
     yield _labelled(
         "reindex_recent_runs",
         f"Runs by state, of the latest {RUNS} in the journal.",
@@ -134,9 +155,7 @@ def _families(found: Status) -> Iterator[Metric]:
             yield _time("reindex_last_run_end", "End of the latest run.", last.ended)
         yield _labelled("reindex_last_run_state", "State of the latest run.", "state", {found.state(last): 1})
     if found.fresh:
-        yield _time(
-            "reindex_last_success", "Start of the latest run that left the index equal to its corpus.", found.fresh
-        )
+        yield _time("reindex_last_success", "Start of the latest run whose corpus is live.", found.fresh)
     seconds: dict[str, float] = {}
     for run in found.runs:
         for entry in reversed(run.stages):
@@ -147,7 +166,9 @@ def _families(found: Status) -> Iterator[Metric]:
         yield _time("corpus_listed", "When the corpus was last listed.", found.lag.listed)
         yield _gauge("corpus_items", "Of the corpus when it was last listed.", found.lag.items)
         pending = {change: getattr(found.lag, change) for change in ("added", "changed", "removed")}
-        yield _labelled("corpus_pending_items", "Changes of the corpus that are not indexed.", "change", pending)
+        yield _labelled("corpus_pending_items", "Changes of the corpus that are not released.", "change", pending)
+        withheld = "Whether a release that holds the corpus is not live, since somebody chose another one."
+        yield _gauge("corpus_release_withheld", withheld, bool(found.lag.withheld))
     if found.next_run:
         yield _time("schedule_next_run", "Next time of the schedule.", found.next_run)
     yield from _releases(found)

@@ -66,7 +66,8 @@ def prune(
     Raises:
       JobError: a pointer is damaged, so nobody knows what is live; nothing is deleted.
     """
-    storage, now = target.storage, now or target.storage.now()
+    storage = target.storage
+    now = now or storage.now()
     pointers = [channels.read(storage, channel).pointer for channel in channels.channels(storage)]
     protected = {id for pointer in pointers for id in pointer.protected}
     last_live: dict[str, datetime] = {}

@@ -43,14 +43,7 @@ def schedule(config: Config, command: Sequence[str]) -> None:
     settings = config.schedule
     trigger = cron.trigger(settings)
     registry = metrics.registry(config)
-    overlaps, missed, failed = (
-        Counter(f"searchforge_schedule_{name}", meaning, registry=registry)
-        for name, meaning in (
-            ("overlaps", "Scheduled times that were left out because the run before still ran."),
-            ("misfires", "Scheduled times that passed too long ago to be made up for."),
-            ("failures", "Scheduled runs whose process did not end with exit code 0."),
-        )
-    )
+    counters = metrics.schedule_counters(registry)
 
     def left_out(counter: Counter, why: str) -> None:
         counter.inc()
@@ -58,12 +51,12 @@ def schedule(config: Config, command: Sequence[str]) -> None:
             f"a scheduled run is left out: {why}; the next one is at {_shown(cron.next_due(settings, _now()))}"
         )
 
-    child = _Child(command, failed)
+    child = _Child(command, counters.failures)
     logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # what concerns the user is said here
     scheduler = BackgroundScheduler(timezone=timezone.utc)
-    scheduler.add_listener(lambda _: left_out(overlaps, "the one before still runs"), EVENT_JOB_MAX_INSTANCES)
+    scheduler.add_listener(lambda _: left_out(counters.overlaps, "the one before still runs"), EVENT_JOB_MAX_INSTANCES)
     scheduler.add_listener(
-        lambda _: left_out(missed, f"it is over {settings.misfire_seconds} s late"), EVENT_JOB_MISSED
+        lambda _: left_out(counters.misfires, f"it is over {settings.misfire_seconds} s late"), EVENT_JOB_MISSED
     )
     due = _missed(config) or cron.next_due(settings, _now())
     scheduler.add_job(

@@ -5,23 +5,25 @@ All is read from the workspace's journal and lease and from the releases; nothin
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from infra import cron
 from infra.reindex import journal, lease
 from infra.reindex.journal import PlanEntry, Run
+from infra.reindex.plan import Plan
 from infra.releases import Release, list_releases
 from searchforge.config import Config
 from searchforge.errors import UsageError
 from searchforge.storage import Storage
 from searchforge.workspace import Workspace
 
-SUCCESS = ("published", "unchanged")
-"""States of a run after which the index is what the corpus was when the run listed it."""
+_SUCCESS = ("published", "unchanged")
+"""States of a run that knows a release which holds the corpus as the run listed it."""
 
 _STAGES = ("train", "embed", "index", "check", "publish")
 
@@ -47,12 +49,13 @@ class Running:
 
 @dataclass(frozen=True)
 class Lag:
-    """What the corpus has and the index has not.
+    """What the corpus has and the releases have not.
 
     Attributes:
       listed: UTC time at which the corpus was listed, ISO 8601.
       items: of the corpus then.
-      added, changed, removed: of them, since what is indexed.
+      added, changed, removed: of them, since what is released.
+      withheld: release that holds the corpus and is not live, since somebody chose another one; empty: none.
     """
 
     listed: str
@@ -60,6 +63,7 @@ class Lag:
     added: int
     changed: int
     removed: int
+    withheld: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Status:
     Attributes:
       time: of this status, UTC, ISO 8601.
       runs: the latest ones, latest first.
-      fresh: start of the latest run that left the index equal to its corpus; None where the journal knows of none.
+      fresh: start of the latest run whose corpus is the live release's; None where the journal knows of none.
       failures: runs that failed in a row; one that was killed is none.
       stopped: whether `reindex` refuses to start until it is told to `--resume`.
       lag: by the latest plan, or by a listing of now; None where nothing was planned yet.
@@ -119,7 +123,8 @@ def examine(config: Config, count: int = 10, read: Reader = journal.read) -> Sta
     storage = Workspace(config.workspace).storage
     runs = (run for id in journal.ids(storage) if (run := read(storage, id)))
     shown = list(itertools.islice(runs, count))
-    fresh = next((run.started for run in itertools.chain(shown, runs) if run.state in SUCCESS), None)
+    live = _live(Workspace(config.releases or config.workspace))
+    fresh = next((run.started for run in itertools.chain(shown, runs) if _holds(run, live)), None)
     failures = shown[0].failures if shown else 0
     now = datetime.now(timezone.utc)
     return Status(
@@ -130,10 +135,18 @@ def examine(config: Config, count: int = 10, read: Reader = journal.read) -> Sta
         fresh=fresh,
         failures=failures,
         stopped=failures >= config.reindex.max_failures,
-        lag=next((_lag(run, run.plan) for run in shown if run.plan), None),
+        lag=next((_lag(run, run.plan, live) for run in shown if run.plan), None),
         next_run=cron.next_due(config.schedule, now).isoformat() if config.schedule.cron else None,
-        live=_live(Workspace(config.releases or config.workspace)),
+        live=live,
     )
+
+
+def with_plan(status: Status, plan: Plan) -> Status:
+    """Returns the status with the lag that a plan of now found."""
+    entry = plan.entry
+    live = plan.holds is None or any(release.id == plan.holds for release in status.live.values())
+    lag = Lag(status.time, entry.items, entry.added, entry.changed, entry.removed, "" if live else plan.holds or "")
+    return dataclasses.replace(status, lag=lag)
 
 
 def seconds_between(start: str, end: str) -> float:
@@ -169,11 +182,16 @@ def _stage(run: Run | None) -> str:
     return next((stage for stage in _STAGES if getattr(run.plan, stage) and stage not in done), "prune")
 
 
-def _lag(run: Run, plan: PlanEntry) -> Lag:
+def _holds(run: Run, live: Mapping[str, Release]) -> bool:
+    """Whether what is live now is the release that held the corpus as the run listed it."""
+    return run.state in _SUCCESS and run.channel in live and live[run.channel].id == run.release
+
+
+def _lag(run: Run, plan: PlanEntry, live: Mapping[str, Release]) -> Lag:
     """What the run found to do, less what it did."""
-    if run.state in SUCCESS:
-        return Lag(run.started, plan.items, 0, 0, 0)
-    return Lag(run.started, plan.items, plan.added, plan.changed, plan.removed)
+    if run.state not in _SUCCESS:
+        return Lag(run.started, plan.items, plan.added, plan.changed, plan.removed)
+    return Lag(run.started, plan.items, 0, 0, 0, "" if _holds(run, live) else run.release or "")
 
 
 def _live(target: Workspace) -> dict[str, Release]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from infra.pruning import Pruned
     from infra.reindex.journal import Run
     from infra.releases import Listing, Release
-    from infra.status import Status
+    from infra.status import Lag, Status
     from serving_check.search import Hit
 
 
@@ -114,15 +114,10 @@ def status(found: Status) -> str:
     if not found.live:
         line("live", "no release yet")
     if lag := found.lag:
-        behind = f"{lag.added} added, {lag.changed} changed, {lag.removed} removed"
-        listed = f"of {lag.items} items, listed {_ago(lag.listed, found.time)}"
-        line("behind by", f"{behind} {listed}" if lag.added or lag.changed or lag.removed else f"nothing {listed}")
+        line("behind by", f"{_behind(lag)} of {lag.items} items, listed {_ago(lag.listed, found.time)}")
     if running := found.running:
-        how = (
-            "died; the next run takes over"
-            if running.died
-            else f"at {running.stage}, {_ago(running.since, found.time)}"
-        )
+        alive = f"at {running.stage}, started {_ago(running.since, found.time)}"
+        how = "died; the next run takes over" if running.died else alive
         line("running", f"{running.run} on {running.host}, {how}")
     line("next run", _time(found.next_run) if found.next_run else "no schedule.cron is configured")
     if found.failures:
@@ -132,6 +127,13 @@ def status(found: Status) -> str:
         lines += ["", f"{'run':<35}{'by':<10}{'seconds':>8}  state"]
         lines += [_run_line(run, found.state(run)) for run in found.runs]
     return "\n".join(lines)
+
+
+def _behind(lag: Lag) -> str:
+    if lag.withheld:
+        return f"release {lag.withheld}, which is not live and has all"
+    counts = [f"{getattr(lag, change)} {change}" for change in ("added", "changed", "removed") if getattr(lag, change)]
+    return ", ".join(counts) or "nothing"
 
 
 def _run_line(run: Run, state: str) -> str:

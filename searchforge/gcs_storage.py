@@ -145,7 +145,7 @@ class GcsStorage(Storage):
 
     @_persists
     def upload(self, local: Path, path: str) -> None:
-        from google.api_core.exceptions import ClientError, Forbidden, Unauthorized
+        from google.api_core.exceptions import Forbidden, GoogleAPICallError, Unauthorized
         from google.cloud.storage.exceptions import InvalidResponse
 
         checksum = crc32c_file(local)
@@ -155,7 +155,7 @@ class GcsStorage(Storage):
             blob.upload_from_filename(str(local), content_type=_content_type(path), checksum="crc32c", **_patiently())
         except (Forbidden, Unauthorized):
             raise
-        except (ClientError, InvalidResponse) as error:  # the server has lost the session
+        except (GoogleAPICallError, InvalidResponse) as error:  # the server has lost the session
             raise _AgainError(str(error)) from error
         if blob.crc32c != checksum:
             raise _AgainError(f"it has CRC32C {blob.crc32c} after the upload, and {local} {checksum}")

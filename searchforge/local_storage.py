@@ -54,7 +54,8 @@ class LocalStorage(Storage):
             file.write(data)
 
     def exists(self, path: str) -> bool:
-        return self.path(path).is_file()
+        with _reports_errors(self.path(path)):
+            return self.path(path).is_file()
 
     def names(self, folder: str) -> list[str]:
         return sorted(entry.name for entry in self._entries(folder) if entry.is_dir())

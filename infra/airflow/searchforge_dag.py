@@ -1,4 +1,4 @@
-"""A nightly re-index by Airflow 3, in place of the CronJob of infra/kubernetes, whose account and config map its pods use.
+"""A nightly re-index by Airflow 3, in place of the CronJob of infra/kubernetes; its pods use that account and config.
 
 Goes into Airflow's DAG folder together with pod.yaml.
 """
@@ -14,7 +14,7 @@ from airflow.sdk import DAG
 CONFIG = "/etc/searchforge/searchforge.yaml"
 
 
-def searchforge(command: str, **options: object) -> KubernetesPodOperator:
+def searchforge(command: str, *arguments: str, **options: object) -> KubernetesPodOperator:
     """A task that runs a command of searchforge in a pod."""
     return KubernetesPodOperator(
         task_id=command,
@@ -22,7 +22,7 @@ def searchforge(command: str, **options: object) -> KubernetesPodOperator:
         namespace="searchforge",
         pod_template_file=str(Path(__file__).with_name("pod.yaml")),
         base_container_name="reindex",
-        arguments=[command, "--config", CONFIG],
+        arguments=[command, "--config", CONFIG, *arguments],
         on_finish_action="delete_succeeded_pod",
         **options,
     )
@@ -39,4 +39,4 @@ with DAG(
     default_args={"retries": 1, "retry_delay": timedelta(minutes=5)},
     tags=["searchforge"],
 ):
-    searchforge("reindex") >> searchforge("status", retries=0)
+    searchforge("reindex", "--trigger", "airflow") >> searchforge("status", "--check", retries=0)

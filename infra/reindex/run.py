@@ -71,24 +71,25 @@ def reindex(config: Config, *, trigger: str = "command", resume: bool = False, n
         )
     _target(config).storage.now()  # a write: what cannot be published to fails here, not after the training
     id = journal.run_id()
-    with logs.bind(run=id), _stopping(), _leased(config, storage, id) as held:
-        start = Run(
-            run=id,
-            started=journal.now(),
-            beat=journal.now(),
-            trigger=trigger,
-            host=socket.gethostname(),
-            fence=held.fence,
-            channel=settings.channel,
-            failures=_close_dead_runs(storage),
-        )
-        stages = _Stages(config, held, _Record(storage, start, settings.keep_runs))
-        error = _work(stages, now)
-    run = stages.record.run
-    _notify(config, run)
-    if error:
-        raise error
-    return run
+    with logs.bind(run=id):
+        with _stopping(), _leased(config, storage, id) as held:
+            start = Run(
+                run=id,
+                started=journal.now(),
+                beat=journal.now(),
+                trigger=trigger,
+                host=socket.gethostname(),
+                fence=held.fence,
+                channel=settings.channel,
+                failures=_close_dead_runs(storage),
+            )
+            stages = _Stages(config, held, _Record(storage, start, settings.keep_runs))
+            error = _work(stages, now)
+        run = stages.record.run
+        _notify(config, run)
+        if error:
+            raise error
+        return run
 
 
 def preview(config: Config) -> Plan:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from infra import channels, tombstones
-from infra.channels import read
 from infra.pruning import prune
-from infra.releases import (
-    list_refusals,
-    list_releases,
-    live_release,
-    promote,
-    publish,
-    require_whole,
-    rollback,
-)
-from searchforge.errors import ConflictError, GateError, JobError, UsageError
+from infra.releases import list_refusals, list_releases, live_release, promote, publish
+from searchforge.errors import GateError, JobError
 from searchforge.workspace import Workspace
+from tests.infra.prune_actors import PruneActors, require_sound
 from tests.infra.release_world import FILES, commit_checked
 from tests.infra.stepped_storage import KilledError, interleave
 
@@ -141,145 +133,91 @@ def test_a_pruned_release_can_be_published_again(workspace: Workspace) -> None:
     ids = _publish(workspace, "a", "b", "c")
     prune(workspace, keep=0, min_age_days=0)
     assert _publish(workspace, "a") == [ids[0]]
-    _require_sound(workspace)
+    require_sound(workspace)
 
 
 # Two actors at once: every point at which the one can be interrupted by the other, on a real folder.
 
-
-def _require_sound(workspace: Workspace) -> None:
-    """What is live is whole."""
-    for channel in channels.channels(workspace.storage):
-        pointer = read(workspace.storage, channel).pointer
-        if pointer.release is None and channel != "production":
-            continue  # a channel that was to begin with a release that is being deleted
-        assert pointer.release
-        require_whole(workspace, pointer.release)
-        for file in pointer.files.values():
-            assert len(workspace.storage.read(f"releases/{file.path}")) == file.bytes
-    assert not [release for release in list_releases(workspace) if release.damaged]
+COMMANDS = ("rollback", "promote", "publish_pruned", "publish_other")
 
 
-@contextlib.contextmanager
-def _may_lose() -> Any:
-    """The commands of the user's that may fail, as they say themselves, when another one was faster."""
-    with contextlib.suppress(ConflictError, UsageError, GateError):
-        yield
+@pytest.fixture
+def actors(tmp_path: Path) -> PruneActors:
+    return PruneActors(Workspace(str(tmp_path / "source")))
 
 
-def _prune(workspace: Workspace) -> None:
-    prune(workspace, keep=0, min_age_days=0)
-
-
-def _rollback(workspace: Workspace) -> None:
-    with _may_lose():
-        rollback(workspace, _oldest(workspace))
-
-
-def _promote(workspace: Workspace) -> None:
-    with _may_lose():
-        promote(workspace, "production", "staging", _oldest(workspace))
-
-
-def _publish_pruned(workspace: Workspace) -> None:
-    with _may_lose():
-        publish(workspace, workspace, "check-a-True")
-
-
-def _publish_other(workspace: Workspace) -> None:
-    with _may_lose():
-        _publish(workspace, "z")
-
-
-def _oldest(workspace: Workspace) -> str:
-    return str(workspace.marker("checks", "check-a-True")["release"])
-
-
-def _make(tmp_path: Path) -> Callable[[], str]:
-    """Returns what makes a workspace with four releases, of which a prune deletes two."""
+@pytest.fixture
+def make(actors: PruneActors, tmp_path: Path) -> Callable[[], str]:
+    """What makes a fresh copy of the same releases."""
     template = Workspace(str(tmp_path / "template"))
-    ids = _publish(template, "a", "b", "c", "d")
-    check = Path(template.root, "checks", "check-a-True", "report.json")
-    check.write_text(check.read_text().replace("{", f'{{"release": "{ids[0]}",', 1))
-    count = iter(range(10**6))
+    actors.fill(template)
+    count = itertools.count()
 
-    def make() -> str:
-        root = tmp_path / str(next(count))
-        shutil.copytree(template.root, root)
-        return str(root)
+    def copy() -> str:
+        return str(shutil.copytree(template.root, tmp_path / str(next(count))))
 
-    return make
+    return copy
 
 
-OTHERS = [_rollback, _promote, _publish_pruned, _publish_other, _prune]
+def _dying(command: Callable[[Workspace], None]) -> Callable[[Workspace], None]:
+    def run(workspace: Workspace) -> None:
+        with contextlib.suppress(KilledError):
+            command(workspace)
+
+    return run
 
 
-@pytest.mark.parametrize("other", OTHERS)
-def test_whatever_comes_in_between_a_prune(tmp_path: Path, other: Callable[[Workspace], None]) -> None:
-    assert interleave(_make(tmp_path), _prune, other, _require_sound) > 10
+def _kill(_: Workspace) -> None:
+    raise KilledError
 
 
-@pytest.mark.parametrize("command", OTHERS[:-1])
-def test_whenever_a_prune_comes_in_between(tmp_path: Path, command: Callable[[Workspace], None]) -> None:
-    assert interleave(_make(tmp_path), command, _prune, _require_sound) > 5
+@pytest.mark.parametrize("other", [*COMMANDS, "prune"])
+def test_whatever_comes_in_between_a_prune(actors: PruneActors, make: Callable[[], str], other: str) -> None:
+    assert interleave(make, actors.prune, getattr(actors, other), require_sound) > 10
 
 
-@pytest.mark.parametrize("other", [_rollback, _publish_pruned])
-def test_three_at_once(tmp_path: Path, other: Callable[[Workspace], None]) -> None:
-    """A prune sleeps while another one does the whole work and somebody publishes or rolls back."""
+@pytest.mark.parametrize("command", COMMANDS)
+def test_whenever_a_prune_comes_in_between(actors: PruneActors, make: Callable[[], str], command: str) -> None:
+    assert interleave(make, getattr(actors, command), actors.prune, require_sound) > 5
 
+
+@pytest.mark.parametrize("other", ["rollback", "publish_pruned"])
+def test_a_prune_sleeps_through_another_one_and_a_command(
+    actors: PruneActors, make: Callable[[], str], other: str
+) -> None:
     def between(workspace: Workspace) -> None:
-        _prune(workspace)
-        other(workspace)
+        actors.prune(workspace)
+        getattr(actors, other)(workspace)
 
-    interleave(_make(tmp_path), _prune, between, _require_sound)
+    interleave(make, actors.prune, between, require_sound)
 
 
-def test_a_killed_prune_is_finished_by_the_next_one(tmp_path: Path) -> None:
-    def kill(workspace: Workspace) -> None:
-        raise KilledError
-
-    def command(workspace: Workspace) -> None:
-        with contextlib.suppress(KilledError):
-            _prune(workspace)
-
+def test_a_killed_prune_is_finished_by_the_next_one(actors: PruneActors, make: Callable[[], str]) -> None:
     def verify(workspace: Workspace) -> None:
-        _require_sound(workspace)
-        _prune(workspace)
-        _require_sound(workspace)
-        assert len(_ids(workspace)) == 2
-        assert len(workspace.storage.names("releases")) == 2 and not workspace.storage.files(tombstones.FOLDER)
+        require_sound(workspace)
+        actors.prune(workspace)
+        require_sound(workspace)
+        assert len(workspace.storage.names("releases")) == 2 == len(_ids(workspace))
+        assert not workspace.storage.files(tombstones.FOLDER)
 
-    interleave(_make(tmp_path), command, kill, verify)
+    interleave(make, _dying(actors.prune), _kill, verify)
 
 
-def test_what_a_killed_prune_left_does_not_keep_a_publisher_from_its_work(tmp_path: Path) -> None:
-    def kill(workspace: Workspace) -> None:
-        raise KilledError
-
-    def command(workspace: Workspace) -> None:
-        with contextlib.suppress(KilledError):
-            _prune(workspace)
-
+def test_a_killed_prune_does_not_keep_a_publisher_from_its_work(actors: PruneActors, make: Callable[[], str]) -> None:
     def verify(workspace: Workspace) -> None:
-        assert publish(workspace, workspace, "check-a-True").id == live_release(workspace)
-        _require_sound(workspace)
+        before = live_release(workspace)
+        actors.publish_pruned(workspace)
+        assert live_release(workspace) != before
+        require_sound(workspace)
 
-    interleave(_make(tmp_path), command, kill, verify)
+    interleave(make, _dying(actors.prune), _kill, verify)
 
 
-def test_a_killed_publisher_leaves_the_live_release(tmp_path: Path) -> None:
-    def kill(workspace: Workspace) -> None:
-        raise KilledError
-
-    def command(workspace: Workspace) -> None:
-        with contextlib.suppress(KilledError):
-            _publish(workspace, "z")
-
+def test_a_killed_publisher_leaves_the_live_release(actors: PruneActors, make: Callable[[], str]) -> None:
     def verify(workspace: Workspace) -> None:
-        _require_sound(workspace)
-        (id,) = _publish(workspace, "z")
-        assert live_release(workspace) == id
-        _require_sound(workspace)
+        require_sound(workspace)
+        actors.publish_other(workspace)
+        require_sound(workspace)
+        assert len(_ids(workspace)) == 5
 
-    interleave(_make(tmp_path), command, kill, verify)
+    interleave(make, _dying(actors.publish_other), _kill, verify)

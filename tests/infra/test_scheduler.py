@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from searchforge.cli import config_options, repeated_options, reports_errors
 from searchforge.config import Config, load_config
 from searchforge.workspace import Workspace
-from tests.infra.reindex_world import write_run
+from tests.infra.journal_world import write_run
 
 EVERY_MINUTE = "* * * * *"
 
@@ -56,9 +57,15 @@ from searchforge.config import load_config
 {setting}
 scheduler.schedule(load_config(None, {overrides!r}), {command!r})
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    with _started("-c", code) as schedule:
+        yield schedule
+
+
+@contextmanager
+def _started(*arguments: str) -> Iterator[_Schedule]:
+    """Runs Python with these arguments."""
+    command = [sys.executable, *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         yield _Schedule(process)
     finally:
@@ -148,6 +155,16 @@ def test_a_time_that_comes_while_a_run_lasts_is_left_out(behind: Path) -> None:
         schedule.told("a scheduled run is left out: the one before still runs; the next one is at")
         assert _metric(url, "searchforge_schedule_overlaps_total") >= 1
         assert _metric(url, "searchforge_schedule_failures_total") == 0
+        assert schedule.end() == 0
+
+
+def test_the_command_re_indexes_with_its_own_configuration(tmp_path: Path) -> None:
+    write_run(Workspace(str(tmp_path)), "failed", hours=2, failures=5, failed_stage="index", error="disk full")
+    options = ["--workspace", str(tmp_path), "--cron", EVERY_MINUTE, "--log-format", "json"]
+    with _started("-m", "infra", "schedule", *options, "--set", "reindex.max_failures=4") as schedule:
+        refusal = json.loads(schedule.told("runs of reindex failed in a row"))
+        assert refusal["severity"] == "ERROR" and refusal["message"].startswith("5 runs")
+        assert json.loads(schedule.told("ended with exit code 1"))["severity"] == "INFO"
         assert schedule.end() == 0
 
 

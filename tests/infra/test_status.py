@@ -6,17 +6,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from infra.cli import main
 from infra.reindex import journal, lease
-from infra.status import examine, parse_age
+from infra.releases import rollback
+from infra.status import Lag, examine, parse_age
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
-from tests.infra.reindex_world import PLAN, publish, stage, write_run
+from tests.infra.journal_world import PLAN, publish, stage, write_run
+from tests.tiny_bundle import write_colour_bundle
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def test_what_is_live_is_shown_with_its_age(workspace: Workspace) -> None:
     release = publish(workspace)
     status = examine(_config(workspace))
     assert {channel: live.id for channel, live in status.live.items()} == {"production": release.id}
-    assert f"live production {release.id}, 97 images, 0 seconds ago" in _status(workspace).output
+    assert f"live production {release.id}, 10 images, 0 seconds ago" in _status(workspace).output
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,32 @@ def test_the_lag_is_what_the_latest_plan_found_and_its_run_did_not_do(
     lag = examine(_config(workspace)).lag
     assert lag and (lag.added, lag.changed, lag.removed) == pending
     assert (lag.listed, lag.items) == (run.started, PLAN.items)
+
+
+def test_the_lag_of_now_is_found_by_listing_the_corpus(workspace: Workspace, tmp_path: Path) -> None:
+    write_colour_bundle(workspace)
+    write_run(workspace, "failed", 2, failures=1)
+    (tmp_path / "corpus").mkdir()
+    for colour in ("red", "green"):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / "corpus" / f"{colour}.png")
+    result = _status(workspace, "--lag", "--json", "--set", f"corpus.source={tmp_path}/corpus")
+    lag = json.loads(result.stdout)["lag"]
+    assert (lag["items"], lag["added"], lag["changed"], lag["removed"]) == (2, 2, 0, 0)
+    assert lag["listed"] == json.loads(result.stdout)["time"]
+
+
+def test_a_release_that_was_rolled_back_leaves_the_index_as_old_as_the_one_before(workspace: Workspace) -> None:
+    first = publish(workspace, "a")
+    before = write_run(workspace, "published", 50, release=first.id)
+    second = publish(workspace, "b")
+    write_run(workspace, "published", 26, release=second.id)
+    assert examine(_config(workspace)).lag == Lag(ANY, PLAN.items, 0, 0, 0)
+    rollback(workspace)
+    write_run(workspace, "unchanged", 2, release=second.id)
+    status = examine(_config(workspace))
+    assert status.fresh == before.started
+    assert status.lag and status.lag.withheld == second.id
+    assert f"release {second.id}, which is not live and has all of 100 items" in _status(workspace).output
 
 
 def test_a_run_in_progress_is_shown_with_its_holder_and_stage(workspace: Workspace) -> None:
@@ -104,7 +134,7 @@ def test_the_next_run_is_that_of_the_configured_schedule(workspace: Workspace) -
 
 
 def test_a_stop_and_an_old_index_fail_the_check(workspace: Workspace) -> None:
-    write_run(workspace, "unchanged", 30)
+    write_run(workspace, "unchanged", 30, release=publish(workspace).id)
     assert _status(workspace, "--check").exit_code == 0
     assert _status(workspace, "--check", "--max-age", "31h").exit_code == 0
     assert _status(workspace, "--check", "--max-age", "29h").exit_code == 1
@@ -124,7 +154,7 @@ def test_an_index_that_no_run_vouches_for_is_too_old(workspace: Workspace) -> No
 
 
 def test_the_age_counts_from_when_the_corpus_was_listed_however_long_ago(workspace: Workspace) -> None:
-    success = write_run(workspace, "published", 50)
+    success = write_run(workspace, "published", 50, release=publish(workspace).id)
     for hours in range(1, 20):
         write_run(workspace, "failed", hours, failures=1)
     assert examine(_config(workspace), count=5).fresh == success.started

@@ -68,16 +68,41 @@ def cache() -> Path:
 
 def build_boot() -> Path:
     """Builds Beam's own boot program for Python workers from the Go module proxy, or finds it built."""
-    boot = cache() / f"boot-{apache_beam.__version__}"
-    if not boot.exists():
+    return build_go_program(BOOT_MODULE, "container", f"boot-{apache_beam.__version__}")
+
+
+def build_go_program(module: str, binary: str, name: str) -> Path:
+    """Builds a program from the Go module proxy, or finds it built.
+
+    Args:
+      module: package path with `@version`.
+      binary: name that Go gives the program.
+      name: under which it is kept, with its version.
+    """
+    program = cache() / name
+    if not program.exists():
         go = shutil.which("go")
         if go is None:
-            pytest.skip("Go is not installed, so Beam's boot program cannot be built")
+            pytest.skip(f"Go is not installed, so {name} cannot be built")
         folder = cache() / "go"
-        if failure := _failure([go, "install", BOOT_MODULE], GOBIN=str(folder)):
-            pytest.skip(f"Beam's boot program cannot be built: {failure}")
-        (folder / "container").replace(boot)
-    return boot
+        if failure := _failure([go, "install", module], GOBIN=str(folder)):
+            pytest.skip(f"{name} cannot be built: {failure}")
+        (folder / binary).replace(program)
+    return program
+
+
+def fetch_jar(artifact: str) -> Path:
+    """Fetches a jar, without what it depends on, with Maven; `artifact` is group:name:version."""
+    _, name, version = artifact.split(":")
+    jar = cache() / f"{name}-{version}.jar"
+    if not jar.exists():
+        maven = shutil.which("mvn")
+        if maven is None or shutil.which("java") is None:
+            pytest.skip(f"Java or Maven is not installed, so {artifact} cannot be fetched")
+        options = ["-B", "-q", "-Dstyle.color=never", "-Dmdep.stripVersion=false", f"-DoutputDirectory={cache()}"]
+        if failure := _failure([maven, *options, "dependency:copy", f"-Dartifact={artifact}"]):
+            pytest.skip(f"{artifact} cannot be fetched: {failure}")
+    return jar
 
 
 def fetch_flink_job_server() -> str:

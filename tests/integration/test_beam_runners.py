@@ -46,6 +46,17 @@ def job_endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 @pytest.fixture
+def shipped(request: pytest.FixtureRequest, checkout: Path, tmp_path: Path) -> str:  # noqa: F811
+    """The option that ships the project: with Flink as infra/beam/flink does, elsewhere from a checkout."""
+    if request.node.callspec.params["job_endpoint"] != "Flink job server":
+        return f"--setup_file={checkout / 'setup.py'}"
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*build, str(tmp_path / "wheels"), str(checkout)], check=True)
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    return f"--extra_package={wheel}"
+
+
+@pytest.fixture
 def pool(tmp_path: Path) -> Iterator[beam_servers.WorkerPool]:
     folder = tmp_path / "pool"
     folder.mkdir()
@@ -55,6 +66,7 @@ def pool(tmp_path: Path) -> Iterator[beam_servers.WorkerPool]:
 
 def test_workers_run_what_the_job_ships_and_write_the_same_bytes(
     job_endpoint: str,
+    shipped: str,
     pool: beam_servers.WorkerPool,
     checkout: Path,  # noqa: F811
     photos: Path,
@@ -64,7 +76,7 @@ def test_workers_run_what_the_job_ships_and_write_the_same_bytes(
     portable = [
         *("--runner", "PortableRunner", f"--job_endpoint={job_endpoint}"),
         *("--environment_type=EXTERNAL", f"--environment_config={pool.address}"),
-        f"--setup_file={checkout / 'setup.py'}",
+        shipped,
     ]
     written = _embed(checkout, tmp_path / "portable", photos, *portable)
     assert _project_seen_by(pool.python, tmp_path).startswith(str(pool.python.parent.parent))

@@ -6,13 +6,10 @@ lie on a Cloud Storage server on localhost.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -32,33 +29,21 @@ from beam_jobs.embed_images import embed_images
 from searchforge.config import load_config
 from searchforge.storage import open_storage
 from searchforge.workspace import Workspace
-from tests.integration import beam_servers
+from tests.integration import environments
 from tests.test_packaging import checkout  # noqa: F401  # a fixture
 from tests.tiny_bundle import write_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "infra" / "beam" / "dataflow"
 LOCK = ROOT / "infra" / "beam" / "dataflow.lock"
 IMAGE = "example/searchforge-worker:1"
-INSTALL_SECONDS = 900
 SUBMIT_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """The Python of an environment with infra/beam/dataflow.lock, kept between runs."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    name = hashlib.sha256(LOCK.read_bytes() + version.encode()).hexdigest()[:12]
-    folder = beam_servers.cache() / f"dataflow-{name}"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(LOCK)]
-        installed = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
-        if installed.returncode:
-            pytest.skip(f"infra/beam/dataflow.lock cannot be installed: {installed.stderr.strip()[-300:]}")
-        (folder / "complete").touch()
-    return python
+    """The Python of an environment with infra/beam/dataflow.lock."""
+    return environments.environment("dataflow", locked=(LOCK,))
 
 
 class _Dataflow(HTTPServer):
@@ -115,36 +100,39 @@ def dataflow() -> Iterator[_Dataflow]:
         thread.join()
 
 
-@pytest.mark.integration
-def test_a_submitted_job_is_complete_and_its_graph_writes_the_same_bytes(
-    bucket: str,
-    dataflow: _Dataflow,
-    python: Path,
-    checkout: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    photos, here, there = f"{bucket}/photos", Workspace(f"{bucket}/here"), Workspace(f"{bucket}/there")
-    for workspace in (here, there):
-        write_bundle(workspace)
+@pytest.fixture
+def photos(bucket: str, tmp_path: Path) -> str:
+    """A dozen images in a bucket."""
     random = np.random.default_rng(0)
     for index in range(12):
         Image.fromarray(random.integers(0, 256, (10, 12, 3), np.uint8)).save(tmp_path / "image.png")
-        open_storage(photos).upload(tmp_path / "image.png", f"{index:02d}.png")
+        open_storage(f"{bucket}/photos").upload(tmp_path / "image.png", f"{index:02d}.png")
+    return f"{bucket}/photos"
 
+
+@pytest.fixture
+def workspaces(bucket: str) -> tuple[Workspace, Workspace]:
+    """Two workspaces in a bucket with the same encoder."""
+    here, there = Workspace(f"{bucket}/here"), Workspace(f"{bucket}/there")
+    for workspace in (here, there):
+        write_bundle(workspace)
+    return here, there
+
+
+@pytest.mark.integration
+def test_a_submitted_job_is_complete_and_its_graph_writes_the_same_bytes(
+    bucket: str,
+    photos: str,
+    workspaces: tuple[Workspace, Workspace],
+    dataflow: _Dataflow,
+    python: Path,
+    checkout: Path,  # noqa: F811
+) -> None:
+    here, there = workspaces
     job = ["-m", "beam_jobs.embed_images", "--workspace", there.root, "--encoder", "tiny", "--corpus", photos]
-    google = ["--project=a-project", "--region=europe-west1", f"--temp_location={bucket}/tmp", "--max_num_workers=7"]
     border = [f"--dataflow_endpoint=http://localhost:{dataflow.server_port}", "--no_auth"]
     code = [f"--sdk_container_image={IMAGE}", f"--setup_file={checkout / 'setup.py'}"]
-    result = subprocess.run(
-        [str(python), *job, "--shards", "2", "--runner", "DataflowRunner", *google, *code, *border],
-        cwd=checkout,
-        env={**os.environ, "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": str(tmp_path)},  # there are no credentials
-        capture_output=True,
-        text=True,
-        timeout=SUBMIT_SECONDS,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
+    _run(python, checkout, *job, "--shards", "2", "--runner", "DataflowRunner", *_google(bucket), *code, *border)
 
     (sent,) = dataflow.jobs
     (workers,) = sent["environment"]["workerPools"]
@@ -157,6 +145,57 @@ def test_a_submitted_job_is_complete_and_its_graph_writes_the_same_bytes(
     config = load_config(None, {"workspace": here.root, "corpus.source": photos, "embed.shards": 2})
     manifest = embed_images(config, "tiny")
     assert _shards(there, manifest.id) == _shards(here, manifest.id)
+
+
+@pytest.mark.integration
+def test_the_flex_template_stages_a_job_whose_shards_are_committed_by_the_next_run(
+    bucket: str,
+    photos: str,
+    workspaces: tuple[Workspace, Workspace],
+    dataflow: _Dataflow,
+    python: Path,
+    checkout: Path,  # noqa: F811
+) -> None:
+    here, there = workspaces
+    metadata = json.loads((TEMPLATE / "metadata.json").read_text())
+    given = {"workspace": there.root, "encoder": "tiny", "corpus": photos, "shards": "2", "base": "none"}
+    assert given.keys() == {parameter["name"] for parameter in metadata["parameters"]}
+    for parameter in metadata["parameters"]:
+        assert all(re.search(regex, given[parameter["name"]]) for regex in parameter.get("regexes", ()))
+
+    launcher = [f"--template_location={bucket}/staged/job_object", f"--setup_file={checkout / 'setup.py'}"]
+    program = checkout / TEMPLATE.relative_to(ROOT) / "template.py"
+    parameters = [f"--{name}={value}" for name, value in given.items()]
+    _run(python, checkout, str(program), *parameters, "--runner=DataflowRunner", *_google(bucket), *launcher)
+    assert there.ids("embeddings") == []
+
+    dataflow.run(json.loads(open_storage(bucket).read("staged/job_object")))
+    assert len([name for name in there.storage.files("embeddings") if name.endswith(".tfrecord")]) == 2
+    written = []
+    for workspace in (there, here):
+        overrides = {"workspace": workspace.root, "corpus.source": photos, "embed.shards": 2}
+        manifest = embed_images(load_config(None, overrides), "tiny")
+        written.append(_shards(workspace, manifest.id))
+    assert written[0] == written[1]
+
+
+def _google(bucket: str) -> list[str]:
+    return ["--project=a-project", "--region=europe-west1", f"--temp_location={bucket}/tmp", "--max_num_workers=7"]
+
+
+def _run(python: Path, checkout: Path, *arguments: str) -> None:  # noqa: F811
+    """Runs a program as a user without credentials does, in a checkout."""
+    nobody = {"NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": str(checkout), "PYTHONPATH": str(checkout)}
+    result = subprocess.run(
+        [str(python), *arguments],
+        cwd=checkout,
+        env={**os.environ, **nobody},
+        capture_output=True,
+        text=True,
+        timeout=SUBMIT_SECONDS,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
 
 
 def _shards(workspace: Workspace, run: str) -> dict[str, bytes]:

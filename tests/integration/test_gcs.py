@@ -10,6 +10,8 @@ from PIL import Image
 
 from beam_jobs.embed_images import embed_images
 from infra import api
+from infra.client import Client, Outcome
+from infra.pruning import prune
 from infra.releases import find_release, list_releases, live_release, publish, rollback
 from infra.scenes import write_scenes
 from searchforge.config import load_config
@@ -94,6 +96,18 @@ def test_releases_are_published_raced_for_and_rolled_back(bucket: str, tmp_path:
     with ThreadPoolExecutor(4) as pool:
         winners = [id for id in pool.map(attempt, checks) if id]
     assert live_release(target) in winners
+
+
+def test_an_app_follows_a_bucket(bucket: str, tmp_path: Path) -> None:
+    workspace, target = Workspace(str(tmp_path / "workspace")), Workspace(f"{bucket}/apps")
+    client = Client(f"{bucket}/apps", tmp_path / "app")
+    for name in ("a", "b"):
+        release = publish(workspace, target, commit_checked(workspace, name))
+        assert client.update() == Outcome("updated", release.id)
+        folder = client.opened()
+        assert folder and (folder / FILES[0]).read_text() == f"{name} {FILES[0]}"
+    assert prune(target, keep=1, min_age_days=0).releases == []
+    assert client.update() == Outcome("unchanged", release.id)
 
 
 def test_a_corpus_and_a_workspace_may_both_be_in_buckets(bucket: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from searchforge.storage import open_storage
@@ -30,6 +32,7 @@ from trainer.checkpoints import CheckpointStore
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 START_SECONDS = 120
 
@@ -90,8 +93,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_submitted_job_uses_both_nodes_and_commits_a_bundle(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trainer", *_arguments(corpus, tmp_path / "workspace")]
+def test_the_submitted_job_uses_both_nodes_and_commits_a_bundle(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
+    """What is submitted is the command of infra/ray/rayjob.yaml."""
+    job = yaml.safe_load((ROOT / "infra" / "ray" / "rayjob.yaml").read_text())
+    here = {
+        "python": sys.executable,
+        "/etc/searchforge/searchforge.yaml": str(_configuration(corpus, tmp_path / "workspace")),
+    }
+    command = [here.get(word, word) for word in shlex.split(job["spec"]["entrypoint"])]
+    assert set(here.values()) <= set(command)
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--", *command]
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -156,15 +166,17 @@ def test_checkpoints_are_kept_in_a_bucket_and_a_rerun_continues(
 
 def test_a_cluster_that_is_not_there_is_one_line(corpus: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{_free_port()}"
-    command = [sys.executable, "-m", "trainer", *_arguments(corpus, tmp_path), "--ray-address", address]
+    configuration = _configuration(corpus, tmp_path)
+    command = [sys.executable, "-m", "trainer", "--config", str(configuration), "--ray-address", address]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith(f"error: the Ray cluster ({address}) cannot be used: ")
 
 
-def _arguments(corpus: Path, workspace: Path) -> list[str]:
-    """Of `python -m trainer`."""
+def _configuration(corpus: Path, workspace: Path) -> Path:
+    """Writes a configuration for training on the corpus, beside it."""
+    path = corpus / f"{workspace.name}.yaml"
     settings = {
         "image_tower": f"saved_model:{corpus / 'tower'}",
         "epochs": EPOCHS,
@@ -174,9 +186,9 @@ def _arguments(corpus: Path, workspace: Path) -> list[str]:
         "views": 1,
         "text_quantization": "float32",
     }
-    options = [part for key, value in settings.items() for part in ("--set", f"train.{key}={value}")]
-    data = ["--captions", str(corpus / "captions.json"), "--images", str(corpus / "images")]
-    return [*data, "--workspace", str(workspace), *options]
+    data = {"captions": str(corpus / "captions.json"), "images": str(corpus / "images")}
+    path.write_text(yaml.safe_dump({"workspace": str(workspace), "data": data, "train": settings}))
+    return path
 
 
 def _train(

@@ -9,10 +9,8 @@ from infra import releases
 from infra.reindex import journal
 from infra.reindex.journal import PlanEntry, Run, StageEntry
 from infra.releases import Release
-from searchforge.hashing import sha256_bytes
 from searchforge.workspace import Workspace
-
-FILES = {"text_searcher.tflite": b"text" * 100, "image_searcher.tflite": b"image" * 100}
+from tests.infra.release_world import commit_checked
 
 PLAN = PlanEntry(mode="delta", reason="the corpus changed", items=100, added=3, changed=2, removed=1, unchanged=95)
 
@@ -39,23 +37,4 @@ def stage(name: journal.Stage, seconds: float, error: str = "") -> StageEntry:
 
 def publish(workspace: Workspace, name: str = "a") -> Release:
     """Publishes a searcher that passed its check."""
-    with workspace.create("searchers", name) as staging:
-        for file, content in FILES.items():
-            (staging.path / file).write_bytes(content)
-        staging.commit({"id": name})
-    with workspace.create("checks", name) as staging:
-        staging.commit(
-            {
-                "id": name,
-                "passed": True,
-                "gates": [],
-                "searcher": name,
-                "fingerprint": "f" * 64,
-                "files": {
-                    file: {"sha256": sha256_bytes(content), "bytes": len(content)} for file, content in FILES.items()
-                },
-                "figures": {"images": 97, "recall_at_10": 0.96, "latency_p50_ms": 5.5},
-                "provenance": {"encoder": "e1", "embeddings": "m", "searcher": name},
-            }
-        )
-    return releases.publish(workspace, workspace, name)
+    return releases.publish(workspace, workspace, commit_checked(workspace, name))

@@ -1,0 +1,49 @@
+"""A prune and other commands at once, on a Google Cloud Storage server: at every point where they can meet."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from searchforge.workspace import Workspace
+from tests.infra.prune_actors import PruneActors, require_sound
+from tests.infra.stepped_storage import interleave
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def actors(tmp_path: Path) -> PruneActors:
+    return PruneActors(Workspace(str(tmp_path / "source")))
+
+
+@pytest.fixture
+def make(actors: PruneActors, bucket: str) -> Callable[[], str]:
+    count = itertools.count()
+
+    def fill() -> str:
+        target = Workspace(f"{bucket}/{next(count)}")
+        actors.fill(target)
+        return target.root
+
+    return fill
+
+
+@pytest.mark.parametrize("other", ["rollback", "publish_pruned"])
+def test_a_prune_sleeps_through_another_one_and_a_command(
+    actors: PruneActors, make: Callable[[], str], other: str
+) -> None:
+    """What is stored again under the same id has other generations than what the sleeper listed."""
+
+    def between(target: Workspace) -> None:
+        actors.prune(target)
+        getattr(actors, other)(target)
+
+    interleave(make, actors.prune, between, require_sound)
+
+
+def test_a_prune_comes_in_between_a_publisher_of_the_same(actors: PruneActors, make: Callable[[], str]) -> None:
+    interleave(make, actors.publish_pruned, actors.prune, require_sound)
