@@ -18,6 +18,7 @@ from infra.channels import read as read_pointer
 from infra.cli import main
 from infra.reindex import journal, lease
 from infra.reindex.journal import Run
+from infra.reindex.run import Stopped
 from infra.releases import list_refusals, list_releases, live_release
 from searchforge.config import Config
 from searchforge.errors import ConflictError, GateError, JobError, UsageError
@@ -332,6 +333,17 @@ def test_a_run_that_died_is_closed_by_the_next_one_and_is_no_failure(world: Worl
     assert run.failures == 0 and run.fence == 10
     closed = journal.read(storage, dead.run)
     assert closed and closed.state == "failed" and "killed" in closed.error
+
+
+def test_a_run_that_is_stopped_while_it_tidies_up_has_ended_as_it_did(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise Stopped("SIGTERM")
+
+    monkeypatch.setattr("infra.reindex.retention.prune", stopped)
+    run = api.reindex(world.config)
+    assert (run.state, run.error, run.stages[-1].error) == ("unchanged", "", "stopped by SIGTERM")
 
 
 def test_a_notification_that_fails_does_not_change_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
