@@ -26,7 +26,7 @@ test: setup  ## everything that needs nothing but PyPI
 	$(BIN)/python -m pytest -m "not integration" --numprocesses logical --dist loadfile
 
 integration: setup  ## tests against real servers; each is skipped where its server cannot be had
-	$(BIN)/python -m pytest -m integration --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m integration
 
 lint: setup
 	$(BIN)/ruff check $(CODE)

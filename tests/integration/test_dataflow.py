@@ -170,7 +170,8 @@ def test_the_flex_template_stages_a_job_whose_shards_are_committed_by_the_next_r
     assert there.ids("embeddings") == []
 
     dataflow.run(json.loads(open_storage(bucket).read("staged/job_object")))
-    assert len([name for name in there.storage.files("embeddings") if name.endswith(".tfrecord")]) == 2
+    with there.storage.snapshot("embeddings") as written_by_job:
+        assert len([name for name in written_by_job.objects if name.endswith(".tfrecord")]) == 2
     written = []
     for workspace in (there, here):
         overrides = {"workspace": workspace.root, "corpus.source": photos, "embed.shards": 2}
