@@ -535,6 +535,8 @@ function listen() {
     if (event.target === $("detail")) $("detail").close(); // beside the content
   });
   $("detail").addEventListener("close", () => {
+    // This comes a moment after the browser put the focus back; who went on by then is not disturbed.
+    if (!document.activeElement.matches(".card, body")) return;
     const column = state.shown.indexOf(state.open.release);
     document.querySelectorAll(".column")[column]?.querySelectorAll(".card")[state.open.index]?.focus();
   });
