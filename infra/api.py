@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from serving_check.search import Hit
 
 
-_KIND: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "searchers", "check": "checks"}
+KIND_OF_STAGE: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "searchers", "check": "checks"}
 """What each stage makes."""
 
 
@@ -130,7 +130,7 @@ def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION
     from serving_check.check import check as check_searcher
     from serving_check.live import LiveRelease
 
-    target, live = _target(config), None
+    target, live = _releases.open_target(config), None
     if _releases.live_release(target, channel):
         release, folder = _releases.find_release(target, channel=channel)
         live = LiveRelease(release.id, release.created, release.provenance["searcher"], folder, release.figures)
@@ -140,17 +140,19 @@ def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION
 def publish(config: Config, check: str | None = None, channel: str = PRODUCTION) -> Release:
     """Publishes what a passed check vouches for, and makes it the live one of a channel."""
     workspace = Workspace(config.workspace)
-    return _releases.publish(workspace, _target(config), _choose(config, "checks", check), channel=channel)
+    return _releases.publish(
+        workspace, _releases.open_target(config), _choose(config, "checks", check), channel=channel
+    )
 
 
 def rollback(config: Config, to: str | None = None, channel: str = PRODUCTION) -> Release:
     """Makes an earlier release live again."""
-    return _releases.rollback(_target(config), to, channel)
+    return _releases.rollback(_releases.open_target(config), to, channel)
 
 
 def promote(config: Config, source: str = STAGING, to: str = PRODUCTION, release: str | None = None) -> Release:
     """Makes the live release of one channel, or `release`, live in another one too."""
-    return _releases.promote(_target(config), source, to, release)
+    return _releases.promote(_releases.open_target(config), source, to, release)
 
 
 def prune(config: Config, dry_run: bool = False) -> Pruned:
@@ -160,12 +162,12 @@ def prune(config: Config, dry_run: bool = False) -> Pruned:
     keep = config.reindex.keep_releases
     if keep is None:
         raise UsageError("reindex.keep_releases is null, which keeps everything; say how many stay with --keep")
-    return prune_releases(_target(config), keep, config.reindex.keep_days, dry_run)
+    return prune_releases(_releases.open_target(config), keep, config.reindex.keep_days, dry_run)
 
 
 def releases(config: Config) -> Listing:
     """Returns all releases and refusals, the most recent first."""
-    target = _target(config)
+    target = _releases.open_target(config)
     return Listing(_releases.list_releases(target), _releases.list_refusals(target))
 
 
@@ -176,7 +178,7 @@ def run(config: Config) -> RunReport:
       GateError: the searcher did not pass its check; nothing was published.
     """
     progress.say(f"train, embed, index, check and publish into {config.workspace}; what is done already is kept")
-    workspace, target = Workspace(config.workspace), _target(config)
+    workspace, target = Workspace(config.workspace), _releases.open_target(config)
     for place in (workspace, target):
         place.require_writable()  # fails now, not after the training
     seconds: dict[str, float] = {}
@@ -187,7 +189,9 @@ def run(config: Config) -> RunReport:
         start = time.monotonic()
         reports[name] = work()
         seconds[name] = round(time.monotonic() - start, 1)
-        progress.say(f"  {name} is done after {seconds[name]:.1f} s: {workspace.url(_KIND[name], reports[name]['id'])}")
+        progress.say(
+            f"  {name} is done after {seconds[name]:.1f} s: {workspace.url(KIND_OF_STAGE[name], reports[name]['id'])}"
+        )
         return reports[name]
 
     encoder = stage("train", lambda: train(config))
@@ -282,7 +286,7 @@ def open_release(config: Config, release: str | None = None, channel: str = PROD
     """Returns a release and a local folder with its files; see `search` for the arguments."""
     if release and ("/" in release or Path(release).is_dir()):
         return _releases.find_release(Workspace(release), channel=channel)
-    return _releases.find_release(_target(config), release, channel)
+    return _releases.find_release(_releases.open_target(config), release, channel)
 
 
 def is_image_query(query: str) -> bool:
@@ -331,10 +335,6 @@ def write_contact_sheet(
     ]
     draw_contact_sheet(f"release {found.id}: {found.figures['images']} images", rows, path)
     return path
-
-
-def _target(config: Config) -> Workspace:
-    return Workspace(config.releases or config.workspace)
 
 
 def _choose(config: Config, kind: Kind, id: str | None) -> str:

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from infra import channels, tombstones
 from infra.channels import PRODUCTION, STAGING, PointerFile, Seen
 from searchforge import progress
+from searchforge.config import Config
 from searchforge.errors import ConflictError, GateError, JobError, SearchforgeError, UsageError
 from searchforge.hashing import content_id, sha256_file
 from searchforge.workspace import MARKERS, Workspace
@@ -100,6 +101,11 @@ class Listing:
 
     releases: list[Release]
     refused: list[Refusal]
+
+
+def open_target(config: Config) -> Workspace:
+    """Returns where releases are published: `releases` of the configuration, by default the workspace."""
+    return Workspace(config.releases or config.workspace)
 
 
 def publish(

@@ -16,7 +16,7 @@ from infra import cron
 from infra.reindex import journal, lease
 from infra.reindex.journal import PlanEntry, Run
 from infra.reindex.plan import Plan
-from infra.releases import Release, list_releases
+from infra.releases import Release, list_releases, open_target
 from searchforge.config import Config
 from searchforge.errors import UsageError
 from searchforge.storage import Storage
@@ -24,8 +24,6 @@ from searchforge.workspace import Workspace
 
 _SUCCESS = ("published", "unchanged")
 """States of a run that knows a release which holds the corpus as the run listed it."""
-
-_STAGES = ("train", "embed", "index", "check", "publish")
 
 Reader = Callable[[Storage, str], "Run | None"]
 
@@ -123,7 +121,7 @@ def examine(config: Config, count: int = 10, read: Reader = journal.read) -> Sta
     storage = Workspace(config.workspace).storage
     runs = (run for id in journal.ids(storage) if (run := read(storage, id)))
     shown = list(itertools.islice(runs, count))
-    live = _live(Workspace(config.releases or config.workspace))
+    live = _live(open_target(config))
     fresh = next((run.started for run in itertools.chain(shown, runs) if _holds(run, live)), None)
     failures = shown[0].failures if shown else 0
     now = datetime.now(timezone.utc)
@@ -179,7 +177,7 @@ def _stage(run: Run | None) -> str:
     if run is None or run.plan is None:
         return "plan"
     done = {entry.stage for entry in run.stages if not entry.error}
-    return next((stage for stage in _STAGES if getattr(run.plan, stage) and stage not in done), "prune")
+    return next((stage for stage in run.plan.work if stage not in done), "prune")
 
 
 def _holds(run: Run, live: Mapping[str, Release]) -> bool:

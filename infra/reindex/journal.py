@@ -53,6 +53,12 @@ class PlanEntry(_Entry):
     check: bool = False
     publish: bool = False
 
+    @property
+    def work(self) -> list[Stage]:
+        """Stages that have work to do, in order."""
+        planned: tuple[Stage, ...] = ("train", "embed", "index", "check", "publish")
+        return [stage for stage in planned if getattr(self, stage)]
+
 
 class StageEntry(_Entry):
     """One attempt at a stage.

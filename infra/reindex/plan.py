@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from infra.channels import Pointer
 from infra.reindex import journal
 from infra.reindex.journal import PlanEntry
-from infra.releases import Release, read_release
+from infra.releases import Release, open_target, read_release
 from searchforge.captions import has_captions
 from searchforge.config import Config
 from searchforge.encoder import EncoderInfo
@@ -68,10 +68,9 @@ class Plan:
     def summary(self) -> str:
         """What was found and what will be done, for people."""
         entry = self.entry
-        work = ", ".join(stage for stage in ("train", "embed", "index", "check", "publish") if getattr(entry, stage))
         return (
             f"{entry.items:,} images: {entry.added:,} added, {entry.changed:,} changed, {entry.removed:,} removed, "
-            f"{entry.unchanged:,} unchanged\n  {entry.reason}\n  {entry.mode}: {work or 'no work'}"
+            f"{entry.unchanged:,} unchanged\n  {entry.reason}\n  {entry.mode}: {', '.join(entry.work) or 'no work'}"
         )
 
 
@@ -116,7 +115,7 @@ def make_plan(config: Config, listing: Listing, pointer: Pointer) -> Plan:
 
 def known_releases(config: Config, pointer: Pointer) -> tuple[Known, ...]:
     """Returns the releases that count, each once; those of other workspaces do not, since their corpora are others'."""
-    workspace, target = Workspace(config.workspace), Workspace(config.releases or config.workspace)
+    workspace, target = Workspace(config.workspace), open_target(config)
     latest = journal.latest_release(workspace.storage, pointer.channel)
     found = []
     for id in dict.fromkeys((pointer.release, latest, *reversed(pointer.withdrawn))):

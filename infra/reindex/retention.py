@@ -18,6 +18,7 @@ from typing import NamedTuple
 from infra.pruning import prune as prune_releases
 from infra.reindex import journal, lease
 from infra.reindex.plan import MADE_FROM
+from infra.releases import open_target
 from searchforge import progress
 from searchforge.captions import has_captions, image_folder
 from searchforge.config import Config
@@ -58,7 +59,7 @@ def prune(config: Config, made: Mapping[Kind, str], now: datetime | None = None)
     settings = config.reindex
     if settings.keep_releases is None:
         return []
-    workspace, target = Workspace(config.workspace), Workspace(config.releases or config.workspace)
+    workspace, target = Workspace(config.workspace), open_target(config)
     prune_releases(target, settings.keep_releases, settings.keep_days, now=now)
     now = now or workspace.storage.now()
     limit = now - max(timedelta(days=settings.keep_days), MIN_AGE)

@@ -16,7 +16,7 @@ from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from infra import channels, releases
+from infra import api, channels, releases
 from infra.reindex import journal, lease, retention
 from infra.reindex.journal import Run, Stage, StageEntry
 from infra.reindex.lease import Lease
@@ -69,7 +69,9 @@ def reindex(config: Config, *, trigger: str = "command", resume: bool = False, n
             f"{last.failures} runs of reindex failed in a row, the last one at {last.failed_stage}: {last.error}\n"
             "Mend the cause, then start with --resume (reindex.max_failures)"
         )
-    _target(config).storage.now()  # a write: what cannot be published to fails here, not after the training
+    releases.open_target(
+        config
+    ).storage.now()  # a write: what cannot be published to fails here, not after the training
     id = journal.run_id()
     with logs.bind(run=id):
         with _stopping(), _leased(config, storage, id) as held:
@@ -99,7 +101,7 @@ def preview(config: Config) -> Plan:
       UsageError, JobError: see infra.reindex.plan.make_plan.
     """
     with contextlib.ExitStack() as stack:
-        pointer = channels.read(_target(config).storage, config.reindex.channel).pointer
+        pointer = channels.read(releases.open_target(config).storage, config.reindex.channel).pointer
         return _list_and_plan(config, pointer, stack)[0]
 
 
@@ -125,10 +127,8 @@ def _work(stages: _Stages, now: datetime | None) -> SearchforgeError | None:
 
 def _bring_up(stages: _Stages) -> tuple[Literal["published", "unchanged"], str]:
     """Does what the plan says; returns how that ended, and the release that holds the corpus as it is."""
-    from infra import api
-
     config, held, record = stages.config, stages.held, stages.record
-    workspace, target, channel = Workspace(config.workspace), _target(config), config.reindex.channel
+    workspace, target, channel = Workspace(config.workspace), releases.open_target(config), config.reindex.channel
     seen = channels.read(target.storage, channel)
     if held.taken_over and seen.exists:  # whoever was taken for dead publishes nothing from here on
         releases.raise_fence(target, channel, held.fence)
@@ -232,7 +232,7 @@ class _Stages:
                 self.record.update(stages=(*self.record.run.stages, entry))
 
         result = self.do(stage, noted)
-        if kind := _KIND.get(stage):
+        if kind := api.KIND_OF_STAGE.get(stage):
             self.made[kind] = result["id"]
         return result
 
@@ -259,10 +259,6 @@ class _Stages:
             attempt += 1
 
 
-_KIND: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "searchers", "check": "checks"}
-"""What stages make that is kept at least until the next run."""
-
-
 def _described(error: BaseException) -> str:
     if isinstance(error, _STOPS):
         return f"stopped by {error}" if isinstance(error, Stopped) else "stopped"
@@ -278,7 +274,7 @@ def _leased(config: Config, storage: Storage, id: str) -> Lease:
 
     def known_fence() -> int:
         last = next(journal.runs(storage), None)
-        pointer = channels.read(_target(config).storage, settings.channel).pointer
+        pointer = channels.read(releases.open_target(config).storage, settings.channel).pointer
         return max(last.fence if last else 0, pointer.fence)
 
     return lease.acquire(
@@ -334,7 +330,3 @@ def _stopping() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _target(config: Config) -> Workspace:
-    return Workspace(config.releases or config.workspace)
