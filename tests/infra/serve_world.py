@@ -140,10 +140,12 @@ def children_of(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
+    """Whether a thread of the process is alive; once none is, its parent can see its end and its pipes are closed."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        stats = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):  # a thread ended meanwhile
+        return is_running(pid)
+    return any(stat.rpartition(")")[2].split()[0] not in "XZ" for stat in stats)
 
 
 def command_of(pid: int) -> str:

@@ -353,7 +353,7 @@ def test_a_crash_between_requests_costs_none(world: Path) -> None:
     with serving(world, "--workers", "2") as server:
         children = server.searchers()
         os.kill(children[0], signal.SIGSEGV)
-        wait_for(lambda: children[0] not in server.searchers())
+        wait_for(lambda: not is_running(children[0]))
         with ThreadPoolExecutor(8) as threads:
             replies = list(threads.map(lambda number: server.search(f"w{number}", k=1), range(40)))
         assert {reply.status for reply in replies} == {200}
