@@ -162,6 +162,8 @@ def prepare() -> None:
     if sys.modules.get("tensorflow") is not None:
         raise JobError("TensorFlow is loaded in this process, so tflite-support cannot be; use searchforge.isolated")
     sys.modules["tensorflow"] = None  # type: ignore[assignment]
+    # Its generated classes are of protobuf 3; later releases of protobuf take them in this implementation only.
+    os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
     import libusb_package
 
     library = libusb_package.get_library_path()

@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from searchforge.records import read_varint
 from serving_check.leveldb_table import read_table
+from serving_check.scann_schema import scann_on_device_config
 
 _CONFIG, _USER_INFO = b"INDEX_CONFIG", b"USER_INFO"
 _UINT8 = 2
+_DOT_PRODUCT = 1
 _LOOKUPS = {0: "float", 1: "int16", 2: "int8"}
 
 
@@ -102,7 +104,6 @@ def read_index(table: bytes) -> Index:
 def _config(data: bytes) -> tuple[Any, int, list[int]]:
     """Returns the ScannOnDeviceConfig, the bytes of a code and the partitions' offsets of an IndexConfig message."""
     from google.protobuf.message import DecodeError
-    from tensorflow_lite_support.scann_ondevice.cc.core.serialized_searcher_pb2 import ScannOnDeviceConfig
 
     scann, kind, code_bytes, offsets, position = None, 0, 0, b"", 0
     try:
@@ -112,7 +113,7 @@ def _config(data: bytes) -> tuple[Any, int, list[int]]:
             if tag & 7 == 2:
                 field, position = data[position : position + value], position + value
                 if tag >> 3 == 1:
-                    scann = ScannOnDeviceConfig.FromString(field)
+                    scann = scann_on_device_config().FromString(field)
                 elif tag >> 3 == 4:
                     offsets = field
             elif tag >> 3 == 2:
@@ -155,16 +156,14 @@ def _require_settings(
     centroids: npt.NDArray[np.float32],
     codebooks: tuple[npt.NDArray[np.float32], ...],
 ) -> None:
-    from tensorflow_lite_support.scann_ondevice.cc.core.serialized_searcher_pb2 import DOT_PRODUCT
-
     hashing = scann.indexer.asymmetric_hashing
     for what, distance in (
         ("the search", scann.query_distance),
         ("the partitions", scann.partitioner.query_distance),
         ("the codes", hashing.query_distance),
     ):
-        if distance != DOT_PRODUCT:
-            raise ValueError(f"the distance of {what} is {distance}, expected {DOT_PRODUCT}, the dot product")
+        if distance != _DOT_PRODUCT:
+            raise ValueError(f"the distance of {what} is {distance}, expected {_DOT_PRODUCT}, the dot product")
     if hashing.lookup_type not in _LOOKUPS:
         raise ValueError(f"lookup type {hashing.lookup_type} is none of {_LOOKUPS}")
     if code_bytes != len(codebooks):

@@ -119,11 +119,11 @@ def test_the_doctor_finds_this_environment_sound(tmp_path: Path) -> None:
 
 
 def test_the_doctor_names_a_conflict_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.0" if name == "protobuf" else "none")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "6.0" if name == "protobuf" else "none")
     from infra.doctor import _packages
 
     faults = {finding.name: finding for finding in _packages() if finding.status == "fault"}
-    assert faults["protobuf"] == Finding("protobuf", "fault", "5.0", "expected protobuf<4,>=3.20.3; run `make setup`")
+    assert faults["protobuf"] == Finding("protobuf", "fault", "6.0", "expected protobuf<6,>=3.20.3; run `make setup`")
 
 
 def test_ids_cannot_steer_the_terminal() -> None:

@@ -16,13 +16,13 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from tensorflow_lite_support.metadata import metadata_schema_py_generated as metadata_schema
-from tensorflow_lite_support.scann_ondevice.cc.core import serialized_searcher_pb2 as config_schema
 
 from indexer.folding import read_model, write_model
 from indexer.ldb_table import TableWriter
 from indexer.packing import INDEX_NAME
 from searchforge.records import read_varint, varint
 from serving_check.leveldb_table import read_table
+from serving_check.scann_schema import scann_on_device_config
 
 Entries = dict[bytes, bytes]
 """Of a LevelDB table: values by key."""
@@ -72,7 +72,7 @@ class Index:
     def of_entries(cls, entries: Entries) -> Index:
         """Takes the entries of a good index apart."""
         fields = _fields(entries[b"INDEX_CONFIG"])
-        scann = config_schema.ScannOnDeviceConfig.FromString(fields[_SCANN])
+        scann = scann_on_device_config().FromString(fields[_SCANN])
         partitions = len(scann.partitioner.leaf)
         code_bytes = fields[_CODE_BYTES]
         return cls(
