@@ -17,7 +17,14 @@ from infra.scenes import write_scenes
 from searchforge.workspace import Workspace
 
 SCENES = 240
-VALUES = {"train.epochs": 8, "train.batch_size": 100, "train.heads": 2, "train.views": 2, "check.min_recall_at_10": 0.8}
+VALUES = {
+    "train.text_tower": "pypi:minilm-l6@2",
+    "train.epochs": 8,
+    "train.batch_size": 100,
+    "train.heads": 1,
+    "train.views": 1,
+    "check.min_recall_at_10": 0.8,
+}
 SETTINGS = tuple(part for key, value in VALUES.items() for part in ("--set", f"{key}={value}"))
 STAGES = ("train", "embed", "index", "check")
 

@@ -19,6 +19,9 @@ from tests.tiny_bundle import write_bundle
 
 _SHARDS = 12
 
+_LONGEST = 1.2
+"""Part of an undisturbed run after which a run is killed at the latest: some must get to their end."""
+
 
 def _embed(config: Config) -> None:
     embed_images(config, "tiny")
@@ -49,7 +52,7 @@ def _kill_until_done(workspace: Workspace, config: Config, seconds: float, gener
     finished: dict[Path, int] = {}
     runs = len(workspace.ids("embeddings"))
     for kills in itertools.count():
-        killed = _run(config, generator.uniform(0, seconds))
+        killed = _run(config, generator.uniform(0, _LONGEST * seconds))
         now = _finished(workspace)
         if len(workspace.ids("embeddings")) > runs:
             return kills
