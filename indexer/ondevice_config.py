@@ -2,7 +2,7 @@
 
 Format: tensorflow_lite_support/scann_ondevice/proto/index_config.proto and cc/core/serialized_searcher.proto, in
 protobuf's wire format (https://protobuf.dev/programming-guides/encoding), fields in the order of their numbers.
-protobuf 3.20 is pure Python on CPython 3.11, a hundred times slower than this.
+tflite-support's own classes run in pure Python (searchforge.isolated), a hundred times slower than this.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ process of its own (searchforge.isolated).
 
 from __future__ import annotations
 
-import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.folding import folded, read_model, write_model
+from searchforge.associated_files import EPOCH, associated_files
 from searchforge.errors import JobError, UsageError
 
 INDEX_NAME = "on_device_scann_index.ldb"
@@ -24,7 +24,6 @@ INDEX_NAME = "on_device_scann_index.ldb"
 
 _METADATA_NAME = b"TFLITE_METADATA"
 _METADATA_IDENTIFIER = b"M001"
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _MAX_BYTES = 2**32 - 1
 """Of a searcher: what positions in a ZIP archive reach."""
 _ZIP_ROOM = 1 << 10
@@ -49,7 +48,7 @@ def pack_searcher(
         map does not fit it.
     """
     model = encoder.read_bytes()
-    files = _associated_files(model)
+    files = associated_files(model)
     if INDEX_NAME in files:
         raise JobError(f"{encoder.name} carries an index already; expected an encoder, not a searcher")
     if query_map is not None:
@@ -69,22 +68,13 @@ def pack_searcher(
         # the Task Library reads, too.
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for name, data in files.items():
-                archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), data)
+                archive.writestr(zipfile.ZipInfo(name, EPOCH), data)
             if index is None:
                 return
-            entry = zipfile.ZipInfo(INDEX_NAME, _ZIP_EPOCH)
+            entry = zipfile.ZipInfo(INDEX_NAME, EPOCH)
             entry.file_size = size
             with index.open("rb") as source, archive.open(entry, "w") as packed:
                 shutil.copyfileobj(source, packed, _PIECE)
-
-
-def _associated_files(model: bytes) -> dict[str, bytes]:
-    """Returns the files behind the flatbuffer, by name."""
-    file = io.BytesIO(model)
-    if not zipfile.is_zipfile(file):
-        return {}
-    with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def _with_index_entry(model: bytes, name: str, listed: bool) -> bytes:

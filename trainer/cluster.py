@@ -40,6 +40,8 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Ray Train looks after its workers, and takes their checkpoints, this often (seconds).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # A busy machine may take longer than Ray's half a minute to start it (seconds).
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
     # Notices of Ray's native code about itself; what concerns the user arrives as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = config.ray_address or os.environ.get("RAY_ADDRESS")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from searchforge import isolated
+from searchforge.associated_files import without_dates
 from searchforge.errors import JobError
 
 
@@ -48,7 +49,7 @@ def describe_text(model: Path, vocabulary: Path | None) -> None:
         writer = bert_nl_classifier.MetadataWriter.create_from_metadata_info(
             buffer, general, inputs, _output(metadata_info)
         )
-    model.write_bytes(writer.populate())
+    model.write_bytes(without_dates(writer.populate()))
 
 
 def describe_image(model: Path, mean: float, std: float) -> None:

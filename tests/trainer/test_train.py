@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from searchforge import isolated
+from searchforge.associated_files import EPOCH
 from searchforge.config import Config, load_config
 from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.errors import JobError, UsageError
@@ -98,6 +100,11 @@ def test_the_bundle_is_whole_and_agrees_with_tensorflow(config: Config, encoder:
     assert report["agreement"]["image"]["mean_cosine"] >= agreement.MIN_COSINE
     assert report["heldout"]["gallery"] == 6 and report["heldout"]["captions"] == 12
     assert report["history"][-1]["loss"] < report["history"][0]["loss"]
+
+
+def test_the_time_of_the_export_is_in_no_file(config: Config, encoder: EncoderInfo) -> None:
+    with zipfile.ZipFile(Workspace(config.workspace).local("encoders", encoder.id) / TEXT_TFLITE) as archive:
+        assert [(entry.filename, entry.date_time) for entry in archive.infolist()] == [("vocab.txt", EPOCH)]
 
 
 def test_copies_are_not_trained_on_and_measured_with(encoder: EncoderInfo) -> None:
