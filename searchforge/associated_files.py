@@ -20,11 +20,10 @@ def associated_files(model: bytes) -> dict[str, bytes]:
 
 def without_dates(model: bytes) -> bytes:
     """Returns the model with files that are all of EPOCH."""
-    file = io.BytesIO(model)
-    if not zipfile.is_zipfile(file):
-        return model
     files = associated_files(model)
-    with zipfile.ZipFile(file) as archive:
+    if not files:
+        return model
+    with zipfile.ZipFile(io.BytesIO(model)) as archive:
         flatbuffer = model[: min(entry.header_offset for entry in archive.infolist())]
     dated = io.BytesIO(flatbuffer)
     with zipfile.ZipFile(dated, "a", zipfile.ZIP_STORED) as archive:
