@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, message_factory
 
 PIECES = ("<unk>", "<s>", "</s>", "▁a", "▁red", "▁blue", "▁dog", "▁car", "▁on", "▁sand", "s", "▁")
 WIDTH = 16
@@ -41,9 +41,7 @@ def sentence_piece_model() -> bytes:
         ("trainer_spec", 2, _MESSAGE, ".tiny.Trainer", False),
         ("normalizer_spec", 3, _MESSAGE, ".tiny.Normalizer", False),
     )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    model = message_factory.MessageFactory(pool).GetPrototype(pool.FindMessageTypeByName("tiny.Model"))()
+    model = message_factory.GetMessages([file])["tiny.Model"]()
     for index, piece in enumerate(PIECES):
         kind = _UNKNOWN if index == 0 else _CONTROL if index < 3 else _NORMAL
         model.pieces.add(piece=piece, score=-float(index), type=kind)
