@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.folding import folded, read_model, write_model
-from searchforge.associated_files import EPOCH, associated_files
+from searchforge.associated_files import EPOCH, split, write_files
 from searchforge.errors import JobError, UsageError
 
 INDEX_NAME = "on_device_scann_index.ldb"
@@ -48,7 +48,7 @@ def pack_searcher(
         map does not fit it.
     """
     model = encoder.read_bytes()
-    files = associated_files(model)
+    _, files = split(model)
     if INDEX_NAME in files:
         raise JobError(f"{encoder.name} carries an index already; expected an encoder, not a searcher")
     if query_map is not None:
@@ -67,8 +67,7 @@ def pack_searcher(
         # Positions in the archive count from the start of the file. From 2 GiB on Python writes Zip64 fields, which
         # the Task Library reads, too.
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in files.items():
-                archive.writestr(zipfile.ZipInfo(name, EPOCH), data)
+            write_files(archive, files)
             if index is None:
                 return
             entry = zipfile.ZipInfo(INDEX_NAME, EPOCH)

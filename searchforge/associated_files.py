@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of every file: equal contents give equal bytes, whenever they are written."""
 
 
-def associated_files(model: bytes) -> dict[str, bytes]:
-    """Returns the files behind the flatbuffer, by name."""
+def split(model: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """Returns the model's flatbuffer, and the files behind it by name."""
     file = io.BytesIO(model)
     if not zipfile.is_zipfile(file):
-        return {}
+        return model, {}
     with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+        start = min((entry.header_offset for entry in archive.infolist()), default=len(model))
+        return model[:start], {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_files(archive: zipfile.ZipFile, files: Mapping[str, bytes]) -> None:
+    """Writes files of EPOCH."""
+    for name, data in files.items():
+        archive.writestr(zipfile.ZipInfo(name, EPOCH), data)
 
 
 def without_dates(model: bytes) -> bytes:
     """Returns the model with files that are all of EPOCH."""
-    files = associated_files(model)
+    flatbuffer, files = split(model)
     if not files:
         return model
-    with zipfile.ZipFile(io.BytesIO(model)) as archive:
-        flatbuffer = model[: min(entry.header_offset for entry in archive.infolist())]
     dated = io.BytesIO(flatbuffer)
     with zipfile.ZipFile(dated, "a", zipfile.ZIP_STORED) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, EPOCH), data)
+        write_files(archive, files)
     return dated.getvalue()

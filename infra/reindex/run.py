@@ -69,9 +69,8 @@ def reindex(config: Config, *, trigger: str = "command", resume: bool = False, n
             f"{last.failures} runs of reindex failed in a row, the last one at {last.failed_stage}: {last.error}\n"
             "Mend the cause, then start with --resume (reindex.max_failures)"
         )
-    releases.open_target(
-        config
-    ).storage.now()  # a write: what cannot be published to fails here, not after the training
+    # A write: what cannot be published to fails here, not after the training.
+    releases.open_target(config).storage.now()
     id = journal.run_id()
     with logs.bind(run=id):
         with _stopping(), _leased(config, storage, id) as held:

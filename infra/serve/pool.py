@@ -58,9 +58,9 @@ class Pool:
     def __init__(self, files: Sequence[Path], workers: int, waiting: int) -> None:
         self._tasks: queue.Queue[_Task | None] = queue.Queue()
         self._waiting = waiting
-        self._unanswered = 0
+        self._room = threading.Semaphore(workers + waiting)
         self._ending = False
-        self._lock = threading.Lock()  # of these two, so that nothing is queued behind the end
+        self._lock = threading.Lock()  # so that nothing is queued behind the end
         self._folder = tempfile.TemporaryDirectory(prefix="searchforge-pool-")
         image = Path(self._folder.name) / "first.png"
         Image.new("RGB", (64, 64), "grey").save(image)
@@ -112,11 +112,10 @@ class Pool:
             if self._ending:
                 raise Refusal(503, "the server is ending")
             # Not by the queue's length, in which a query also is for the moment until an idle worker takes it.
-            if self._unanswered >= self.workers + self._waiting:
+            if not self._room.acquire(blocking=False):
                 raise Refusal(503, f"{self._waiting} queries are waiting already; ask again in a second", retry_after=1)
-            self._unanswered += 1
             self._tasks.put(task)
-        task.future.add_done_callback(self._answered)
+        task.future.add_done_callback(lambda _: self._room.release())
         return task.future
 
     def close(self) -> None:
@@ -135,10 +134,6 @@ class Pool:
         for worker in self._workers:
             worker.join()
         self._folder.cleanup()
-
-    def _answered(self, _: Future[Found]) -> None:
-        with self._lock:
-            self._unanswered -= 1
 
     def __enter__(self) -> Pool:
         return self
