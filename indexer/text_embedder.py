@@ -15,6 +15,9 @@ from searchforge.errors import JobError
 MODULE = "indexer.text_embedder"
 """What a Session runs; a request is the arguments of `embed_with_task_library`."""
 
+IMPORTS = ("tflite_support.task",)
+"""What sessions import once, see searchforge.fork_server."""
+
 
 def embed_with_task_library(encoder: Path, texts: list[str], output: Path) -> None:
     """Writes the embeddings of texts.

@@ -15,6 +15,13 @@ from searchforge import isolated
 MODULE = "indexer.worker"
 """What a Session runs."""
 
+IMPORTS = (
+    "tflite_support.task",
+    "tensorflow_lite_support.metadata.metadata_schema_py_generated",
+    "tensorflow_lite_support.metadata.cc.python._pywrap_metadata_version",
+)
+"""What sessions import once, see searchforge.fork_server."""
+
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
     """Does one step: `train`, `fold` or `pack`."""

@@ -12,17 +12,13 @@ import ctypes
 import json
 import os
 import select
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from searchforge.errors import JobError, SearchforgeError, UsageError
-
-_REPLY_FD = "SEARCHFORGE_REPLY_FD"
+from searchforge.fork_server import REPLY_FD, Child
 
 
 class ChildCrash(JobError):
@@ -41,32 +37,22 @@ class Session:
     """A child process that answers requests until it is closed. Use as a context manager."""
 
     def __init__(self, module: str) -> None:
-        """Starts `python -m module`, whose main function calls `serve`."""
+        """Starts a process that runs `module`, whose main program calls `serve`.
+
+        What the module lists in IMPORTS is imported once for all sessions of it; see searchforge.fork_server.
+        """
         self._module = module
-        read_end, write_end = os.pipe()
-        environment = {
-            **os.environ,
-            _REPLY_FD: str(write_end),
-            "PYTHONPATH": python_path(),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
-        # A file: a pipe that nobody reads would fill and block the child.
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            pass_fds=(write_end,),
-            env=environment,
-        )
-        os.close(write_end)
-        self._replies = os.fdopen(read_end, "rb")
+        self._child = Child(module)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the child."""
+        return self._child.pid
 
     @property
     def ended(self) -> bool:
         """Whether the child has ended."""
-        return self._process.poll() is not None
+        return self._child.poll() is not None
 
     def call(self, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Sends one request and returns its answer.
@@ -78,14 +64,14 @@ class Session:
           UsageError, JobError: what the child raised.
           ChildCrash: the child ended before it answered, or was killed.
         """
-        assert self._process.stdin
+        child = self._child
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            if timeout is not None and not select.select([self._replies], [], [], timeout)[0]:
-                self._process.kill()
-                raise ChildCrash(f"{self._module} did not answer within {timeout:g} s", self._process.wait())
-            line = self._replies.readline()
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            child.stdin.flush()
+            if timeout is not None and not select.select([child.replies], [], [], timeout)[0]:
+                child.kill()
+                raise ChildCrash(f"{self._module} did not answer within {timeout:g} s", child.wait())
+            line = child.replies.readline()
         except BrokenPipeError:
             line = b""
         if not line:
@@ -97,16 +83,16 @@ class Session:
 
     def close(self) -> None:
         """Ends the child; a second call does nothing."""
-        if self._process.stdin and not self._process.stdin.closed:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._errors.close()
-            self._replies.close()
+        if self._child.stdin.closed:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.close()
+        try:
+            self._child.wait(timeout=10)
+        except TimeoutError:
+            self._child.kill()
+            self._child.wait()
+        self._child.close()
 
     def __enter__(self) -> Session:
         return self
@@ -117,17 +103,11 @@ class Session:
         self.close()
 
     def _crash(self) -> ChildCrash:
-        code = self._process.wait()
-        self._errors.seek(0)
-        errors = self._errors.read().decode(errors="replace").strip()
+        code = self._child.wait()
+        self._child.errors.seek(0)
+        errors = self._child.errors.read().decode(errors="replace").strip()
         ending = f"signal {-code}" if code < 0 else f"exit code {code}"
         return ChildCrash(f"{self._module} ended with {ending} before it answered:\n{errors[-2000:]}", code)
-
-
-def python_path() -> str:
-    """Returns the PYTHONPATH with which another process finds these packages, wherever it starts."""
-    root = str(Path(__file__).resolve().parent.parent)
-    return os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
 
 
 def call(module: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +122,7 @@ def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     Only errors meant for users travel to the parent; any other ends the child with its stack trace.
     """
     prepare()
-    descriptor = int(os.environ[_REPLY_FD])
+    descriptor = int(os.environ[REPLY_FD])
     with os.fdopen(descriptor, "wb") as replies:
         for line in sys.stdin.buffer:
             try:

@@ -24,6 +24,14 @@ from searchforge.preprocessing import Preprocessing, RejectedInput
 MODULE = "serving_check.task_library"
 """What a Session runs."""
 
+IMPORTS = (
+    "tensorflow_lite_support.python.task.text.text_searcher",
+    "tensorflow_lite_support.python.task.text.text_embedder",
+    "tensorflow_lite_support.python.task.vision.image_searcher",
+    "tensorflow_lite_support.python.task.vision.image_embedder",
+)
+"""What sessions import once, see searchforge.fork_server."""
+
 _DEFAULT_HITS = 10
 
 

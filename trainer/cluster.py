@@ -17,7 +17,7 @@ from typing import Any
 from searchforge.cli import stderr_closed
 from searchforge.config import TrainConfig
 from searchforge.errors import JobError, SearchforgeError
-from searchforge.isolated import python_path
+from searchforge.fork_server import python_path
 
 CONNECT_SECONDS = 10
 """How long a cluster may take to accept a connection."""

@@ -24,6 +24,12 @@ from searchforge import isolated
 from searchforge.associated_files import without_dates
 from searchforge.errors import JobError
 
+IMPORTS = (
+    "tflite_support.task",
+    "tensorflow_lite_support.metadata.python.metadata_writers.bert_nl_classifier",
+)
+"""What sessions import once, see searchforge.fork_server."""
+
 
 def describe_text(model: Path, vocabulary: Path | None) -> None:
     """Adds the metadata of a text encoder: a BertTokenizer, or none where the model takes strings itself."""

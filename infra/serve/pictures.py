@@ -15,7 +15,7 @@ from typing import Literal
 from infra.serve.refusal import Refusal
 from infra.serve.source_table import find_source, table_path
 from searchforge.errors import SearchforgeError
-from searchforge.isolated import python_path
+from searchforge.fork_server import python_path
 from searchforge.manifest import Manifest
 from searchforge.preprocessing import RejectedInput, decode
 from searchforge.sources import SourceReader

@@ -12,6 +12,7 @@ find both the same: release, bytes of its files, artifacts. Prints counts by the
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -28,13 +29,13 @@ from typing import Any
 from infra import api
 from infra.reindex import journal, lease
 from infra.releases import live_release
+from searchforge import isolated
 from searchforge.config import Config
 from searchforge.hashing import sha256_file
 from searchforge.manifest import Manifest, read_shards
 from searchforge.workspace import Workspace
 from serving_check import hostile
 from tests.infra.tiny_reindex import World, make_world
-from tests.warm_sessions import import_all, warm_sessions
 
 STAGES = ("plan", "train", "embed", "index", "check", "publish", "prune")
 KINDS = ("encoders", "embeddings", "searchers", "checks", "releases")
@@ -61,29 +62,26 @@ def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40) -> dict[s
     start = time.monotonic()
     seconds: list[float] = []
     hostile._MEGAPIXELS = (640, 480)  # drawing large pictures takes longer than all else
-    with warm_sessions():
-        import_all()
-        while hit.total() < kills:
-            if rounds:
-                undisturbed.change(generator, rounds)
-            began = time.monotonic()
-            assert _run(undisturbed.config, now) is None
-            seconds.append(time.monotonic() - began)
-            stage: str | None = "start"
-            for number in range(MOST_KILLS):
-                durations = _left(undisturbed, stage, seconds[-1])
-                chosen, span = (
-                    generator.choice([*durations.items()]) if number % 2 else ("start", sum(durations.values()))
-                )
-                stage = _run(killed.config, now, (chosen, generator.uniform(0, span)))
-                if stage is None:
-                    ended += 1
-                    break
-                hit[stage] += 1
-            assert _run(killed.config, now) is None
-            _compare(undisturbed, killed)
-            rounds += 1
-            now += timedelta(days=_DAYS)
+    import_all()
+    while hit.total() < kills:
+        if rounds:
+            undisturbed.change(generator, rounds)
+        began = time.monotonic()
+        assert _run(undisturbed.config, now) is None
+        seconds.append(time.monotonic() - began)
+        stage: str | None = "start"
+        for number in range(MOST_KILLS):
+            durations = _left(undisturbed, stage, seconds[-1])
+            chosen, span = generator.choice([*durations.items()]) if number % 2 else ("start", sum(durations.values()))
+            stage = _run(killed.config, now, (chosen, generator.uniform(0, span)))
+            if stage is None:
+                ended += 1
+                break
+            hit[stage] += 1
+        assert _run(killed.config, now) is None
+        _compare(undisturbed, killed)
+        rounds += 1
+        now += timedelta(days=_DAYS)
     _require_tidy(killed, now)
     return {
         "kills": hit.total(),
@@ -93,6 +91,18 @@ def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40) -> dict[s
         "undisturbed_seconds": round(sorted(seconds)[len(seconds) // 2], 2),
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def import_all() -> None:
+    """Imports what a run of `reindex` needs without training, here and in the fork server that forks share."""
+    from searchforge.cli import import_quietly
+
+    import_quietly("apache_beam")
+    stages = ("beam_jobs.embed", "indexer.build", "serving_check.check", "ai_edge_litert.interpreter")
+    for name in (*stages, "infra.reindex.run", "infra.reindex.notify"):
+        importlib.import_module(name)
+    for module in ("indexer.worker", "indexer.text_embedder", "serving_check.task_library"):
+        isolated.Session(module).close()
 
 
 def _run(config: Config, now: datetime, kill: tuple[str, float] | None = None) -> str | None:

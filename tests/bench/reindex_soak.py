@@ -26,8 +26,8 @@ from infra.releases import find_release, live_release
 from searchforge.manifest import Manifest, read_shards
 from searchforge.workspace import Workspace
 from serving_check import hostile
+from tests.bench.reindex_kills import import_all
 from tests.infra.tiny_reindex import World, make_world
-from tests.warm_sessions import import_all, warm_sessions
 
 CHANGES = ("nothing", "touch", "add", "change", "remove", "rename", "several")
 QUERIES = 40
@@ -51,22 +51,21 @@ def run_soak(cycles: int, root: Path, seed: int = 0, images: int = 60) -> dict[s
     disk, memory, seconds = [], [], []
     now = world.workspace.storage.now()
     hostile._MEGAPIXELS = (640, 480)  # drawing large pictures takes longer than all else
-    with warm_sessions():
-        import_all()
-        for cycle in range(cycles):
-            change = generator.choice(CHANGES) if cycle else "nothing"
-            _change(world, change, generator, cycle)
-            start = time.monotonic()
-            run = api.reindex(world.config, trigger="schedule", now=now)
-            seconds.append(time.monotonic() - start)
-            expected = "published" if cycle == 0 or change not in ("nothing", "touch") else "unchanged"
-            assert run.state == expected, f"cycle {cycle}, {change}: {run.state}, expected {expected}"
-            did[change] += 1
-            ended[run.state] += 1
-            disk.append(_bytes(Path(world.workspace.root)))
-            memory.append(_peak_memory())
-            now += timedelta(days=1)
-        found, fresh = _compare(world, root)
+    import_all()
+    for cycle in range(cycles):
+        change = generator.choice(CHANGES) if cycle else "nothing"
+        _change(world, change, generator, cycle)
+        start = time.monotonic()
+        run = api.reindex(world.config, trigger="schedule", now=now)
+        seconds.append(time.monotonic() - start)
+        expected = "published" if cycle == 0 or change not in ("nothing", "touch") else "unchanged"
+        assert run.state == expected, f"cycle {cycle}, {change}: {run.state}, expected {expected}"
+        did[change] += 1
+        ended[run.state] += 1
+        disk.append(_bytes(Path(world.workspace.root)))
+        memory.append(_peak_memory())
+        now += timedelta(days=1)
+    found, fresh = _compare(world, root)
     for name, values in (("disk", disk), ("memory", memory)):
         early, late = max(values[:SETTLED]), max(values[SETTLED:], default=0)
         assert late <= _GROWTH * early, f"{name} grew from {early:,} to {late:,} bytes after cycle {SETTLED}"

@@ -121,12 +121,14 @@ class Server:
         return self.ask(f"/search?{query}")
 
     def children(self) -> list[int]:
-        """Ids of the processes that it started and that still run."""
-        return children_of(self.process.pid)
+        """Ids of the processes that it started, and of those that they started, as far as they still run."""
+        children = children_of(self.process.pid)
+        return [*children, *(each for child in children for each in children_of(child))]
 
     def searchers(self) -> list[int]:
-        """Ids of those of its processes that answer queries."""
-        return [child for child in self.children() if "serving_check.task_library" in command_of(child)]
+        """Ids of those of its processes that answer queries: the children of its fork server."""
+        servers = [child for child in children_of(self.process.pid) if "searchforge.fork_server" in command_of(child)]
+        return [child for server in servers for child in children_of(server)]
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal; returns the exit code."""

@@ -24,12 +24,11 @@ from searchforge.config import Config
 from searchforge.errors import ConflictError, GateError, JobError, UsageError
 from serving_check import hostile
 from tests.infra.tiny_reindex import World, make_world, write_encoder
-from tests.warm_sessions import warm_sessions
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch, warm_sessions():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hostile, "_MEGAPIXELS", (640, 480))  # drawing large pictures takes longer than all else
         yield
 

@@ -16,14 +16,13 @@ from searchforge.storage import open_storage
 from searchforge.workspace import Workspace
 from serving_check import hostile
 from tests.infra.tiny_reindex import World, make_world
-from tests.warm_sessions import warm_sessions
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch, warm_sessions():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hostile, "_MEGAPIXELS", (640, 480))
         yield
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +24,7 @@ def _handle(request: dict[str, Any]) -> dict[str, Any]:
     match request["op"]:
         case "echo":
             print("native code may write to standard output")
-            return {"pid": os.getpid(), "value": request["value"]}
+            return {"pid": os.getpid(), "server": os.getppid(), "folder": str(Path.cwd()), "value": request["value"]}
         case "tensorflow":
             return {"blocked": sys.modules["tensorflow"] is None}
         case "usage":
@@ -77,6 +81,55 @@ def test_the_session_ends_its_process() -> None:
         pid = session.call({"op": "echo", "value": 0})["pid"]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def _server() -> int:
+    return int(isolated.call(MODULE, {"op": "echo", "value": 0})["server"])
+
+
+def test_sessions_of_threads_and_of_forks_share_the_imports() -> None:
+    server = _server()
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: _server(), range(24))) == {server}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as forks:
+        assert set(forks.map(_of_fork, range(8))) == {server}
+
+
+def _of_fork(_: int) -> int:
+    return _server()
+
+
+def test_a_session_runs_in_the_folder_of_its_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _server()
+    monkeypatch.chdir(tmp_path)
+    assert isolated.call(MODULE, {"op": "echo", "value": 0})["folder"] == str(tmp_path)
+
+
+def test_the_end_of_a_child_is_seen_at_once() -> None:
+    for number in (signal.SIGKILL, signal.SIGSEGV):
+        with isolated.Session(MODULE) as session:
+            session.call({"op": "echo", "value": 0})
+            assert not session.ended
+            os.kill(session.pid, number)
+            while not session.ended:
+                time.sleep(0.001)
+            with pytest.raises(isolated.ChildCrash, match=f"ended with signal {number.value}"):
+                session.call({"op": "echo", "value": 0})
+
+
+def test_sessions_outlive_a_killed_server_and_the_next_one_starts_another() -> None:
+    with isolated.Session(MODULE) as session:
+        server = session.call({"op": "echo", "value": 0})["server"]
+        os.kill(server, signal.SIGKILL)
+        assert session.call({"op": "echo", "value": 1})["value"] == 1
+        assert _server() != server
+
+
+def test_the_server_ends_with_the_process_that_started_it() -> None:
+    code = "from tests.searchforge.test_isolated import _server; print(_server())"
+    server = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    while Path(f"/proc/{int(server)}").exists():
+        time.sleep(0.001)
 
 
 if __name__ == "__main__":
