@@ -1,29 +1,40 @@
-# Sets up .venv with the locked versions and runs the main jobs. Needs Linux and Python 3.10 or 3.11.
+# Sets up .venv with the locked versions and runs the main jobs. Needs Linux and Python 3.10 or 3.11, which uv can bring.
 
-PYTHON ?= $(shell for python in python3.11 python3.10 python3; do \
-	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null \
-	&& echo $$python && break; done)
+UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin
 CODE := searchforge trainer beam_jobs indexer serving_check infra tests setup.py
 SCENES ?= 2400
+PARALLEL := --numprocesses logical --dist worksteal
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python --no-deps
 
-.PHONY: setup demo test integration lint lock clean
+.PHONY: setup demo test proofs integration lint lock clean
 
 setup: .venv/.installed
 
-.venv/.installed: requirements.lock requirements-dev.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 or 3.11 was found; install one, or run make PYTHON=/path/to/python3.11"; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+.venv/.installed: requirements.lock requirements-dev.lock pyproject.toml | $(UV)
+	@python="$(PYTHON)"; for version in 3.11 3.10; do \
+		test -n "$$python" || python=$$($(UV) python find --no-python-downloads --no-project $$version 2>/dev/null); \
+	done; \
+	$(UV) venv --quiet --allow-existing --python "$${python:-3.11}" .venv || { echo "error: no Python 3.10 or 3.11 was \
+	found and none could be downloaded; install one, or run make PYTHON=/path/to/python3.11"; exit 2; }
+	$(INSTALL) --require-hashes --compile-bytecode -r requirements.lock -r requirements-dev.lock
+	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
+
+.uv/bin/uv: requirements-uv.lock
+	@for python in python3 python3.13 python3.12 python3.11 python3.10; do \
+		$$python -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $< && exit 0; \
+	done 2>/dev/null; rm -rf .uv; echo "error: uv, which installs everything else, is not on the PATH and cannot be \
+	installed; install uv, or a python3 with venv and pip (Debian: apt install python3-venv)"; exit 2
 
 demo: setup  ## from nothing to a published, verified searcher in demo-workspace/
 	$(BIN)/searchforge demo --workspace demo-workspace --scenes $(SCENES)
 
 test: setup  ## everything that needs nothing but PyPI
-	$(BIN)/python -m pytest -m "not integration" --numprocesses logical --dist loadfile
+	$(BIN)/python -m pytest -m "not integration and not proof" $(PARALLEL)
+
+proofs: setup  ## what takes long by nature: kills, races, soaks, every corruption and interleaving
+	$(BIN)/python -m pytest -m proof $(PARALLEL)
 
 integration: setup  ## tests against real servers; each is skipped where its server cannot be had
 	$(BIN)/python -m pytest -m integration
@@ -33,15 +44,17 @@ lint: setup
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
-lock:  ## resolve the locks anew; needs uv
-	uv pip compile --universal --python-version 3.10 --generate-hashes --all-extras --no-header --upgrade \
+lock: | $(UV)  ## resolve the locks anew
+	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --all-extras --no-header --upgrade \
 		pyproject.toml -o requirements.lock
-	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
+	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
 		--constraints requirements.lock --group dev -o requirements-dev.lock
-	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
+	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
 		infra/beam/dataflow.in -o infra/beam/dataflow.lock
-	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
+	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
 		--constraints requirements.lock infra/ray/gcp.in -o infra/ray/gcp.lock
+	echo uv | $(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
+		- -o requirements-uv.lock
 
 clean:
-	rm -rf .venv demo-workspace build *.egg-info
+	rm -rf .venv .uv demo-workspace build *.egg-info

@@ -1,4 +1,4 @@
-"""All stages with their real components, on a small drawn corpus, killed in every stage and started again."""
+"""All stages with their real components, on a small drawn corpus, killed on the way and started again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def workspace(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace with a release, whose run was killed once in every stage."""
-    workspace = Workspace(str(tmp_path_factory.mktemp("workspace")))
-    for stage in STAGES:
-        _run_until(f"] {stage}", corpus, workspace)
-        assert workspace.ids("releases") == []
-    finished = subprocess.run(_command(corpus, workspace), capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    return workspace
+    """A workspace with a release, whose run was killed once, after it had trained."""
+    return _killed_run(("embed",), corpus, tmp_path_factory.mktemp("workspace"))
 
 
 def _command(corpus: Path, workspace: Workspace) -> list[str]:
@@ -77,17 +72,43 @@ def _run_until(line: str, corpus: Path, workspace: Workspace) -> None:
     process.stderr.close()
 
 
-def test_a_killed_run_ends_with_one_verified_release(workspace: Workspace) -> None:
+def _killed_run(stages: Sequence[str], corpus: Path, folder: Path) -> Workspace:
+    """Returns the workspace of a run that was killed once in each of these stages, and then ended."""
+    workspace = Workspace(str(folder))
+    for stage in stages:
+        _run_until(f"] {stage}", corpus, workspace)
+        assert workspace.ids("releases") == []
+    finished = subprocess.run(_command(corpus, workspace), capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return workspace
+
+
+def _require_one_verified_release(workspace: Workspace) -> None:
     for kind in ("encoders", "embeddings", "searchers", "checks", "releases"):
         assert len(workspace.ids(kind)) == 1, kind  # type: ignore[arg-type]
     report = workspace.marker("checks", workspace.ids("checks")[0])
     assert report["passed"] and all(gate["passed"] for gate in report["gates"])
 
 
-def test_the_books_balance(workspace: Workspace) -> None:
+def _require_balance(workspace: Workspace) -> None:
     manifest = workspace.marker("embeddings", workspace.ids("embeddings")[0])
     assert (manifest["inputs"], manifest["embedded"]) == (SCENES + 1, SCENES)
     assert manifest["rejected_by_reason"] == {"not_an_image": 1}
+
+
+def test_a_killed_run_ends_with_one_verified_release(workspace: Workspace) -> None:
+    _require_one_verified_release(workspace)
+
+
+def test_the_books_balance(workspace: Workspace) -> None:
+    _require_balance(workspace)
+
+
+@pytest.mark.proof
+def test_a_run_that_is_killed_in_every_stage_ends_with_one_verified_release(corpus: Path, tmp_path: Path) -> None:
+    workspace = _killed_run(STAGES, corpus, tmp_path)
+    _require_one_verified_release(workspace)
+    _require_balance(workspace)
 
 
 def test_one_fingerprint_goes_all_the_way(workspace: Workspace) -> None:
