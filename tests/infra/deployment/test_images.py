@@ -12,14 +12,17 @@ from tests.infra.deployment.manifests import DOCKERFILES, INFRA, ROOT, instructi
 from tests.test_packaging import PACKAGES
 
 LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-dev.lock", INFRA / "ray" / "gcp.lock"]
-QUIET = {"--quiet", "--disable-pip-version-check", "--no-cache-dir", "--editable"}
-"""Options of pip that do not change what is installed."""
+QUIET = {"--quiet", "--no-cache-dir", "--editable", "--compile-bytecode", "--python", "$(BIN)/python"}
+"""Options of pip and of uv that do not change what is installed."""
 
 
 def test_the_command_line_is_installed_with_the_commands_of_make_setup() -> None:
-    lines = (ROOT / "Makefile").read_text().splitlines()
-    commands = [shlex.split(line) for line in lines if line.startswith("\t$(BIN)/pip install")]
-    made = [_install(command) for command in commands if "requirements-dev.lock" not in command]
+    makefile = (ROOT / "Makefile").read_text()
+    (install,) = re.findall(r"^INSTALL := (.*)$", makefile, re.MULTILINE)
+    commands = [
+        shlex.split(f"{install} {line}") for line in re.findall(r"^\t\$\(INSTALL\) (.*)$", makefile, re.MULTILINE)
+    ]
+    made = [_install(command) for command in commands]
     built = [_install(command) for command in shell_commands(INFRA / "docker" / "Dockerfile") if "install" in command]
     assert built == made
     assert len(built) == 2
@@ -86,8 +89,9 @@ def test_what_is_copied_from_the_checkout_exists() -> None:
 
 
 def _install(command: list[str]) -> list[str]:
-    """Returns the words of a `pip install` that decide what is installed."""
-    return [word for word in command[1:] if word not in QUIET]
+    """Returns the words after `pip install` that decide what an image, which needs no development tools, gets."""
+    words = [word for word in command[command.index("install") + 1 :] if word not in QUIET]
+    return " ".join(words).replace("-r requirements-dev.lock", "").split()
 
 
 def _pins(lock: Path) -> dict[str, str]:
