@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from searchforge.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, EncoderInfo
 from searchforge.workspace import Workspace
+from tests.cached import cached, source, versions
 
 PREPROCESSING = "decode|resize(8,8,bilinear)|scale(-1,1)"
 DIM = 16
@@ -30,7 +32,10 @@ def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0, tfl
         report={"agreement": {"image": {"min_cosine": 1.0}}} if tflite else {},
     )
     with workspace.create("encoders", encoder) as staging:
-        _save_image_encoder(staging.path, seed, tflite)
+        folder = cached("image-encoder", [*_key(), seed], lambda folder: _save_image_encoder(folder, seed))
+        shutil.copytree(folder / IMAGE_SAVED_MODEL, staging.path / IMAGE_SAVED_MODEL)
+        if tflite:
+            shutil.copy(folder / IMAGE_TFLITE, staging.path)
         staging.commit(info.model_dump())
     return info
 
@@ -51,9 +56,13 @@ def write_colour_bundle(
         report=report or {},
     )
     with workspace.create("encoders", encoder) as staging:
-        _save_colour_encoders(staging.path)
+        shutil.copytree(cached("colour-encoders", _key(), _save_colour_encoders), staging.path, dirs_exist_ok=True)
         staging.commit(info.model_dump())
     return info
+
+
+def _key() -> list[Any]:
+    return [source(__file__), versions("tensorflow")]
 
 
 def _save_colour_encoders(folder: Path) -> None:
@@ -72,7 +81,7 @@ def _save_colour_encoders(folder: Path) -> None:
         tf.saved_model.save(tf.Module(), str(folder / name), signatures={"serving_default": function})
 
 
-def _save_image_encoder(folder: Path, seed: int, tflite: bool) -> None:
+def _save_image_encoder(folder: Path, seed: int) -> None:
     import tensorflow as tf
 
     module = tf.Module()
@@ -90,6 +99,5 @@ def _save_image_encoder(folder: Path, seed: int, tflite: bool) -> None:
         return {"embedding": project(image)}
 
     tf.saved_model.save(module, str(folder / IMAGE_SAVED_MODEL), signatures={"serving_default": encode})
-    if tflite:
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([encode_scaled.get_concrete_function()], module)
-        (folder / IMAGE_TFLITE).write_bytes(converter.convert())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([encode_scaled.get_concrete_function()], module)
+    (folder / IMAGE_TFLITE).write_bytes(converter.convert())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +33,7 @@ def tiny_encoder() -> tuple[TinyEncoder, np.ndarray, Path]:
     vectors = np.stack([encoder.image(image) for image in images])
     noise = np.random.default_rng(1).normal(size=vectors.shape) * 0.05
     encoder.words = {f"w{i}": vector for i, vector in enumerate(unit(vectors + noise))}
-    folder = Path(tempfile.mkdtemp(prefix="searchforge-tiny-encoder-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return encoder, images, encoder.write(folder, fingerprint=FINGERPRINT)
+    return encoder, images, encoder.bundle(FINGERPRINT)
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,24 @@ The text tower adds up a vector for each word of its vocabulary; the image tower
 8 x 8 image. Both have NumPy twins here, so that tests know every embedding. Any vector can be made a query by
 giving a word of the vocabulary that vector.
 
-Run as a script, this module does the part that needs a process of its own: `tiny_encoder.py convert|describe DIR`.
+As a program, this module does the parts that need processes of their own:
+`python -m tests.indexer.tiny_encoder convert|describe FOLDER`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from searchforge import isolated
+from searchforge.hashing import sha256_bytes
+from tests.cached import cached, source, versions
 
 SIDE = 8
 SEQUENCE = 16
@@ -28,7 +34,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 class TinyEncoder:
-    """NumPy twin of the two towers; `write` makes the bundle."""
+    """NumPy twin of the two towers; `bundle` has their files."""
 
     def __init__(self, words: dict[str, np.ndarray]) -> None:
         self.words = words
@@ -41,27 +47,35 @@ class TinyEncoder:
     def image(self, pixels: np.ndarray) -> np.ndarray:
         return unit((pixels.reshape(-1).astype(np.float32) - 127.5) / 127.5 @ self.projection)
 
-    def write(self, directory: Path, encoder_id: str = "tiny", fingerprint: str = "f" * 64) -> Path:
-        """Writes text_encoder.tflite, image_encoder.tflite and encoder.json."""
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "vocab.txt").write_text("\n".join([*SPECIAL, *self.words]) + "\n")
+    def bundle(self, fingerprint: str) -> Path:
+        """Returns the folder of text_encoder.tflite, image_encoder.tflite and encoder.json, made once."""
         table = np.concatenate([np.zeros((len(SPECIAL), self.dim)), np.stack(list(self.words.values()))])
-        np.savez(directory / "weights.npz", table=table.astype(np.float32), projection=self.projection)
-        for step in ("convert", "describe"):
-            subprocess.run([sys.executable, __file__, step, str(directory)], check=True, capture_output=True)
-        info = {
-            "id": encoder_id,
-            "fingerprint": fingerprint,
-            "preprocessing": PREPROCESSING,
-            "dim": self.dim,
-            "image_tower": "tiny",
-            "text_tower": "tiny",
-            "sequence_length": SEQUENCE,
-            "files": {},
-            "report": {},
-        }
-        (directory / "encoder.json").write_text(json.dumps(info))
-        return directory
+        weights = {"table": table.astype(np.float32), "projection": self.projection}
+        packages = versions("tensorflow", "tflite-support", "flatbuffers")
+        digests = {name: sha256_bytes(array.tobytes()) for name, array in weights.items()}
+        key = [source(__file__), packages, fingerprint, list(self.words), digests]
+
+        def make(folder: Path) -> None:
+            (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *self.words]) + "\n")
+            np.savez(folder / "weights.npz", **weights)
+            environment = {**os.environ, "PYTHONPATH": isolated.python_path()}
+            for step in ("convert", "describe"):
+                command = [sys.executable, "-m", "tests.indexer.tiny_encoder", step, str(folder)]
+                subprocess.run(command, check=True, capture_output=True, env=environment)
+            info = {
+                "id": "tiny",
+                "fingerprint": fingerprint,
+                "preprocessing": PREPROCESSING,
+                "dim": self.dim,
+                "image_tower": "tiny",
+                "text_tower": "tiny",
+                "sequence_length": SEQUENCE,
+                "files": {},
+                "report": {},
+            }
+            (folder / "encoder.json").write_text(json.dumps(info))
+
+        return cached("tiny-encoder", key, make)
 
 
 def random_images(count: int, seed: int = 0) -> np.ndarray:
@@ -103,9 +117,6 @@ def _convert(directory: Path) -> None:
 
 
 def _describe(directory: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from searchforge import isolated
-
     isolated.prepare()
     import flatbuffers
     from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
