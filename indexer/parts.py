@@ -120,7 +120,7 @@ def encode_shard(path: Path, quantizer: Quantizer, part: Path) -> None:
     LocalStorage(str(part.parent)).write(part.name, encoded(path.read_bytes(), quantizer, str(path)))
 
 
-def encoded(data: bytes, quantizer: Quantizer, name: str) -> bytes:
+def encoded(data: bytes, quantizer: Quantizer, name: str, chunk: int = CHUNK) -> bytes:
     """Returns the part of a shard as the bytes of a file.
 
     Tensors: order_keys [n] uint64, assignments [n] uint32, codes [n, blocks] uint8, errors [n] float32 (squared
@@ -129,6 +129,7 @@ def encoded(data: bytes, quantizer: Quantizer, name: str) -> bytes:
     Args:
       data: of the shard.
       name: of the shard, for errors.
+      chunk: vectors that are encoded at once.
 
     Raises:
       JobError: the shard is damaged.
@@ -140,8 +141,8 @@ def encoded(data: bytes, quantizer: Quantizer, name: str) -> bytes:
     errors = np.empty(count, np.float32)
     entries = np.concatenate(quantizer.codebooks, axis=1)
     blocks = np.repeat(np.arange(len(quantizer.codebooks)), [book.shape[1] for book in quantizer.codebooks])
-    for start in range(0, count, CHUNK):
-        rows = slice(start, start + CHUNK)
+    for start in range(0, count, chunk):
+        rows = slice(start, start + chunk)
         vectors = records.vectors[rows]
         assignments[rows], codes[rows] = quantizer.encode(vectors)
         _squared_errors(vectors @ quantizer.transform.T, codes[rows], entries, blocks, errors[rows])

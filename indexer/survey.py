@@ -17,7 +17,7 @@ from searchforge import progress
 TIE = 1e-6
 """Items whose exact scores differ by less stand for each other: copies of an image, say."""
 
-_ROWS = 2048
+ROWS = 2048
 """Records whose scores are computed at once."""
 
 
@@ -79,6 +79,7 @@ def survey(
     queries: npt.NDArray[np.float32],
     k: int,
     threads: int = 1,
+    rows: int = ROWS,
 ) -> Survey:
     """Reads a whole corpus once.
 
@@ -91,6 +92,7 @@ def survey(
       queries: [m, dim] float32; may be empty.
       k: answers of each query, at least 1.
       threads: shards that are read at a time.
+      rows: records whose scores are computed at once, for each thread.
 
     Raises:
       UsageError: a live vector is not a finite one of length 1 and of `dim` dimensions, metadata cannot be JSON on the
@@ -100,7 +102,7 @@ def survey(
     order: list[npt.NDArray[np.uint64]] = []
     hashes, vectors = np.empty(2 * count, np.uint64), np.empty((2 * count, dim), np.float32)
     held, largest = 0, np.uint64(2**64 - 1)
-    search = _ExactSearch(queries, k)
+    search = _ExactSearch(queries, k, rows)
     first = metadata_bytes = 0
     with progress.track("read the corpus", sum(info.live for info, _ in shards)) as advance:
         found = map_in_order(functools.partial(_read, dim, count, seed, search), shards, threads)
@@ -125,7 +127,7 @@ def survey(
 
 def exact_search(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], k: int) -> Answers:
     """Returns the exact best k of vectors [n, dim] in memory for each query [m, dim]; items are row numbers."""
-    search = _ExactSearch(queries, k)
+    search = _ExactSearch(queries, k, ROWS)
     search.add(search.find(vectors), 0)
     return search.answers()
 
@@ -154,7 +156,8 @@ class _ExactSearch:
     depend on where a vector stands in a matrix: copies of an image score alike.
     """
 
-    def __init__(self, queries: npt.NDArray[np.float32], k: int) -> None:
+    def __init__(self, queries: npt.NDArray[np.float32], k: int, rows: int) -> None:
+        self._rows = rows
         self._queries = np.ascontiguousarray(queries, np.float32)
         count, dim = self._queries.shape
         # At least twice what rounding can do to the product of a query and a vector of length 1.
@@ -170,8 +173,8 @@ class _ExactSearch:
         """Returns the best of a shard's live records, [n, dim] float32; for any thread."""
         scores = np.full(self._scores.shape, -np.inf, np.float32)
         rows = np.full(self._scores.shape, -1, np.int64)
-        for start in range(0, len(vectors) if len(self._queries) else 0, _ROWS):
-            block = vectors[start : start + _ROWS]
+        for start in range(0, len(vectors) if len(self._queries) else 0, self._rows):
+            block = vectors[start : start + self._rows]
             # Other threads' thresholds may be those of a moment ago: they only rise, so at worst more is found.
             _select(self._queries @ block.T, self._margins, self._thresholds, self._queries, block, start, scores, rows)
         chosen, places = np.unique(rows[rows >= 0], return_inverse=True)

@@ -17,17 +17,20 @@ _TRACKED = 10_000
 
 _BATCH = 500
 
-_SETTLED_NS = 2 * 10**9
-"""A file that changed so recently could change again within one tick of its file system's clock."""
+SETTLED_SECONDS = 2.0
+"""A file that changed more recently could change again within one tick of its file system's clock."""
 
 _Entry = tuple[int, int, int, str]
 
 
-def content_hashes(paths: Iterable[Path], cache: Path) -> tuple[dict[Path, str], dict[Path, str]]:
+def content_hashes(
+    paths: Iterable[Path], cache: Path, settled_seconds: float = SETTLED_SECONDS
+) -> tuple[dict[Path, str], dict[Path, str]]:
     """Hashes files, several at a time.
 
     Args:
       cache: file that remembers the hashes; it is made, and a damaged one is made anew.
+      settled_seconds: the hash of a file is remembered only if the file last changed at least so long ago.
 
     Returns:
       SHA-256 by path, and why a file could not be hashed (unreadable or empty) by path.
@@ -56,7 +59,7 @@ def content_hashes(paths: Iterable[Path], cache: Path) -> tuple[dict[Path, str],
                 failed[path] = result.strerror or str(result)
                 continue
             hashes[path] = result
-            if now - max(version[1:]) > _SETTLED_NS:
+            if now - max(version[1:]) >= settled_seconds * 1e9:
                 known[str(path.absolute())] = (*version, result)
         _save(cache, known)
     return hashes, failed

@@ -39,8 +39,12 @@ def counted(label: str, items: Iterable[Item]) -> Iterator[Item]:
 
 
 @contextmanager
-def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how much of `total` is done; yields the function that adds to it."""
+def track(label: str, total: int, interval: float = PLAIN_INTERVAL) -> Iterator[Callable[[int], None]]:
+    """Shows how much of `total` is done; yields the function that adds to it.
+
+    Args:
+      interval: seconds between two lines, where there is no terminal.
+    """
     if sys.stderr.isatty() and not logs.structured():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
@@ -74,7 +78,7 @@ def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
     def advance(count: int) -> None:
         nonlocal done, shown
         done += count
-        if time.monotonic() - shown >= PLAIN_INTERVAL and 0 < done < total:
+        if time.monotonic() - shown >= interval and 0 < done < total:
             shown = time.monotonic()
             rate = done / (shown - start)
             tell(f", {rate:.0f}/s, about {(total - done) / rate:.0f} s left")

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from indexer.corpus import Shard
 from indexer.encode_job import encode_with_beam
-from indexer.parts import Merged, encode_shard, encode_shards, merge, part_name
+from indexer.parts import Merged, encode_shard, encode_shards, encoded, merge, part_name
 from searchforge.errors import JobError, UsageError
 from searchforge.records import EmbeddingRecord
 from tests.indexer.shards import records, with_metadata_text, workspace_with_encoder, write_shard, write_shards
@@ -127,13 +129,14 @@ def test_a_part_is_a_function_of_shard_and_quantizer(tmp_path: Path, quantizer: 
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_shards_are_encoded_chunk_by_chunk(
-    tmp_path: Path, quantizer: NearestQuantizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_are_encoded_chunk_by_chunk(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     shards = write_shards(tmp_path, records(100), 1)
     whole = merged(shards, quantizer, tmp_path / "whole")
-    monkeypatch.setattr("indexer.parts.CHUNK", 33)
-    in_chunks = merged(shards, quantizer, tmp_path / "chunks")
+    parts = tmp_path / "chunks"
+    parts.mkdir()
+    for info, path in shards:
+        (parts / part_name(info)).write_bytes(encoded(path.read_bytes(), quantizer, path.name, chunk=33))
+    in_chunks = merge(shards, quantizer, parts, parts / "metadata")
     assert everything(in_chunks) == everything(whole)
     assert in_chunks.squared_error == pytest.approx(whole.squared_error)
 
@@ -159,16 +162,25 @@ def test_the_error_is_the_mean_squared_distance_to_what_codes_stand_for(
     assert result.squared_error == pytest.approx((distances**2).sum(axis=1).mean(), rel=1e-5)
 
 
-def test_ids_of_one_order_key_are_ordered_by_themselves(
-    tmp_path: Path, quantizer: NearestQuantizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("indexer.shard_records.order_keys", lambda data, ids: np.full(len(ids), 7, np.uint64))
+def _give_one_order_key(part: Path) -> None:
+    """Rewrites a part as if all its ids had the same hash."""
+    with safe_open(str(part), framework="numpy") as file:
+        header = file.metadata()
+    tensors = load_file(part)
+    save_file({**tensors, "order_keys": np.full_like(tensors["order_keys"], 7)}, part, header)
+
+
+def test_ids_of_one_order_key_are_ordered_by_themselves(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     names = ["z", "é", "日", "a", '"', "B", "\n", "id"] * 5
     items = [
         dataclasses.replace(record, id=f"{name}{i // 8}")
         for i, (record, name) in enumerate(zip(records(40), names, strict=True))
     ]
-    sizes, found = everything(merged(write_shards(tmp_path, items, 3), quantizer, tmp_path / "parts"))
+    shards, parts = write_shards(tmp_path, items, 3), tmp_path / "parts"
+    merged(shards, quantizer, parts)
+    for info, _ in shards:
+        _give_one_order_key(parts / part_name(info))
+    sizes, found = everything(merge(shards, quantizer, parts, parts / "metadata"))
     assert (sizes, [(code, json.loads(meta)["id"]) for code, meta in found]) == expected(items, quantizer)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from indexer.corpus import Shard
-from indexer.survey import TIE, Answers, survey
+from indexer.survey import ROWS, TIE, Answers, survey
 from searchforge.errors import JobError, UsageError
 from searchforge.records import EmbeddingRecord
 from tests.indexer.shards import records, write_shards
@@ -25,8 +25,8 @@ def sample(shards: Sequence[Shard], count: int, seed: int, threads: int = 1) -> 
     return survey(shards, DIM, count, seed, NO_QUERIES, 1, threads).sample
 
 
-def answers(shards: Sequence[Shard], queries: np.ndarray, k: int, threads: int = 1) -> Answers:
-    return survey(shards, DIM, 1, 0, queries, k, threads).answers
+def answers(shards: Sequence[Shard], queries: np.ndarray, k: int, threads: int = 1, rows: int = ROWS) -> Answers:
+    return survey(shards, DIM, 1, 0, queries, k, threads, rows).answers
 
 
 def some_queries(count: int) -> np.ndarray:
@@ -142,18 +142,15 @@ def test_a_damaged_shard_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("shards", "k"), [(1, 10), (1, 1), (3, 100), (40, 10)])
-def test_answers_are_those_of_a_brute_force_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, k: int, threads: int
-) -> None:
+def test_answers_are_those_of_a_brute_force_search(tmp_path: Path, shards: int, k: int, threads: int) -> None:
     """Of equal scores the first item, wherever the copies lie: in one block of a shard, in several, in other shards."""
     items, queries = alike(400), some_queries(30)
     queries[0] = items[17].embedding
     dead = [f"id{i}" for i in range(0, 400, 7)]
     files = write_shards(tmp_path, items, shards, dead)
     expected = brute_force(items, shards, dead, queries, k)
-    for rows in (2048, 13):
-        monkeypatch.setattr("indexer.survey._ROWS", rows)
-        assert_same(answers(files, queries, k, threads), expected)
+    for rows in (ROWS, 13):
+        assert_same(answers(files, queries, k, threads, rows), expected)
 
 
 def test_zero_and_long_queries_have_answers(tmp_path: Path) -> None:

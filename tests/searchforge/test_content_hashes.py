@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from searchforge import content_hashes as module
 from searchforge.content_hashes import content_hashes
 from searchforge.hashing import sha256_bytes
+from tests.opened_files import opened_files
 
 OLD = (1_000_000_000, 1_000_000_000)
 
@@ -20,34 +20,32 @@ def _settled(path: Path, content: bytes) -> Path:
     return path
 
 
+def _hashes(paths: list[Path], cache: Path) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Files count as settled at once."""
+    return content_hashes(paths, cache, settled_seconds=0)
+
+
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were read; files count as settled at once."""
-    found: list[Path] = []
-    original = module.sha256_file
-
-    def sha256_file(path: Path) -> str:
-        found.append(path)
-        return original(path)
-
-    monkeypatch.setattr(module, "sha256_file", sha256_file)
-    monkeypatch.setattr(module, "_SETTLED_NS", -1)
-    return found
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    return folder
 
 
-def test_unchanged_files_are_read_once(tmp_path: Path, reads: list[Path]) -> None:
-    paths = [_settled(tmp_path / name, name.encode()) for name in "ab"]
+def test_unchanged_files_are_read_once(files: Path, tmp_path: Path) -> None:
+    paths = [_settled(files / name, name.encode()) for name in "ab"]
     cache = tmp_path / "cache.json"
     expected = {path: sha256_bytes(path.name.encode()) for path in paths}
-    assert content_hashes(paths, cache) == content_hashes([*paths, paths[0]], cache) == (expected, {})
-    assert sorted(reads) == paths
+    with opened_files(files) as opened:
+        assert _hashes(paths, cache) == _hashes([*paths, paths[0]], cache) == (expected, {})
+    assert sorted(opened) == paths
 
 
-def test_a_file_of_the_same_size_and_time_but_other_content_is_noticed(tmp_path: Path, reads: list[Path]) -> None:
+def test_a_file_of_the_same_size_and_time_but_other_content_is_noticed(tmp_path: Path) -> None:
     path = _settled(tmp_path / "a", b"one")
-    content_hashes([path], tmp_path / "cache.json")
+    _hashes([path], tmp_path / "cache.json")
     _settled(path, b"two")
-    assert content_hashes([path], tmp_path / "cache.json")[0] == {path: sha256_bytes(b"two")}
+    assert _hashes([path], tmp_path / "cache.json")[0] == {path: sha256_bytes(b"two")}
 
 
 def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
@@ -58,13 +56,14 @@ def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 1}', b'{"a": [1, 2]}', b"\xff"])
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, reads: list[Path], content: bytes) -> None:
-    path = _settled(tmp_path / "a", b"one")
+def test_a_damaged_cache_is_made_anew(files: Path, tmp_path: Path, content: bytes) -> None:
+    path = _settled(files / "a", b"one")
     cache = tmp_path / "cache.json"
     cache.write_bytes(content)
-    for _ in range(2):
-        assert content_hashes([path], cache)[0] == {path: sha256_bytes(b"one")}
-    assert reads == [path]
+    with opened_files(files) as opened:
+        for _ in range(2):
+            assert _hashes([path], cache)[0] == {path: sha256_bytes(b"one")}
+    assert opened == [path]
 
 
 def test_missing_and_empty_files_are_said(tmp_path: Path) -> None:

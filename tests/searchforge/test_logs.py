@@ -36,9 +36,8 @@ def test_a_line_has_what_a_collector_reads(capsys: pytest.CaptureFixture[str]) -
     assert (line["severity"], line["message"]) == ("INFO", "two photos\n  are damaged: «é»")
 
 
-def test_progress_is_numbers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0)
-    with progress.track("embed", 4) as advance:
+def test_progress_is_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.track("embed", 4, interval=0) as advance:
         advance(1)
         advance(3)
     assert [(line["message"], line["done"], line["total"]) for line in _lines(capsys)] == [
