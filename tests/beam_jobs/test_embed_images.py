@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from beam_jobs import embedder, pipeline
+from beam_jobs.embed import embed, list_corpus
 from beam_jobs.embed_images import embed_images, main
+from beam_jobs.listing import Listing
 from beam_jobs.shards import Shard
 from searchforge.errors import JobError, UsageError
-from searchforge.preprocessing import RejectedInput
 from searchforge.workspace import Workspace
 from tests.beam_jobs.photos import draw_photos, embed_config, png, records, shard_bytes
 from tests.tiny_bundle import DIM, write_bundle
@@ -115,38 +115,32 @@ def test_a_form_that_training_did_not_vouch_for_is_not_used(photos: Path, tmp_pa
         embed_images(embed_config(other, photos, embed__backend="litert"), "tiny")
 
 
-def test_a_broken_job_keeps_its_finished_shards(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_job_keeps_its_finished_shards(photos: Path, tmp_path: Path) -> None:
+    """A folder where the last shard belongs breaks the job when the others are done."""
     other = Workspace(str(tmp_path / "workspace"))
     write_bundle(other)
     config = embed_config(other, photos)
-    written: list[int] = []
-
-    def write_two_then_die(storage: object, folder: str, shard: Shard, report: object) -> None:
-        if len(written) == 2:
-            raise OSError("killed")
-        written.append(shard.index)
-        original(storage, folder, shard, report)
-
-    original = pipeline.write_report
-    with monkeypatch.context() as patch, pytest.raises(JobError, match="run the command again"):
-        patch.setattr(pipeline, "write_report", write_two_then_die)
+    with pytest.raises(JobError, match="Finished shards are kept in .*; run the command again"):
+        embed_images(embed_config(other, photos, embed__runner="NoSuchRunner"), "tiny")
+    (folder,) = (tmp_path / "workspace" / "embeddings").iterdir()
+    blocked = folder / Shard(2, 3).name("data", "tfrecord")
+    blocked.mkdir()
+    with pytest.raises(JobError, match="cannot be used: Is a directory"):
         embed_images(config, "tiny")
     assert other.ids("embeddings") == []
+    finished = [folder / Shard(index, 3).name("data", "tfrecord") for index in (0, 1)]
+    assert all((folder / Shard(index, 3).name("done", "json")).is_file() for index in (0, 1))
+    written = [path.stat() for path in finished]
 
-    redone: list[int] = []
-    monkeypatch.setattr(
-        pipeline, "write_report", lambda *values: (redone.append(values[2].index), original(*values))[1]
-    )
+    blocked.rmdir()
     manifest = embed_images(config, "tiny")
     assert manifest.embedded == 20
-    assert set(redone).isdisjoint(written)
+    assert [path.stat() for path in finished] == written, "a finished shard was done again"
 
 
-def test_a_finished_run_is_found_again(workspace: Workspace, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = embed_config(workspace, photos)
-    first = embed_images(config, "tiny")
-    monkeypatch.setattr("beam_jobs.embed.run_pipeline", lambda *_: pytest.fail("the job ran again"))
-    assert embed_images(config, "tiny") == first
+def test_a_finished_run_is_found_again(workspace: Workspace, photos: Path) -> None:
+    first = embed_images(embed_config(workspace, photos), "tiny")
+    assert embed_images(embed_config(workspace, photos, embed__runner="NoSuchRunner"), "tiny") == first
 
 
 def test_a_changed_image_is_another_run(workspace: Workspace, photos: Path) -> None:
@@ -181,16 +175,15 @@ def test_too_many_rejects_fail_the_job(workspace: Workspace, photos: Path) -> No
         embed_images(embed_config(workspace, photos, corpus__max_reject_fraction=0.1), "tiny")
 
 
-def test_rejects_that_failed_a_job_are_tried_again(
-    workspace: Workspace, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*_: object) -> bytes:
-        raise RejectedInput("unreadable", "the file server is down")
-
+def test_rejects_that_failed_a_job_are_tried_again(workspace: Workspace, photos: Path) -> None:
+    """The photos are away after the corpus was listed, as those of a file server that is down for a while."""
     config = embed_config(workspace, photos, embed__base="none")
-    with monkeypatch.context() as patch, pytest.raises(JobError, match="20 unreadable"):
-        patch.setattr(embedder, "read_bytes", unreachable)
-        embed_images(config, "tiny")
+    with Listing() as listing:
+        listing.add(list_corpus(config, "images"))
+        photos.rename(photos.with_name("away"))
+        with pytest.raises(JobError, match="20 missing"):
+            embed(config, "tiny", "images", listing)
+    photos.with_name("away").rename(photos)
     manifest = embed_images(config, "tiny")
     assert (manifest.embedded, manifest.rejected, manifest.rejects) == (20, 0, ())
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from beam_jobs import embedder, listing
-from beam_jobs.embed import compact
+from beam_jobs.embed import compact, embed, list_corpus
 from beam_jobs.embed_images import embed_images
+from beam_jobs.listing import Listing
 from searchforge.errors import JobError, UsageError
 from searchforge.manifest import Manifest
 from searchforge.workspace import Workspace
 from tests.beam_jobs.photos import draw_photos, embed_config, png, records, shard_bytes
+from tests.opened_files import opened_files
 from tests.tiny_bundle import write_bundle
 
 
@@ -28,21 +28,6 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return draw_photos(tmp_path / "photos")
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts how often the bytes of each file are read."""
-    counter: Counter[str] = Counter()
-    for module in (embedder, listing):
-        original = module.read_bytes
-
-        def counting(file: str, *rest: object, original=original) -> bytes:  # type: ignore[no-untyped-def]
-            counter[Path(file).name] += 1
-            return original(file, *rest)
-
-        monkeypatch.setattr(module, "read_bytes", counting)
-    return counter
 
 
 def _counts(manifest: Manifest) -> tuple[int, int, int, int]:
@@ -78,12 +63,14 @@ def test_only_what_is_new_is_embedded(workspace: Workspace, photos: Path, tmp_pa
         assert found.to_bytes() == record.to_bytes(), id
 
 
-def test_unchanged_files_are_not_read(workspace: Workspace, photos: Path, read: Counter[str]) -> None:
-    embed_images(embed_config(workspace, photos), "tiny")
-    read.clear()
+def test_unchanged_files_are_not_read(workspace: Workspace, photos: Path) -> None:
+    with opened_files(photos) as read:
+        embed_images(embed_config(workspace, photos), "tiny")
+    assert {path.name for path in read} == {f"{index:02d}.png" for index in range(20)}
     _change_the_corpus(photos)
-    embed_images(embed_config(workspace, photos), "tiny")
-    assert set(read) == {"new.png", "00.png", "renamed.png", "06.png", "copy.png"}
+    with opened_files(photos) as read:
+        embed_images(embed_config(workspace, photos), "tiny")
+    assert {path.name for path in read} == {"new.png", "00.png", "renamed.png", "06.png", "copy.png"}
 
 
 def test_nothing_changed_is_the_same_run(workspace: Workspace, photos: Path) -> None:
@@ -111,17 +98,17 @@ def test_the_same_content_is_embedded_once(workspace: Workspace, photos: Path) -
     assert found["a.png"].uri != found["sub/03.png"].uri
 
 
-def test_a_copy_whose_original_changes_meanwhile_speaks_for_itself(
-    workspace: Workspace, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_whose_original_changes_meanwhile_speaks_for_itself(workspace: Workspace, photos: Path) -> None:
+    """The original changes between a run that planned and failed, and the one that does what was planned."""
     (photos / "zz.png").write_bytes(png(0))
-
-    def changed(file: str, *rest: object) -> bytes:
-        return png(500) if Path(file).name == "00.png" else original(file, *rest)
-
-    original = embedder.read_bytes
-    monkeypatch.setattr(embedder, "read_bytes", changed)
-    manifest = embed_images(embed_config(workspace, photos), "tiny")
+    config = embed_config(workspace, photos)
+    with Listing() as before, Listing() as again:
+        for listing in (before, again):
+            listing.add(list_corpus(config, "images"))
+        with pytest.raises(JobError, match="the Beam job failed"):
+            embed(embed_config(workspace, photos, embed__runner="NoSuchRunner"), "tiny", "images", before)
+        (photos / "00.png").write_bytes(png(500))
+        manifest = embed(config, "tiny", "images", again)
     assert _counts(manifest) == (21, 21, 0, 0)
     found = records(workspace, manifest)
     assert found["00.png"].content_hash != found["zz.png"].content_hash
