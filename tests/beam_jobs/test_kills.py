@@ -10,6 +10,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from beam_jobs.embed_images import embed_images
 from searchforge.config import Config
 from searchforge.manifest import Manifest
@@ -31,7 +33,7 @@ def _run(config: Config, kill_after: float | None = None) -> bool:
     """Runs the job in a process of its own; returns whether it was killed before it ended."""
     # The server process has imported everything, so that a start takes milliseconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["beam_jobs.embed_images", "ai_edge_litert.interpreter", __name__])
+    context.set_forkserver_preload(["beam_jobs.embed", "ai_edge_litert.interpreter", __name__])
     process = context.Process(target=_embed, args=(config,))
     process.start()
     if kill_after is not None:
@@ -99,19 +101,21 @@ def _leftovers(names: set[str]) -> set[str]:
     return {name for name in names if name.startswith(("plan-", "done-", ".", "PLAN"))}
 
 
-def test_killed_jobs_end_with_the_shards_of_an_undisturbed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.proof)])
+def test_killed_jobs_end_with_the_shards_of_an_undisturbed_one(tmp_path: Path, kills: int) -> None:
     photos = draw_photos(tmp_path / "photos", 96)
     (photos / "bad.png").write_bytes(b"not an image")
-    manifest = _compare(photos, tmp_path, kills=50)
+    manifest = _compare(photos, tmp_path, kills)
     assert (manifest.inputs, manifest.embedded, manifest.rejected) == (97, 96, 1)
 
 
-def test_a_killed_incremental_job_ends_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.proof)])
+def test_a_killed_incremental_job_ends_the_same(tmp_path: Path, kills: int) -> None:
     photos, origin = draw_photos(tmp_path / "photos", 40), Workspace(str(tmp_path / "base"))
     write_bundle(origin)
     embed_images(embed_config(origin, photos), "tiny")
     for index in range(60):
         (photos / f"new-{index}.png").write_bytes(png(1000 + index))
     (photos / "00.png").unlink()
-    manifest = _compare(photos, tmp_path, kills=10, base=Path(origin.root))
+    manifest = _compare(photos, tmp_path, kills, base=Path(origin.root))
     assert (manifest.inputs, manifest.embedded, manifest.reused) == (99, 60, 39)
