@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,24 +23,29 @@ from searchforge.storage import GCS_SCHEME, Object, Snapshot, Storage, check_pat
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-TIMEOUT_SECONDS = (10.0, 60.0)
-"""To connect, and between two bytes of an answer."""
-
-RETRY_SECONDS = 180.0
-"""For how long a call is tried again."""
-
-FIRST_DELAY_SECONDS = 1.0
-"""Before the second try, on average half of it; doubled for each further one."""
-
-CHUNK_BYTES = 8 << 20
-"""Of an upload: after a failure it goes on at the last whole chunk."""
-
 ATTEMPTS = 3
 """At a call as a whole: an answer may break off or be damaged, and the server may lose the session of an upload."""
 
 _CLOCK = ".clock"
 
 _TOKEN = "writer"
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long requests may take, and how they are tried again.
+
+    Attributes:
+      timeout_seconds: to connect, and between two bytes of an answer.
+      retry_seconds: for how long a request is tried again.
+      first_delay_seconds: before the second try, on average half of it; doubled for each further one.
+      chunk_bytes: of an upload: after a failure it goes on at the last whole chunk.
+    """
+
+    timeout_seconds: tuple[float, float] = (10.0, 60.0)
+    retry_seconds: float = 180.0
+    first_delay_seconds: float = 1.0
+    chunk_bytes: int = 8 << 20
 
 
 class _AgainError(Exception):
@@ -64,7 +70,7 @@ def _persists(method: Method) -> Method:
                 if attempt == ATTEMPTS or not isinstance(error, again):
                     path = next((argument for argument in arguments if isinstance(argument, str)), "")
                     raise JobError(_explain(f"{self.root}/{path}".rstrip("/"), error)) from error
-                time.sleep(FIRST_DELAY_SECONDS * 2 ** (attempt - 1))
+                time.sleep(self.policy.first_delay_seconds * 2 ** (attempt - 1))
 
     return wrapper  # type: ignore[return-value]
 
@@ -84,9 +90,18 @@ def _explain(url: str, error: Exception) -> str:
 
 
 class GcsStorage(Storage):
-    """Objects under gs://bucket/prefix. `STORAGE_EMULATOR_HOST` is honoured, without credentials."""
+    """Objects under gs://bucket/prefix. `STORAGE_EMULATOR_HOST` is honoured, without credentials.
 
-    def __init__(self, root: str) -> None:
+    Args:
+      root: gs://bucket/prefix.
+      policy: of every request.
+
+    Raises:
+      UsageError: `root` names no bucket, or there are no credentials.
+    """
+
+    def __init__(self, root: str, policy: RetryPolicy | None = None) -> None:
+        self.policy = policy or RetryPolicy()
         bucket, _, prefix = root.removeprefix(GCS_SCHEME).strip("/").partition("/")
         if not bucket:
             raise UsageError(f"storage {root!r} names no bucket; expected gs://bucket/prefix")
@@ -104,7 +119,7 @@ class GcsStorage(Storage):
 
         end = None if size is None else offset + size - 1
         try:  # the service knows the checksum of the whole only
-            data: bytes = self._blob(path).download_as_bytes(start=offset, end=end, checksum=None, **_patiently())
+            data: bytes = self._blob(path).download_as_bytes(start=offset, end=end, checksum=None, **self._patiently())
         except NotFound as error:
             raise FileNotFoundError(f"{self.root}/{path}") from error
         except RequestRangeNotSatisfiable:
@@ -114,11 +129,11 @@ class GcsStorage(Storage):
     @_persists
     def write(self, path: str, data: bytes) -> None:
         blob = self._blob(path)
-        blob.upload_from_string(data, content_type=_content_type(path), checksum="crc32c", **_patiently())
+        blob.upload_from_string(data, content_type=_content_type(path), checksum="crc32c", **self._patiently())
 
     @_persists
     def exists(self, path: str) -> bool:
-        return bool(self._blob(path).exists(**_patiently()))
+        return bool(self._blob(path).exists(**self._patiently()))
 
     @_persists
     def names(self, folder: str) -> list[str]:
@@ -150,9 +165,11 @@ class GcsStorage(Storage):
 
         checksum = crc32c_file(local)
         blob = self._blob(path)
-        blob.chunk_size = CHUNK_BYTES
+        blob.chunk_size = self.policy.chunk_bytes
         try:
-            blob.upload_from_filename(str(local), content_type=_content_type(path), checksum="crc32c", **_patiently())
+            blob.upload_from_filename(
+                str(local), content_type=_content_type(path), checksum="crc32c", **self._patiently()
+            )
         except (Forbidden, Unauthorized):
             raise
         except (GoogleAPICallError, InvalidResponse) as error:  # the server has lost the session
@@ -166,7 +183,7 @@ class GcsStorage(Storage):
         for blob in self._list(prefix):
             target = local / check_path(blob.name.removeprefix(prefix))
             target.parent.mkdir(parents=True, exist_ok=True)
-            blob.download_to_filename(str(target), checksum="crc32c", **_patiently())
+            blob.download_to_filename(str(target), checksum="crc32c", **self._patiently())
             if crc32c_file(target) != blob.crc32c:  # a download that was resumed is not verified by the client
                 raise _AgainError(f"{blob.name} was changed or damaged while it was copied")
 
@@ -193,7 +210,7 @@ class GcsStorage(Storage):
                 content_type=_content_type(path),
                 if_generation_match=int(version),
                 checksum="crc32c",
-                **_patiently(),
+                **self._patiently(),
             )
         except PreconditionFailed as error:
             if not self._is_ours(path, token):
@@ -212,7 +229,7 @@ class GcsStorage(Storage):
 
         blob = self._blob(path)
         try:
-            blob.reload(**_patiently())
+            blob.reload(**self._patiently())
         except NotFound as error:
             raise FileNotFoundError(f"{self.root}/{path}") from error
         updated: datetime = blob.updated
@@ -221,7 +238,7 @@ class GcsStorage(Storage):
     @_persists
     def now(self) -> datetime:
         blob = self._blob(_CLOCK)
-        blob.upload_from_string(b"", checksum="crc32c", **_patiently())
+        blob.upload_from_string(b"", checksum="crc32c", **self._patiently())
         updated: datetime = blob.updated
         return updated
 
@@ -235,7 +252,7 @@ class GcsStorage(Storage):
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         with contextlib.suppress(NotFound, PreconditionFailed):
-            blob.delete(if_generation_match=None if version is None else int(version), **_patiently())
+            blob.delete(if_generation_match=None if version is None else int(version), **self._patiently())
 
     def _read_whole(self, path: str) -> tuple[bytes, str]:
         """Returns an object's content, verified, and its generation."""
@@ -243,7 +260,7 @@ class GcsStorage(Storage):
 
         blob = self._blob(path)
         try:
-            data = blob.download_as_bytes(checksum="crc32c", **_patiently())
+            data = blob.download_as_bytes(checksum="crc32c", **self._patiently())
         except NotFound as error:
             raise FileNotFoundError(f"{self.root}/{path}") from error
         if crc32c(data) != blob.crc32c:  # a download that was resumed is not verified by the client
@@ -256,13 +273,20 @@ class GcsStorage(Storage):
 
         blob = self._blob(path)
         try:
-            blob.reload(**_patiently())
+            blob.reload(**self._patiently())
         except NotFound:
             return False
         return bool((blob.metadata or {}).get(_TOKEN) == token)
 
     def _list(self, prefix: str, **options: Any) -> Any:
-        return self._bucket.client.list_blobs(self._bucket, prefix=prefix, **options, **_patiently())
+        return self._bucket.client.list_blobs(self._bucket, prefix=prefix, **options, **self._patiently())
+
+    def _patiently(self) -> dict[str, Any]:
+        """The timeout of a request, and how it is tried again."""
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        delays = DEFAULT_RETRY.with_delay(initial=self.policy.first_delay_seconds, maximum=30.0, multiplier=2.0)
+        return {"timeout": self.policy.timeout_seconds, "retry": delays.with_timeout(self.policy.retry_seconds)}
 
     def _folder(self, folder: str) -> str:
         return f"{self._prefix}{check_path(folder)}/"
@@ -325,14 +349,6 @@ def _checksum(blocks: Iterator[bytes]) -> int:
 
 def _encode(value: int) -> str:
     return base64.b64encode(value.to_bytes(4, "big")).decode()
-
-
-def _patiently() -> dict[str, Any]:
-    """The timeout of a request, and how it is tried again."""
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
-    delays = DEFAULT_RETRY.with_delay(initial=FIRST_DELAY_SECONDS, maximum=30.0, multiplier=2.0)
-    return {"timeout": TIMEOUT_SECONDS, "retry": delays.with_timeout(RETRY_SECONDS)}
 
 
 def _content_type(path: str) -> str:

@@ -120,7 +120,7 @@ def test_a_broken_job_keeps_its_finished_shards(photos: Path, tmp_path: Path) ->
     other = Workspace(str(tmp_path / "workspace"))
     write_bundle(other)
     config = embed_config(other, photos)
-    with pytest.raises(JobError, match="Finished shards are kept in .*; run the command again"):
+    with pytest.raises(JobError, match=r"Finished shards are kept in .*; run the command again"):
         embed_images(embed_config(other, photos, embed__runner="NoSuchRunner"), "tiny")
     (folder,) = (tmp_path / "workspace" / "embeddings").iterdir()
     blocked = folder / Shard(2, 3).name("data", "tfrecord")

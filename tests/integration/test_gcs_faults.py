@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,8 @@ import pytest
 from infra import channels
 from infra.pruning import prune
 from infra.releases import find_release, list_releases, live_release, publish, require_whole, rollback
-from searchforge import gcs_storage
 from searchforge.errors import JobError
-from searchforge.gcs_storage import crc32c_file
-from searchforge.storage import open_storage
+from searchforge.gcs_storage import GcsStorage, RetryPolicy, crc32c_file
 from searchforge.workspace import Workspace
 from tests.infra.release_world import FILES, commit_checked
 from tests.integration.faulty_proxy import Fault, FaultyProxy, Request, faulty_proxy
@@ -22,15 +21,26 @@ from tests.integration.faulty_proxy import Fault, FaultyProxy, Request, faulty_p
 pytestmark = pytest.mark.integration
 
 
+IMPATIENT = RetryPolicy(timeout_seconds=(1.0, 0.7), retry_seconds=30.0, first_delay_seconds=0.02, chunk_bytes=1 << 20)
+
+
 @pytest.fixture
 def proxy(gcs_host: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy that new clients use, and which are impatient."""
+    """A proxy that new clients use."""
     with faulty_proxy(gcs_host) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-        monkeypatch.setattr(gcs_storage, "TIMEOUT_SECONDS", (1.0, 0.7))
-        monkeypatch.setattr(gcs_storage, "FIRST_DELAY_SECONDS", 0.02)
-        monkeypatch.setattr(gcs_storage, "RETRY_SECONDS", 30.0)
         yield proxy
+
+
+@pytest.fixture
+def storage(proxy: FaultyProxy, bucket: str) -> GcsStorage:
+    return GcsStorage(f"{bucket}/apps", IMPATIENT)
+
+
+@pytest.fixture
+def target(storage: GcsStorage, tmp_path: Path) -> Workspace:
+    """Where releases are published to."""
+    return Workspace(str(tmp_path / "copies"), storage)
 
 
 @pytest.fixture
@@ -39,9 +49,8 @@ def source(tmp_path: Path) -> Workspace:
 
 
 @pytest.mark.parametrize("fault", ["503", "429", "refused", "lost", "cut", "slow", "timeout"])
-def test_what_passes_is_tried_again(proxy: FaultyProxy, bucket: str, source: Workspace, fault: Fault) -> None:
+def test_what_passes_is_tried_again(proxy: FaultyProxy, target: Workspace, source: Workspace, fault: Fault) -> None:
     checks = [commit_checked(source, name, kilobytes=20) for name in ("a", "b")]
-    target = Workspace(f"{bucket}/apps")
     rng = random.Random(7)
     share = 0.1 if fault == "timeout" else 0.3
     proxy.reset(lambda request: fault if rng.random() < share else "")
@@ -58,9 +67,8 @@ def test_what_passes_is_tried_again(proxy: FaultyProxy, bucket: str, source: Wor
 
 @pytest.mark.parametrize("fault", ["lost", "timeout", "503"])
 def test_a_pointer_whose_answer_was_lost_is_known_to_be_ours(
-    proxy: FaultyProxy, bucket: str, source: Workspace, fault: Fault
+    proxy: FaultyProxy, target: Workspace, source: Workspace, fault: Fault
 ) -> None:
-    target = Workspace(f"{bucket}/apps")
     publish(source, target, commit_checked(source, "a"))
     before, failed = channels.read(target.storage).pointer, []
 
@@ -81,11 +89,10 @@ def test_a_pointer_whose_answer_was_lost_is_known_to_be_ours(
 
 @pytest.mark.parametrize("fault", ["503", "403", "refused"])
 def test_an_outage_at_any_moment_changes_nothing(
-    proxy: FaultyProxy, bucket: str, source: Workspace, fault: Fault, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultyProxy, bucket: str, source: Workspace, fault: Fault, tmp_path: Path
 ) -> None:
     """From the n-th request of a publication on nothing works, for every n until it succeeds."""
-    monkeypatch.setattr(gcs_storage, "RETRY_SECONDS", 0.05)
-    target = Workspace(f"{bucket}/apps")
+    target = Workspace(str(tmp_path / "copies"), GcsStorage(f"{bucket}/apps", replace(IMPATIENT, retry_seconds=0.05)))
     live = publish(source, target, commit_checked(source, "a")).id
     attempts, step, whole = 0, 2 if fault == "403" else 3, {live}
     while True:
@@ -112,13 +119,11 @@ def test_an_outage_at_any_moment_changes_nothing(
 
 @pytest.mark.parametrize("fault", ["410", "lost", "503", "refused", "timeout"])
 def test_a_large_upload_survives_its_session(
-    proxy: FaultyProxy, bucket: str, tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultyProxy, storage: GcsStorage, tmp_path: Path, fault: Fault
 ) -> None:
-    monkeypatch.setattr(gcs_storage, "CHUNK_BYTES", 1 << 20)
-    monkeypatch.setattr("google.cloud.storage.blob._MAX_MULTIPART_SIZE", 1 << 20)
+    """It is larger than what Google's client uploads in one request, 8 MiB."""
     file = tmp_path / "large"
-    file.write_bytes(random.Random(0).randbytes(5 * 2**20 + 17))
-    storage = open_storage(f"{bucket}/apps")
+    file.write_bytes(random.Random(0).randbytes(8 * 2**20 + 17))
     puts = iter(range(1000))
     proxy.reset(lambda request: fault if request.method == "PUT" and next(puts) == 2 else "")
     storage.upload(file, "large")
@@ -131,9 +136,8 @@ def test_a_large_upload_survives_its_session(
 
 @pytest.mark.parametrize("command", ["read", "download", "rollback"])
 def test_what_is_damaged_on_the_way_is_noticed(
-    proxy: FaultyProxy, bucket: str, source: Workspace, tmp_path: Path, command: str
+    proxy: FaultyProxy, target: Workspace, source: Workspace, tmp_path: Path, command: str
 ) -> None:
-    target = Workspace(f"{bucket}/apps")
     first, second = (publish(source, target, commit_checked(source, name)).id for name in ("a", "b"))
     commands: dict[str, Callable[[], object]] = {
         "read": lambda: target.storage.read(f"releases/{first}/{FILES[0]}"),
@@ -147,8 +151,7 @@ def test_what_is_damaged_on_the_way_is_noticed(
     assert live_release(target) == second
 
 
-def test_a_long_read_that_is_cut_goes_on(proxy: FaultyProxy, bucket: str) -> None:
-    storage = open_storage(f"{bucket}/apps")
+def test_a_long_read_that_is_cut_goes_on(proxy: FaultyProxy, storage: GcsStorage) -> None:
     data = random.Random(0).randbytes(3 * 2**20)
     storage.write("data", data)
     gets = iter(range(1000))
