@@ -270,6 +270,8 @@ class CheckConfig(Section):
     Attributes:
       queries: held-out captions that recall is measured on; where there are none, images or texts of the corpus.
       images: of the corpus, embedded again and searched for.
+      hostile_megapixels: size of the largest pictures that the image searcher is asked. What drawing and decoding them
+        takes grows with it: about a second and 300 MB at 50.
       min_recall_at_1, min_recall_at_10, min_recall_at_100: share of the exact top k that the index must return.
       min_r_at_10: share of held-out captions whose own image must be among the first 10 hits.
       max_latency_p50_ms, max_latency_p95_ms, max_latency_p99_ms: of one text query on one thread, encoding included.
@@ -284,6 +286,7 @@ class CheckConfig(Section):
 
     queries: Annotated[int, Field(ge=1)] = 500
     images: Count = 50
+    hostile_megapixels: Annotated[float, Field(gt=0, le=DEFAULT_MAX_PIXELS / 1e6)] = 50.0
     min_recall_at_1: Fraction | None = None
     min_recall_at_10: Fraction | None = 0.9
     min_recall_at_100: Fraction | None = None
@@ -301,6 +304,11 @@ class CheckConfig(Section):
     max_size_growth: Annotated[float, Field(ge=0)] | None = 0.5
     min_overlap_at_10: Fraction | None = None
     seed: Seed = 0
+
+    def content(self) -> dict[str, Any]:
+        """Returns what decides a check's id, as JSON: every key, but `hostile_megapixels` only where it is not 50."""
+        default = CheckConfig.model_fields["hostile_megapixels"].default
+        return self.model_dump(exclude={"hostile_megapixels"} if self.hostile_megapixels == default else None)
 
 
 class ReindexConfig(Section):

@@ -78,7 +78,7 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
         "version": REPORT_VERSION,
         "searcher": searcher,
         "files": files,
-        "check": config.check.model_dump(),
+        "check": config.check.content(),
         "captions": captioned.content(),
     }
     id, passed_before = _free_id(workspace, content, live)

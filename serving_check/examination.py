@@ -261,8 +261,8 @@ class Examination:
         prefix, faults = _PREFIX[kind], self._faults
         self._asked[kind] = queries
         say(f"  {name}: {len(queries)} queries with known answers")
-        with self._noting(name):
-            with Searcher(path, kind) as searcher:
+        with self._noting(name), Searcher(path, kind) as searcher:
+            with self._noting(name):
                 self.figures[f"{prefix}load_seconds"] = searcher.load_seconds
                 asked = queries.values or probes
                 answers = measure.ask(searcher, encoder_path, asked, f"{kind} searcher")
@@ -271,11 +271,12 @@ class Examination:
                 others = probes[: max(0, _PROBED - len(asked))] if queries.values else []
                 mapped = measure.embed(searcher, [*asked[:_PROBED], *others])
                 exact = [*answers.embeddings[:_PROBED], *measure.embed(searcher, others, encoder_path)]
-            threads = measure.threads_latency(path, kind, asked[:_THREADS_QUERIES])
-            self.figures |= {f"{prefix}{figure}": value for figure, value in threads.items()}
-            self._examine_encoder(kind, name, np.stack(exact), np.stack(mapped))
-        with self._noting(name):
-            taken = ask_hostile(path, kind, self._subject.corpus, self._scratch)
+                threads = measure.threads_latency(searcher, asked[:_THREADS_QUERIES])
+                self.figures |= {f"{prefix}{figure}": value for figure, value in threads.items()}
+                self._examine_encoder(kind, name, np.stack(exact), np.stack(mapped))
+            searcher.reopen()
+            megapixels = self._subject.config.hostile_megapixels
+            taken = ask_hostile(searcher, self._subject.corpus, self._scratch, megapixels)
             self.hostile += taken
             faults["hostile_queries"] += [f"{name}, {q.name}: {q.detail}" for q in taken if q.outcome == "failed"]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 import unicodedata
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,9 +20,6 @@ from serving_check.corpus import Corpus
 from serving_check.measure import K
 from serving_check.report import HostileQuery
 from serving_check.search import Searcher
-
-_MEGAPIXELS = (8_192, 6_144)
-"""50 megapixels."""
 
 
 def hostile_texts() -> Iterator[tuple[str, str]]:
@@ -45,21 +43,26 @@ def hostile_texts() -> Iterator[tuple[str, str]]:
         yield f"Unicode plane {plane}", text
 
 
-def hostile_images(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yields (name, file), written into `folder`."""
-    pictures = {
-        "1 x 1 pixel": (Image.new("RGB", (1, 1), "red"), "PNG"),
-        "50 megapixels, JPEG": (Image.new("RGB", _MEGAPIXELS, "teal"), "JPEG"),
-        "50 megapixels, PNG": (Image.new("L", _MEGAPIXELS, 99), "PNG"),
-        "10,000 x 1 pixels": (Image.new("RGB", (10_000, 1), "blue"), "PNG"),
-        "CMYK": (Image.new("CMYK", (64, 48), (10, 200, 30, 0)), "JPEG"),
-        "16 bits": (Image.new("I;16", (64, 48), 40_000), "PNG"),
-        "one bit": (Image.new("1", (64, 48), 1), "PNG"),
-        "transparent": (Image.new("RGBA", (64, 48), (255, 0, 0, 0)), "PNG"),
-    }
-    for name, (picture, kind) in pictures.items():
-        path = folder / f"hostile-{len(name)}-{kind}"
-        picture.save(path, kind)
+def hostile_images(folder: Path, megapixels: float) -> Iterator[tuple[str, Path]]:
+    """Yields (name, file), written into `folder`.
+
+    Args:
+      megapixels: of the largest pictures.
+    """
+    large, small = _size(megapixels), (64, 48)
+    pictures: tuple[tuple[str, str, tuple[int, int], Any, str], ...] = (
+        ("1 x 1 pixel", "RGB", (1, 1), "red", "PNG"),
+        (f"{megapixels:g} megapixels, JPEG", "RGB", large, "teal", "JPEG"),
+        (f"{megapixels:g} megapixels, PNG", "L", large, 99, "PNG"),
+        ("10,000 x 1 pixels", "RGB", (10_000, 1), "blue", "PNG"),
+        ("CMYK", "CMYK", small, (10, 200, 30, 0), "JPEG"),
+        ("16 bits", "I;16", small, 40_000, "PNG"),
+        ("one bit", "1", small, 1, "PNG"),
+        ("transparent", "RGBA", small, (255, 0, 0, 0), "PNG"),
+    )
+    for number, (name, mode, size, colour, kind) in enumerate(pictures):
+        path = folder / f"hostile-{number}.{kind.lower()}"
+        Image.new(mode, size, colour).save(path, kind, compress_level=1)
         yield name, path
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
     encoded = io.BytesIO()
@@ -78,26 +81,22 @@ def hostile_images(folder: Path) -> Iterator[tuple[str, Path]]:
         yield name, path
 
 
-def ask_hostile(path: Path, kind: Literal["text", "image"], corpus: Corpus, folder: Path) -> list[HostileQuery]:
-    """Asks a searcher every hostile query of its kind; one that was killed by a query is opened again for the next.
+def ask_hostile(searcher: Searcher, corpus: Corpus, folder: Path, megapixels: float) -> list[HostileQuery]:
+    """Asks a searcher every hostile query of its kind; one that failed at a query is opened again for the next.
+
+    Args:
+      folder, megapixels: see `hostile_images`.
 
     Raises:
-      SearchforgeError: the searcher cannot be opened.
+      SearchforgeError: the searcher cannot be opened again.
     """
-    queries: Iterator[tuple[str, str]] = (
-        hostile_texts() if kind == "text" else ((name, str(image)) for name, image in hostile_images(folder))
-    )
+    images = ((name, str(image)) for name, image in hostile_images(folder, megapixels))
     taken = []
-    searcher = Searcher(path, kind)
-    try:
-        for name, query in queries:
-            outcome, detail = _ask(searcher, query, corpus)
-            taken.append(HostileQuery(searcher=path.name, name=name, outcome=outcome, detail=detail))
-            if outcome == "failed":
-                searcher.close()
-                searcher = Searcher(path, kind)
-    finally:
-        searcher.close()
+    for name, query in hostile_texts() if searcher.kind == "text" else images:
+        outcome, detail = _ask(searcher, query, corpus)
+        taken.append(HostileQuery(searcher=searcher.path.name, name=name, outcome=outcome, detail=detail))
+        if outcome == "failed":
+            searcher.reopen()
     return taken
 
 
@@ -110,6 +109,12 @@ def _ask(searcher: Searcher, query: str, corpus: Corpus) -> tuple[Literal["answe
         return "refused", str(error).replace(query, Path(query).name) if searcher.kind == "image" else str(error)
     unknown = [hit.id for hit in hits if hit.id not in corpus.row_of]
     return ("failed", f"it found {unknown[0]!r}, which is not in the corpus") if unknown else ("answered", "")
+
+
+def _size(megapixels: float) -> tuple[int, int]:
+    """Returns width and height, 4 by 3."""
+    unit = math.sqrt(megapixels * 1e6 / 12)
+    return max(1, round(4 * unit)), max(1, round(3 * unit))
 
 
 def _encoded(image: Image.Image, kind: str) -> bytes:

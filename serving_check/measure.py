@@ -125,13 +125,13 @@ def embed(searcher: Searcher, queries: Sequence[str], encoder: Path | None = Non
     return [_guarded(searcher.timed_embed, query, encoder)[0] for query in queries]
 
 
-def threads_latency(path: Path, kind: Any, queries: Sequence[str]) -> dict[str, float]:
-    """Returns the median milliseconds of a search with a thread for each core, and their number."""
+def threads_latency(searcher: Searcher, queries: Sequence[str]) -> dict[str, float]:
+    """Opens a searcher again, with a thread for each core; returns their number and a search's median milliseconds."""
     threads = len(os.sched_getaffinity(0))
-    with Searcher(path, kind, threads) as searcher:
-        for query in queries[:_WARM_UP]:
-            _guarded(searcher.timed_search, query, K)
-        milliseconds = [_guarded(searcher.timed_search, query, K)[1] for query in queries]
+    searcher.reopen(threads)
+    for query in queries[:_WARM_UP]:
+        _guarded(searcher.timed_search, query, K)
+    milliseconds = [_guarded(searcher.timed_search, query, K)[1] for query in queries]
     return {"threads": threads, "threads_p50_ms": float(np.median(milliseconds))}
 
 

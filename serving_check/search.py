@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from searchforge.config import DEFAULT_MAX_PIXELS
 from searchforge.errors import JobError, UsageError
 from searchforge.isolated import Session
 from serving_check import task_library
@@ -44,6 +45,7 @@ class Searcher:
       threads: of the interpreter.
 
     Attributes:
+      path: of the file, absolute.
       user_info: JSON that the indexer stored: fingerprint, counts, parameters.
       load_seconds: time to open the file.
 
@@ -56,10 +58,27 @@ class Searcher:
         if not path.is_file():
             raise UsageError(f"searcher {path} does not exist; publish a release, or name another one")
         self.kind = kind or ("image" if path.name.startswith("image") else "text")
-        self._path = path.resolve()
+        self.path = path.resolve()
         self._session = Session(task_library.MODULE)
+        self.reopen(threads)
+
+    def reopen(self, threads: int = 1) -> None:
+        """Opens the file again: in the same process, or in another one if that has ended.
+
+        This takes a fraction of the time in which a process starts. Measure `memory_bytes` before: a process uses the
+        memory of its earlier files again. Arguments and errors are those of the class.
+        """
+        if self._session.ended:
+            self._session.close()
+            self._session = Session(task_library.MODULE)
+        request = {
+            "operation": "open",
+            "path": str(self.path),
+            "kind": self.kind,
+            "threads": threads,
+            "max_pixels": DEFAULT_MAX_PIXELS,
+        }
         try:
-            request = {"operation": "open", "path": str(self._path), "kind": self.kind, "threads": threads}
             opened = self._session.call(request, _OPEN_SECONDS)
         except BaseException:
             self._session.close()
@@ -100,7 +119,7 @@ class Searcher:
           encoder: TFLite file that embeds; by default the searcher itself, whose embeddings are those of the space that
             its codes are made in.
         """
-        request = {"operation": "embed", "query": query, "encoder": str((encoder or self._path).resolve())}
+        request = {"operation": "embed", "query": query, "encoder": str((encoder or self.path).resolve())}
         answer = self._session.call(request, _ANSWER_SECONDS)
         return np.asarray(answer["embedding"], np.float32), answer["milliseconds"]
 
@@ -108,6 +127,11 @@ class Searcher:
         """Returns by how much the process has grown since before the file was opened; files mapped into it count."""
         grown: int = self._session.call({"operation": "memory"})["bytes"]
         return grown
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._session._process.pid
 
     @property
     def ended(self) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from searchforge import isolated
-from searchforge.config import DEFAULT_MAX_PIXELS
 from searchforge.errors import JobError, UsageError
 from searchforge.preprocessing import Preprocessing, RejectedInput
 
@@ -38,11 +37,11 @@ _DEFAULT_HITS = 10
 class _Searcher:
     """TextSearcher or ImageSearcher, and embedders of the same kind over this and other files."""
 
-    def __init__(self, path: str, kind: str, threads: int) -> None:
+    def __init__(self, path: str, kind: str, threads: int, max_pixels: int) -> None:
         from tensorflow_lite_support.python.task.text import text_embedder, text_searcher
         from tensorflow_lite_support.python.task.vision import image_embedder, image_searcher
 
-        self._path, self._kind, self._threads = path, kind, threads
+        self._path, self._kind, self._threads, self._max_pixels = path, kind, threads, max_pixels
         self._embedders: dict[str, Any] = {}
         if kind == "text":
             self._create_searcher = text_searcher.TextSearcher.create_from_options
@@ -110,7 +109,7 @@ class _Searcher:
 
         try:
             data = Path(query).read_bytes()
-            self._pixels = self._preprocessing().pixels(data, DEFAULT_MAX_PIXELS)
+            self._pixels = self._preprocessing().pixels(data, self._max_pixels)
         except OSError as error:
             raise UsageError(f"query image {query} cannot be read: {error.strerror}") from None
         except RejectedInput as error:
@@ -148,11 +147,16 @@ _opened: list[_Searcher] = []
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """Answers `open` (path, kind, threads), `search` (query, hits), `embed` (query, encoder) and `memory`."""
+    """Answers one request.
+
+    `open` (path, kind, threads, max_pixels: larger query images are refused), `search` (query, hits), `embed` (query,
+    encoder) and `memory`.
+    """
     operation = request["operation"]
     if operation == "open":
         start = time.perf_counter()
-        _opened[:] = [_Searcher(request["path"], request["kind"], request["threads"])]
+        _opened.clear()
+        _opened.append(_Searcher(request["path"], request["kind"], request["threads"], request["max_pixels"]))
         return {"user_info": _opened[0].user_info, "seconds": time.perf_counter() - start}
     (searcher,) = _opened
     if operation == "search":

@@ -16,7 +16,7 @@ from infra.reindex import journal
 from infra.reindex.journal import PlanEntry
 from infra.releases import Release, open_target, read_release
 from searchforge.captions import has_captions
-from searchforge.config import Config
+from searchforge.config import CheckConfig, Config
 from searchforge.encoder import EncoderInfo
 from searchforge.errors import UsageError
 from searchforge.hashing import canonical_json, sha256_bytes
@@ -192,10 +192,11 @@ def _changed_settings(config: Config, release: Release) -> list[str]:
     workspace = Workspace(config.workspace)
     build = workspace.marker("searchers", release.provenance["searcher"])
     report = workspace.marker("checks", release.provenance["check"])
+    checked_with = {**CheckConfig().model_dump(mode="json"), **report.get("config", {})}
     found = []
     for name, version, made_with, asked in (
         ("index", (build.get("version"), FORMAT_VERSION), build.get("config"), training_config(config.index)),
-        ("check", (report.get("version"), REPORT_VERSION), report.get("config"), config.check.model_dump(mode="json")),
+        ("check", (report.get("version"), REPORT_VERSION), checked_with, config.check.model_dump(mode="json")),
     ):
         if version[0] != version[1]:
             found.append(f"this version of searchforge makes another {name}")

@@ -34,7 +34,6 @@ from searchforge.config import Config
 from searchforge.hashing import sha256_file
 from searchforge.manifest import Manifest, read_shards
 from searchforge.workspace import Workspace
-from serving_check import hostile
 from tests.infra.tiny_reindex import World, make_world
 
 STAGES = ("plan", "train", "embed", "index", "check", "publish", "prune")
@@ -61,7 +60,6 @@ def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40) -> dict[s
     now = undisturbed.workspace.storage.now()
     start = time.monotonic()
     seconds: list[float] = []
-    hostile._MEGAPIXELS = (640, 480)  # drawing large pictures takes longer than all else
     import_all()
     while hit.total() < kills:
         if rounds:

@@ -25,7 +25,6 @@ from infra import api
 from infra.releases import find_release, live_release
 from searchforge.manifest import Manifest, read_shards
 from searchforge.workspace import Workspace
-from serving_check import hostile
 from tests.bench.reindex_kills import import_all
 from tests.infra.tiny_reindex import World, make_world
 
@@ -50,7 +49,6 @@ def run_soak(cycles: int, root: Path, seed: int = 0, images: int = 60) -> dict[s
     did, ended = Counter[str](), Counter[str]()
     disk, memory, seconds = [], [], []
     now = world.workspace.storage.now()
-    hostile._MEGAPIXELS = (640, 480)  # drawing large pictures takes longer than all else
     import_all()
     for cycle in range(cycles):
         change = generator.choice(CHANGES) if cycle else "nothing"

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,7 @@ from infra.reindex.run import Stopped
 from infra.releases import list_refusals, list_releases, live_release
 from searchforge.config import Config
 from searchforge.errors import ConflictError, GateError, JobError, UsageError
-from serving_check import hostile
 from tests.infra.tiny_reindex import World, make_world, write_encoder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hostile, "_MEGAPIXELS", (640, 480))  # drawing large pictures takes longer than all else
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +147,15 @@ def test_other_gates_make_a_release_of_the_same_searcher(world: World) -> None:
     run = api.reindex(_with(world, check__min_recall_at_1=0.1))
     assert run.state == "published" and run.plan and "check.min_recall_at_1 changed" in run.plan.reason
     assert len(_made(world)["searchers"]) == 1 and len(_made(world)["checks"]) == 2
+
+
+def test_a_setting_that_the_live_releases_check_does_not_list_had_its_default(world: World) -> None:
+    report = world.workspace.local("checks", world.workspace.ids("checks")[0]) / "report.json"
+    content = json.loads(report.read_text())
+    del content["config"]["seed"]
+    report.write_text(json.dumps(content))
+    assert api.reindex(world.config).state == "unchanged"
+    assert api.reindex(_with(world, check__seed=1)).state == "published"
 
 
 def test_another_encoder_embeds_everything_while_the_old_release_stays_live(world: World) -> None:

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from serving_check import hostile
 from tests.bench.reindex_kills import run_kills
 from tests.bench.reindex_soak import run_soak
-
-
-@pytest.fixture(autouse=True)
-def _unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hostile, "_MEGAPIXELS", hostile._MEGAPIXELS)  # which the programs set: it is put back
 
 
 def test_killed_runs_end_with_the_release_of_an_undisturbed_one(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, Any] = {
     "index.recall_at_10": None,
     "check.queries": 8,
     "check.images": 8,
+    "check.hostile_megapixels": 0.3,
     "check.min_recall_at_10": None,
     "check.max_latency_growth": None,
 }

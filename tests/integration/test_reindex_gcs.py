@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,9 @@ from infra.releases import live_release
 from searchforge.config import load_config
 from searchforge.storage import open_storage
 from searchforge.workspace import Workspace
-from serving_check import hostile
 from tests.infra.tiny_reindex import World, make_world
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hostile, "_MEGAPIXELS", (640, 480))
-        yield
 
 
 def _upload(world: World, bucket: str) -> None:

@@ -199,6 +199,7 @@ def make_template(root: Path, code_bytes: int = 4, base: str = "none") -> Specim
         index__recall_at_10=None,
         check__queries=24,
         check__images=16,
+        check__hostile_megapixels=0.01,  # other tests of the check ask large ones
         check__min_recall_at_10=0.4,
     )
     encoder, _, _ = tiny_encoder()

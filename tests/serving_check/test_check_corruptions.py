@@ -12,7 +12,6 @@ import pytest
 
 from infra.releases import list_releases, publish
 from searchforge.errors import GateError
-from serving_check import hostile
 from tests.serving_check.corruptions import CORRUPTIONS
 from tests.serving_check.specimen import Specimen, copy_of, make_template
 
@@ -36,14 +35,6 @@ def coarse(tmp_path_factory: pytest.TempPathFactory) -> Specimen:
 def drifted(tmp_path_factory: pytest.TempPathFactory) -> Specimen:
     """Its codebooks and centroids were trained on other images."""
     return make_template(tmp_path_factory.mktemp("drifted"), base="auto")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_hostile_images() -> Iterator[None]:
-    """Images of many megapixels take a third of a check's time; other tests of the check ask them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hostile, "_MEGAPIXELS", (64, 48))
-        yield
 
 
 @pytest.fixture(scope="module")

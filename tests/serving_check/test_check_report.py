@@ -202,7 +202,7 @@ def test_a_native_crash_is_a_failed_gate_that_names_the_query(built: Built, monk
 
     def crash_on_w7(searcher: Searcher, query: str, k: int) -> Any:
         if query == "w7":
-            os.kill(searcher._session._process.pid, signal.SIGSEGV)
+            os.kill(searcher.pid, signal.SIGSEGV)
         return search(searcher, query, k)
 
     monkeypatch.setattr(Searcher, "timed_search", crash_on_w7)
