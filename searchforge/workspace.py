@@ -26,7 +26,7 @@ from typing import Any, Literal
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_bytes
 from searchforge.local_storage import LocalStorage, make_folder, sync_files, sync_folder
-from searchforge.storage import open_storage
+from searchforge.storage import Storage, open_storage
 
 Kind = Literal["encoders", "evaluations", "embeddings", "searchers", "checks", "releases"]
 
@@ -62,16 +62,18 @@ class Workspace:
 
     Args:
       root: the folder or URL.
+      storage: where the artifacts are, if that is not what `root` names; `root` is then the local folder for copies,
+        caches and artifacts in the making.
 
     Raises:
       UsageError: the scheme is unknown, or there are no credentials for it.
     """
 
-    def __init__(self, root: str) -> None:
-        self.storage = open_storage(root)
+    def __init__(self, root: str, storage: Storage | None = None) -> None:
+        self.storage = storage or open_storage(root)
         self.root = self.storage.root
-        if isinstance(self.storage, LocalStorage):
-            self._local_root = Path(self.root)
+        if storage or isinstance(self.storage, LocalStorage):
+            self._local_root = Path(root).expanduser().resolve()
         else:
             home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             self._local_root = home / "searchforge" / sha256_bytes(self.root.encode())[:16]

@@ -1,11 +1,12 @@
-"""A storage in which something happens just before a chosen call: another actor's whole command, or death."""
+"""A storage in which something happens just before a chosen step: another actor's whole command, or death."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from searchforge.storage import Storage
+from searchforge.storage import Snapshot, Storage
 from searchforge.workspace import Workspace
 
 _CALLS = (
@@ -28,21 +29,37 @@ class KilledError(BaseException):
     """What ends a process here; no code catches it, as none catches a SIGKILL."""
 
 
-class Steps:
-    """Counts the calls of a storage, and runs `event` before call number `at` (from 0)."""
+def killed(*_: Any) -> None:
+    """The event that is the death of the process."""
+    raise KilledError
 
-    def __init__(self, storage: Storage, at: int, event: Callable[[], Any]) -> None:
+
+class Steps:
+    """Counts the calls of a storage, and runs `event` before call number `at` (from 0).
+
+    Args:
+      deletions: whether every object that a snapshot deletes is a step of its own.
+    """
+
+    def __init__(self, storage: Storage, at: int, event: Callable[[], Any], deletions: bool = True) -> None:
         self.calls, self._at, self._event, self._inside = 0, at, event, False
         for name in _CALLS:
             setattr(storage, name, self._stepping(getattr(storage, name)))
+        if deletions:
+            snapshot = storage.snapshot
+
+            @contextlib.contextmanager
+            def stepped(folder: str) -> Iterator[Snapshot]:
+                with snapshot(folder) as found:
+                    yield _SteppedSnapshot(found, self._step)
+
+            storage.snapshot = stepped  # type: ignore[method-assign]
 
     def _stepping(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any) -> Any:
             if self._inside:  # a part of another call, which may hold a lock
                 return method(*arguments)
-            self.calls += 1
-            if self.calls - 1 == self._at:
-                self._event()
+            self._step()
             self._inside = True
             try:
                 return method(*arguments)
@@ -51,26 +68,48 @@ class Steps:
 
         return step
 
+    def _step(self) -> None:
+        self.calls += 1
+        if self.calls - 1 == self._at:
+            self._event()
+
+
+class _SteppedSnapshot(Snapshot):
+    """Deletes the objects of another snapshot one by one."""
+
+    def __init__(self, snapshot: Snapshot, step: Callable[[], None]) -> None:
+        self.objects, self._snapshot, self._step = snapshot.objects, snapshot, step
+
+    def delete(self, first: str = "") -> None:
+        for name in sorted(self.objects, key=lambda name: (name != first, name)):
+            self._step()
+            self._snapshot.objects = {name: self.objects[name]}
+            self._snapshot.delete()
+
 
 def interleave(
-    make: Callable[[], str],
+    make: Callable[[], Callable[[], Workspace]],
     command: Callable[[Workspace], Any],
     event: Callable[[Workspace], Any],
     verify: Callable[[Workspace], Any],
+    every: int = 1,
+    deletions: bool = True,
 ) -> int:
-    """Runs `command` undisturbed, then once for each of its calls with `event` just before it; returns their number.
+    """Runs `command` undisturbed, then again with `event` just before one of its calls; returns the number of calls.
 
     Args:
-      make: makes a fresh workspace and returns its root.
+      make: makes a fresh workspace and returns the function that opens it, as each process does for itself.
       verify: is called afterwards; errors of command and event are theirs to expect.
+      every: 1: each call has its turn; n: each n-th.
+      deletions: whether every object that a snapshot deletes counts as a call of its own.
     """
     at, calls = -1, 0
     while at < calls:
-        root = make()
-        workspace = Workspace(root)
-        steps = Steps(workspace.storage, at, lambda root=root: event(Workspace(root)))  # type: ignore[misc]
+        opened = make()
+        workspace = opened()
+        steps = Steps(workspace.storage, at, lambda opened=opened: event(opened()), deletions)  # type: ignore[misc]
         command(workspace)
         calls = max(calls, steps.calls)
-        verify(Workspace(root))
-        at += 1
+        verify(opened())
+        at += every if at >= 0 else 1
     return calls

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from infra.pruning import prune
 from infra.releases import list_refusals, list_releases, live_release, promote, publish
 from searchforge.errors import GateError, JobError
 from searchforge.workspace import Workspace
+from tests.infra.memory_storage import MemoryStorage
 from tests.infra.prune_actors import PruneActors, require_sound
 from tests.infra.release_world import FILES, commit_checked
-from tests.infra.stepped_storage import KilledError, interleave
+from tests.infra.stepped_storage import KilledError, interleave, killed
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -136,27 +138,60 @@ def test_a_pruned_release_can_be_published_again(workspace: Workspace) -> None:
     require_sound(workspace)
 
 
-# Two actors at once: every point at which the one can be interrupted by the other, on a real folder.
+# Two actors at once: every point at which the one can be interrupted by the other.
 
 COMMANDS = ("rollback", "promote", "publish_pruned", "publish_other")
 
-
-@pytest.fixture
-def actors(tmp_path: Path) -> PruneActors:
-    return PruneActors(Workspace(str(tmp_path / "source")))
+SOME = 12
+"""On a folder each so many-th call is enough for every run of the tests; the proofs take each one."""
 
 
-@pytest.fixture
-def make(actors: PruneActors, tmp_path: Path) -> Callable[[], str]:
-    """What makes a fresh copy of the same releases."""
-    template = Workspace(str(tmp_path / "template"))
-    actors.fill(template)
-    count = itertools.count()
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pruning")
 
-    def copy() -> str:
-        return str(shutil.copytree(template.root, tmp_path / str(next(count))))
 
-    return copy
+@pytest.fixture(scope="module")
+def actors(scratch: Path) -> PruneActors:
+    return PruneActors(Workspace(str(scratch / "source")))
+
+
+@pytest.fixture(scope="module")
+def in_memory(actors: PruneActors, scratch: Path) -> Workspace:
+    workspace = Workspace(str(scratch / "memory"), MemoryStorage())
+    actors.fill(workspace)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def in_folder(actors: PruneActors, scratch: Path) -> Workspace:
+    workspace = Workspace(str(scratch / "folder"))
+    actors.fill(workspace)
+    return workspace
+
+
+Interleave = Callable[..., int]
+
+
+@pytest.fixture(params=["memory", "folder", pytest.param("folder, each call", marks=pytest.mark.proof)])
+def interleaved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Interleave]:
+    """`interleave` on copies of the same releases: in memory at each call, on a folder at some of them or at each."""
+    if request.param == "memory":
+        storage = request.getfixturevalue("in_memory").storage
+
+        def fork() -> Callable[[], Workspace]:
+            copy = storage.fork()
+            return lambda: Workspace(str(tmp_path), copy.another_client())
+
+        yield functools.partial(interleave, fork)
+    else:
+        template, count = request.getfixturevalue("in_folder").root, itertools.count()
+
+        def copied() -> Callable[[], Workspace]:
+            root = shutil.copytree(template, tmp_path / str(next(count)))
+            return lambda: Workspace(str(root))
+
+        yield functools.partial(interleave, copied, every=SOME if request.param == "folder" else 1)
 
 
 def _dying(command: Callable[[Workspace], None]) -> Callable[[Workspace], None]:
@@ -167,32 +202,28 @@ def _dying(command: Callable[[Workspace], None]) -> Callable[[Workspace], None]:
     return run
 
 
-def _kill(_: Workspace) -> None:
-    raise KilledError
-
-
 @pytest.mark.parametrize("other", [*COMMANDS, "prune"])
-def test_whatever_comes_in_between_a_prune(actors: PruneActors, make: Callable[[], str], other: str) -> None:
-    assert interleave(make, actors.prune, getattr(actors, other), require_sound) > 10
+def test_whatever_comes_in_between_a_prune(actors: PruneActors, interleaved: Interleave, other: str) -> None:
+    assert interleaved(actors.prune, getattr(actors, other), require_sound) > 10
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_whenever_a_prune_comes_in_between(actors: PruneActors, make: Callable[[], str], command: str) -> None:
-    assert interleave(make, getattr(actors, command), actors.prune, require_sound) > 5
+def test_whenever_a_prune_comes_in_between(actors: PruneActors, interleaved: Interleave, command: str) -> None:
+    assert interleaved(getattr(actors, command), actors.prune, require_sound) > 5
 
 
 @pytest.mark.parametrize("other", ["rollback", "publish_pruned"])
 def test_a_prune_sleeps_through_another_one_and_a_command(
-    actors: PruneActors, make: Callable[[], str], other: str
+    actors: PruneActors, interleaved: Interleave, other: str
 ) -> None:
     def between(workspace: Workspace) -> None:
         actors.prune(workspace)
         getattr(actors, other)(workspace)
 
-    interleave(make, actors.prune, between, require_sound)
+    interleaved(actors.prune, between, require_sound)
 
 
-def test_a_killed_prune_is_finished_by_the_next_one(actors: PruneActors, make: Callable[[], str]) -> None:
+def test_a_killed_prune_is_finished_by_the_next_one(actors: PruneActors, interleaved: Interleave) -> None:
     def verify(workspace: Workspace) -> None:
         require_sound(workspace)
         actors.prune(workspace)
@@ -200,24 +231,24 @@ def test_a_killed_prune_is_finished_by_the_next_one(actors: PruneActors, make: C
         assert len(workspace.storage.names("releases")) == 2 == len(_ids(workspace))
         assert not workspace.storage.files(tombstones.FOLDER)
 
-    interleave(make, _dying(actors.prune), _kill, verify)
+    interleaved(_dying(actors.prune), killed, verify)
 
 
-def test_a_killed_prune_does_not_keep_a_publisher_from_its_work(actors: PruneActors, make: Callable[[], str]) -> None:
+def test_a_killed_prune_does_not_keep_a_publisher_from_its_work(actors: PruneActors, interleaved: Interleave) -> None:
     def verify(workspace: Workspace) -> None:
         before = live_release(workspace)
         actors.publish_pruned(workspace)
         assert live_release(workspace) != before
         require_sound(workspace)
 
-    interleave(make, _dying(actors.prune), _kill, verify)
+    interleaved(_dying(actors.prune), killed, verify)
 
 
-def test_a_killed_publisher_leaves_the_live_release(actors: PruneActors, make: Callable[[], str]) -> None:
+def test_a_killed_publisher_leaves_the_live_release(actors: PruneActors, interleaved: Interleave) -> None:
     def verify(workspace: Workspace) -> None:
         require_sound(workspace)
         actors.publish_other(workspace)
         require_sound(workspace)
         assert len(_ids(workspace)) == 5
 
-    interleave(make, _dying(actors.publish_other), _kill, verify)
+    interleaved(_dying(actors.publish_other), killed, verify)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -21,20 +22,20 @@ def actors(tmp_path: Path) -> PruneActors:
 
 
 @pytest.fixture
-def make(actors: PruneActors, bucket: str) -> Callable[[], str]:
+def make(actors: PruneActors, bucket: str) -> Callable[[], Callable[[], Workspace]]:
     count = itertools.count()
 
-    def fill() -> str:
-        target = Workspace(f"{bucket}/{next(count)}")
-        actors.fill(target)
-        return target.root
+    def fill() -> Callable[[], Workspace]:
+        opened = functools.partial(Workspace, f"{bucket}/{next(count)}")
+        actors.fill(opened())
+        return opened
 
     return fill
 
 
 @pytest.mark.parametrize("other", ["rollback", "publish_pruned"])
 def test_a_prune_sleeps_through_another_one_and_a_command(
-    actors: PruneActors, make: Callable[[], str], other: str
+    actors: PruneActors, make: Callable[[], Callable[[], Workspace]], other: str
 ) -> None:
     """What is stored again under the same id has other generations than what the sleeper listed."""
 
@@ -42,8 +43,10 @@ def test_a_prune_sleeps_through_another_one_and_a_command(
         actors.prune(target)
         getattr(actors, other)(target)
 
-    interleave(make, actors.prune, between, require_sound)
+    interleave(make, actors.prune, between, require_sound, deletions=False)
 
 
-def test_a_prune_comes_in_between_a_publisher_of_the_same(actors: PruneActors, make: Callable[[], str]) -> None:
-    interleave(make, actors.publish_pruned, actors.prune, require_sound)
+def test_a_prune_comes_in_between_a_publisher_of_the_same(
+    actors: PruneActors, make: Callable[[], Callable[[], Workspace]]
+) -> None:
+    interleave(make, actors.publish_pruned, actors.prune, require_sound, deletions=False)
