@@ -26,12 +26,16 @@ from typing import Literal
 import yaml
 
 from searchforge import progress
+from searchforge.clock import Clock
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_file
 from searchforge.local_storage import make_folder
 
 ATTEMPTS = 5
 """Failures in a row, each without a byte received, after which a download is given up."""
+
+PAUSE_SECONDS = 1.0
+"""Before a failed download is tried again; doubled with each failure in a row."""
 
 TIMEOUT = 60.0
 """Seconds without an answer."""
@@ -172,14 +176,14 @@ def fetch(
     only: Kind | None = None,
     split: SplitName | None = None,
     keep_archives: bool = False,
-    pause: float = 1.0,
+    clock: Clock = time,
 ) -> FetchReport:
     """Brings a data set into `folder`: annotations/ and images/<split><year>/. What is there already is kept.
 
     Args:
       only, split: leave the rest out.
       keep_archives: do not delete an archive after it is unpacked.
-      pause: seconds before a failed download is tried again, doubled each time.
+      clock: waits before a failed download is tried again.
 
     Raises:
       JobError: a server cannot be reached or has other files, an archive is damaged, or there is no room.
@@ -199,7 +203,7 @@ def fetch(
             for archive in archives:
                 if archive in missing:
                     if not (state / archive.name).exists():
-                        _download(archive, state, pause)
+                        _download(archive, state, clock)
                         downloaded.append(archive.name)
                     _verify(archive, state / archive.name)
                     _unpack(archive, state / archive.name, folder)
@@ -281,7 +285,7 @@ def _present(archive: Archive, folder: Path) -> bool:
     return sum(archive.takes(f"{archive.folder}/{path.name}") for path in place.iterdir()) == archive.files
 
 
-def _download(archive: Archive, state: Path, pause: float) -> None:
+def _download(archive: Archive, state: Path, clock: Clock) -> None:
     """Receives an archive into a .part file, which a later attempt or run goes on with."""
     part = state / f"{archive.name}.part"
     failures = 0
@@ -309,7 +313,7 @@ def _download(archive: Archive, state: Path, pause: float) -> None:
                 f"{archive.url} cannot be fetched: {reason}; check the connection and run the same command again, "
                 f"which goes on at {_size(part)} of {archive.bytes} bytes"
             )
-        time.sleep(pause * 2**failures)
+        clock.sleep(PAUSE_SECONDS * 2**failures)
     part.replace(state / archive.name)
     _tag_file(part).unlink(missing_ok=True)
 

@@ -24,6 +24,7 @@ from infra.reindex import journal
 from infra.reindex.journal import Run
 from infra.status import Status
 from searchforge import progress
+from searchforge.clock import Clock
 from searchforge.config import Config
 from searchforge.errors import SearchforgeError, UsageError
 from searchforge.storage import Storage
@@ -37,10 +38,14 @@ CACHE_SECONDS = 5.0
 """For which one reading answers every scrape."""
 
 
-def registry(config: Config) -> CollectorRegistry:
-    """Returns a registry of its own with the metrics of a workspace."""
+def registry(config: Config, clock: Clock = time) -> CollectorRegistry:
+    """Returns a registry of its own with the metrics of a workspace.
+
+    Args:
+      clock: tells when a reading is older than CACHE_SECONDS.
+    """
     found = CollectorRegistry()
-    found.register(_StatusCollector(config))
+    found.register(_StatusCollector(config, clock))
     return found
 
 
@@ -102,8 +107,8 @@ def served(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
 class _StatusCollector(Collector):
     """Reads the status of a workspace when it is scraped, and tells where that fails."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config, self._clock = config, clock
         self._lock = threading.Lock()
         self._ended: dict[str, Run] = {}
         self._families: list[Metric] = []
@@ -111,7 +116,7 @@ class _StatusCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         with self._lock:
-            if time.monotonic() - self._read_at >= CACHE_SECONDS:
+            if self._clock.monotonic() - self._read_at >= CACHE_SECONDS:
                 try:
                     found = status.examine(self._config, RUNS, self._read)
                     self._ended = {run.run: run for run in found.runs if run.run in self._ended}
@@ -122,7 +127,7 @@ class _StatusCollector(Collector):
                 except (SearchforgeError, OSError) as error:
                     progress.say(f"metrics cannot be read: {error}")
                     self._families = [_gauge("status_read", "Whether the workspace could be read.", 0)]
-                self._read_at = time.monotonic()
+                self._read_at = self._clock.monotonic()
             return self._families
 
     def describe(self) -> Iterable[Metric]:

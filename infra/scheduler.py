@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -26,6 +27,9 @@ from searchforge import progress
 from searchforge.config import Config
 from searchforge.storage import open_storage
 
+if TYPE_CHECKING:
+    from apscheduler.triggers.base import BaseTrigger
+
 END_SECONDS = 20.0
 """In which a re-indexing may end by itself when the schedule ends; then it is killed."""
 
@@ -33,23 +37,38 @@ _LOOK_SECONDS = 0.5
 """Between two looks at the clock, which jumps when the machine slept."""
 
 
-def schedule(config: Config, command: Sequence[str]) -> None:
-    """Runs `command`, which re-indexes, at the scheduled times, until SIGINT or SIGTERM.
+def schedule(
+    config: Config,
+    command: Sequence[str],
+    *,
+    trigger: BaseTrigger | None = None,
+    end_seconds: float = END_SECONDS,
+    ended: threading.Event | None = None,
+) -> None:
+    """Runs `command`, which re-indexes, at the scheduled times, until it is told to end.
+
+    Args:
+      trigger: tells the times, in place of the configured expression.
+      end_seconds: in which a run in progress may end by itself before it is killed.
+      ended: is set to end the schedule; by default SIGINT and SIGTERM do.
 
     Raises:
       UsageError: the expression or the time zone is not valid, or the port of the metrics is in use.
       JobError: the journal cannot be read.
     """
     settings = config.schedule
-    trigger = cron.trigger(settings)
+    times = trigger or cron.trigger(settings)
     registry = metrics.registry(config)
     counters = metrics.schedule_counters(registry)
 
+    def next_due() -> datetime:
+        now = _now()
+        due: datetime = times.get_next_fire_time(now, now)
+        return due
+
     def left_out(counter: Counter, why: str) -> None:
         counter.inc()
-        progress.say(
-            f"a scheduled run is left out: {why}; the next one is at {_shown(cron.next_due(settings, _now()))}"
-        )
+        progress.say(f"a scheduled run is left out: {why}; the next one is at {_shown(next_due())}")
 
     child = _Child(command, counters.failures)
     logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # what concerns the user is said here
@@ -58,16 +77,17 @@ def schedule(config: Config, command: Sequence[str]) -> None:
     scheduler.add_listener(
         lambda _: left_out(counters.misfires, f"it is over {settings.misfire_seconds} s late"), EVENT_JOB_MISSED
     )
-    due = _missed(config) or cron.next_due(settings, _now())
+    due = _missed(config) or next_due()
     scheduler.add_job(
         child.run,
-        trigger,
+        times,
         next_run_time=due,
         misfire_grace_time=settings.misfire_seconds,
         coalesce=True,
         max_instances=1,
     )
-    with metrics.served(registry, settings.metrics_port), _told_to_end() as ended:
+    told_to_end = contextlib.nullcontext(ended) if ended else _told_to_end()
+    with metrics.served(registry, settings.metrics_port), told_to_end as ended:
         late = ", which was missed: it starts now" if due < _now() else ""
         progress.say(f"re-indexing {config.workspace} at {settings.cron} ({settings.timezone}); Ctrl-C ends it")
         progress.say(f"the first run is that of {_shown(due)}{late}")
@@ -75,7 +95,7 @@ def schedule(config: Config, command: Sequence[str]) -> None:
         while not ended.is_set():
             time.sleep(_LOOK_SECONDS)
             scheduler.wakeup()
-        child.end()
+        child.end(end_seconds)
         scheduler.shutdown()
         progress.say("the schedule has ended")
 
@@ -108,15 +128,15 @@ class _Child:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             progress.say(f"the scheduled run {how}; `searchforge status` says how things stand")
 
-    def end(self) -> None:
-        """Ends the command if it runs, and starts no other."""
+    def end(self, seconds: float) -> None:
+        """Ends the command if it runs, and starts no other; after so many seconds it is killed."""
         with self._lock:
             self._ended = True
         if self._process and self._process.poll() is None:
-            progress.say(f"ending the run in progress; it has {END_SECONDS:.0f} s")
+            progress.say(f"ending the run in progress; it has {seconds:.0f} s")
             self._process.terminate()
             try:
-                self._process.wait(END_SECONDS)
+                self._process.wait(seconds)
             except subprocess.TimeoutExpired:
                 self._process.kill()
 

@@ -21,7 +21,7 @@ from searchforge.hashing import sha256_bytes
 from searchforge.storage import Object, Snapshot, Storage, check_path
 
 LOCK_SECONDS = 30.0
-"""That a replacement waits for another one, which takes milliseconds unless its process is stopped."""
+"""In which every replacement ends, which takes milliseconds unless its process is stopped."""
 
 _COPY_BYTES = 1 << 20
 
@@ -35,10 +35,16 @@ _ADVICE = {
 
 
 class LocalStorage(Storage):
-    """A local folder."""
+    """A local folder.
 
-    def __init__(self, root: str) -> None:
+    Args:
+      root: the folder.
+      lock_seconds: that a replacement waits for another one.
+    """
+
+    def __init__(self, root: str, lock_seconds: float = LOCK_SECONDS) -> None:
         self.root = str(Path(root).expanduser().resolve())
+        self._lock_seconds = lock_seconds
 
     def path(self, path: str) -> Path:
         """The local path of an object."""
@@ -78,7 +84,7 @@ class LocalStorage(Storage):
             if version is None:
                 target.unlink(missing_ok=True)
             elif target.exists():
-                with _lock(target) as lock:
+                with locked(target, self._lock_seconds) as lock:
                     if self.read_version(path)[1] == version:
                         target.unlink(missing_ok=True)
                         lock.unlink()
@@ -101,7 +107,7 @@ class LocalStorage(Storage):
     def replace(self, path: str, data: bytes, version: str) -> None:
         target = self.path(path)
         make_folder(target.parent)
-        with _lock(target):
+        with locked(target, self._lock_seconds):
             if self.read_version(path)[1] != version:
                 raise ConflictError(f"{target} was replaced by another writer; read it again and decide anew")
             self.write(path, data)
@@ -210,16 +216,16 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(target: Path) -> Iterator[Path]:
+def locked(target: Path, seconds: float = LOCK_SECONDS) -> Iterator[Path]:
     """Holds the lock of a mutable file; yields the file that is locked, which its holder may delete.
 
     The kernel releases a lock when its holder dies; a stopped holder keeps it.
 
     Raises:
-      JobError: another process has held it for LOCK_SECONDS.
+      JobError: another process has held it for so many seconds.
     """
     path = target.parent / f".{target.name}.lock"
-    deadline = time.monotonic() + LOCK_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         with _reports_errors(path):
             file = path.open("a+")
@@ -230,7 +236,7 @@ def _lock(target: Path) -> Iterator[Path]:
                 if time.monotonic() > deadline:
                     file.seek(0)
                     raise JobError(
-                        f"{path} has been locked for {LOCK_SECONDS:.0f} s by process {file.read() or '(unknown)'}; if "
+                        f"{path} has been locked for {seconds:.0f} s by process {file.read() or '(unknown)'}; if "
                         "it is stopped, continue or end it (`kill -CONT` or `kill -KILL`), and the lock goes with it"
                     ) from None
             else:

@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.reindex import journal
 from searchforge import progress
+from searchforge.clock import Clock
 from searchforge.errors import ConflictError, JobError
-from searchforge.storage import Storage, open_storage
+from searchforge.storage import Storage
 
 LEASE = "reindex/LEASE.json"
 
@@ -80,10 +81,12 @@ class Lease:
       taken_over: id of the run that died with it; empty where it was free.
     """
 
-    def __init__(self, storage: Storage, state: State, max_seconds: float | None, taken_over: str) -> None:
+    def __init__(
+        self, storage: Storage, state: State, max_seconds: float | None, taken_over: str, clock: Clock
+    ) -> None:
         self.fence, self.taken_over = state.fence, taken_over
-        self._storage, self._state = storage, state
-        self._deadline = time.monotonic() + max_seconds if max_seconds else None
+        self._storage, self._state, self._clock = storage, state, clock
+        self._deadline = clock.monotonic() + max_seconds if max_seconds else None
         self._lost = ""
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -128,7 +131,7 @@ class Lease:
 
     @property
     def _overdue(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
+        return self._deadline is not None and self._clock.monotonic() >= self._deadline
 
     def _renew(self) -> None:
         with self._lock:
@@ -157,6 +160,7 @@ def acquire(
     wait_seconds: float = 0.0,
     max_seconds: float | None = None,
     known_fence: Callable[[], int] = lambda: 0,
+    clock: Clock = time,
 ) -> Lease:
     """Takes the lease of a workspace; that of a dead holder is taken over.
 
@@ -164,22 +168,23 @@ def acquire(
     of this machine whose process has ended is dead at once.
 
     Args:
+      storage: used by the lease alone, from then on in a thread of its own.
       run: id of the run that wants it.
       wait_seconds: how long a living holder is waited for.
       max_seconds: after which it is no longer renewed, so that a run that hangs is taken for dead.
       known_fence: the greatest fence that is known from elsewhere.
+      clock: by which a holder is watched and `max_seconds` are counted.
 
     Raises:
       ConflictError: another run holds it, and lives.
     """
-    storage = open_storage(storage.root)  # of its own, for the thread that renews it
-    give_up = time.monotonic() + wait_seconds
+    give_up = clock.monotonic() + wait_seconds
     seen: bytes | None = None
-    since = time.monotonic()
+    since = clock.monotonic()
     watching = False
     while True:
         data, version = storage.read_version(LEASE)
-        found, now = _parse(data), time.monotonic()
+        found, now = _parse(data), clock.monotonic()
         if watching and data != seen and found and found.state == "held" and now >= give_up:
             raise ConflictError(
                 f"{found.holder} re-indexes {storage}; wait for it to end, or let this one wait (--wait SECONDS)"
@@ -210,11 +215,11 @@ def acquire(
             except ConflictError:
                 if _parse(storage.read_version(LEASE)[0]) != wanted:
                     continue
-            return Lease(storage, wanted, max_seconds, held.run if held else "")
+            return Lease(storage, wanted, max_seconds, held.run if held else "", clock)
         if not watching:
             watching = True
             progress.say(f"{held.holder} holds the lease of {storage}; watching whether it lives")
-        time.sleep(min(_POLL_SECONDS, held.lease_seconds / _BEATS / 2))
+        clock.sleep(min(_POLL_SECONDS, held.lease_seconds / _BEATS / 2))
 
 
 def read(storage: Storage) -> State | None:

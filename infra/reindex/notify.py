@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from infra.reindex.journal import Run
 from searchforge import progress
+from searchforge.clock import Clock
 from searchforge.config import ReindexConfig
 
 ATTEMPTS = 3
@@ -37,17 +38,18 @@ SHOWN = 500
 """Bytes of a failed command's output that are shown, from its end."""
 
 
-def notify(settings: ReindexConfig, run: Run, timeout: float = TIMEOUT_SECONDS) -> None:
+def notify(settings: ReindexConfig, run: Run, timeout: float = TIMEOUT_SECONDS, clock: Clock = time) -> None:
     """Hands an ended run to the webhook and to the command, if it is one that `notify_on` asks for.
 
     Args:
       timeout: of one attempt at the webhook, and of the command, in seconds.
+      clock: waits between two attempts.
     """
     wanted = {"never": (), "failure": ("failed",), "change": ("failed", "published")}[settings.notify_on]
     if run.state not in wanted:
         return
     entry = run.model_dump_json(indent=1).encode()
-    if settings.notify_webhook and (fault := _post(settings.notify_webhook, entry, timeout)):
+    if settings.notify_webhook and (fault := _post(settings.notify_webhook, entry, timeout, clock)):
         progress.say(f"reindex.notify_webhook was not told of run {run.run}: {fault}")
     if settings.notify_command and (fault := _call(settings.notify_command, entry, timeout)):
         progress.say(f"reindex.notify_command was not told of run {run.run}: {fault}")
@@ -60,7 +62,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _post(url: str, entry: bytes, timeout: float) -> str:
+def _post(url: str, entry: bytes, timeout: float, clock: Clock) -> str:
     """Posts the entry; returns what went wrong. Of the URL, which may hold a secret, only the host is named."""
     try:
         parts = urlsplit(url)
@@ -74,7 +76,7 @@ def _post(url: str, entry: bytes, timeout: float) -> str:
     fault = ""
     for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+            clock.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
         try:
             with opener.open(request, timeout=timeout):
                 return ""

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from infra.pruning import prune as prune_releases
 from infra.reindex import journal, lease
 from infra.reindex.plan import MADE_FROM
-from infra.releases import open_target
 from searchforge import progress
 from searchforge.captions import has_captions, image_folder
 from searchforge.config import Config
@@ -43,10 +42,14 @@ class Artifact(NamedTuple):
     id: str
 
 
-def prune(config: Config, made: Mapping[Kind, str], now: datetime | None = None) -> list[Artifact]:
+def prune(
+    config: Config, workspace: Workspace, target: Workspace, made: Mapping[Kind, str], now: datetime | None = None
+) -> list[Artifact]:
     """Deletes what is not needed any more; the caller holds the lease.
 
     Args:
+      workspace: holds the artifacts.
+      target: holds the releases; may be the same workspace.
       made: ids of what the run made or found, by kind; they stay.
       now: the time that ages are counted to; by default that of the storage.
 
@@ -59,7 +62,6 @@ def prune(config: Config, made: Mapping[Kind, str], now: datetime | None = None)
     settings = config.reindex
     if settings.keep_releases is None:
         return []
-    workspace, target = Workspace(config.workspace), open_target(config)
     prune_releases(target, settings.keep_releases, settings.keep_days, now=now)
     now = now or workspace.storage.now()
     limit = now - max(timedelta(days=settings.keep_days), MIN_AGE)

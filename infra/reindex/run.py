@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -20,7 +21,9 @@ from infra import api, channels, releases
 from infra.reindex import journal, lease, retention
 from infra.reindex.journal import Run, Stage, StageEntry
 from infra.reindex.lease import Lease
+from infra.reindex.notify import notify
 from infra.reindex.plan import MODALITY, Plan, holding, make_plan
+from infra.releases import Release
 from searchforge import logs, progress
 from searchforge.cli import import_quietly
 from searchforge.config import Config
@@ -46,13 +49,34 @@ _STOPS = (Stopped, KeyboardInterrupt, SystemExit)
 """What ends a run from outside; the latter two where a library has handlers of its own."""
 
 
-def reindex(config: Config, *, trigger: str = "command", resume: bool = False, now: datetime | None = None) -> Run:
+@dataclass(frozen=True)
+class Calls:
+    """What a run calls to do its work; each is a function with the signature of its default."""
+
+    train: Callable[..., dict[str, Any]] = api.train
+    embed: Callable[..., dict[str, Any]] = api.embed
+    index: Callable[..., dict[str, Any]] = api.index
+    check: Callable[..., dict[str, Any]] = api.check
+    publish: Callable[..., Release] = releases.publish
+    prune: Callable[..., object] = retention.prune
+    notify: Callable[..., None] = notify
+
+
+def reindex(
+    config: Config,
+    *,
+    trigger: str = "command",
+    resume: bool = False,
+    now: datetime | None = None,
+    calls: Calls = Calls(),
+) -> Run:
     """Brings the live release up to the corpus, if anything changed.
 
     Args:
       trigger: what started the run, for the journal.
       resume: whether to start although `reindex.max_failures` runs failed in a row.
       now: the time that ages are counted to when what is not needed is deleted; by default that of the storage.
+      calls: what does the work.
 
     Returns:
       The run as it ended: published or unchanged.
@@ -84,10 +108,10 @@ def reindex(config: Config, *, trigger: str = "command", resume: bool = False, n
                 channel=settings.channel,
                 failures=_close_dead_runs(storage),
             )
-            stages = _Stages(config, held, _Record(storage, start, settings.keep_runs))
+            stages = _Stages(config, held, _Record(storage, start, settings.keep_runs), calls)
             error = _work(stages, now)
         run = stages.record.run
-        _notify(config, run)
+        _notify(config, run, calls)
         if error:
             raise error
         return run
@@ -126,7 +150,7 @@ def _work(stages: _Stages, now: datetime | None) -> SearchforgeError | None:
 
 def _bring_up(stages: _Stages) -> tuple[Literal["published", "unchanged"], str]:
     """Does what the plan says; returns how that ended, and the release that holds the corpus as it is."""
-    config, held, record = stages.config, stages.held, stages.record
+    config, held, record, calls = stages.config, stages.held, stages.record, stages.calls
     workspace, target, channel = Workspace(config.workspace), releases.open_target(config), config.reindex.channel
     seen = channels.read(target.storage, channel)
     if held.taken_over and seen.exists:  # whoever was taken for dead publishes nothing from here on
@@ -138,17 +162,17 @@ def _bring_up(stages: _Stages) -> tuple[Literal["published", "unchanged"], str]:
         if plan.holds:
             return "unchanged", plan.holds
         releases.raise_fence(target, channel, held.fence)
-        encoder = plan.encoder or stages.make("train", lambda: api.train(config))["id"]
+        encoder = plan.encoder or stages.make("train", lambda: calls.train(config))["id"]
         listings = iter(() if plan.entry.train else (listing,))  # one that is hours old is not used, nor one twice
-        embedded = stages.make("embed", lambda: api.embed(config, encoder, MODALITY, next(listings, None)))
+        embedded = stages.make("embed", lambda: calls.embed(config, encoder, MODALITY, next(listings, None)))
     if same := holding(config, plan.known, Manifest.model_validate(embedded)):
         progress.say(f"  the files were written again, but hold what release {same.release.id} holds")
         return "unchanged", same.release.id
-    build = stages.make("index", lambda: api.index(config, embedded["id"], encoder))
-    report = stages.make("check", lambda: api.check(config, build["id"], channel))
+    build = stages.make("index", lambda: calls.index(config, embedded["id"], encoder))
+    report = stages.make("check", lambda: calls.check(config, build["id"], channel))
 
     def publish() -> dict[str, Any]:
-        published = releases.publish(
+        published = calls.publish(
             workspace, target, report["id"], channel=channel, revive=False, fence=held.fence, seen=seen
         )
         return {"id": published.id, "live": published.live}
@@ -171,8 +195,13 @@ def _list_and_plan(config: Config, pointer: channels.Pointer, stack: contextlib.
 def _tidy(stages: _Stages, now: datetime | None) -> None:
     """Deletes what is not needed any more; that this fails is written down, and does not fail the run."""
     config = stages.config
+    workspace, target = Workspace(config.workspace), releases.open_target(config)
+
+    def prune() -> dict[str, Any]:
+        return {"id": "", "deleted": stages.calls.prune(config, workspace, target, stages.made, now)}
+
     try:
-        stages.make("prune", lambda: {"id": "", "deleted": retention.prune(config, stages.made, now)})
+        stages.make("prune", prune)
     except SearchforgeError as error:
         progress.say(f"what is not needed any more is not deleted: {error}; the next run tries again")
 
@@ -202,12 +231,13 @@ class _Stages:
     """Does stages under the lease, again where that may help, and writes down every attempt.
 
     Attributes:
+      calls: what does them.
       current: the stage that is being done.
       made: ids of the artifacts that were made or found, by kind.
     """
 
-    def __init__(self, config: Config, held: Lease, record: _Record) -> None:
-        self.config, self.held, self.record = config, held, record
+    def __init__(self, config: Config, held: Lease, record: _Record, calls: Calls) -> None:
+        self.config, self.held, self.record, self.calls = config, held, record, calls
         self.current: Stage | Literal["plan"] = "plan"
         self.made: dict[Kind, str] = {}
 
@@ -277,7 +307,7 @@ def _leased(config: Config, storage: Storage, id: str) -> Lease:
         return max(last.fence if last else 0, pointer.fence)
 
     return lease.acquire(
-        storage,
+        Workspace(config.workspace).storage,
         id,
         lease_seconds=settings.lease_seconds,
         wait_seconds=settings.wait_seconds,
@@ -298,11 +328,9 @@ def _close_dead_runs(storage: Storage) -> int:
     return 0
 
 
-def _notify(config: Config, run: Run) -> None:
-    from infra.reindex.notify import notify
-
+def _notify(config: Config, run: Run, calls: Calls) -> None:
     try:
-        notify(config.reindex, run)
+        calls.notify(config.reindex, run)
     except Exception as error:  # the run has ended, and as it did
         progress.say(f"nobody was notified of run {run.run}: {_described(error)}")
 

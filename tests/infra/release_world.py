@@ -1,11 +1,31 @@
-"""Small searchers and checks of them, to publish from."""
+"""Artifacts that hold little but their markers: encoders, searchers to publish, and checks of them."""
 
 from __future__ import annotations
 
+from searchforge.encoder import EncoderInfo
 from searchforge.hashing import sha256_file
 from searchforge.workspace import Workspace
 
 FILES = ("text_searcher.tflite", "image_searcher.tflite")
+
+
+def commit_encoder(workspace: Workspace, id: str, dim: int = 4) -> None:
+    """Commits what every stage but the embedding itself takes for an encoder."""
+    info = EncoderInfo(
+        id=id,
+        fingerprint=id,
+        preprocessing="decode|resize(8,8,bilinear)|scale(-1,1)",
+        dim=dim,
+        image_tower="none",
+        text_tower="none",
+        sequence_length=0,
+        files={},
+        report={},
+    )
+    with workspace.create("encoders", id) as staging:
+        (staging.path / "saved_model").mkdir()
+        (staging.path / "saved_model" / "weights").write_text("weights")
+        staging.commit(info.model_dump())
 
 
 def commit_checked(

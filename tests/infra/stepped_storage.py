@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from searchforge.storage import Snapshot, Storage
 from searchforge.workspace import Workspace
 
-_CALLS = (
-    "read",
-    "write",
-    "exists",
-    "names",
-    "files",
-    "snapshot",
-    "delete",
-    "upload",
-    "read_version",
-    "replace",
-    "modified",
-    "now",
-)
+CHANGES = ("write", "delete", "upload", "replace", "now")
+"""Calls that change something: whoever dies before another one leaves what he would leave before the next of these."""
+
+CALLS = (*CHANGES, "read", "exists", "names", "files", "snapshot", "read_version", "modified")
 
 
 class KilledError(BaseException):
@@ -34,16 +24,29 @@ def killed(*_: Any) -> None:
     raise KilledError
 
 
+def dying(command: Callable[[Workspace], Any]) -> Callable[[Workspace], None]:
+    """Returns what runs a command until it is killed."""
+
+    def run(workspace: Workspace) -> None:
+        with contextlib.suppress(KilledError):
+            command(workspace)
+
+    return run
+
+
 class Steps:
-    """Counts the calls of a storage, and runs `event` before call number `at` (from 0).
+    """Counts calls of a storage, and runs `event` before call number `at` (from 0).
 
     Args:
-      deletions: whether every object that a snapshot deletes is a step of its own.
+      calls: names of those that count.
+      deletions: whether every object that a snapshot deletes counts as a call of its own.
     """
 
-    def __init__(self, storage: Storage, at: int, event: Callable[[], Any], deletions: bool = True) -> None:
+    def __init__(
+        self, storage: Storage, at: int, event: Callable[[], Any], calls: Iterable[str] = CALLS, deletions: bool = True
+    ) -> None:
         self.calls, self._at, self._event, self._inside = 0, at, event, False
-        for name in _CALLS:
+        for name in calls:
             setattr(storage, name, self._stepping(getattr(storage, name)))
         if deletions:
             snapshot = storage.snapshot
@@ -93,7 +96,7 @@ def interleave(
     event: Callable[[Workspace], Any],
     verify: Callable[[Workspace], Any],
     every: int = 1,
-    deletions: bool = True,
+    **options: Any,
 ) -> int:
     """Runs `command` undisturbed, then again with `event` just before one of its calls; returns the number of calls.
 
@@ -101,13 +104,13 @@ def interleave(
       make: makes a fresh workspace and returns the function that opens it, as each process does for itself.
       verify: is called afterwards; errors of command and event are theirs to expect.
       every: 1: each call has its turn; n: each n-th.
-      deletions: whether every object that a snapshot deletes counts as a call of its own.
+      options: of Steps.
     """
     at, calls = -1, 0
     while at < calls:
         opened = make()
         workspace = opened()
-        steps = Steps(workspace.storage, at, lambda opened=opened: event(opened()), deletions)  # type: ignore[misc]
+        steps = Steps(workspace.storage, at, lambda opened=opened: event(opened()), **options)  # type: ignore[misc]
         command(workspace)
         calls = max(calls, steps.calls)
         verify(opened())

@@ -82,7 +82,7 @@ def target(tmp_path: Path) -> Workspace:
 @pytest.fixture
 def server(target: Workspace) -> Iterator[_Server]:
     with _Server(Path(target.root)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 

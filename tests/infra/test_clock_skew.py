@@ -53,18 +53,20 @@ def test_a_wrong_clock_neither_deletes_nor_keeps_too_much(tmp_path: Path, years:
     upload.mkdir()
     (upload / "file").write_text("an upload in progress")
 
-    def python(*arguments: str) -> str:
-        environment = {**os.environ, **skew}
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
-
-    def run(*arguments: str) -> str:
-        return python("-m", "infra", *arguments, "--workspace", workspace.root)
-
-    seen = float(python("-c", "import time; print(time.time())"))
-    assert abs(seen - time.time() - years * 365 * 86400) < 3600
-    run("publish", "--check", checks[3])
-    assert json.loads(run("prune", "--keep", "1", "--min-age", "7d", "--json"))["releases"] == [old]
+    publishing = ["publish", "--check", checks[3], "--workspace", workspace.root]
+    pruning = ["prune", "--keep", "1", "--min-age", "7d", "--json", "--workspace", workspace.root]
+    code = f"""
+import time
+from infra.cli import main
+main({publishing!r}, standalone_mode=False)
+print("|", time.time(), "|")
+main({pruning!r}, standalone_mode=False)
+"""
+    command, environment = [sys.executable, "-c", code], {**os.environ, **skew}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    _, seen, pruned = result.stdout.split("|")
+    assert abs(float(seen) - time.time() - years * 365 * 86400) < 3600
+    assert json.loads(pruned)["releases"] == [old]
     releases = list_releases(workspace)
     assert [release.id for release in releases][1:] == young[::-1], "the latest by the storage's clock comes first"
     assert abs(datetime.fromisoformat(releases[0].created) - datetime.now(timezone.utc)) < timedelta(hours=1)

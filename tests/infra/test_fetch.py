@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import re
+import shutil
 import stat
 import threading
 import zipfile
@@ -18,12 +20,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from infra import fetch as fetch_module
 from infra.cli import main
-from infra.fetch import DATASETS, Archive, Dataset, FetchReport, fetch, summary
+from infra.fetch import ATTEMPTS, DATASETS, Archive, Dataset, FetchReport, fetch, summary
 from searchforge.captions import load_captions, split_heldout
 from searchforge.config import load_config
 from searchforge.errors import JobError
+from tests.infra.manual_clock import ManualClock
 
 
 class _Server(ThreadingHTTPServer):
@@ -34,6 +36,7 @@ class _Server(ThreadingHTTPServer):
       ranges: whether parts are sent.
       stop_after: bytes of each answer after which the connection is closed.
       failures: so many answers are 503.
+      sent: is called after each answer with its path, before the connection is closed.
     """
 
     daemon_threads = True
@@ -45,6 +48,7 @@ class _Server(ThreadingHTTPServer):
         self.ranges = True
         self.stop_after: int | None = None
         self.failures = 0
+        self.sent: Callable[[str], object] = lambda path: None
 
     @property
     def url(self) -> str:
@@ -83,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         end = None if self.server.stop_after is None else start + self.server.stop_after
         self.wfile.write(data[start:end])
+        self.server.sent(self.path)
 
     def log_message(self, *arguments: Any) -> None:
         pass
@@ -140,7 +145,7 @@ def _dataset(server: _Server, changed: dict[str, dict[str, bytes]] | None = None
 
 
 def _fetch(dataset: Dataset, folder: Path, **options: Any) -> FetchReport:
-    return fetch(dataset, folder, pause=0, **options)
+    return fetch(dataset, folder, **{"clock": ManualClock(), **options})
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -239,27 +244,25 @@ def test_a_file_that_changed_meanwhile_is_not_joined_with_its_old_part(server: _
     right = server.files["/val2014.zip"]
     server.files["/val2014.zip"] = bytes(len(right))
     server.stop_after = 500
-    original = fetch_module._receive
-    calls = []
 
-    def receive(archive: Archive, part: Path) -> None:
-        original(archive, part)
-        if archive.name == "val2014.zip" and not calls:
-            calls.append(archive.name)
-            server.files["/val2014.zip"] = right
+    def change(path: str) -> None:
+        if path == "/val2014.zip":
+            server.files[path] = right
             server.stop_after = None
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch_module, "_receive", receive)
-        _fetch(dataset, tmp_path)
-    assert calls and _files(tmp_path) == EXPECTED
+    server.sent = change
+    _fetch(dataset, tmp_path)
+    assert [span for path, span in server.requests if path == "/val2014.zip"] == [None, "bytes=500-"]
+    assert _files(tmp_path) == EXPECTED
 
 
 def test_failures_of_the_server_are_tried_again(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
-    server.failures = fetch_module.ATTEMPTS - 1
-    _fetch(dataset, tmp_path)
+    server.failures = ATTEMPTS - 1
+    clock = ManualClock()
+    _fetch(dataset, tmp_path, clock=clock)
     assert _files(tmp_path) == EXPECTED
+    assert clock.slept == [2.0, 4.0, 8.0, 16.0]
 
 
 def _break_sha(server: _Server) -> None:
@@ -362,28 +365,34 @@ def test_only_what_is_asked_for_is_fetched(server: _Server, tmp_path: Path) -> N
     assert set(_fetch(dataset, tmp_path / "other", only="captions").files) == {"annotations_trainval2014.zip"}
 
 
-def test_too_little_room_is_said_before_anything_is_fetched(
-    server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = _dataset(server)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(JobError, match=r"has room for 0.00 GB, but .* are needed"):
-        _fetch(dataset, tmp_path)
+def test_too_little_room_is_said_before_anything_is_fetched(server: _Server, tmp_path: Path) -> None:
+    room = shutil.disk_usage(tmp_path).free
+    captions, *images = _dataset(server).archives
+    archives = (dataclasses.replace(captions, bytes=10 * room), *images)
+    with pytest.raises(JobError, match=r"has room for \d+\.\d\d GB, but \d+\.\d\d GB are needed"):
+        _fetch(Dataset("coco2014", 2014, archives), tmp_path)
     assert server.requests == []
 
 
-def test_the_command_says_an_unreachable_host_in_one_line(
-    server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_host_is_said_in_one_line(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     server.shutdown()
     server.server_close()
-    monkeypatch.setitem(DATASETS, "coco2014", dataset)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    clock = ManualClock()
+    with pytest.raises(JobError, match="Connection refused") as raised:
+        _fetch(dataset, tmp_path, clock=clock)
+    assert "\n" not in str(raised.value) and len(clock.slept) == ATTEMPTS - 1
+
+
+def test_the_command_says_a_failure_in_one_line(
+    server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASETS, "coco2014", _dataset(server))
+    _remove(server)
     result = CliRunner().invoke(main, ["fetch", "coco2014", "--folder", str(tmp_path)])
     assert result.exit_code == 1
     errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "Connection refused" in errors[0]
+    assert len(errors) == 1 and "the server says 404" in errors[0]
     assert "Traceback" not in result.output
 
 

@@ -21,6 +21,7 @@ from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
 from tests.infra.journal_world import publish, stage, write_run
+from tests.infra.manual_clock import ManualClock
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -116,15 +117,15 @@ def test_a_workspace_that_cannot_be_read_is_told_and_not_guessed(
     assert "metrics cannot be read" in capsys.readouterr().err
 
 
-def test_a_scrape_reads_an_ended_run_once_and_answers_from_memory_for_a_while(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scrape_reads_an_ended_run_once_and_answers_from_memory_for_a_while(workspace: Workspace) -> None:
+    clock = ManualClock()
     write_run(workspace, "published", 1)
-    registry = metrics.registry(_config(workspace))
+    registry = metrics.registry(_config(workspace), clock)
     first = metrics.exposition(registry)
     write_run(workspace, "failed", 0.5, failures=1)
+    clock.sleep(metrics.CACHE_SECONDS - 0.1)
     assert metrics.exposition(registry) == first
-    monkeypatch.setattr(metrics, "CACHE_SECONDS", 0.0)
+    clock.sleep(0.2)
     for path in (Path(workspace.root) / journal.FOLDER).iterdir():
         if '"published"' in path.read_text():
             path.write_text("{}")

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from infra.reindex import journal, notify
+from infra.reindex import journal
 from infra.reindex.journal import Run
+from infra.reindex.notify import SHOWN, notify
 from searchforge.config import ReindexConfig
+from tests.infra.manual_clock import ManualClock
 
 FAILED = Run(run="r1", state="failed", started=journal.now(), beat=journal.now(), error="no space", failures=2)
 PUBLISHED = FAILED.model_copy(update={"state": "published", "release": "abc", "error": ""})
@@ -39,14 +41,9 @@ def _webhook(*answers: int, location: str = "") -> Iterator[tuple[str, list[dict
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/hook/secret", received
         server.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "PAUSE_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +61,7 @@ def test_the_configured_ends_are_told_in_both_ways(tmp_path: Path, notify_on: An
     file = tmp_path / "told.json"
     with _webhook(200) as (url, received):
         settings = ReindexConfig(notify_on=notify_on, notify_webhook=url, notify_command=("tee", str(file)))
-        notify.notify(settings, run)
+        notify(settings, run)
     assert received == ([run.model_dump(mode="json")] if told else [])
     assert file.exists() == told
     if told:
@@ -75,9 +72,11 @@ def test_the_configured_ends_are_told_in_both_ways(tmp_path: Path, notify_on: An
 def test_an_overloaded_webhook_is_asked_again(
     capsys: pytest.CaptureFixture[str], answers: tuple[int, ...], requests: int
 ) -> None:
+    clock = ManualClock()
     with _webhook(*answers) as (url, received):
-        notify.notify(ReindexConfig(notify_webhook=url), FAILED)
+        notify(ReindexConfig(notify_webhook=url), FAILED, clock=clock)
     assert len(received) == requests
+    assert clock.slept == [1.0, 2.0][: requests - 1]
     told = capsys.readouterr().err
     assert (f"127.0.0.1 answers {answers[-1]}" in told) == (answers[-1] != 200)
     assert "secret" not in told
@@ -85,7 +84,7 @@ def test_an_overloaded_webhook_is_asked_again(
 
 def test_a_redirect_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
     with _webhook(200) as (other, reached), _webhook(302, location=other) as (url, _):
-        notify.notify(ReindexConfig(notify_webhook=url), FAILED)
+        notify(ReindexConfig(notify_webhook=url), FAILED)
     assert reached == []
     assert "answers 302" in capsys.readouterr().err
 
@@ -95,7 +94,7 @@ def test_a_redirect_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
     ["file:///etc/secret", "ftp://h/secret", "secret", "http://", "http://[secret", "http://h:secret/", "//secret"],
 )
 def test_only_the_web_is_posted_to(capsys: pytest.CaptureFixture[str], url: str) -> None:
-    notify.notify(ReindexConfig(notify_webhook=url), FAILED)
+    notify(ReindexConfig(notify_webhook=url), FAILED, clock=ManualClock())
     told = capsys.readouterr().err
     assert "reindex.notify_webhook was not told of run r1" in told and "secret" not in told
 
@@ -103,15 +102,15 @@ def test_only_the_web_is_posted_to(capsys: pytest.CaptureFixture[str], url: str)
 def test_a_webhook_that_is_out_of_reach_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with _webhook(200) as (url, _):
         pass
-    notify.notify(ReindexConfig(notify_webhook=url), FAILED)
+    notify(ReindexConfig(notify_webhook=url), FAILED, clock=ManualClock())
     assert "127.0.0.1 cannot be reached (Connection refused)" in capsys.readouterr().err
 
 
 def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "child"
     script = f"sleep 600 & echo $! > {file}; wait"
-    notify.notify(ReindexConfig(notify_command=("sh", "-c", script)), FAILED, timeout=3.0)
-    assert "'sh' was ended after 3 s" in capsys.readouterr().err
+    notify(ReindexConfig(notify_command=("sh", "-c", script)), FAILED, timeout=2.0)
+    assert "'sh' was ended after 2 s" in capsys.readouterr().err
     state = Path(f"/proc/{int(file.read_text())}/stat")
     while state.exists() and state.read_text().split()[2] != "Z":  # it ends when the kernel gets to it
         time.sleep(0.01)
@@ -130,22 +129,22 @@ def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path, capsys:
 def test_a_command_that_fails_is_said(
     capsys: pytest.CaptureFixture[str], command: tuple[str, ...], message: str
 ) -> None:
-    notify.notify(ReindexConfig(notify_command=command), FAILED)
+    notify(ReindexConfig(notify_command=command), FAILED)
     assert message in capsys.readouterr().err
 
 
 def test_a_commands_output_stays_out_of_ours_and_is_bounded(capfd: pytest.CaptureFixture[str]) -> None:
-    notify.notify(ReindexConfig(notify_command=("sh", "-c", "yes secret | head -c 9000000")), FAILED)
+    notify(ReindexConfig(notify_command=("sh", "-c", "yes secret | head -c 9000000")), FAILED)
     assert capfd.readouterr() == ("", "")
-    notify.notify(ReindexConfig(notify_command=("sh", "-c", "yes noise | head -c 9000000; exit 1")), FAILED)
-    assert 0 < len(capfd.readouterr().err) < 2 * notify.SHOWN
+    notify(ReindexConfig(notify_command=("sh", "-c", "yes noise | head -c 9000000; exit 1")), FAILED)
+    assert 0 < len(capfd.readouterr().err) < 2 * SHOWN
 
 
 def test_a_command_that_reads_nothing_holds_nobody_up() -> None:
     long = FAILED.model_copy(update={"error": "x" * 10**6})
-    notify.notify(ReindexConfig(notify_command=("sh", "-c", "exit 0")), long)
+    notify(ReindexConfig(notify_command=("sh", "-c", "exit 0")), long)
 
 
 def test_arguments_reach_the_command_as_they_are(tmp_path: Path) -> None:
-    notify.notify(ReindexConfig(notify_command=("tee", f"{tmp_path}/a b; $(touch x)*")), FAILED)
+    notify(ReindexConfig(notify_command=("tee", f"{tmp_path}/a b; $(touch x)*")), FAILED)
     assert [path.name for path in tmp_path.iterdir()] == ["a b; $(touch x)*"]

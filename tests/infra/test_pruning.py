@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
@@ -21,7 +20,7 @@ from searchforge.workspace import Workspace
 from tests.infra.memory_storage import MemoryStorage
 from tests.infra.prune_actors import PruneActors, require_sound
 from tests.infra.release_world import FILES, commit_checked
-from tests.infra.stepped_storage import KilledError, interleave, killed
+from tests.infra.stepped_storage import CHANGES, dying, interleave, killed
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -194,14 +193,6 @@ def interleaved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Inte
         yield functools.partial(interleave, copied, every=SOME if request.param == "folder" else 1)
 
 
-def _dying(command: Callable[[Workspace], None]) -> Callable[[Workspace], None]:
-    def run(workspace: Workspace) -> None:
-        with contextlib.suppress(KilledError):
-            command(workspace)
-
-    return run
-
-
 @pytest.mark.parametrize("other", [*COMMANDS, "prune"])
 def test_whatever_comes_in_between_a_prune(actors: PruneActors, interleaved: Interleave, other: str) -> None:
     assert interleaved(actors.prune, getattr(actors, other), require_sound) > 10
@@ -231,7 +222,7 @@ def test_a_killed_prune_is_finished_by_the_next_one(actors: PruneActors, interle
         assert len(workspace.storage.names("releases")) == 2 == len(_ids(workspace))
         assert not workspace.storage.files(tombstones.FOLDER)
 
-    interleaved(_dying(actors.prune), killed, verify)
+    interleaved(dying(actors.prune), killed, verify, calls=CHANGES)
 
 
 def test_a_killed_prune_does_not_keep_a_publisher_from_its_work(actors: PruneActors, interleaved: Interleave) -> None:
@@ -241,7 +232,7 @@ def test_a_killed_prune_does_not_keep_a_publisher_from_its_work(actors: PruneAct
         assert live_release(workspace) != before
         require_sound(workspace)
 
-    interleaved(_dying(actors.prune), killed, verify)
+    interleaved(dying(actors.prune), killed, verify, calls=CHANGES)
 
 
 def test_a_killed_publisher_leaves_the_live_release(actors: PruneActors, interleaved: Interleave) -> None:
@@ -251,4 +242,4 @@ def test_a_killed_publisher_leaves_the_live_release(actors: PruneActors, interle
         require_sound(workspace)
         assert len(_ids(workspace)) == 5
 
-    interleaved(_dying(actors.publish_other), killed, verify)
+    interleaved(dying(actors.publish_other), killed, verify, calls=CHANGES)

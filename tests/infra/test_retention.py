@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ import pytest
 
 from infra import releases
 from infra.reindex.retention import Artifact, prune
-from searchforge import local_storage
 from searchforge.config import Config, load_config
-from searchforge.encoder import EncoderInfo
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes
 from searchforge.manifest import Manifest, read_shards
 from searchforge.records import EmbeddingRecord
 from searchforge.workspace import Kind, Workspace
 from tests.indexer.tiny_corpus import commit_embeddings, commit_on
+from tests.infra.memory_storage import MemoryStorage
+from tests.infra.release_world import commit_encoder
+from tests.infra.stepped_storage import CHANGES, dying, interleave, killed
 
 KINDS: tuple[Kind, ...] = ("encoders", "embeddings", "searchers", "checks", "releases")
 FILES = {"text_searcher.tflite": b"text", "image_searcher.tflite": b"image"}
@@ -35,24 +36,6 @@ def _later(days: float = 30) -> datetime:
 
 def _records(*ids: str) -> list[EmbeddingRecord]:
     return [EmbeddingRecord(id, np.eye(DIM, dtype=np.float32)[0], id, sha256_bytes(id.encode()), {}) for id in ids]
-
-
-def _encoder(workspace: Workspace, id: str) -> None:
-    info = EncoderInfo(
-        id=id,
-        fingerprint=id,
-        preprocessing="decode|resize(8,8,bilinear)|scale(-1,1)",
-        dim=DIM,
-        image_tower="none",
-        text_tower="none",
-        sequence_length=0,
-        files={},
-        report={},
-    )
-    with workspace.create("encoders", id) as staging:
-        (staging.path / "saved_model").mkdir()
-        (staging.path / "saved_model" / "weights").write_text("weights")
-        staging.commit(info.model_dump())
 
 
 def _release(workspace: Workspace, embeddings: str, trained_on: str | None = None, encoder: str = "tiny") -> str:
@@ -82,11 +65,11 @@ def _release(workspace: Workspace, embeddings: str, trained_on: str | None = Non
     return releases.publish(workspace, workspace, f"c-{embeddings}").id
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Four releases: b is built on shards of a, and c on both; d is one of its own, with a quantizer of c."""
-    workspace = Workspace(str(tmp_path / "workspace"))
-    _encoder(workspace, "tiny")
+    workspace = Workspace(str(tmp_path_factory.mktemp("template")))
+    commit_encoder(workspace, "tiny", DIM)
     a = commit_embeddings(workspace, _records("1", "2", "3"), "a", shards=1, dim=DIM)
     _release(workspace, "a")
     b = commit_on(workspace, a, "b", {"1"}, _records("4"))
@@ -98,9 +81,21 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
+@pytest.fixture
+def workspace(template: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of the template."""
+    return Workspace(str(shutil.copytree(template.root, tmp_path / "workspace")))
+
+
 def _config(workspace: Workspace, **settings: Any) -> Config:
     overrides = {"workspace": workspace.root, "corpus.source": "photos", "reindex.keep_releases": 1}
     return load_config(None, {**overrides, **{f"reindex.{key}": value for key, value in settings.items()}})
+
+
+def _prune(
+    workspace: Workspace, made: Mapping[Kind, str] | None = None, now: datetime | None = None, **settings: Any
+) -> list[Artifact]:
+    return prune(_config(workspace, **settings), workspace, workspace, made or {}, now)
 
 
 def _made(workspace: Workspace) -> dict[str, list[str]]:
@@ -123,14 +118,14 @@ def _require_whole(workspace: Workspace) -> None:
 
 def test_what_releases_that_stay_are_built_on_stays(workspace: Workspace) -> None:
     """The live one, d, and the one before it, c: which needs shards of a and b, though not their releases."""
-    gone = prune(_config(workspace), {}, _later())
+    gone = _prune(workspace, now=_later())
     assert set(gone) == {Artifact(kind, f"{kind[0]}-{id}") for kind in ("searchers", "checks") for id in ("a", "b")}
     assert _made(workspace)["embeddings"] == ["a", "b", "c", "d"] and len(_made(workspace)["releases"]) == 2
     _require_whole(workspace)
 
 
 def test_what_nothing_is_built_on_any_more_goes(workspace: Workspace) -> None:
-    _encoder(workspace, "next")
+    commit_encoder(workspace, "next", DIM)
     commit_embeddings(workspace, _records("8"), "e", shards=1, dim=DIM)
     for id in ("e", "f"):
         manifest = Manifest.model_validate(workspace.marker("embeddings", "e"))
@@ -138,8 +133,8 @@ def test_what_nothing_is_built_on_any_more_goes(workspace: Workspace) -> None:
             shutil.copytree(workspace.local("embeddings", "e"), staging.path, dirs_exist_ok=True)
             staging.commit(manifest.model_copy(update={"id": f"{id}-next", "encoder": "next"}).model_dump())
         _release(workspace, f"{id}-next", encoder="next")
-    _encoder(workspace, "by-hand")
-    prune(_config(workspace), {}, _later())
+    commit_encoder(workspace, "by-hand")
+    _prune(workspace, now=_later())
     made = _made(workspace)
     assert made["embeddings"] == ["e-next", "f-next"] and made["searchers"] == ["s-e-next", "s-f-next"]
     assert made["encoders"] == ["by-hand", "next"]  # of the former nobody knows what it is for
@@ -149,28 +144,28 @@ def test_what_nothing_is_built_on_any_more_goes(workspace: Workspace) -> None:
 def test_a_live_release_of_any_channel_stays(workspace: Workspace) -> None:
     first = next(release for release in releases.list_releases(workspace) if release.provenance["embeddings"] == "a")
     releases.promote(workspace, to="staging", source="production", release=first.id)
-    prune(_config(workspace), {}, _later())
+    _prune(workspace, now=_later())
     assert first.id in _made(workspace)["releases"] and "s-a" in _made(workspace)["searchers"]
 
 
 def test_what_is_young_stays(workspace: Workspace) -> None:
     before = _made(workspace)
-    assert prune(_config(workspace, keep_days=0), {}) == []  # somebody may be at work with it
+    assert _prune(workspace, keep_days=0) == []  # somebody may be at work with it
     after = _made(workspace)
     assert {**after, "releases": []} == {**before, "releases": []}
-    assert prune(_config(workspace, keep_days=60), {}, _later()) == []
+    assert _prune(workspace, now=_later(), keep_days=60) == []
 
 
 def test_nothing_goes_where_everything_is_to_be_kept(workspace: Workspace) -> None:
     before = _made(workspace)
-    assert prune(_config(workspace, keep_releases=None), {}, _later(1000)) == []
+    assert _prune(workspace, now=_later(1000), keep_releases=None) == []
     assert _made(workspace) == before
 
 
 def test_what_the_run_made_stays(workspace: Workspace) -> None:
     commit_embeddings(workspace, _records("8"), "refused", shards=1, dim=DIM)
     commit_embeddings(workspace, _records("9"), "older", shards=1, dim=DIM)
-    prune(_config(workspace), {"embeddings": "refused"}, _later())
+    _prune(workspace, {"embeddings": "refused"}, _later())
     assert "refused" in _made(workspace)["embeddings"] and "older" not in _made(workspace)["embeddings"]
 
 
@@ -181,9 +176,9 @@ def test_unfinished_artifacts_go_once_nobody_writes_to_them(workspace: Workspace
     storage.write("reindex/.LEASE.json.abc.tmp", b"half")
     storage.write("embeddings/d/plan-00000-of-00001.jsonl", b"of a run that was killed after its commit")
     left = ("embeddings/half", "encoders/half", "reindex/.LEASE.json.abc.tmp", "embeddings/d/plan-00000-of-00001.jsonl")
-    prune(_config(workspace), {}, _later(6))
+    _prune(workspace, now=_later(6))
     assert all((Path(workspace.root) / name).exists() for name in left)
-    prune(_config(workspace), {}, _later())
+    _prune(workspace, now=_later())
     assert not any((Path(workspace.root) / name).exists() for name in left)
     _require_whole(workspace)
 
@@ -194,59 +189,64 @@ def test_caches_of_what_is_gone_go(workspace: Workspace) -> None:
     gone += ("training/abc-heads/state", "features/tower/chunk.npz")
     for name in (*kept, *gone):
         workspace.storage.write(f"cache/{name}", b"cached")
-    prune(_config(workspace), {}, _later(6))
+    _prune(workspace, now=_later(6))
     assert all(workspace.storage.exists(f"cache/{name}") for name in (*kept, *gone))
-    prune(_config(workspace), {}, _later())
+    _prune(workspace, now=_later())
     assert [name for name in (*kept, *gone) if workspace.storage.exists(f"cache/{name}")] == list(kept)
 
 
 def test_nothing_is_deleted_where_it_cannot_be_told_what_is_needed(workspace: Workspace) -> None:
     workspace.storage.write("searchers/s-d/build.json", b'{"encoder": "tiny"}')
     with pytest.raises(JobError, match=r"searchers/s-d/build\.json does not say what it was made from"):
-        prune(_config(workspace), {}, _later())
+        _prune(workspace, now=_later())
     assert _made(workspace)["embeddings"] == ["a", "b", "c", "d"] and "s-a" in _made(workspace)["searchers"]
 
 
-class _Killed(BaseException):
-    pass
-
-
+@pytest.mark.parametrize(
+    ("place", "every"), [("memory", 1), ("folder", 20), pytest.param("folder", 1, marks=pytest.mark.proof)]
+)
 def test_a_retention_that_is_killed_anywhere_is_finished_by_the_next(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, place: str, every: int
 ) -> None:
     for id in ("e", "f"):  # which need none of the earlier ones
         commit_embeddings(workspace, _records("8", id), id, shards=1, dim=DIM)
         _release(workspace, id)
-    original = Path(workspace.root).rename(tmp_path / "original")
-    shutil.copytree(original, workspace.root)
-    prune(_config(workspace), {}, _later())
-    expected = _made(workspace)
-    files = sorted(path.relative_to(workspace.root) for path in Path(workspace.root).rglob("*"))
-    unlink = os.unlink
-    for deletions in itertools.count():
-        shutil.rmtree(workspace.root)
-        shutil.copytree(original, workspace.root)
-        left = deletions
+    storage, count = _in_memory(workspace), itertools.count()
 
-        def unlink_or_die(*arguments: Any, **options: Any) -> None:
-            nonlocal left
-            if left == 0:
-                raise _Killed
-            left -= 1
-            unlink(*arguments, **options)
+    def make() -> Callable[[], Workspace]:
+        root = str(tmp_path / str(next(count)))
+        if place == "folder":
+            shutil.copytree(workspace.root, root)
+            return lambda: Workspace(root)
+        copy = storage.fork()
+        return lambda: Workspace(root, copy.another_client())
 
-        with monkeypatch.context() as patch:
-            patch.setattr(local_storage.os, "unlink", unlink_or_die)
-            try:
-                prune(_config(workspace), {}, _later())
-            except _Killed:
-                killed = True
-            else:
-                killed = False
+    pruned = make()()
+    _prune(pruned, now=_later())
+    expected, files = _made(pruned), _files(pruned)
+
+    def verify(workspace: Workspace) -> None:
         _require_whole(workspace)
-        prune(_config(workspace), {}, _later())
-        assert _made(workspace) == expected
-        if not killed:
-            break
-    assert deletions > 20
-    assert sorted(path.relative_to(workspace.root) for path in Path(workspace.root).rglob("*")) == files
+        _prune(workspace, now=_later())
+        assert _made(workspace) == expected and _files(workspace) == files
+
+    command = dying(lambda workspace: _prune(workspace, now=_later()))
+    assert interleave(make, command, killed, verify, every, calls=CHANGES) > 20
+
+
+def _in_memory(workspace: Workspace) -> MemoryStorage:
+    """Returns a copy of a workspace's files."""
+    storage, root = MemoryStorage(), Path(workspace.root)
+    for path in root.rglob("*"):
+        if path.is_file():
+            storage.upload(path, path.relative_to(root).as_posix())
+    return storage
+
+
+def _files(workspace: Workspace) -> set[str]:
+    """All objects but the locks of a folder, which stay."""
+    found = set()
+    for folder in (*KINDS, "pruning", "refused", "reindex", "cache"):
+        with workspace.storage.snapshot(folder) as snapshot:
+            found |= {f"{folder}/{name}" for name in snapshot.objects if not name.endswith(".lock")}
+    return found

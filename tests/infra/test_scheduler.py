@@ -7,31 +7,35 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import IO, Any
 
 import click
 import pytest
+from apscheduler.triggers.interval import IntervalTrigger
 from click.testing import CliRunner
 
+from infra.scheduler import schedule
 from searchforge.cli import config_options, repeated_options, reports_errors
 from searchforge.config import Config, load_config
 from searchforge.workspace import Workspace
 from tests.infra.journal_world import write_run
 
 EVERY_MINUTE = "* * * * *"
+OFTEN = IntervalTrigger(seconds=0.05)
 
 
 class _Schedule:
-    """A schedule in a process of its own; `told` waits for a line with some words on its standard error."""
+    """A schedule that runs; `told` waits for a line with some words on its standard error."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        assert process.stderr
-        self._lines: IO[str] = process.stderr
+    def __init__(self, lines: IO[str], end: Callable[[], object]) -> None:
+        self._lines, self.end = lines, end
 
     def told(self, words: str) -> str:
         seen = []
@@ -41,36 +45,51 @@ class _Schedule:
             seen.append(line)
         raise AssertionError(f"{words!r} was not told, but {seen}")
 
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
+
+@contextmanager
+def _schedule(workspace: Path, child: str, cron: str = EVERY_MINUTE, **options: Any) -> Iterator[_Schedule]:
+    """Runs a schedule in a thread; its re-indexing is the shell script `child`."""
+    config = _config(workspace, cron)
+    ended = threading.Event()
+    reader, writer = (os.fdopen(end, mode, buffering=1) for end, mode in zip(os.pipe(), ("r", "w"), strict=True))
+
+    def run() -> None:
+        with writer, redirect_stderr(writer):
+            schedule(config, ["sh", "-c", child], ended=ended, **options)
+
+    with reader, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+
+        def end() -> None:
+            ended.set()
+            running.result()
+
+        try:
+            yield _Schedule(reader, end)
+        finally:
+            ended.set()
 
 
 @contextmanager
-def _schedule(workspace: Path, child: str, setting: str = "", cron: str = EVERY_MINUTE) -> Iterator[_Schedule]:
-    """Runs a schedule whose re-indexing is the Python code `child`; `setting` is code that comes first."""
-    command = [sys.executable, "-c", child]
-    overrides = {"workspace": str(workspace), "schedule.cron": cron, "schedule.metrics_port": 0}
-    code = f"""
-from infra import cron, scheduler
-from searchforge.config import load_config
-{setting}
-scheduler.schedule(load_config(None, {overrides!r}), {command!r})
-"""
-    with _started("-c", code) as schedule:
-        yield schedule
-
-
-@contextmanager
-def _started(*arguments: str) -> Iterator[_Schedule]:
-    """Runs Python with these arguments."""
+def _process(*arguments: str) -> Iterator[tuple[_Schedule, Callable[[int], int]]]:
+    """Runs Python with these arguments; yields the schedule, and what ends it by a signal and returns its exit code."""
     command = [sys.executable, *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr
+
+    def end(number: int) -> int:
+        process.send_signal(number)
+        return process.wait(60)
+
     try:
-        yield _Schedule(process)
+        yield _Schedule(process.stderr, process.kill), end
     finally:
         process.kill()
         process.wait()
+
+
+def _config(workspace: Path, cron: str = EVERY_MINUTE) -> Config:
+    return load_config(None, {"workspace": str(workspace), "schedule.cron": cron, "schedule.metrics_port": 0})
 
 
 @pytest.fixture
@@ -78,12 +97,6 @@ def behind(tmp_path: Path) -> Path:
     """A workspace whose last run was before the latest full minute."""
     write_run(Workspace(str(tmp_path / "workspace")), "unchanged", hours=2)
     return tmp_path / "workspace"
-
-
-EVERY_SECOND = """
-from apscheduler.triggers.interval import IntervalTrigger
-cron.trigger = lambda settings: IntervalTrigger(seconds=1)
-"""
 
 
 def _metric(url: str, name: str) -> float:
@@ -94,78 +107,71 @@ def _metric(url: str, name: str) -> float:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_missed_run_starts_at_once_and_ends_with_the_schedule(behind: Path, tmp_path: Path, number: int) -> None:
-    child = f"""
-import pathlib, signal, sys, time
-def end(*_):
-    pathlib.Path({str(tmp_path / "ended")!r}).touch()
-    sys.exit(0)
-signal.signal(signal.SIGTERM, end)
-print("the child runs", file=sys.stderr, flush=True)
-time.sleep(600)
+    child = f"trap 'touch {tmp_path}/ended; exit 0' TERM; echo the child runs >&2; sleep 600 & wait"
+    code = f"""
+from infra.scheduler import schedule
+from searchforge.config import Config
+schedule(Config.model_validate({_config(behind).model_dump(mode="json")!r}), ["sh", "-c", {child!r}])
 """
-    with _schedule(behind, child) as schedule:
-        schedule.told("which was missed: it starts now")
-        schedule.told("the child runs")
-        assert schedule.end(number) == 0
-        schedule.told("the schedule has ended")
+    with _process("-c", code) as (running, end):
+        running.told("which was missed: it starts now")
+        running.told("the child runs")
+        assert end(number) == 0
+        running.told("the schedule has ended")
     assert (tmp_path / "ended").exists()
 
 
 def test_nothing_starts_ahead_of_time(tmp_path: Path) -> None:
-    with _schedule(tmp_path / "workspace", "print()", cron="0 0 29 2 *") as schedule:
-        assert "02-29 00:00 UTC" in schedule.told("the first run is that of")
-        assert schedule.end() == 0
+    with _schedule(tmp_path / "workspace", f"touch {tmp_path}/started", cron="0 0 29 2 *") as running:
+        assert "02-29 00:00 UTC" in running.told("the first run is that of")
+        running.end()
+        running.told("the schedule has ended")
+    assert not (tmp_path / "started").exists()
 
 
 def test_a_run_that_does_not_end_is_killed_with_its_children(behind: Path, tmp_path: Path) -> None:
-    child = """
-import pathlib, signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-other = subprocess.Popen(["sleep", "600"])
-print("child", other.pid, file=sys.stderr, flush=True)
-time.sleep(600)
-"""
-    with _schedule(behind, child, "scheduler.END_SECONDS = 0.5") as schedule:
-        other = Path("/proc") / schedule.told("child ").split()[1] / "stat"
-        assert schedule.end() == 0
+    child = f"trap '' TERM; sleep 600 & echo $! > {tmp_path}/half; mv {tmp_path}/half {tmp_path}/pid; wait"
+    with _schedule(behind, child, end_seconds=0.1) as running:
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        other = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+        assert other.exists()
+        running.end()
+        running.told("ending the run in progress; it has 0 s")
     while other.exists() and other.read_text().split()[2] != "Z":  # it ends when the kernel gets to it
         os.sched_yield()
 
 
 @pytest.mark.parametrize(
-    ("child", "how"),
-    [
-        ("raise SystemExit(1)", "ended with exit code 1"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV"),
-    ],
+    ("child", "how"), [("exit 1", "ended with exit code 1"), ("kill -SEGV $$", "was killed by SIGSEGV")]
 )
 def test_a_run_that_fails_ends_no_schedule(behind: Path, child: str, how: str) -> None:
-    with _schedule(behind, child, EVERY_SECOND) as schedule:
-        url = schedule.told("metrics: ").split()[-1]
-        schedule.told(how)
-        schedule.told(how)
+    with _schedule(behind, child, trigger=OFTEN) as running:
+        url = running.told("metrics: ").split()[-1]
+        running.told(how)
+        running.told(how)
         assert _metric(url, "searchforge_schedule_failures_total") >= 2
         assert _metric(url, "searchforge_status_read") == 1
-        assert schedule.end() == 0
+        running.end()
 
 
 def test_a_time_that_comes_while_a_run_lasts_is_left_out(behind: Path) -> None:
-    with _schedule(behind, "import time; time.sleep(600)", EVERY_SECOND) as schedule:
-        url = schedule.told("metrics: ").split()[-1]
-        schedule.told("a scheduled run is left out: the one before still runs; the next one is at")
+    with _schedule(behind, "exec sleep 600", trigger=OFTEN) as running:
+        url = running.told("metrics: ").split()[-1]
+        running.told("a scheduled run is left out: the one before still runs; the next one is at")
         assert _metric(url, "searchforge_schedule_overlaps_total") >= 1
         assert _metric(url, "searchforge_schedule_failures_total") == 0
-        assert schedule.end() == 0
+        running.end()
 
 
 def test_the_command_re_indexes_with_its_own_configuration(tmp_path: Path) -> None:
     write_run(Workspace(str(tmp_path)), "failed", hours=2, failures=5, failed_stage="index", error="disk full")
     options = ["--workspace", str(tmp_path), "--cron", EVERY_MINUTE, "--log-format", "json"]
-    with _started("-m", "infra", "schedule", *options, "--set", "reindex.max_failures=4") as schedule:
-        refusal = json.loads(schedule.told("runs of reindex failed in a row"))
+    with _process("-m", "infra", "schedule", *options, "--set", "reindex.max_failures=4") as (running, end):
+        refusal = json.loads(running.told("runs of reindex failed in a row"))
         assert refusal["severity"] == "ERROR" and refusal["message"].startswith("5 runs")
-        assert json.loads(schedule.told("ended with exit code 1"))["severity"] == "INFO"
-        assert schedule.end() == 0
+        assert json.loads(running.told("ended with exit code 1"))["severity"] == "INFO"
+        assert end(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -20,7 +20,7 @@ from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
 from searchforge.workspace import Workspace
 from tests.infra.journal_world import PLAN, publish, stage, write_run
-from tests.tiny_bundle import write_colour_bundle
+from tests.infra.release_world import commit_encoder
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_lag_is_what_the_latest_plan_found_and_its_run_did_not_do(
 
 
 def test_the_lag_of_now_is_found_by_listing_the_corpus(workspace: Workspace, tmp_path: Path) -> None:
-    write_colour_bundle(workspace)
+    commit_encoder(workspace, "tiny")
     write_run(workspace, "failed", 2, failures=1)
     (tmp_path / "corpus").mkdir()
     for colour in ("red", "green"):
@@ -113,14 +113,13 @@ def test_a_run_in_progress_is_shown_with_its_holder_and_stage(workspace: Workspa
 
 def test_a_run_that_was_killed_is_known_to_have_died(workspace: Workspace) -> None:
     run = write_run(workspace, "running", 0.1)
-    code = f"""
-import os
-from infra.reindex import lease
-from searchforge.storage import open_storage
-lease.acquire(open_storage({workspace.root!r}), {run.run!r}, lease_seconds=3600)
-os.kill(os.getpid(), 9)
-"""
-    subprocess.run([sys.executable, "-c", code], check=False)
+    process = os.fork()
+    if process == 0:
+        try:
+            lease.acquire(workspace.storage, run.run, lease_seconds=3600)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
     status = examine(_config(workspace))
     assert status.running and status.running.died and status.state(run) == "died"
     assert "died; the next run takes over" in _status(workspace).output

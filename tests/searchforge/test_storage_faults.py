@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from searchforge import local_storage
 from searchforge.errors import JobError
-from searchforge.local_storage import LocalStorage
+from searchforge.local_storage import LocalStorage, locked
 
 NOBODY = 65534
 
@@ -99,14 +98,13 @@ def _holder(storage: LocalStorage) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_stopped_writer_is_named_and_does_not_block_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = LocalStorage(str(tmp_path))
+def test_a_stopped_writer_is_named_and_does_not_block_for_ever(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path), lock_seconds=0.3)
     storage.write("x", b"old")
     _, version = storage.read_version("x")
     holder = _holder(storage)
     try:
         holder.send_signal(signal.SIGSTOP)
-        monkeypatch.setattr(local_storage, "LOCK_SECONDS", 0.3)
         with pytest.raises(JobError, match=rf"\.x\.lock has been locked for .* by process {holder.pid}; if it is"):
             storage.replace("x", b"new", version)
         assert storage.read("x") == b"old"
@@ -146,7 +144,7 @@ def test_a_lock_that_its_holder_deletes_never_lets_two_writers_in(tmp_path: Path
     def work(seed: int) -> None:
         rng = random.Random(seed)
         for _ in range(30):
-            with local_storage._lock(tmp_path / "x") as lock:
+            with locked(tmp_path / "x") as lock:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0.0005)
