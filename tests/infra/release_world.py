@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from searchforge.encoder import EncoderInfo
 from searchforge.hashing import sha256_file
 from searchforge.workspace import Workspace
@@ -28,28 +30,48 @@ def commit_encoder(workspace: Workspace, id: str, dim: int = 4) -> None:
         staging.commit(info.model_dump())
 
 
-def commit_checked(
-    workspace: Workspace, name: str, passed: bool = True, latency: float = 5.0, kilobytes: int = 0
-) -> str:
-    """Commits a searcher with files of its own and a check of it; returns the check's id."""
-    with workspace.create("searchers", name) as staging:
+def commit_searcher(workspace: Workspace, id: str, kilobytes: int = 0, **marker: Any) -> None:
+    """Commits a searcher with files of its own.
+
+    Args:
+      marker: fields of build.json.
+    """
+    with workspace.create("searchers", id) as staging:
         for file in FILES:
-            (staging.path / file).write_text(f"{name} {file}" + "." * kilobytes * 1000)
-        staging.commit({"id": name})
-    folder = workspace.local("searchers", name)
-    check = f"check-{name}-{passed}"
-    report = {
-        "id": check,
+            (staging.path / file).write_text(f"{id} {file}" + "." * kilobytes * 1000)
+        staging.commit({"id": id, **marker})
+
+
+def commit_check(
+    workspace: Workspace, id: str, searcher: str, passed: bool = True, latency: float = 5.0, **report: Any
+) -> dict[str, Any]:
+    """Commits a check of a searcher; returns report.json.
+
+    Args:
+      report: fields in place of these.
+    """
+    folder = workspace.local("searchers", searcher)
+    content = {
+        "id": id,
         "passed": passed,
         "gates": [{"name": "recall_at_10", "passed": passed, "detail": "0.97, at least 0.95 demanded"}],
-        "searcher": name,
+        "searcher": searcher,
         "fingerprint": "f" * 64,
         "files": {
             file: {"sha256": sha256_file(folder / file), "bytes": (folder / file).stat().st_size} for file in FILES
         },
         "figures": {"images": 10, "recall_at_10": 0.97, "latency_p50_ms": latency},
-        "provenance": {"encoder": "e", "embeddings": "m", "searcher": name},
+        "provenance": {"encoder": "e", "embeddings": "m", "searcher": searcher},
+        **report,
     }
-    with workspace.create("checks", check) as staging:
-        staging.commit(report)
-    return check
+    with workspace.create("checks", id) as staging:
+        staging.commit(content)
+    return content
+
+
+def commit_checked(
+    workspace: Workspace, name: str, passed: bool = True, latency: float = 5.0, kilobytes: int = 0
+) -> str:
+    """Commits a searcher with files of its own and a check of it; returns the check's id."""
+    commit_searcher(workspace, name, kilobytes)
+    return str(commit_check(workspace, f"check-{name}-{passed}", name, passed, latency)["id"])

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from infra.channels import read as read_pointer
 from infra.cli import main
 from infra.reindex import journal, lease
 from infra.reindex.journal import Run
-from infra.reindex.run import Stopped
-from infra.releases import list_refusals, list_releases, live_release
+from infra.reindex.run import Calls, Stopped, reindex
+from infra.releases import Release, list_refusals, list_releases, live_release, publish, raise_fence
 from searchforge.config import Config
 from searchforge.errors import ConflictError, GateError, JobError, UsageError
+from tests.infra.stub_stages import STUBS
 from tests.infra.tiny_reindex import World, make_world, write_encoder
 
 
@@ -200,10 +202,10 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(world: World) -> 
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_rollback_is_not_undone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rollback_is_not_undone(world: World) -> None:
     good = live_release(world.workspace)
     world.change(random.Random(0), 1)
-    bad = api.reindex(world.config).release
+    bad = reindex(world.config, calls=STUBS).release
     api.rollback(world.config)
     run = api.reindex(world.config)
     assert (run.state, run.release, live_release(world.workspace)) == ("unchanged", bad, good)
@@ -212,7 +214,7 @@ def test_a_rollback_is_not_undone(world: World, capsys: pytest.CaptureFixture[st
         world.workspace.storage.delete(f"{journal.FOLDER}/{entry}.json")
     assert api.reindex(world.config).state == "unchanged"  # the pointer knows it, too
     world.change(random.Random(1), 2)
-    assert api.reindex(world.config).release == live_release(world.workspace) not in (good, bad)
+    assert reindex(world.config, calls=STUBS).release == live_release(world.workspace) not in (good, bad)
 
 
 def test_a_corpus_that_goes_back_is_followed(world: World) -> None:
@@ -247,17 +249,16 @@ def test_a_failed_gate_is_recorded_and_after_some_the_run_waits_for_a_person(wor
     assert api.reindex(mended).state == "unchanged"
 
 
-def test_what_may_pass_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_pass_is_tried_again(world: World) -> None:
     world.change(random.Random(0), 1)
-    index, answers = api.index, [JobError("the bucket is not there"), OSError("the disk is gone")]
+    answers = [JobError("the bucket is not there"), OSError("the disk is gone")]
 
     def flaky(*arguments: Any) -> dict[str, Any]:
         if answers:
             raise answers.pop(0)
-        return index(*arguments)
+        return STUBS.index(*arguments)
 
-    monkeypatch.setattr(api, "index", flaky)
-    run = api.reindex(world.config)
+    run = reindex(world.config, calls=replace(STUBS, index=flaky))
     attempts = [(entry.attempt, entry.error, bool(entry.artifact)) for entry in run.stages if entry.stage == "index"]
     assert attempts == [
         (1, "the bucket is not there", False),
@@ -267,15 +268,14 @@ def test_what_may_pass_is_tried_again(world: World, monkeypatch: pytest.MonkeyPa
     assert run.state == "published" and run.failures == 0
 
 
-def test_what_does_not_pass_fails_the_run_without_a_stack_trace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_pass_fails_the_run_without_a_stack_trace(world: World) -> None:
     world.change(random.Random(0), 1)
 
     def broken(*_: Any) -> dict[str, Any]:
         raise ValueError("a fault of a library")
 
-    monkeypatch.setattr(api, "index", broken)
     with pytest.raises(JobError, match="ValueError: a fault of a library"):
-        api.reindex(world.config)
+        reindex(world.config, calls=Calls(index=broken))
     run = _runs(world)[0]
     assert (run.state, run.failed_stage, len(run.stages)) == ("failed", "index", 1 + world.config.reindex.attempts)
 
@@ -287,40 +287,36 @@ def test_bad_usage_is_not_tried_again(world: World) -> None:
     assert (run.state, run.failed_stage, run.stages) == ("failed", "plan", ())
 
 
-def test_a_run_that_loses_its_lease_publishes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_loses_its_lease_publishes_nothing(world: World) -> None:
     world.change(random.Random(0), 1)
-    live, check = live_release(world.workspace), api.check
+    live = live_release(world.workspace)
 
     def taken_over(*arguments: Any) -> dict[str, Any]:
-        found = check(*arguments)
+        found = STUBS.check(*arguments)
         state = lease.read(world.workspace.storage)
         assert state
         other = state.model_copy(update={"run": "other", "fence": state.fence + 1})
         world.workspace.storage.write(lease.LEASE, other.model_dump_json().encode())
         return found
 
-    monkeypatch.setattr(api, "check", taken_over)
     with pytest.raises(ConflictError, match="lost the lease"):
-        api.reindex(world.config)
+        reindex(world.config, calls=replace(STUBS, check=taken_over))
     assert live_release(world.workspace) == live
     held = lease.read(world.workspace.storage)
     assert held and held.run == "other"
 
 
-def test_a_run_that_was_taken_for_dead_and_wakes_up_in_the_last_moment_publishes_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_taken_for_dead_and_wakes_up_in_the_last_moment_publishes_nothing(world: World) -> None:
     """It looked at its lease for the last time before the other run took it over."""
     world.change(random.Random(0), 1)
-    live, publish = live_release(world.workspace), api._releases.publish
+    live = live_release(world.workspace)
 
-    def overtaken(*arguments: Any, fence: int, **options: Any) -> Any:
-        api._releases.raise_fence(world.workspace, "production", fence + 1)
+    def overtaken(*arguments: Any, fence: int, **options: Any) -> Release:
+        raise_fence(world.workspace, "production", fence + 1)
         return publish(*arguments, fence=fence, **options)
 
-    monkeypatch.setattr(api._releases, "publish", overtaken)
     with pytest.raises(ConflictError, match="another run took over"):
-        api.reindex(world.config)
+        reindex(world.config, calls=replace(STUBS, publish=overtaken))
     assert live_release(world.workspace) == live
 
 
@@ -334,37 +330,34 @@ def test_a_run_that_died_is_closed_by_the_next_one_and_is_no_failure(world: Worl
     assert closed and closed.state == "failed" and "killed" in closed.error
 
 
-def test_a_run_that_is_stopped_while_it_tidies_up_has_ended_as_it_did(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_stopped_while_it_tidies_up_has_ended_as_it_did(world: World) -> None:
     def stopped(*_: Any) -> None:
         raise Stopped("SIGTERM")
 
-    monkeypatch.setattr("infra.reindex.retention.prune", stopped)
-    run = api.reindex(world.config)
+    run = reindex(world.config, calls=Calls(prune=stopped))
     assert (run.state, run.error, run.stages[-1].error) == ("unchanged", "", "stopped by SIGTERM")
 
 
-def test_a_notification_that_fails_does_not_change_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notification_that_fails_does_not_change_the_run(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.change(random.Random(0), 1)
 
     def broken(*_: Any) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("infra.reindex.notify.notify", broken)
-    assert api.reindex(world.config).state == "published"
+    assert reindex(world.config, calls=replace(STUBS, notify=broken)).state == "published"
+    assert "RuntimeError: no" in capsys.readouterr().err
 
 
 def test_two_workspaces_may_publish_into_one_place(world: World, tmp_path: Path) -> None:
     other = make_world(tmp_path / "other", images=24, releases=world.workspace.root)
     first = live_release(world.workspace)
-    run = api.reindex(other.config)
+    run = reindex(other.config, calls=STUBS)
     assert run.state == "published" and run.plan and (run.plan.mode, run.plan.added) == ("full", 24)
     assert live_release(world.workspace) == run.release != first
     mine = api.reindex(world.config)  # nothing of its own changed, so it leaves the other's alone
     assert (mine.state, mine.release, live_release(world.workspace)) == ("unchanged", first, run.release)
     world.change(random.Random(0), 1)
-    mine = api.reindex(world.config)
+    mine = reindex(world.config, calls=STUBS)
     assert mine.state == "published" and mine.plan and mine.plan.unchanged == 61
     assert api.reindex(other.config).state == "unchanged"
 
@@ -372,7 +365,7 @@ def test_two_workspaces_may_publish_into_one_place(world: World, tmp_path: Path)
 def test_a_channel_of_its_own_leaves_the_others_alone(world: World) -> None:
     live = live_release(world.workspace)
     world.change(random.Random(0), 1)
-    run = api.reindex(_with(world, reindex__channel="staging"))
+    run = reindex(_with(world, reindex__channel="staging"), calls=STUBS)
     assert (run.state, run.channel) == ("published", "staging")
     assert live_release(world.workspace, "staging") == run.release
     assert live_release(world.workspace) == live

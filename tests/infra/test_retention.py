@@ -22,11 +22,10 @@ from searchforge.records import EmbeddingRecord
 from searchforge.workspace import Kind, Workspace
 from tests.indexer.tiny_corpus import commit_embeddings, commit_on
 from tests.infra.memory_storage import MemoryStorage
-from tests.infra.release_world import commit_encoder
+from tests.infra.release_world import FILES, commit_check, commit_encoder, commit_searcher
 from tests.infra.stepped_storage import CHANGES, dying, interleave, killed
 
 KINDS: tuple[Kind, ...] = ("encoders", "embeddings", "searchers", "checks", "releases")
-FILES = {"text_searcher.tflite": b"text", "image_searcher.tflite": b"image"}
 DIM = 4
 
 
@@ -40,29 +39,12 @@ def _records(*ids: str) -> list[EmbeddingRecord]:
 
 def _release(workspace: Workspace, embeddings: str, trained_on: str | None = None, encoder: str = "tiny") -> str:
     """Commits a searcher and a check of an embedding run, and publishes them; returns the release's id."""
-    provenance = {"encoder": encoder, "embeddings": embeddings, "searcher": f"s-{embeddings}"}
-    with workspace.create("searchers", provenance["searcher"]) as staging:
-        for name, content in FILES.items():
-            (staging.path / name).write_bytes(content + embeddings.encode())
-        build = {"embeddings": embeddings, "encoder": encoder, "quantizer": f"q{embeddings}"}
-        staging.commit({**build, "training": {"embeddings": trained_on or embeddings}})
-    folder = workspace.local("searchers", provenance["searcher"])
-    report = {
-        "id": f"c-{embeddings}",
-        "passed": True,
-        "gates": [],
-        "searcher": provenance["searcher"],
-        "fingerprint": "f" * 64,
-        "files": {
-            name: {"sha256": sha256_bytes((folder / name).read_bytes()), "bytes": (folder / name).stat().st_size}
-            for name in FILES
-        },
-        "figures": {"images": 3},
-        "provenance": provenance,
-    }
-    with workspace.create("checks", report["id"]) as staging:  # type: ignore[arg-type]
-        staging.commit(report)
-    return releases.publish(workspace, workspace, f"c-{embeddings}").id
+    made_from = {"encoder": encoder, "embeddings": embeddings}
+    searcher, check = f"s-{embeddings}", f"c-{embeddings}"
+    training = {"embeddings": trained_on or embeddings}
+    commit_searcher(workspace, searcher, **made_from, quantizer=f"q{embeddings}", training=training)
+    commit_check(workspace, check, searcher, provenance={**made_from, "searcher": searcher})
+    return releases.publish(workspace, workspace, check).id
 
 
 @pytest.fixture(scope="module")
