@@ -70,16 +70,17 @@ def train(config: Config) -> dict[str, Any]:
     return train_encoder(config).model_dump()
 
 
-def evaluate(config: Config, encoder: str | None = None) -> dict[str, Any]:
+def evaluate(config: Config, encoder: str | None = None, compare_forms: bool = False) -> dict[str, Any]:
     """Measures an encoder on the held-out captions; returns report.json.
 
     Args:
       encoder: default: the one with the configuration's training settings, or the workspace's only one.
+      compare_forms: also export the text encoder in every TFLite form, and measure each.
     """
     import_quietly("tensorflow")
     from trainer.evaluate_bundle import evaluate_bundle
 
-    return evaluate_bundle(config, encoder).model_dump(mode="json")
+    return evaluate_bundle(config, encoder, compare_forms).model_dump(mode="json")
 
 
 def embed(

@@ -136,14 +136,15 @@ def train(config: Config, as_json: bool) -> None:
 @main.command("eval")
 @_options(*_DATA, *_TRAIN)
 @click.option("--encoder", help="Id; default: the one of these training settings, or the workspace's only one.")
+@click.option("--compare-forms", is_flag=True, help="Also export and measure every TFLite form of the text encoder.")
 @reports_errors
 @config_options
-def evaluate(config: Config, as_json: bool, encoder: str | None) -> None:
+def evaluate(config: Config, as_json: bool, encoder: str | None, compare_forms: bool) -> None:
     """Measure an encoder on the held-out captions, and write a report of it."""
     from infra import api
     from searchforge.workspace import Workspace
 
-    report = api.evaluate(config, encoder)
+    report = api.evaluate(config, encoder, compare_forms)
     from trainer.report import EvaluationReport, summary
 
     pages = Workspace(config.workspace).url("evaluations", report["id"])

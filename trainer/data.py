@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,11 @@ from searchforge.config import DEFAULT_MAX_PIXELS, Config
 from searchforge.errors import JobError, UsageError
 from searchforge.preprocessing import Preprocessing, RejectedInput
 from trainer.features import Rejected
+
+Item = TypeVar("Item")
+
+CALIBRATION = 1000
+"""Most captions that the ranges of an 8-bit text encoder are observed on."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,16 @@ def read_again(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8
         return preprocessing.pixels(path.read_bytes(), DEFAULT_MAX_PIXELS)
     except (RejectedInput, OSError) as error:
         raise JobError(f"{path} changed while training ran: {error}; start again") from error
+
+
+def sampled(items: Sequence[Item], most: int) -> Sequence[Item]:
+    """Returns at most that many of the items, evenly chosen."""
+    return items[:: max(1, len(items) // most)][:most]
+
+
+def calibration_texts(train: Sequence[CaptionedImage]) -> Sequence[str]:
+    """Returns the captions of training images that the ranges of an 8-bit text encoder are observed on."""
+    return sampled([text for image in train for text in image.captions], CALIBRATION)
 
 
 def announce_unused(data: Data) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,15 @@ MIN_TEMPERATURE = 0.01
 """Of a learned temperature; CLIP's bound."""
 
 
+def new_heads(config: TrainConfig, modality: Literal["image", "text"], width: int) -> list[Head]:
+    """Returns `config.heads` untrained heads of one modality for features of a width."""
+    seeds = [(config.seed, member, int(modality == "text")) for member in range(config.heads)]
+    if config.preset == "recipe2022":
+        return [ResidualHead(width, config.dim, seed, modality) for seed in seeds]
+    rates = {"image": (0.2, 0.5), "text": (0.1, 0.3)}[modality]
+    return [WideHead(width, config.dim, seed, modality, *rates) for seed in seeds]
+
+
 class DualEncoder(tf.Module):
     """Pairs of an image head and a text head, which learn side by side, and their temperature.
 
@@ -32,16 +41,8 @@ class DualEncoder(tf.Module):
 
     def __init__(self, config: TrainConfig, image_width: int, text_width: int) -> None:
         super().__init__(name="dual_encoder")
-        self.image_heads: list[Head] = []
-        self.text_heads: list[Head] = []
-        for member in range(config.heads):
-            image, text = (config.seed, member, 0), (config.seed, member, 1)
-            if config.preset == "recipe2022":
-                self.image_heads.append(ResidualHead(image_width, config.dim, image, "image"))
-                self.text_heads.append(ResidualHead(text_width, config.dim, text, "text"))
-            else:
-                self.image_heads.append(WideHead(image_width, config.dim, image, "image", 0.2, 0.5))
-                self.text_heads.append(WideHead(text_width, config.dim, text, "text", 0.1, 0.3))
+        self.image_heads = new_heads(config, "image", image_width)
+        self.text_heads = new_heads(config, "text", text_width)
         self._loss = soft_target_loss if config.preset == "recipe2022" else info_nce
         initial = np.float32(np.log(config.temperature))
         self.log_temperature = tf.Variable(initial, trainable=config.learn_temperature, name="log_temperature")

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from searchforge import progress
-from searchforge.captions import CaptionedImage, load_captions, split_heldout
+from searchforge.captions import CaptionedImage, Split, load_captions, split_heldout
 from searchforge.config import DEFAULT_MAX_PIXELS, Config
-from searchforge.encoder import IMAGE_SAVED_MODEL, TEXT_SAVED_MODEL, EncoderInfo
+from searchforge.encoder import IMAGE_SAVED_MODEL, TEXT_SAVED_MODEL, TEXT_TFLITE, EncoderInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id
 from searchforge.intervals import median_interval, share_interval
@@ -27,6 +27,7 @@ from trainer import evaluate, report_html
 from trainer.report import (
     Estimate,
     EvaluationReport,
+    FormsComparison,
     FoundImage,
     Group,
     RejectedImage,
@@ -43,6 +44,9 @@ WORST = 20
 HITS = 5
 """Hits that are shown of each."""
 
+SAME = 8
+"""Captions that a rebuilt text encoder must embed as the bundle does."""
+
 HTML = "report.html"
 
 _BATCH = 64
@@ -50,16 +54,20 @@ _LENGTHS = (5, 8, 11, 15)  # words: the upper ends of the groups; the last group
 _PACKAGES = ("searchforge", "tensorflow", "tensorflow-text", "numpy", "pillow")
 
 
-def evaluate_bundle(config: Config, encoder: str | None = None) -> EvaluationReport:
+def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: bool = False) -> EvaluationReport:
     """Measures an encoder on the held-out captions of `config.data`, and commits report.json and report.html.
 
-    The same encoder, images and captions give the same id; a report that is there already is returned as it is.
+    The same encoder, images, captions and options give the same id; a report that is there already is returned as it
+    is.
 
     Args:
       encoder: id of a bundle in the workspace; by default see `choose_encoder`.
+      compare_forms: also export the text encoder in every TFLite form, and measure each (see trainer.forms). The
+        towers must be there as they were for training, and `config.data` must have the training captions.
 
     Raises:
-      UsageError: there is no such encoder, no image is held out, or none of them can be read.
+      UsageError: there is no such encoder, no image is held out, none of them can be read, or forms are to be compared
+        and the text encoder cannot be rebuilt.
       JobError: the bundle cannot be loaded, or does not give embeddings.
     """
     workspace = Workspace(config.workspace)
@@ -72,7 +80,7 @@ def evaluate_bundle(config: Config, encoder: str | None = None) -> EvaluationRep
             f"data.holdout {config.data.holdout:g}: name a split of the captions, as in "
             "--set 'data.heldout_splits=[dev]', or give more images"
         )
-    id = _evaluation_id(info, images)
+    id = _evaluation_id(info, images, compare_forms)
     if workspace.committed("evaluations", id):
         progress.say(f"evaluations/{id} is already there")
         return EvaluationReport.model_validate(workspace.marker("evaluations", id))
@@ -83,6 +91,7 @@ def evaluate_bundle(config: Config, encoder: str | None = None) -> EvaluationRep
     )
     start = time.monotonic()
     bundle = workspace.local("encoders", info.id)
+    compared = _FormsToCompare(bundle, info, split) if compare_forms else None  # what is missing shows at once
     vectors, rejected = _embed_images(bundle, info, images)
     rejected += [
         _rejected(image, RejectedInput("unreadable", detail))
@@ -101,7 +110,12 @@ def evaluate_bundle(config: Config, encoder: str | None = None) -> EvaluationRep
     owners = np.repeat(np.arange(len(images)), [len(image.captions) for image in images])
     text_start = time.monotonic()
     queries = _embed_texts(bundle, info, texts)
-    text_seconds = time.monotonic() - text_start
+    seconds = {"images": image_seconds, "captions": time.monotonic() - text_start}
+    forms_start = time.monotonic()
+    forms = compared.measure(texts, owners, queries, vectors) if compared else None
+    if forms:
+        seconds["forms"] = time.monotonic() - forms_start
+    seconds["total"] = time.monotonic() - start
 
     ranks = evaluate.text_ranks(queries, vectors, owners)
     everyone = np.arange(len(images))
@@ -120,11 +134,12 @@ def evaluate_bundle(config: Config, encoder: str | None = None) -> EvaluationRep
         by_category=_by_category(images, ranks, owners),
         worst=_worst(images, texts, queries, vectors, ranks, owners),
         rejected=tuple(rejected),
+        forms=forms,
         versions={
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
-        seconds={"images": image_seconds, "captions": text_seconds, "total": time.monotonic() - start},
+        seconds=seconds,
     )
     pictures = {image.id: image.path for image in images}
     with workspace.create("evaluations", id) as staging:
@@ -188,14 +203,51 @@ def _settings(report: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key != "ray_address"}
 
 
-def _evaluation_id(info: EncoderInfo, images: Sequence[CaptionedImage]) -> str:
+def _evaluation_id(info: EncoderInfo, images: Sequence[CaptionedImage], compare_forms: bool) -> str:
     return content_id(
         {
             "version": VERSION,
             "encoder": [info.id, info.fingerprint],
             "heldout": [[image.id, image.content_hash, image.captions, image.categories] for image in images],
+            **({"forms": True} if compare_forms else {}),
         }
     )
+
+
+class _FormsToCompare:
+    """The text encoder of a bundle, ready to be exported in every form; raises as `evaluate_bundle` says."""
+
+    def __init__(self, bundle: Path, info: EncoderInfo, split: Split) -> None:
+        from trainer.data import calibration_texts
+        from trainer.restore import restore_text_encoder
+
+        self._encoder = restore_text_encoder(info, bundle)
+        self._chosen = info.report["text_form"], bundle / TEXT_TFLITE
+        rejected = {item["id"] for item in info.report["images"]["rejected"]}
+        self._calibration = calibration_texts([image for image in split.train if image.id not in rejected])
+        if "int8" in self._encoder.forms and not self._calibration:
+            raise UsageError(
+                "the captions hold no training image, and the form int8 needs training captions to observe its ranges "
+                "on; give the captions that the encoder was trained with (--captions), or leave --compare-forms out"
+            )
+
+    def measure(
+        self,
+        texts: Sequence[str],
+        owners: evaluate.Ints,
+        queries: npt.NDArray[np.float32],
+        vectors: npt.NDArray[np.float32],
+    ) -> FormsComparison:
+        from trainer import forms
+
+        rebuilt = self._encoder(texts[:SAME]).numpy()
+        if not np.allclose(rebuilt, queries[:SAME], atol=1e-3):  # a tower without variables, which is another one now
+            raise JobError(
+                "the text encoder that was rebuilt to compare its forms gives other embeddings than the bundle's "
+                f"{TEXT_SAVED_MODEL}; give the text tower that it was trained with, or leave --compare-forms out"
+            )
+        progress.say(f"  comparing forms of the text encoder on {min(len(texts), forms.QUERIES)} held-out captions")
+        return forms.compare_texts(self._encoder, self._chosen, self._calibration, texts, owners, queries, vectors)
 
 
 def _rejected(image: CaptionedImage, error: RejectedInput) -> RejectedImage:

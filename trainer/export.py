@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from searchforge import isolated
@@ -44,18 +43,7 @@ _SENTENCEPIECE = "TFText>FastSentencepieceTokenize"
 _TASK_LIBRARY_SENTENCEPIECE = "TFSentencepieceTokenizeOp"
 
 
-class _Encoder(tf.Module):
-    """A tower and its head."""
-
-    _head: Projection
-
-    def project(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Returns the embeddings [n, dim] of the tower's features [n, width]."""
-        embedded: npt.NDArray[np.float32] = self._head(tf.constant(features)).numpy()
-        return embedded
-
-
-class ImageEncoder(_Encoder):
+class ImageEncoder(tf.Module):
     """An image tower and its head."""
 
     def __init__(self, tower: ImageTower, head: Projection) -> None:
@@ -90,19 +78,23 @@ class ImageEncoder(_Encoder):
         return self._tower.preprocessing.height, self._tower.preprocessing.width
 
 
-class TextEncoder(_Encoder):
+class TextEncoder(tf.Module):
     """A text tower and its head."""
 
     def __init__(self, tower: TextTower, head: Projection) -> None:
         super().__init__(name="text_encoder")
         self._tower, self._head = tower, head
 
+    def __call__(self, texts: tf.Tensor) -> tf.Tensor:
+        """Returns the embeddings, float32 [n, dim], of texts, string [n]."""
+        return self._head(self._tower(texts))
+
     def save(self, folder: Path) -> None:
         """Writes the SavedModel."""
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")])
         def serve(texts: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"embedding": self._head(self._tower(texts))}
+            return {"embedding": self(texts)}
 
         _save(self, serve, folder)
 

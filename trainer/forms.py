@@ -1,4 +1,4 @@
-"""The forms that a text encoder can be exported in, compared: size, time, and what quantizing costs in R@10.
+"""Compares the forms that a text encoder can be exported in: size, time, and what quantizing costs in R@10.
 
 Each form is exported, run by the Task Library on held-out captions, and removed again: a bundle holds the chosen one.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from searchforge.encoder import TEXT_TFLITE
 from searchforge.errors import JobError
 from trainer import evaluate
 from trainer.export import Quantization, TextEncoder
+from trainer.report import FormsComparison, TextForm
 
 QUERIES = 1000
 """Most captions that are searched for."""
@@ -33,7 +33,7 @@ def compare_texts(
     owners: npt.NDArray[np.int64],
     expected: Array,
     gallery: Array,
-) -> dict[str, Any]:
+) -> FormsComparison:
     """Exports and measures all forms of a text encoder.
 
     Args:
@@ -43,19 +43,10 @@ def compare_texts(
       owners: int [n], row of the gallery that each caption belongs to.
       expected: float32 [n, dim], the captions' embeddings by TensorFlow.
       gallery: float32 [m, dim], the images' embeddings.
-
-    Returns:
-      `queries`, `gallery`, `tensorflow` (R@10 of `expected`, a share) and by form: `bytes`, `ms` (median of a query on
-      one thread through the Task Library), `r_at_10` and `mean_cosine` to TensorFlow; or `error`, why it cannot run.
     """
     sample = np.unique(np.linspace(0, len(captions) - 1, min(QUERIES, len(captions))).astype(np.int64))
     texts, owners, expected = [captions[i] for i in sample], owners[sample], expected[sample]
-    found: dict[str, Any] = {
-        "queries": len(texts),
-        "gallery": len(gallery),
-        "tensorflow": evaluate.text_to_image(expected, gallery, owners)["r_at_10"],
-        "forms": {},
-    }
+    found: dict[str, TextForm] = {}
     for form in encoder.forms:
         with tempfile.TemporaryDirectory() as folder:
             model = chosen[1] if form == chosen[0] else Path(folder) / TEXT_TFLITE
@@ -64,15 +55,21 @@ def compare_texts(
                     encoder.save_tflite(model, form, calibration)
                 embedded, ms = _embed(model, texts, Path(folder) / "embeddings.npy")
             except JobError as error:
-                found["forms"][form] = {"error": str(error)}
+                found[form] = TextForm(error=str(error))
                 continue
-            found["forms"][form] = {
-                "bytes": model.stat().st_size,
-                "ms": ms,
-                "r_at_10": evaluate.text_to_image(embedded, gallery, owners)["r_at_10"],
-                "mean_cosine": float((embedded * expected).sum(1).mean()),
-            }
-    return found
+            found[form] = TextForm(
+                bytes=model.stat().st_size,
+                ms=ms,
+                r_at_10=evaluate.text_to_image(embedded, gallery, owners)["r_at_10"],
+                mean_cosine=float((embedded * expected).sum(1).mean()),
+            )
+    return FormsComparison(
+        queries=len(texts),
+        gallery=len(gallery),
+        tensorflow=evaluate.text_to_image(expected, gallery, owners)["r_at_10"],
+        chosen=chosen[0],
+        forms=found,
+    )
 
 
 def _embed(model: Path, texts: list[str], output: Path) -> tuple[Array, float]:

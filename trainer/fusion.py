@@ -127,7 +127,7 @@ def fuse(
       hub_correction: strength of the correction; 0 leaves it out, and then a single pair of heads stays as it is.
       seed: of the samples that the axes and the bank are made of.
     """
-    if len(model.image_heads) == 1 and not hub_correction:
+    if _stays_single(model.image_heads, hub_correction):
         return FusedHead(model.image_heads, None, "image"), FusedHead(model.text_heads, None, "text")
     random = np.random.default_rng(seed)
     images, texts = (part[_sample(random, len(part), SAMPLE)] for part in (images, texts))
@@ -135,9 +135,8 @@ def fuse(
         _embed(lambda x, heads=heads: tf.concat([head(x) for head in heads], -1), features)
         for heads, features in ((model.image_heads, images), (model.text_heads, texts))
     ]
-    axes = _principal_axes(embedded, dim - 1 if hub_correction else dim)
-    text_kind = _TextHead if hub_correction else FusedHead
-    text_head = text_kind(model.text_heads, axes, "text")
+    axes = _principal_axes(embedded, _fused_dim(dim, hub_correction))
+    text_head = _text_kind(hub_correction)(model.text_heads, axes, "text")
     if not hub_correction:
         return FusedHead(model.image_heads, axes, "image"), text_head
     plain = FusedHead(model.image_heads, axes, "image")
@@ -147,6 +146,27 @@ def fuse(
         model.image_heads, axes, "image", hub_correction, temperature, bank, _embed(plain.project, images)
     )
     return image_head, text_head
+
+
+def blank_text_head(heads: Sequence[Head], dim: int, hub_correction: float) -> FusedHead:
+    """Returns a text head of the structure that `fuse` gives, whose weights are still to be loaded."""
+    if _stays_single(heads, hub_correction):
+        return FusedHead(heads, None, "text")
+    axes = np.zeros((len(heads) * heads[0].dim, _fused_dim(dim, hub_correction)), np.float32)
+    return _text_kind(hub_correction)(heads, axes, "text")
+
+
+def _stays_single(heads: Sequence[Head], hub_correction: float) -> bool:
+    return len(heads) == 1 and not hub_correction
+
+
+def _fused_dim(dim: int, hub_correction: float) -> int:
+    """Dimensions that are left for the principal axes."""
+    return dim - 1 if hub_correction else dim
+
+
+def _text_kind(hub_correction: float) -> type[FusedHead]:
+    return _TextHead if hub_correction else FusedHead
 
 
 def _principal_axes(parts: Sequence[Array], count: int) -> Array:

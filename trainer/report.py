@@ -90,12 +90,48 @@ class RejectedImage(_Part):
     captions: int
 
 
+class TextForm(_Part):
+    """A TFLite form of the text encoder, run by the Task Library; see trainer.export for the forms.
+
+    Attributes:
+      bytes: of the file.
+      ms: median time of a query on one thread.
+      r_at_10: share of the captions whose own image is among the first 10 hits.
+      mean_cosine: to TensorFlow's embeddings.
+      error: why the form cannot be exported or run; the other fields are then None.
+    """
+
+    bytes: int | None = None
+    ms: float | None = None
+    r_at_10: float | None = None
+    mean_cosine: float | None = None
+    error: str = ""
+
+
+class FormsComparison(_Part):
+    """The TFLite forms of the text encoder on the same held-out captions.
+
+    Attributes:
+      queries: number of captions.
+      gallery: number of images that they search.
+      tensorflow: R@10 of the SavedModel on these captions, a share.
+      chosen: the form that the bundle holds.
+      forms: by name.
+    """
+
+    queries: int
+    gallery: int
+    tensorflow: float
+    chosen: str
+    forms: dict[str, TextForm]
+
+
 class EvaluationReport(_Part):
     """Contents of evaluations/<id>/report.json.
 
     Attributes:
       version: of this schema; raised when a field changes its meaning or goes.
-      id: derived from the encoder and the held-out images and captions.
+      id: derived from the encoder, the held-out images and captions, and whether forms were compared.
       encoder: the bundle's description, encoder.json; the report of its training is within.
       data: where the images came from: `captions` files, `images` folder, `heldout_splits`.
       text_to_image: captions as queries, images as the gallery.
@@ -104,8 +140,9 @@ class EvaluationReport(_Part):
       by_category: captions by their image's categories, most captions first; empty where there are none.
       worst: captions with the worst ranks, at most one of an image, worst first.
       rejected: images that could not be read.
+      forms: TFLite forms of the text encoder; None where they were not compared.
       versions: of Python and of the packages that the figures depend on.
-      seconds: `images` and `captions` (embedding them), and `total`.
+      seconds: `images` and `captions` (embedding them), `forms` where they were compared, and `total`.
     """
 
     version: Literal[1] = 1
@@ -118,6 +155,7 @@ class EvaluationReport(_Part):
     by_category: tuple[Group, ...]
     worst: tuple[WorstQuery, ...]
     rejected: tuple[RejectedImage, ...]
+    forms: FormsComparison | None = None
     versions: dict[str, str]
     seconds: dict[str, float] = Field(description="wall time")
 
@@ -132,11 +170,14 @@ def summary(report: EvaluationReport) -> str:
             lines.append(f"  text to image {title}:")
             width = min(24, max(len(group.name) for group in groups))
             for group in groups:
-                name = "".join(c if c.isprintable() else "?" for c in group.name)[:24]
                 found = group.text_to_image
-                lines.append(f"    {name:<{width}} {found.queries:>6} captions  R@10 {_percent(found.r_at_10)}")
+                lines.append(
+                    f"    {_printable(group.name)[:24]:<{width}} {found.queries:>6} captions  R@10 {_percent(found.r_at_10)}"
+                )
     if len(report.by_category) > _SHOWN:
         lines.append(f"    and {len(report.by_category) - _SHOWN} more categories")
+    if report.forms:
+        lines += _forms(report.forms)
     if report.rejected:
         captions = sum(image.captions for image in report.rejected)
         lines.append(
@@ -145,8 +186,27 @@ def summary(report: EvaluationReport) -> str:
     return "\n".join(lines)
 
 
+def _forms(compared: FormsComparison) -> list[str]:
+    lines = [
+        f"  forms of the text encoder, {compared.queries} captions among {compared.gallery} images "
+        f"(TensorFlow: R@10 {100 * compared.tensorflow:.1f}):"
+    ]
+    for name, form in compared.forms.items():
+        label = _printable(name) + (" (chosen)" if name == compared.chosen else "")
+        if form.bytes is None or form.ms is None or form.r_at_10 is None:
+            figures = _printable(form.error)
+        else:
+            figures = f"{form.bytes / 1e6:6.1f} MB  {form.ms:5.1f} ms  R@10 {100 * form.r_at_10:.1f}"
+        lines.append(f"    {label:<22} {figures}")
+    return lines
+
+
 _SHOWN = 10
 """Categories in the summary."""
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _figures(found: Retrieval) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from searchforge.charts import training_curves
 from searchforge.page import ROWS, Thumbnails, attribute, cards, charts, document, more, number, shown, table, text
 from trainer.evaluate import KS
-from trainer.report import Estimate, EvaluationReport, FoundImage, Group, Retrieval, WorstQuery
+from trainer.report import Estimate, EvaluationReport, FormsComparison, FoundImage, Group, Retrieval, WorstQuery
 
 
 def render(report: EvaluationReport, pictures: Mapping[str, Path]) -> str:
@@ -26,7 +26,7 @@ def render(report: EvaluationReport, pictures: Mapping[str, Path]) -> str:
         _groups("By category", "Category", report.by_category),
         _worst(report.worst, thumbnails),
         _curves(encoder.report),
-        _forms(encoder.report.get("forms")),
+        _forms(report.forms),
         _rejected(report),
         _provenance(report),
     )
@@ -124,27 +124,27 @@ def _curves(training: Mapping[str, Any]) -> str:
     return f"<section><h2>Training</h2>{charts(drawn)}</section>" if drawn else ""
 
 
-def _forms(forms: Any) -> str:
-    """The forms of the text encoder, as `trainer.forms.compare_texts` gives them."""
-    if not isinstance(forms, Mapping) or not forms.get("forms"):
+def _forms(compared: FormsComparison | None) -> str:
+    if compared is None:
         return ""
     rows = [
         [
-            text(name),
-            number(form.get("bytes"), 1e-6, 1),
-            number(form.get("ms"), 1, 1),
-            number(form.get("r_at_10"), 100, 1),
-            text(form.get("error", "")),
+            text(name) + (" (chosen)" if name == compared.chosen else ""),
+            number(form.bytes, 1e-6, 1),
+            number(form.ms, 1, 1),
+            number(form.r_at_10, 100, 1),
+            text(form.error),
         ]
-        for name, form in forms["forms"].items()
+        for name, form in compared.forms.items()
     ]
     about = (
-        f"<p>R@10 of {number(forms.get('queries'), 1, 0)} held-out captions among "
-        f"{number(forms.get('gallery'), 1, 0)} images; TensorFlow's float model: "
-        f"{number(forms.get('tensorflow'), 100, 1)}.</p>"
+        f"<p>R@10 of {compared.queries:,} held-out captions among {compared.gallery:,} images; TensorFlow's float "
+        f"model: {number(compared.tensorflow, 100, 1)}.</p>"
     )
-    compared = table(["Form", "MB", "ms, one thread", "R@10", ""], rows)
-    return f"<section><h2>Forms of the text encoder</h2>{about}{compared}</section>"
+    return (
+        f"<section><h2>Forms of the text encoder</h2>{about}"
+        f"{table(['Form', 'MB', 'ms, one thread', 'R@10', ''], rows)}</section>"
+    )
 
 
 def _rejected(report: EvaluationReport) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +18,19 @@ from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_file
 from searchforge.workspace import Workspace
-from trainer import agreement, curves, evaluate, forms, tuning
+from trainer import agreement, curves, evaluate, tuning
 from trainer.batches import TrainingSet, batch_plan
 from trainer.checkpoints import CheckpointStore
 from trainer.cluster import ray_cluster, threads_per_worker
-from trainer.data import Data, announce_unused, load_data, read_again, without_rejected
+from trainer.data import (
+    Data,
+    announce_unused,
+    calibration_texts,
+    load_data,
+    read_again,
+    sampled,
+    without_rejected,
+)
 from trainer.dual_encoder import DualEncoder
 from trainer.export import ImageEncoder, Quantization, TextEncoder, export
 from trainer.feature_sets import FeatureSets, extract_all
@@ -39,18 +47,12 @@ from trainer.towers import (
     load_text_tower,
 )
 
-Item = TypeVar("Item")
-
-CALIBRATION = 1000
-"""Most captions that the ranges of an 8-bit text encoder are observed on."""
-
 
 @dataclass(frozen=True)
 class _Learned:
     """What training gives, before it is exported."""
 
     data: Data
-    features: FeatureSets
     image_encoder: ImageEncoder
     text_encoder: TextEncoder
     fingerprint: str
@@ -185,7 +187,6 @@ def _learn(
         )
     return _Learned(
         data,
-        features,
         ImageEncoder(towers[0], heads[0]),
         TextEncoder(towers[1], heads[1]),
         _fingerprint(*towers, *heads),
@@ -203,31 +204,16 @@ def _learn(
 
 def _export(folder: Path, settings: TrainConfig, learned: _Learned, image_tower: ImageTower) -> dict[str, Any]:
     """Writes the bundle's models, proves that their forms agree, and returns their part of the report."""
-    data, features, encoder = learned.data, learned.features, learned.text_encoder
-    calibration = _sampled([text for image in data.train for text in image.captions], CALIBRATION)
+    data, encoder = learned.data, learned.text_encoder
     proof = data.heldout or data.train
     export(folder, learned.image_encoder, encoder)
-    form, agreed = _export_text(folder, settings, encoder, calibration, proof)
-    pixels = np.stack([read_again(i.path, image_tower.preprocessing) for i in _sampled(proof, agreement.SAMPLES)])
-    report: dict[str, Any] = {
+    form, agreed = _export_text(folder, settings, encoder, calibration_texts(data.train), proof)
+    pixels = np.stack([read_again(i.path, image_tower.preprocessing) for i in sampled(proof, agreement.SAMPLES)])
+    return {
         "agreement": {"text": agreed, "image": agreement.check_images(folder, pixels)},
         "tflite_bytes": {name: (folder / name).stat().st_size for name in (IMAGE_TFLITE, TEXT_TFLITE)},
         "text_form": form,
-        "forms": None,
     }
-    if data.heldout:
-        captions, values, owners = features.heldout_captions(data)
-        progress.say(f"  comparing forms of the text encoder on {min(len(captions), forms.QUERIES)} held-out captions")
-        report["forms"] = forms.compare_texts(
-            encoder,
-            (form, folder / TEXT_TFLITE),
-            calibration,
-            captions,
-            owners,
-            encoder.project(values),
-            learned.image_encoder.project(features.heldout_images(data)),
-        )
-    return report
 
 
 def _export_text(
@@ -238,7 +224,7 @@ def _export_text(
     proof: Sequence[CaptionedImage],
 ) -> tuple[Quantization, dict[str, Any]]:
     """Writes the text encoder's TFLite form, and returns which one it is and how it agrees with TensorFlow."""
-    sample = _sampled([text for image in proof for text in image.captions], agreement.SAMPLES)
+    sample = sampled([text for image in proof for text in image.captions], agreement.SAMPLES)
     candidates = (settings.text_quantization,) if settings.text_quantization else encoder.forms[:-1]
     for form in candidates:
         try:
@@ -349,11 +335,6 @@ def heldout_retrieval(heads: tuple[FusedHead, FusedHead], data: Data, features: 
         return None
     _, captions, owners = features.heldout_captions(data)
     return evaluate.text_to_image(heads[1](captions).numpy(), heads[0](features.heldout_images(data)).numpy(), owners)
-
-
-def _sampled(items: Sequence[Item], most: int) -> Sequence[Item]:
-    """Returns at most that many of the items, evenly chosen."""
-    return items[:: max(1, len(items) // most)][:most]
 
 
 def _fingerprint(image_tower: ImageTower, text_tower: TextTower, *heads: FusedHead) -> str:

@@ -1,10 +1,11 @@
-"""Runs `searchforge run` in a fresh workspace and prints what it cost and what came out, as one JSON object.
+"""Runs `searchforge run`, then `eval --compare-forms`, in a fresh workspace and prints costs and results as JSON.
 
 python -m tests.bench.full_run --captions C.json --images FOLDER [any other option of `searchforge run`]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -21,7 +22,21 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "infra", "run", "--workspace", f"{folder}/workspace", "--json", *arguments]
         output, memory = _measured(command)
-    print(json.dumps(_figures(json.loads(output), memory), indent=2))
+        forms = _forms(f"{folder}/workspace", arguments)
+    print(json.dumps({**_figures(json.loads(output), memory), "text_encoder_forms": forms}, indent=2))
+
+
+def _forms(workspace: str, arguments: list[str]) -> dict[str, Any]:
+    """Returns the comparison of the text encoder's forms; options that `eval` does not have are left out."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for option in ("--captions", "--images", "--set", "--config"):
+        parser.add_argument(option, action="append", default=[])
+    known, _ = parser.parse_known_args(arguments)
+    data = [part for name, values in vars(known).items() for value in values for part in (f"--{name}", value)]
+    command = [sys.executable, "-m", "infra", "eval", "--compare-forms", "--workspace", workspace, "--json", *data]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found: dict[str, Any] = json.loads(output)["forms"]
+    return found
 
 
 def _measured(command: list[str]) -> tuple[str, int]:
@@ -70,7 +85,6 @@ def _figures(report: dict[str, Any], memory: int) -> dict[str, Any]:
         },
         "searcher_bytes": {name: file["bytes"] for name, file in files.items()},
         "encoders": training["agreement"],
-        "text_encoder_forms": training["forms"],
     }
 
 

@@ -16,17 +16,21 @@ from tests.html_page import HOSTILE, LONG, Page
 from trainer.report import (
     Estimate,
     EvaluationReport,
+    FormsComparison,
     FoundImage,
     Group,
     RejectedImage,
     Retrieval,
+    TextForm,
     WorstQuery,
     summary,
 )
 from trainer.report_html import render
 
 
-def _report(texts: list[str], training: dict[str, Any] | None = None) -> EvaluationReport:
+def _report(
+    texts: list[str], training: dict[str, Any] | None = None, forms: FormsComparison | None = None
+) -> EvaluationReport:
     """A report in which each text is a caption, an image's id, a category, a reason and a setting."""
     share = Estimate(value=0.7, low=0.65, high=0.75)
     median = Estimate(value=3, low=2, high=4)
@@ -62,18 +66,24 @@ def _report(texts: list[str], training: dict[str, Any] | None = None) -> Evaluat
             for text in texts
         ),
         rejected=tuple(RejectedImage(id=text, reason="unreadable", detail=text, captions=5) for text in texts),
+        forms=forms,
         versions={"python": "3"},
         seconds={"total": 1.0},
     )
 
 
+def _failed(text: str) -> FormsComparison:
+    """A comparison in which the text is the name of a form and its error."""
+    forms = {text: TextForm(error=text)}
+    return FormsComparison(queries=1, gallery=1, tensorflow=1.0, chosen="int8", forms=forms)
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_text_stays_text(text: str) -> None:
-    forms = {"forms": {"forms": {text: {"error": text}}}}
-    page = Page(render(_report([text], forms), {}))
+    page = Page(render(_report([text], forms=_failed(text)), {}))
     page.assert_harmless()
     assert page.text.count(text) >= 6  # shown as it is
-    assert page.shape == Page(render(_report(["a"], {"forms": {"forms": {"a": {"error": "a"}}}}), {})).shape
+    assert page.shape == Page(render(_report(["a"], forms=_failed("a")), {})).shape
 
 
 def test_nothing_is_loaded_and_no_script_may_run(tmp_path: Path) -> None:
@@ -109,14 +119,16 @@ def test_characters_that_html_cannot_hold_are_replaced() -> None:
 
 def test_the_figures_are_there_with_their_gallery() -> None:
     compared = {
-        "int8": {"bytes": 23_000_000, "ms": 3.94, "r_at_10": 0.7, "mean_cosine": 1.0},
-        "float32": {"error": "x"},
+        "int8": TextForm(bytes=23_000_000, ms=3.94, r_at_10=0.7, mean_cosine=1.0),
+        "float32": TextForm(error="x"),
     }
-    forms = {"queries": 100, "gallery": 1000, "tensorflow": 0.71, "forms": compared}
-    text = Page(render(_report(["a"], {"forms": forms}), {})).text
+    forms = FormsComparison(queries=100, gallery=1000, tensorflow=0.71, chosen="int8", forms=compared)
+    report = _report(["a"], forms=forms)
+    text = Page(render(report, {})).text
     assert "70.0 of 100 captions find their own image among the first 10 of 1,000 images" in text
     assert "(65.0 to 75.0)" in text and "gallery of 1,000" in text
-    assert "23.0" in text and "3.9" in text
+    assert "int8 (chosen)" in text and "23.0" in text and "3.9" in text
+    assert "int8 (chosen)            23.0 MB    3.9 ms  R@10 70.0" in summary(report)
     assert "rank 900" in text and "unreadable" in text
 
 
@@ -126,6 +138,15 @@ def test_many_categories_are_counted_where_they_are_not_shown() -> None:
 
 
 def test_the_report_survives_json_and_terminals() -> None:
-    report = _report([*HOSTILE, LONG, "\x1b[31mred"])
+    report = _report([*HOSTILE, LONG, "\x1b[31mred"], forms=_failed("\x1b[31mred"))
     assert EvaluationReport.model_validate(json.loads(json.dumps(report.model_dump(mode="json")))) == report
     assert "\x1b" not in summary(report)
+
+
+def test_a_report_without_a_comparison_of_forms_is_read_and_shown() -> None:
+    report = _report(["a"])
+    old = report.model_dump(mode="json")
+    del old["forms"]
+    assert EvaluationReport.model_validate(old) == report
+    assert "Forms of the text encoder" not in Page(render(report, {})).text
+    assert "forms of the text encoder" not in summary(report)
