@@ -131,7 +131,7 @@ class Searcher:
     @property
     def pid(self) -> int:
         """Of the process."""
-        return self._session._process.pid
+        return self._session.pid
 
     @property
     def ended(self) -> bool:

@@ -171,9 +171,8 @@ def summary(report: EvaluationReport) -> str:
             width = min(24, max(len(group.name) for group in groups))
             for group in groups:
                 found = group.text_to_image
-                lines.append(
-                    f"    {_printable(group.name)[:24]:<{width}} {found.queries:>6} captions  R@10 {_percent(found.r_at_10)}"
-                )
+                name = _printable(group.name)[:24]
+                lines.append(f"    {name:<{width}} {found.queries:>6} captions  R@10 {_percent(found.r_at_10)}")
     if len(report.by_category) > _SHOWN:
         lines.append(f"    and {len(report.by_category) - _SHOWN} more categories")
     if report.forms:
