@@ -152,7 +152,7 @@ def probe_images(folder: Path) -> list[str]:
     for number in range(_PROBE_IMAGES):
         coarse = random.integers(0, 256, (3 + number % 5, 4 + number % 3, 3), np.uint8)
         path = folder / f"probe-{number}.png"
-        Image.fromarray(coarse).resize((256, 192), Image.Resampling.BICUBIC).save(path)
+        Image.fromarray(coarse).resize((256, 192), Image.Resampling.BICUBIC).save(path, compress_level=1)
         paths.append(str(path))
     return paths
 

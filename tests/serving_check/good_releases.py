@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from indexer.build import build_index
-from searchforge.config import Config
+from searchforge.config import Config, load_config
 from searchforge.hashing import sha256_file
 from searchforge.records import EmbeddingRecord
 from searchforge.workspace import MARKERS
@@ -31,15 +31,43 @@ class Release:
     searcher: str
 
 
-_kinds: dict[str, Callable[[Path], Release]] = {}
+class Corpora:
+    """Tiny corpora that releases of several kinds share: each is made, and its captions are embedded, once."""
+
+    def __init__(self, root: Path) -> None:
+        """Makes them in a folder."""
+        self._root = root
+        self._made: dict[int, TinyCorpus] = {}
+
+    def corpus(self, count: int = IMAGES, **settings: Any) -> TinyCorpus:
+        """Returns the corpus of so many captioned images; arguments as of `make_corpus`.
+
+        Kinds that share it do not share a quantizer: `index.base` is `none`.
+        """
+        if count not in self._made:
+            self._made[count] = make_corpus(self._root / f"of-{count}", count)
+        made = self._made[count]
+        data = {"captions": made.config.data.captions, "images": made.config.data.images}
+        values = {"workspace": made.workspace.root, "data": data, "index.base": "none"}
+        config = load_config(None, {**values, **{key.replace("__", "."): value for key, value in settings.items()}})
+        return dataclasses.replace(made, config=config)
+
+    def folder(self, name: str) -> Path:
+        """Returns a folder of one kind's own."""
+        return self._root / name
 
 
-def kinds() -> dict[str, Callable[[Path], Release]]:
-    """Returns what builds each kind, in a folder of its own, by name."""
+Kind = Callable[[Corpora], Release]
+
+_kinds: dict[str, Kind] = {}
+
+
+def kinds() -> dict[str, Kind]:
+    """Returns what builds each kind, by name."""
     return dict(_kinds)
 
 
-def _kind(build: Callable[[Path], Release]) -> Callable[[Path], Release]:
+def _kind(build: Kind) -> Kind:
     _kinds[build.__name__] = build
     return build
 
@@ -56,8 +84,8 @@ def _of_settings(name: str, recall: float | None, count: int = IMAGES, **setting
     """
     index = {f"index__{key}": value for key, value in settings.items()}
 
-    def build(root: Path) -> Release:
-        return _build(make_corpus(root, count, check__min_recall_at_10=recall, **index))
+    def build(corpora: Corpora) -> Release:
+        return _build(corpora.corpus(count, check__min_recall_at_10=recall, **index))
 
     build.__name__ = name
     _kind(build)
@@ -81,53 +109,53 @@ _of_settings("ten_images", 0.9, count=10)
 
 
 @_kind
-def no_captions(root: Path) -> Release:
-    return _build(make_corpus(root, 120, data__captions=[]))
+def no_captions(corpora: Corpora) -> Release:
+    return _build(corpora.corpus(120, data__captions=()))
 
 
 @_kind
-def images_that_are_gone(root: Path) -> Release:
+def images_that_are_gone(corpora: Corpora) -> Release:
     """Of a bucket that this machine cannot reach, or deleted since."""
-    corpus = make_corpus(root, 200)
+    corpus = corpora.corpus(200)
     gone = [dataclasses.replace(record, uri=f"/nowhere/{record.id}") for record in corpus.records]
     commit_embeddings(corpus.workspace, gone, "gone")
     return _build(corpus, "gone")
 
 
 @_kind
-def captions_of_other_images(root: Path) -> Release:
+def captions_of_other_images(corpora: Corpora) -> Release:
     """The corpus grew out of the captioned images: they answer nothing by themselves, but are queries like a user's."""
-    corpus = make_corpus(root, 200)
-    others = _records(root / "others", random_images(150, seed=3), "other-{}.png")
+    corpus = corpora.corpus(200)
+    others = _records(corpora.folder("others"), random_images(150, seed=3), "other-{}.png")
     commit_embeddings(corpus.workspace, others, "others")
     return _build(corpus, "others")
 
 
 @_kind
-def images_that_are_all_equal(root: Path) -> Release:
-    return _of_images(root, np.repeat(random_images(1), 60, axis=0))
+def images_that_are_all_equal(corpora: Corpora) -> Release:
+    return _of_images(corpora, "equal", np.repeat(random_images(1), 60, axis=0))
 
 
 @_kind
-def every_image_three_times(root: Path) -> Release:
-    return _of_images(root, np.repeat(random_images(80), 3, axis=0))
+def every_image_three_times(corpora: Corpora) -> Release:
+    return _of_images(corpora, "thrice", np.repeat(random_images(80), 3, axis=0))
 
 
 @_kind
-def series_of_photos_that_hardly_differ(root: Path) -> Release:
+def series_of_photos_that_hardly_differ(corpora: Corpora) -> Release:
     noise = np.random.default_rng(0).integers(0, 3, (300, 8, 8, 3), np.uint8)
-    return _of_images(root, np.minimum(np.repeat(random_images(30), 10, axis=0), 252) + noise, 0.5)
+    return _of_images(corpora, "series", np.minimum(np.repeat(random_images(30), 10, axis=0), 252) + noise, 0.5)
 
 
 @_kind
-def images_of_one_colour_each(root: Path) -> Release:
+def images_of_one_colour_each(corpora: Corpora) -> Release:
     """Their embeddings lie in a space of few dimensions; all others are empty."""
     colours = np.random.default_rng(0).integers(0, 256, (200, 1, 1, 3), np.uint8)
-    return _of_images(root, np.broadcast_to(colours, (200, 8, 8, 3)))
+    return _of_images(corpora, "colours", np.broadcast_to(colours, (200, 8, 8, 3)))
 
 
 @_kind
-def ids_and_metadata_in_any_script(root: Path) -> Release:
+def ids_and_metadata_in_any_script(corpora: Corpora) -> Release:
     names = [
         "Zu\u0308rich",
         "\u65e5\u672c",
@@ -142,35 +170,38 @@ def ids_and_metadata_in_any_script(root: Path) -> Release:
         {"title": f"{name} {i}", "tags": [name, None, 1.5, True], "place": {"\u00fc": {"deep": [[]]}}, "n": 10**12 + i}
         for i, name in enumerate(names * 12)
     ]
-    return _of_images(root, random_images(len(metadata)), ids=[row["title"] for row in metadata], metadata=metadata)
+    ids = [row["title"] for row in metadata]
+    return _of_images(corpora, "scripts", random_images(len(metadata)), ids=ids, metadata=metadata)
 
 
 @_kind
-def no_metadata(root: Path) -> Release:
-    return _of_images(root, random_images(90), metadata=[{}] * 90)
+def no_metadata(corpora: Corpora) -> Release:
+    return _of_images(corpora, "bare", random_images(90), metadata=[{}] * 90)
 
 
 @_kind
-def long_metadata(root: Path) -> Release:
+def long_metadata(corpora: Corpora) -> Release:
     """Longer than a block of the table."""
     texts = np.random.default_rng(0)
-    return _of_images(root, random_images(40), metadata=[{"text": texts.bytes(4_000).hex()} for _ in range(40)])
+    metadata = [{"text": texts.bytes(4_000).hex()} for _ in range(40)]
+    return _of_images(corpora, "long", random_images(40), metadata=metadata)
 
 
 @_kind
-def texts(root: Path) -> Release:
+def texts(corpora: Corpora) -> Release:
     """A corpus of texts: the image searcher finds texts by images."""
-    corpus = make_corpus(root, 10)
+    corpus = corpora.corpus(10, data__captions=(), data__images=None)
     encoder, _, _ = tiny_encoder()
     lines = [f"w{i} w{(7 * i) % IMAGES}" for i in range(200)]
     records = [EmbeddingRecord(f"line {i}", encoder.text(t), "", f"{i:064d}", {"text": t}) for i, t in enumerate(lines)]
     commit_embeddings(corpus.workspace, records, "texts")
     path = corpus.workspace.local("embeddings", "texts") / MARKERS["embeddings"]
     path.write_text(json.dumps({**json.loads(path.read_text()), "modality": "texts"}))
-    return _build(dataclasses.replace(corpus, config=_without_captions(corpus.config)), "texts")
+    return _build(corpus, "texts")
 
 
 _ON_A_BASE: dict[str, Any] = {
+    "index__base": "auto",
     "index__code_bytes": 4,  # with an error, by which drift can be told
     "index__partitions": 8,
     "index__recall_at_10": None,
@@ -180,9 +211,9 @@ _ON_A_BASE: dict[str, Any] = {
 
 
 @_kind
-def a_changed_corpus_on_the_quantizer_that_was_there(root: Path) -> Release:
+def a_changed_corpus_on_the_quantizer_that_was_there(corpora: Corpora) -> Release:
     """Shards of an earlier run, less their dead records, and one of its own."""
-    corpus = make_corpus(root, **_ON_A_BASE)
+    corpus = make_corpus(corpora.folder("changed"), **_ON_A_BASE)
     earlier = commit_embeddings(corpus.workspace, corpus.records[:350], "earlier")
     first = build_index(corpus.config, "earlier")
     gone = {record.id for record in corpus.records[:40]}
@@ -193,32 +224,32 @@ def a_changed_corpus_on_the_quantizer_that_was_there(root: Path) -> Release:
 
 
 @_kind
-def a_corpus_that_has_drifted_far_from_its_quantizer(root: Path) -> Release:
+def a_corpus_that_has_drifted_far_from_its_quantizer(corpora: Corpora) -> Release:
     """Codes and centroids are worse, but are the right ones."""
-    corpus = make_corpus(root, **_ON_A_BASE)
+    corpus = make_corpus(corpora.folder("drifted"), **_ON_A_BASE)
     first = build_index(corpus.config, "corpus")
     bright = np.maximum(random_images(200, seed=5), 120)
-    commit_embeddings(corpus.workspace, _records(root / "bright", bright, "bright-{}.png"), "bright")
+    commit_embeddings(corpus.workspace, _records(corpora.folder("bright"), bright, "bright-{}.png"), "bright")
     second = build_index(corpus.config, "bright")
     assert second["quantizer"] == first["quantizer"]
     return Release(corpus.config, second["id"])
 
 
 @_kind
-def two_thousand_images(root: Path) -> Release:
-    return _bulk(root, 2_000, recall=0.9)
+def two_thousand_images(corpora: Corpora) -> Release:
+    return _bulk(corpora, "bulk", 2_000, recall=0.9)
 
 
 @_kind
-def two_thousand_images_in_codes_of_one_byte(root: Path) -> Release:
+def two_thousand_images_in_codes_of_one_byte(corpora: Corpora) -> Release:
     """Codes that tell little, but what they tell is right."""
-    return _bulk(root, 2_000, recall=0.0, code_bytes=1, partitions=40, recall_at_10=None)
+    return _bulk(corpora, "coarse-bulk", 2_000, recall=0.0, code_bytes=1, partitions=40, recall_at_10=None)
 
 
 @_kind
-def embeddings_of_another_backend(root: Path) -> Release:
+def embeddings_of_another_backend(corpora: Corpora) -> Release:
     """TensorFlow and TensorFlow Lite round differently."""
-    corpus = make_corpus(root, 200)
+    corpus = corpora.corpus(200)
     noise = np.random.default_rng(0).normal(0, 0.01, (200, corpus.records[0].embedding.size))
     vectors = unit(np.stack([record.embedding for record in corpus.records]) + noise)
     records = [dataclasses.replace(record, embedding=v) for record, v in zip(corpus.records, vectors, strict=True)]
@@ -249,27 +280,25 @@ def _records(
 
 
 def _of_images(
-    root: Path,
+    corpora: Corpora,
+    name: str,
     pixels: Pixels,
     recall: float = 0.9,
     ids: Sequence[str] | None = None,
     metadata: Sequence[Row] | None = None,
 ) -> Release:
-    """Builds a searcher of images without captions."""
-    corpus = make_corpus(root, 10, check__min_recall_at_10=recall, data__captions=[])
-    commit_embeddings(corpus.workspace, _records(root / "pixels", pixels, "image-{}.png", ids, metadata), "pixels")
-    return _build(corpus, "pixels")
+    """Builds a searcher of images without captions; their embeddings are called `name`."""
+    corpus = corpora.corpus(10, check__min_recall_at_10=recall, data__captions=())
+    records = _records(corpora.folder(name), pixels, "image-{}.png", ids, metadata)
+    commit_embeddings(corpus.workspace, records, name)
+    return _build(corpus, name)
 
 
-def _bulk(root: Path, count: int, recall: float, **settings: Any) -> Release:
-    """Builds a searcher of captioned images and of many vectors without images."""
+def _bulk(corpora: Corpora, name: str, count: int, recall: float, **settings: Any) -> Release:
+    """Builds a searcher of captioned images and of many vectors without images; their embeddings are called `name`."""
     index = {f"index__{key}": value for key, value in settings.items()}
-    corpus = make_corpus(root, 100, check__min_recall_at_10=recall, **index)
+    corpus = corpora.corpus(100, check__min_recall_at_10=recall, **index)
     vectors = unit(np.random.default_rng(0).normal(size=(count - 100, corpus.records[0].embedding.size)))
     bulk = [EmbeddingRecord(f"bulk-{i}", v, f"/nowhere/{i}", f"{i:064d}", {}) for i, v in enumerate(vectors)]
-    commit_embeddings(corpus.workspace, [*bulk, *corpus.records], "bulk", shards=3)
-    return _build(corpus, "bulk")
-
-
-def _without_captions(config: Config) -> Config:
-    return config.model_copy(update={"data": config.data.model_copy(update={"captions": (), "images": None})})
+    commit_embeddings(corpus.workspace, [*bulk, *corpus.records], name, shards=3)
+    return _build(corpus, name)

@@ -18,17 +18,14 @@ import numpy as np
 
 from indexer.build import build_index
 from searchforge.config import Config
-from searchforge.encoder import EncoderInfo
 from searchforge.hashing import sha256_file
-from searchforge.manifest import Manifest
 from searchforge.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
 from searchforge.workspace import MARKERS, Kind, Workspace
-from serving_check.check import NAMES, check
-from serving_check.corpus import load_corpus
-from serving_check.examination import Examination, Subject
-from serving_check.gates import Gate
+from serving_check.check import check
+from serving_check.examination import Kind as SearcherKind
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus, tiny_encoder
 from tests.indexer.tiny_encoder import random_images
+from tests.serving_check.examine import OF_FILES, failed_gates
 from tests.serving_check.searcher_parts import INDEX_NAME, Entries, Index, SearcherFile, table_entries, table_of
 
 COUNT = 400
@@ -120,17 +117,9 @@ class Specimen:
         """Returns the report of a check."""
         return check(self.config, self.searcher)
 
-    def examine_files(self) -> list[Gate]:
-        """Returns the gates of a check that only looks at the files, and so takes a tenth of a second."""
-        workspace = self.workspace
-        build = workspace.marker("searchers", self.searcher)
-        manifest = Manifest.model_validate(workspace.marker("embeddings", build["embeddings"]))
-        bundle = EncoderInfo.model_validate(workspace.marker("encoders", build["encoder"]))
-        corpus, encoders = load_corpus(workspace, manifest), workspace.local("encoders", bundle.id)
-        subject = Subject(self.folder, encoders, build, manifest, bundle, corpus, self.config.check)
-        examination = Examination(subject, self.folder)
-        examination.examine_files(NAMES)
-        return examination.gates()
+    def failed_gates(self, *asked: SearcherKind) -> dict[str, str]:
+        """See tests.serving_check.examine."""
+        return failed_gates(self.config, self.searcher, *asked)
 
 
 @dataclass(frozen=True)
@@ -141,7 +130,7 @@ class Corruption:
       gate: that must catch it.
       apply: damages a specimen.
       signed: whether build.json lists the damaged files.
-      runs: whether the searcher has to be opened and asked: to see that it is bad, or because that may not go well.
+      runs: whether the searcher is to be opened and asked: to see that it is bad, or because that may not go well.
     """
 
     name: str
@@ -152,10 +141,6 @@ class Corruption:
 
 
 _registered: dict[str, Corruption] = {}
-
-
-OF_FILES = {"files", "model", "metadata", "index", "fingerprint", "items", "item_metadata", "codes", "partitions"}
-"""Gates that look at the files only."""
 
 
 def caught_by(
@@ -182,18 +167,14 @@ def registered() -> dict[str, Corruption]:
     return dict(_registered)
 
 
-def make_template(root: Path, code_bytes: int = 4, base: str = "none") -> Specimen:
-    """Builds the good searcher of which specimens are copies.
-
-    Args:
-      base: `auto` builds it on the quantizer of the other searcher, of quite other images.
-    """
+def make_template(root: Path) -> Specimen:
+    """Builds the good searcher of which specimens are copies."""
     corpus = make_corpus(
         root,
         COUNT,
-        index__base=base,
+        index__base="none",
         index__max_drift=1e6,
-        index__code_bytes=code_bytes,
+        index__code_bytes=4,
         index__partitions=PARTITIONS,
         index__partitions_searched=4,
         index__recall_at_10=None,
@@ -211,6 +192,13 @@ def make_template(root: Path, code_bytes: int = 4, base: str = "none") -> Specim
     commit_embeddings(corpus.workspace, renamed, "other")
     other, searcher = (build_index(corpus.config, embeddings)["id"] for embeddings in ("other", "corpus"))
     return Specimen(corpus.config, searcher, other, np.random.default_rng(0))
+
+
+def rebuilt(template: Specimen, **settings: Any) -> Specimen:
+    """Returns a searcher of the same embeddings beside the template's, with other settings of the index."""
+    index = template.config.index.model_copy(update=settings)
+    config = template.config.model_copy(update={"index": index})
+    return dataclasses.replace(template, config=config, searcher=build_index(config, "corpus")["id"])
 
 
 def copy_of(template: Specimen, root: Path, name: str) -> Specimen:

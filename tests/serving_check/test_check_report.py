@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,46 +16,11 @@ from indexer.build import build_index
 from searchforge.config import Config
 from searchforge.errors import UsageError
 from searchforge.hashing import sha256_file
-from searchforge.workspace import Workspace
 from serving_check.__main__ import main
 from serving_check.check import check
 from serving_check.search import Searcher
-from tests.indexer.tiny_corpus import TinyCorpus, commit_embeddings, make_corpus
-
-COUNT = 120
-
-
-@dataclasses.dataclass(frozen=True)
-class Built:
-    """A tiny corpus and its searcher, which a test may damage."""
-
-    corpus: TinyCorpus
-    searcher: str
-    folder: Path
-
-    def check(self, **settings: Any) -> dict[str, Any]:
-        """Checks with other settings of the `check` section."""
-        section = self.corpus.config.check.model_copy(update=settings)
-        return check(self.corpus.config.model_copy(update={"check": section}), self.searcher)
-
-    def rewrite_embeddings(self, records: list[Any]) -> None:
-        shutil.rmtree(Path(self.corpus.workspace.root) / "embeddings/corpus")
-        commit_embeddings(self.corpus.workspace, records)
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyCorpus, str]:
-    corpus = make_corpus(tmp_path_factory.mktemp("template"), COUNT)
-    return corpus, build_index(corpus.config, "corpus")["id"]
-
-
-@pytest.fixture
-def built(template: tuple[TinyCorpus, str], tmp_path: Path) -> Built:
-    original, searcher = template
-    shutil.copytree(original.workspace.root, tmp_path / "workspace")
-    workspace = Workspace(str(tmp_path / "workspace"))
-    config = original.config.model_copy(update={"workspace": workspace.root})
-    return Built(TinyCorpus(workspace, config, original.records), searcher, workspace.local("searchers", searcher))
+from tests.serving_check.conftest import COUNT, Built
+from tests.serving_check.examine import failed_gates
 
 
 def failed(report: dict[str, Any]) -> set[str]:
@@ -68,8 +32,8 @@ def detail(report: dict[str, Any], name: str) -> str:
     return next(gate["detail"] for gate in report["gates"] if gate["name"] == name)
 
 
-def test_a_good_searcher_passes_with_all_figures(built: Built) -> None:
-    report = built.check()
+def test_a_good_searcher_passes_with_all_figures(good: Built) -> None:
+    report = good.report
     assert failed(report) == set()
     figures = report["figures"]
     assert figures["images"] == figures["gallery"] == COUNT
@@ -79,25 +43,31 @@ def test_a_good_searcher_passes_with_all_figures(built: Built) -> None:
     assert figures["exact_r_at_10"] == 1
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
     assert figures["image_latency_p50_ms"] > 0
-    build = built.corpus.workspace.marker("searchers", built.searcher)
+    build = good.corpus.workspace.marker("searchers", good.searcher)
     assert figures["bytes_per_image"] == pytest.approx(build["bytes_per_image"], rel=0.2)
-    assert report["provenance"] == {"encoder": "tiny", "embeddings": "corpus", "searcher": built.searcher}
+    assert report["provenance"] == {"encoder": "tiny", "embeddings": "corpus", "searcher": good.searcher}
     for name, file in report["files"].items():
-        assert file == {"bytes": (built.folder / name).stat().st_size, "sha256": sha256_file(built.folder / name)}
+        assert file == {"bytes": (good.folder / name).stat().st_size, "sha256": sha256_file(good.folder / name)}
     assert set(report["files"]) == {"text_searcher.tflite", "image_searcher.tflite"}
-    assert built.corpus.workspace.marker("checks", report["id"]) == report
+    assert good.corpus.workspace.marker("checks", report["id"]) == report
     assert report["version"] == 2
 
 
-def test_a_passed_check_is_not_repeated_but_other_gates_are_another_check(built: Built) -> None:
-    report = built.check()
-    assert built.check() == report
-    assert built.check(min_recall_at_10=0.5)["id"] != report["id"]
+def test_a_passed_check_is_not_repeated_but_other_gates_are_another_check(good: Built, built: Built) -> None:
+    assert good.check() == good.report
+    report = built.check(min_recall_at_10=0.5, hostile_megapixels=good.report["config"]["hostile_megapixels"])
+    assert report["passed"] and report["id"] != good.report["id"]
 
 
-def test_a_failed_check_keeps_its_report_and_is_repeated(built: Built) -> None:
-    first, second = (built.check(max_latency_p50_ms=1e-6) for _ in range(2))
-    assert failed(first) == failed(second) == {"latency_p50_ms"}
+def test_limits_are_enforced_and_a_failed_check_keeps_its_report_and_is_repeated(built: Built) -> None:
+    limits = {
+        "max_latency_p50_ms": 1e-6,
+        "max_latency_p99_ms": 1e-6,
+        "max_bytes_per_image": 10,
+        "max_searcher_bytes": 1000,
+    }
+    first, second = (built.check(**limits) for _ in range(2))
+    assert failed(first) == failed(second) == {limit.removeprefix("max_") for limit in limits}
     assert first["id"] != second["id"]
     assert built.corpus.workspace.committed("checks", first["id"])
 
@@ -108,28 +78,18 @@ def test_low_recall_fails_its_gate_and_the_command_exits_1(built: Built) -> None
     )
     config = built.corpus.config.model_copy(update={"index": index})
     searcher = build_index(config, "corpus")["id"]
-    report = check(config, searcher)
-    assert failed(report) >= {"recall_at_10"}
-    assert "at least 0.9 demanded" in detail(report, "recall_at_10")
-    assert "too low" in detail(report, "recall_at_10")
     data = config.data
     arguments = ["--workspace", config.workspace, "--searcher", searcher]
     arguments += ["--set", f"data.captions={data.captions[0]}", "--set", f"data.images={data.images}"]
+    arguments += ["--set", f"check.hostile_megapixels={config.check.hostile_megapixels}"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     assert "FAILED recall_at_10: " in result.output
-
-
-@pytest.mark.parametrize(
-    ("settings", "gate"),
-    [
-        ({"max_latency_p99_ms": 1e-6}, "latency_p99_ms"),
-        ({"max_bytes_per_image": 10}, "bytes_per_image"),
-        ({"max_searcher_bytes": 1000}, "searcher_bytes"),
-    ],
-)
-def test_a_configured_limit_is_enforced(built: Built, settings: dict[str, Any], gate: str) -> None:
-    assert failed(built.check(**settings)) == {gate}
+    workspace = built.corpus.workspace
+    (report,) = (workspace.marker("checks", id) for id in workspace.ids("checks") if id != built.report["id"])
+    assert failed(report) >= {"recall_at_10"}
+    assert "at least 0.9 demanded" in detail(report, "recall_at_10")
+    assert "too low" in detail(report, "recall_at_10")
 
 
 def test_an_item_that_the_manifest_does_not_know_is_caught(built: Built) -> None:
@@ -146,10 +106,10 @@ def test_an_index_of_half_the_corpus_is_caught(built: Built) -> None:
     built.rewrite_embeddings(built.corpus.records[: COUNT // 2])
     half = build_index(built.corpus.config, "corpus")["id"]
     built.rewrite_embeddings(built.corpus.records)
-    report = check(built.corpus.config, half)
-    assert failed(report) >= {"items", "fingerprint"}
-    assert "60 items are in the manifest, but not in the index" in detail(report, "items")
-    assert "USER_INFO says images 60, expected 120" in detail(report, "fingerprint")
+    found = failed_gates(built.corpus.config, half)
+    assert found.keys() >= {"items", "fingerprint"}
+    assert "60 items are in the manifest, but not in the index" in found["items"]
+    assert "USER_INFO says images 60, expected 120" in found["fingerprint"]
 
 
 def test_another_encoders_index_is_caught(built: Built) -> None:
@@ -178,23 +138,28 @@ def test_a_flipped_byte_in_the_index_is_caught(built: Built) -> None:
     start = data.index(b"on_device_scann_index.ldb")
     data[data.index(b"E_0", start) + 8] ^= 1
     path.write_bytes(data)
-    report = built.check()
-    assert failed(report) >= {"files", "model"}
-    assert "text_searcher.tflite" in detail(report, "model")
+    found = failed_gates(built.corpus.config, built.searcher)
+    assert found.keys() >= {"files", "model"}
+    assert "text_searcher.tflite" in found["model"]
 
 
-@pytest.mark.parametrize("keep", [0, 100, 5000])
-def test_a_truncated_searcher_is_caught(built: Built, keep: int) -> None:
-    path = built.folder / "image_searcher.tflite"
+@pytest.mark.parametrize(
+    ("truncated", "missing", "keep"),
+    [
+        ("image_searcher.tflite", "text_searcher.tflite", 0),
+        ("image_searcher.tflite", "text_searcher.tflite", 100),
+        ("text_searcher.tflite", "image_searcher.tflite", 5000),
+        ("image_searcher.tflite", "text_searcher.tflite", 5000),
+    ],
+)
+def test_truncated_and_missing_searchers_are_caught(built: Built, truncated: str, missing: str, keep: int) -> None:
+    path = built.folder / truncated
     path.write_bytes(path.read_bytes()[:keep])
+    (built.folder / missing).unlink()
     report = built.check()
     assert failed(report) >= {"files", "model", "opens"}
-    assert "image_searcher.tflite" in detail(report, "model")
-
-
-def test_a_missing_searcher_is_caught(built: Built) -> None:
-    (built.folder / "image_searcher.tflite").unlink()
-    assert failed(built.check()) >= {"files", "model", "opens"}
+    for gate in ("files", "model", "opens"):
+        assert truncated in detail(report, gate) and missing in detail(report, gate)
 
 
 def test_a_native_crash_is_a_failed_gate_that_names_the_query(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +179,7 @@ def test_a_native_crash_is_a_failed_gate_that_names_the_query(built: Built, monk
 
 def test_without_captions_the_corpus_images_are_the_queries(built: Built) -> None:
     config = built.corpus.config
-    report = check(Config(workspace=config.workspace), built.searcher)
+    report = check(Config(workspace=config.workspace, check=config.check), built.searcher)
     assert failed(report) == set()
     assert report["figures"]["query_kind"] == "image"
     assert report["figures"]["recall_at_10"] > 0.95
@@ -225,7 +190,8 @@ def test_without_captions_the_corpus_images_are_the_queries(built: Built) -> Non
 def test_recall_that_cannot_be_measured_fails(built: Built) -> None:
     gone = [dataclasses.replace(record, uri="/nowhere/x.png") for record in built.corpus.records]
     built.rewrite_embeddings(gone)
-    report = check(Config(workspace=built.corpus.config.workspace), built.searcher)
+    config = built.corpus.config
+    report = check(Config(workspace=config.workspace, check=config.check), built.searcher)
     assert failed(report) == {"recall_at_10"}
     assert "none of the corpus' images can be read" in detail(report, "recall_at_10")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,29 +11,28 @@ import pytest
 from PIL import Image
 
 from indexer.base import QUANTIZER
-from indexer.build import build_index
 from indexer.quantizer import Quantizer
 from indexer.query_map import inverse_transpose
 from searchforge.errors import JobError, UsageError
+from searchforge.isolated import ChildCrash
 from searchforge.preprocessing import Preprocessing
 from serving_check.leveldb_table import read_table
 from serving_check.search import Searcher
-from tests.indexer.tiny_corpus import make_corpus, tiny_encoder
+from tests.indexer.tiny_corpus import tiny_encoder
 from tests.indexer.tiny_encoder import PREPROCESSING
+from tests.serving_check.conftest import Built
+
+TEXTS = ("", " ", "w1 " * 5_000, "\x00\x07", "\u202e\u05d0", "\U0001f600", "no such word", "w1\nw2", "\ud7ff\uffff")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    corpus = make_corpus(tmp_path_factory.mktemp("search"), 30)
-    return corpus.workspace.local("searchers", build_index(corpus.config, "corpus")["id"])
+def folder(good: Built) -> Path:
+    return good.folder
 
 
-@pytest.mark.parametrize(
-    "text", ["", " ", "w1 " * 5_000, "\x00\x07", "\u202e\u05d0", "\U0001f600", "no such word", "w1\nw2", "\ud7ff\uffff"]
-)
-def test_any_text_is_answered(folder: Path, text: str) -> None:
+def test_any_text_is_answered(folder: Path) -> None:
     with Searcher(folder / "text_searcher.tflite") as searcher:
-        assert len(searcher.search_text(text, 5)) == 5
+        assert [len(searcher.search_text(text, 5)) for text in TEXTS] == [5] * len(TEXTS)
 
 
 def test_images_of_any_size_and_mode_are_answered(folder: Path, tmp_path: Path) -> None:
@@ -48,6 +49,20 @@ def test_more_hits_can_be_asked_for_at_any_time(folder: Path) -> None:
     assert few == again == many[:2]
     assert len(many) == 25
     assert [hit.score for hit in many] == sorted((hit.score for hit in many), reverse=True)
+
+
+def test_a_file_is_opened_again_in_its_process_or_in_another_if_that_has_ended(folder: Path) -> None:
+    with Searcher(folder / "text_searcher.tflite") as searcher:
+        first, expected = searcher.pid, [hit.id for hit in searcher.search_text("w3", 5)]
+        searcher.reopen(threads=2)
+        assert searcher.pid == first
+        assert [hit.id for hit in searcher.search_text("w3", 5)] == expected
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(ChildCrash, match="signal 9"):
+            searcher.search_text("w3", 5)
+        searcher.reopen()
+        assert searcher.pid != first
+        assert [hit.id for hit in searcher.search_text("w3", 5)] == expected
 
 
 def mapped(folder: Path, vector: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ from searchforge.config import CheckConfig
 from serving_check.check import check
 from serving_check.live import LiveRelease, live_gates
 from serving_check.report import Compared, LiveComparison
-from tests.indexer.tiny_corpus import TinyCorpus, make_corpus
+from tests.indexer.tiny_corpus import TinyCorpus
+from tests.serving_check.conftest import Built
 
 
 def compared(shared: int = 100, overlap: float | None = 0.8, **figures: tuple[float | None, float | None]) -> Any:
@@ -65,20 +66,14 @@ def test_few_shared_queries_fail_nobody() -> None:
     assert failed(compared(shared=49, r_at_10=(0.1, 0.9))) == []
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
-    return make_corpus(tmp_path_factory.mktemp("live"), 120, check__queries=60)
-
-
 def release(corpus: TinyCorpus, searcher: str, id: str = "r1", **figures: Any) -> LiveRelease:
     return LiveRelease(
         id, "2026-01-01T00:00:00+00:00", searcher, corpus.workspace.local("searchers", searcher), figures
     )
 
 
-def test_both_are_asked_and_compared_and_another_live_release_is_another_check(corpus: TinyCorpus) -> None:
-    good = build_index(corpus.config, "corpus")["id"]
-    before = check(corpus.config, good)
+def test_both_are_asked_and_compared_and_another_live_release_is_another_check(built: Built) -> None:
+    corpus, good, before = built.corpus, built.searcher, built.check()
     assert before["passed"] and before["live"] is None
     few = corpus.config.index.model_copy(update={"partitions": 20, "partitions_searched": 4, "recall_at_10": None})
     gates = corpus.config.check.model_copy(update={"min_recall_at_10": 0.1})
@@ -100,10 +95,9 @@ def test_both_are_asked_and_compared_and_another_live_release_is_another_check(c
     assert check(corpus.config, good, release(corpus, good, "r3", **before["figures"])) == before
 
 
-def test_a_live_release_that_cannot_be_asked_is_noted_and_fails_nobody(corpus: TinyCorpus, tmp_path: Path) -> None:
-    searcher = build_index(corpus.config, "corpus")["id"]
+def test_a_live_release_that_cannot_be_asked_is_noted_and_fails_nobody(built: Built, tmp_path: Path) -> None:
     (tmp_path / "text_searcher.tflite").write_bytes(b"damaged")
     live = LiveRelease("broken", "2026-01-01T00:00:00+00:00", "another", tmp_path, {})
-    report = check(corpus.config, searcher, live)
+    report = check(built.corpus.config, built.searcher, live)
     assert report["passed"]
     assert "could not be asked" in report["live"]["note"]
