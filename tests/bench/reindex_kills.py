@@ -17,7 +17,6 @@ import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ from searchforge.config import Config
 from searchforge.hashing import sha256_file
 from searchforge.manifest import Manifest, read_shards
 from searchforge.workspace import Workspace
+from tests.infra.forked import fork
 from tests.infra.tiny_reindex import World, make_world
 
 STAGES = ("plan", "train", "embed", "index", "check", "publish", "prune")
@@ -114,21 +114,7 @@ def _run(config: Config, now: datetime, kill: tuple[str, float] | None = None) -
     """
     said = Path(f"{config.workspace}.said")
     said.write_text("")
-    process = os.fork()
-    if process == 0:
-        os.setpgid(0, 0)
-        output = os.open(said, os.O_WRONLY | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        code = 1
-        try:
-            api.reindex(config, now=now)
-            code = 0
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
+    process = fork(lambda: api.reindex(config, now=now), said)
     if kill:
         stage, seconds = kill
         while stage != "start" and stage not in _stages(said):

@@ -25,13 +25,23 @@ def index(config: Config, embeddings: str, encoder: str) -> dict[str, Any]:
 
 
 def check(config: Config, searcher: str, channel: str) -> dict[str, Any]:
-    """Stands for infra.api.check."""
+    """Stands for infra.api.check; of all gates it knows `max_bytes_per_image`, and finds one byte an image."""
     workspace = Workspace(config.workspace)
     build = workspace.marker("searchers", searcher)
     provenance = {"encoder": build["encoder"], "embeddings": build["embeddings"], "searcher": searcher}
-    settings = config.check.model_dump(mode="json")
-    id = content_id({"searcher": searcher, "settings": settings})
-    return commit_check(workspace, id, searcher, provenance=provenance, config=settings, version=REPORT_VERSION)
+    settings, most = config.check.model_dump(mode="json"), config.check.max_bytes_per_image
+    passed = most is None or most >= 1
+    gate = {"name": "bytes_per_image", "passed": passed, "detail": f"1.0, at most {most} allowed"}
+    return commit_check(
+        workspace,
+        content_id({"searcher": searcher, "settings": settings}),
+        searcher,
+        passed,
+        gates=[gate],
+        provenance=provenance,
+        config=settings,
+        version=REPORT_VERSION,
+    )
 
 
 STUBS = Calls(index=index, check=check)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from infra.cli import main
 from infra.reindex import journal, lease
+from searchforge.cli import import_quietly
 from searchforge.config import TrainConfig
+from tests.infra.forked import fork
 from tests.infra.tiny_reindex import make_world
 from trainer.cluster import ray_cluster
 
@@ -18,18 +21,18 @@ from trainer.cluster import ray_cluster
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) -> None:
     world = make_world(tmp_path)
-    config = tmp_path / "config.yaml"
+    config, output = tmp_path / "config.yaml", tmp_path / "output"
     config.write_text(world.config.model_dump_json())
-    command = [sys.executable, "-m", "infra", "reindex", "--config", str(config)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line == "index\n":
-            process.send_signal(number)
-    assert process.wait() == 1, "".join(said)
-    assert f"stopped by {number.name} at index" in said[-1] and "Traceback" not in "".join(said)
+    import_quietly("apache_beam")
+    process = fork(lambda: main(["reindex", "--config", str(config)]), output)
+    while "\nindex\n" not in (output.read_text() if output.exists() else ""):
+        assert not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT), output.read_text()
+        time.sleep(0.002)
+    os.kill(process, number)
+    _, status = os.waitpid(process, 0)
+    said = output.read_text()
+    assert os.waitstatus_to_exitcode(status) == 1, said
+    assert f"stopped by {number.name} at index" in said.splitlines()[-1] and "Traceback" not in said
     (run,) = journal.runs(world.workspace.storage)
     assert (run.state, run.error, run.failed_stage) == ("failed", f"stopped by {number.name}", "index")
     assert run.failures == 0  # nothing is wrong with the corpus or the configuration
