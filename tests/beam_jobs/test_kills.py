@@ -50,11 +50,17 @@ def _finished(workspace: Workspace) -> dict[Path, int]:
 
 
 def _kill_until_done(workspace: Workspace, config: Config, seconds: float, generator: random.Random) -> int:
-    """Kills the job at random moments until it ends by itself; returns how often."""
+    """Kills the job at random moments until it ends by itself; returns how often.
+
+    Each time the next run may take a little longer, so that one gets to its end also on a machine that became busier.
+
+    Args:
+      seconds: that an undisturbed run takes.
+    """
     finished: dict[Path, int] = {}
     runs = len(workspace.ids("embeddings"))
     for kills in itertools.count():
-        killed = _run(config, generator.uniform(0, _LONGEST * seconds))
+        killed = _run(config, generator.uniform(0, _LONGEST * seconds * 1.1**kills))
         now = _finished(workspace)
         if len(workspace.ids("embeddings")) > runs:
             return kills
