@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,7 @@ def cached(name: str, key: Any, make: Callable[[Path], None]) -> Path:
     folder = ROOT / f"{name}-{content_id(key)}"
     if folder.exists():
         return folder
-    ROOT.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock(folder.name):
         if not folder.exists():
             partial = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)  # its maker was killed
@@ -38,6 +37,15 @@ def cached(name: str, key: Any, make: Callable[[Path], None]) -> Path:
             make(partial)
             partial.rename(folder)
     return folder
+
+
+@contextlib.contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Holds the lock of that name, for which other processes and threads wait."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    with (ROOT / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def source(module_file: str) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from tests.cached import lock
+
 INSTALL_SECONDS = 600
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")
 """Chromium's sandbox needs what containers do not give; the rest keeps it from asking the network by itself."""
@@ -18,12 +20,18 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgroun
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A browser; `browser.new_page()` opens a page that the test closes."""
-    path = shutil.which("chromium") or shutil.which("google-chrome") or _install()
+    path = program()
     expect.set_options(timeout=30_000)  # milliseconds: a busy machine draws late
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield launched
         launched.close()
+
+
+def program() -> str:
+    """The path of the browser, which is installed where there is none; the test is skipped where that cannot be."""
+    with lock("chromium"):
+        return shutil.which("chromium") or shutil.which("google-chrome") or _install()
 
 
 def _install() -> str:

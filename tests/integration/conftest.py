@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.integration import browser as chromium
+from tests.integration import gcs_server
 from tests.integration.browser import browser as browser
-from tests.integration.gcs_server import NoServerError, serving_gcs
+
+_FETCHED_AT_ONCE = 3
+
+
+_SHARED = {"gcs_host": gcs_server.program, "browser": chromium.program}
+"""What fixtures fetch, by their names; what a test module fetches besides is its `FETCHES`."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fetching_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fetches and builds what later tests need while earlier ones run; who needs it at once waits for it."""
+    fetches: dict[Callable[[], Any], None] = {}  # an ordered set
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":  # one of all processes does
+        for item in request.session.items:
+            if isinstance(item, pytest.Function) and item.get_closest_marker("integration"):
+                fetches |= dict.fromkeys(_SHARED[name] for name in item.fixturenames if name in _SHARED)
+                fetches |= dict.fromkeys(getattr(item.module, "FETCHES", ()))
+    with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+        for fetch in fetches:
+            pool.submit(fetch)  # if it fails, it fails again where it is needed, which then is told
+        yield
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(scope="session")
 def gcs_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a GCS server on localhost."""
-    try:
-        with serving_gcs(tmp_path_factory.mktemp("gcs")) as url:
-            yield url
-    except NoServerError as error:
-        pytest.skip(str(error))
+    with gcs_server.serving_gcs(tmp_path_factory.mktemp("gcs")) as url:
+        yield url
 
 
 @pytest.fixture

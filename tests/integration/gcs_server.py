@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -13,23 +11,21 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.integration import fetched
+
 FAKE_GCS_SERVER = "github.com/fsouza/fake-gcs-server@v1.52.2"
-BUILD_SECONDS = 600
 START_SECONDS = 30
 
 
-class NoServerError(Exception):
-    """The server cannot be had here."""
+def program() -> Path:
+    """The server's program; the test is skipped where it cannot be built."""
+    return fetched.go_program(FAKE_GCS_SERVER)
 
 
 @contextlib.contextmanager
 def serving_gcs(folder: Path) -> Iterator[str]:
-    """Builds the server in `folder` and runs it; yields its address.
-
-    Raises:
-      NoServerError: it cannot be built; the message says why.
-    """
-    binary = _build(folder)
+    """Runs the server, whose log is in `folder`; yields its address."""
+    binary = program()
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     options = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory", "-public-host"]
@@ -49,23 +45,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _build(folder: Path) -> Path:
-    go = shutil.which("go")
-    if go is None:
-        raise NoServerError("Go is not installed, so the GCS server cannot be built")
-    built = subprocess.run(
-        [go, "install", FAKE_GCS_SERVER],
-        env={**os.environ, "GOBIN": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=False,
-    )
-    if built.returncode:
-        raise NoServerError(f"the GCS server cannot be built: {built.stderr.strip()[-300:]}")
-    return folder / "fake-gcs-server"
 
 
 def _wait(url: str, log: Path) -> None:

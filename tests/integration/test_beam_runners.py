@@ -18,6 +18,8 @@ from tests.tiny_bundle import write_bundle
 
 pytestmark = pytest.mark.integration
 
+FETCHES = (beam_servers.flink_class_path, beam_servers.boot_program)
+
 JOB_SECONDS = 300
 
 
@@ -38,7 +40,7 @@ def job_endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     folder = tmp_path / "server"
     folder.mkdir()
     if request.param == "Flink job server":
-        server = beam_servers.flink_job_server(beam_servers.fetch_flink_job_server(), folder)
+        server = beam_servers.flink_job_server(beam_servers.flink_class_path(), folder)
     else:
         server = beam_servers.local_job_service(folder)
     with server as address:
@@ -60,7 +62,7 @@ def shipped(request: pytest.FixtureRequest, checkout: Path, tmp_path: Path) -> s
 def pool(tmp_path: Path) -> Iterator[beam_servers.WorkerPool]:
     folder = tmp_path / "pool"
     folder.mkdir()
-    with beam_servers.worker_pool(beam_servers.build_boot(), folder) as pool:
+    with beam_servers.worker_pool(beam_servers.boot_program(), folder) as pool:
         yield pool
 
 

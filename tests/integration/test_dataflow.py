@@ -40,10 +40,17 @@ IMAGE = "example/searchforge-worker:1"
 SUBMIT_SECONDS = 300
 
 
+def _environment() -> Path:
+    return environments.environment("dataflow", locked=(LOCK,))
+
+
+FETCHES = (_environment,)
+
+
 @pytest.fixture(scope="module")
 def python() -> Path:
     """The Python of an environment with infra/beam/dataflow.lock."""
-    return environments.environment("dataflow", locked=(LOCK,))
+    return _environment()
 
 
 class _Dataflow(HTTPServer):

