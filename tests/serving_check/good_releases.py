@@ -201,7 +201,6 @@ def texts(corpora: Corpora) -> Release:
 
 
 _ON_A_BASE: dict[str, Any] = {
-    "index__base": "auto",
     "index__code_bytes": 4,  # with an error, by which drift can be told
     "index__partitions": 8,
     "index__recall_at_10": None,
@@ -213,26 +212,22 @@ _ON_A_BASE: dict[str, Any] = {
 @_kind
 def a_changed_corpus_on_the_quantizer_that_was_there(corpora: Corpora) -> Release:
     """Shards of an earlier run, less their dead records, and one of its own."""
-    corpus = make_corpus(corpora.folder("changed"), **_ON_A_BASE)
+    corpus = corpora.corpus(**_ON_A_BASE)
     earlier = commit_embeddings(corpus.workspace, corpus.records[:350], "earlier")
     first = build_index(corpus.config, "earlier")
     gone = {record.id for record in corpus.records[:40]}
     commit_on(corpus.workspace, earlier, "changed", gone, corpus.records[350:])
-    second = build_index(corpus.config, "changed")
-    assert second["quantizer"] == first["quantizer"]
-    return Release(corpus.config, second["id"])
+    return _build_on(first, corpus, "changed")
 
 
 @_kind
 def a_corpus_that_has_drifted_far_from_its_quantizer(corpora: Corpora) -> Release:
     """Codes and centroids are worse, but are the right ones."""
-    corpus = make_corpus(corpora.folder("drifted"), **_ON_A_BASE)
+    corpus = corpora.corpus(**_ON_A_BASE)
     first = build_index(corpus.config, "corpus")
     bright = np.maximum(random_images(200, seed=5), 120)
     commit_embeddings(corpus.workspace, _records(corpora.folder("bright"), bright, "bright-{}.png"), "bright")
-    second = build_index(corpus.config, "bright")
-    assert second["quantizer"] == first["quantizer"]
-    return Release(corpus.config, second["id"])
+    return _build_on(first, corpus, "bright")
 
 
 @_kind
@@ -249,12 +244,20 @@ def two_thousand_images_in_codes_of_one_byte(corpora: Corpora) -> Release:
 @_kind
 def embeddings_of_another_backend(corpora: Corpora) -> Release:
     """TensorFlow and TensorFlow Lite round differently."""
-    corpus = corpora.corpus(200)
-    noise = np.random.default_rng(0).normal(0, 0.01, (200, corpus.records[0].embedding.size))
+    corpus = corpora.corpus()
+    noise = np.random.default_rng(0).normal(0, 0.01, (IMAGES, corpus.records[0].embedding.size))
     vectors = unit(np.stack([record.embedding for record in corpus.records]) + noise)
     records = [dataclasses.replace(record, embedding=v) for record, v in zip(corpus.records, vectors, strict=True)]
     commit_embeddings(corpus.workspace, records, "rounded")
     return _build(corpus, "rounded")
+
+
+def _build_on(first: dict[str, Any], corpus: TinyCorpus, embeddings: str) -> Release:
+    """Builds a searcher with the quantizer of an earlier one."""
+    index = corpus.config.index.model_copy(update={"base": first["id"]})
+    second = build_index(corpus.config.model_copy(update={"index": index}), embeddings)
+    assert second["quantizer"] == first["quantizer"]
+    return Release(corpus.config, second["id"])
 
 
 def _records(

@@ -17,21 +17,16 @@ WHOLE = ("one_image", "look_ups_of_16_bits", "the_recipe_of_2022", "texts")
 """Kinds by which a searcher that runs differs most; all kinds are checked as a whole by the proofs."""
 
 OF_FILES = (
-    "large_codes_and_every_partition_searched",
     "codes_of_one_byte",
-    "one_partition",
     "more_partitions_than_fit_the_corpus",
     "no_compression",
-    "no_map",
     "images_that_are_all_equal",
-    "every_image_three_times",
     "series_of_photos_that_hardly_differ",
     "images_of_one_colour_each",
     "ids_and_metadata_in_any_script",
     "no_metadata",
     "long_metadata",
     "a_changed_corpus_on_the_quantizer_that_was_there",
-    "two_thousand_images_in_codes_of_one_byte",
     "embeddings_of_another_backend",
 )
 """Kinds whose files are of a form or a content of their own."""

@@ -96,10 +96,10 @@ def test_an_item_that_the_manifest_does_not_know_is_caught(built: Built) -> None
     records = list(built.corpus.records)
     records[3] = dataclasses.replace(records[3], id="renamed")
     built.rewrite_embeddings(records)
-    report = built.check()
-    assert failed(report) >= {"items", "known_ids"}
-    assert "'renamed'" in detail(report, "items")
-    assert "'00003.png'" in detail(report, "known_ids")
+    found = failed_gates(built.corpus.config, built.searcher, "text")
+    assert found.keys() >= {"items", "known_ids"}
+    assert "'renamed'" in found["items"]
+    assert "'00003.png'" in found["known_ids"]
 
 
 def test_an_index_of_half_the_corpus_is_caught(built: Built) -> None:

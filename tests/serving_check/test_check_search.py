@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +31,32 @@ def folder(good: Built) -> Path:
     return good.folder
 
 
-def test_any_text_is_answered(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def text_searcher(folder: Path) -> Iterator[Searcher]:
     with Searcher(folder / "text_searcher.tflite") as searcher:
-        assert [len(searcher.search_text(text, 5)) for text in TEXTS] == [5] * len(TEXTS)
+        yield searcher
 
 
-def test_images_of_any_size_and_mode_are_answered(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def image_searcher(folder: Path) -> Iterator[Searcher]:
     with Searcher(folder / "image_searcher.tflite") as searcher:
-        for size in ((1, 1), (1, 300), (3000, 2), (8, 8)):
-            for mode in ("RGB", "L", "LA", "RGBA", "P", "I;16"):
-                Image.new(mode, size).save(tmp_path / "query.png")
-                assert len(searcher.search_image(tmp_path / "query.png", 5)) == 5
+        yield searcher
 
 
-def test_more_hits_can_be_asked_for_at_any_time(folder: Path) -> None:
-    with Searcher(folder / "text_searcher.tflite") as searcher:
-        few, many, again = (searcher.search_text("w3", k) for k in (2, 25, 2))
+@pytest.mark.parametrize("text", TEXTS)
+def test_any_text_is_answered(text_searcher: Searcher, text: str) -> None:
+    assert len(text_searcher.search_text(text, 5)) == 5
+
+
+def test_images_of_any_size_and_mode_are_answered(image_searcher: Searcher, tmp_path: Path) -> None:
+    for size in ((1, 1), (1, 300), (3000, 2), (8, 8)):
+        for mode in ("RGB", "L", "LA", "RGBA", "P", "I;16"):
+            Image.new(mode, size).save(tmp_path / "query.png")
+            assert len(image_searcher.search_image(tmp_path / "query.png", 5)) == 5
+
+
+def test_more_hits_can_be_asked_for_at_any_time(text_searcher: Searcher) -> None:
+    few, many, again = (text_searcher.search_text("w3", k) for k in (2, 25, 2))
     assert few == again == many[:2]
     assert len(many) == 25
     assert [hit.score for hit in many] == sorted((hit.score for hit in many), reverse=True)
@@ -71,44 +82,41 @@ def mapped(folder: Path, vector: np.ndarray) -> np.ndarray:
     return inverse_transpose(quantizer.transform) @ vector
 
 
-def test_the_encoder_inside_a_searcher_is_the_one_that_was_packed_with_the_map(folder: Path) -> None:
+def test_the_encoder_inside_a_searcher_is_the_one_that_was_packed_with_the_map(
+    folder: Path, text_searcher: Searcher, image_searcher: Searcher
+) -> None:
     encoder, images, bundle = tiny_encoder()
-    with Searcher(folder / "text_searcher.tflite") as searcher:
-        assert searcher.timed_embed("w1 w2")[0] == pytest.approx(mapped(folder, encoder.text("w1 w2")), abs=1e-3)
-    path = folder.parents[2] / "images/00004.png"
-    with Searcher(folder / "image_searcher.tflite") as searcher:
-        assert searcher.timed_embed(str(path))[0] == pytest.approx(mapped(folder, encoder.image(images[4])), abs=1e-3)
-    with Searcher(folder / "image_searcher.tflite") as searcher:
-        assert searcher.timed_embed(str(path), bundle / "image_encoder.tflite")[0] == pytest.approx(
-            encoder.image(images[4]), abs=1e-5
-        )
+    of_text, of_image = encoder.text("w1 w2"), encoder.image(images[4])
+    path = str(folder.parents[2] / "images/00004.png")
+    assert text_searcher.timed_embed("w1 w2")[0] == pytest.approx(mapped(folder, of_text), abs=1e-3)
+    assert image_searcher.timed_embed(path)[0] == pytest.approx(mapped(folder, of_image), abs=1e-3)
+    by_the_bundle, _ = image_searcher.timed_embed(path, bundle / "image_encoder.tflite")
+    assert by_the_bundle == pytest.approx(of_image, abs=1e-5)
 
 
-def test_a_large_photo_is_embedded_as_the_corpus_was(folder: Path, tmp_path: Path) -> None:
+def test_a_large_photo_is_embedded_as_the_corpus_was(image_searcher: Searcher, tmp_path: Path) -> None:
     """The Task Library alone would skip pixels; and its image must outlive the call, whatever its size."""
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 2000, 3), np.uint8)
     pixels[:1500] //= 4
     Image.fromarray(pixels).save(tmp_path / "photo.png", compress_level=1)
     encoder, _, bundle = tiny_encoder()
     expected = encoder.image(Preprocessing.parse(PREPROCESSING).pixels((tmp_path / "photo.png").read_bytes(), 10**8))
-    with Searcher(folder / "image_searcher.tflite") as searcher:
-        photo = str(tmp_path / "photo.png")
-        assert searcher.timed_embed(photo, bundle / "image_encoder.tflite")[0] == pytest.approx(expected, abs=1e-5)
+    photo = str(tmp_path / "photo.png")
+    assert image_searcher.timed_embed(photo, bundle / "image_encoder.tflite")[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_queries_that_cannot_be_answered_say_why(folder: Path, tmp_path: Path) -> None:
+def test_queries_that_cannot_be_answered_say_why(folder: Path, image_searcher: Searcher, tmp_path: Path) -> None:
     (tmp_path / "not-an-image").write_text("hello")
-    with Searcher(folder / "image_searcher.tflite") as searcher:
-        with pytest.raises(UsageError, match="not_an_image"):
-            searcher.search_image(tmp_path / "not-an-image")
-        with pytest.raises(UsageError, match="cannot be read"):
-            searcher.search_image(tmp_path / "absent.jpg")
-        with pytest.raises(UsageError, match="takes image queries"):
-            searcher.search_text("w1")
-        with pytest.raises(UsageError, match="0 hits"):
-            searcher.search_image(tmp_path / "absent.jpg", 0)
-        good = folder.parents[2] / "images/00001.png"
-        assert searcher.search_image(good, 1)[0].id == "00001.png"
+    with pytest.raises(UsageError, match="not_an_image"):
+        image_searcher.search_image(tmp_path / "not-an-image")
+    with pytest.raises(UsageError, match="cannot be read"):
+        image_searcher.search_image(tmp_path / "absent.jpg")
+    with pytest.raises(UsageError, match="takes image queries"):
+        image_searcher.search_text("w1")
+    with pytest.raises(UsageError, match="0 hits"):
+        image_searcher.search_image(tmp_path / "absent.jpg", 0)
+    good = folder.parents[2] / "images/00001.png"
+    assert image_searcher.search_image(good, 1)[0].id == "00001.png"
 
 
 def test_files_that_are_no_searchers_are_refused(tmp_path: Path) -> None:
