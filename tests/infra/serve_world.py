@@ -1,7 +1,4 @@
-"""Two small releases over photos with metadata, and `searchforge serve` over them as a process.
-
-Run as a script, this module serves with a short queue: `python -m tests.infra.serve_world WORKSPACE WORKERS WAITING`.
-"""
+"""Two small releases over photos with metadata, and `searchforge serve` over them as a process."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,11 +18,13 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from indexer.build import build_index
+from infra.cli import main
+from infra.serve.server import serve
 from searchforge.config import load_config
 from searchforge.workspace import Workspace
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
+from tests.infra.forked import fork
 
-ROOT = Path(__file__).parent.parent.parent
 COUNT = 120
 HALF = COUNT // 2
 HOSTILE_ID = "<img src=x onerror=document.title='harm'>"
@@ -92,13 +91,23 @@ class Reply(NamedTuple):
         return [hit["id"] for hit in self.json["hits"]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Server:
-    """A running server."""
+    """A running server.
 
-    process: subprocess.Popen[str]
-    first_line: str
+    Attributes:
+      pid: of the process, which leads a process group.
+      log: what it writes.
+    """
+
+    pid: int
     log: Path
+    _code: int | None = None
+
+    @property
+    def first_line(self) -> str:
+        """The line of JSON that says that it answers."""
+        return next((line for line in self.log.read_text().splitlines() if line.startswith("{")), "")
 
     @property
     def port(self) -> int:
@@ -122,23 +131,32 @@ class Server:
 
     def children(self) -> list[int]:
         """Ids of the processes that it started, and of those that they started, as far as they still run."""
-        children = children_of(self.process.pid)
-        return [*children, *(each for child in children for each in children_of(child))]
+        ids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+        return [id for id in ids if id != self.pid and _ids(id)[1:] == (self.pid,) and is_running(id)]
 
     def searchers(self) -> list[int]:
-        """Ids of those of its processes that answer queries: the children of its fork server."""
-        servers = [child for child in children_of(self.process.pid) if "searchforge.fork_server" in command_of(child)]
-        return [child for server in servers for child in children_of(server)]
+        """Ids of those of its processes that answer queries: the children of a fork server."""
+        return [child for child in self.children() if "searchforge.fork_server" in _command_of(_ids(child)[0])]
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Sends a signal; returns the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(END_SECONDS)
+        """Sends a signal, unless it has ended; returns the exit code."""
+        if self._code is None:
+            os.kill(self.pid, number)
+            wait_for(self.has_ended)
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._code
+
+    def has_ended(self) -> bool:
+        return self._code is not None or bool(os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
 
 
-def children_of(pid: int) -> list[int]:
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in lists for child in file.read_text().split() if is_running(int(child))]
+def _ids(pid: int) -> tuple[int, ...]:
+    """Returns the ids of a process' parent and of its group; nothing where it has ended."""
+    try:
+        parent, group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1:3]
+    except OSError:
+        return ()
+    return int(parent), int(group)
 
 
 def is_running(pid: int) -> bool:
@@ -150,7 +168,7 @@ def is_running(pid: int) -> bool:
     return any(stat.rpartition(")")[2].split()[0] not in "XZ" for stat in stats)
 
 
-def command_of(pid: int) -> str:
+def _command_of(pid: int) -> str:
     """Returns the arguments of a process, by blanks; nothing where it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -168,46 +186,34 @@ def wait_for(condition: Any) -> None:
 
 @contextlib.contextmanager
 def serving(
-    workspace: Path, *arguments: str, short_queue: tuple[int, int] | None = None, until: str = ""
+    workspace: Path,
+    *arguments: str,
+    short_queue: tuple[int, int] | None = None,
+    until: str = '{"url": ',
+    forked: bool = True,
 ) -> Iterator[Server]:
     """Starts `searchforge serve` on a free port; ends it.
 
     Args:
       arguments: of the command line.
       short_queue: workers, and queries that may wait.
-      until: does not wait for an answer, but for this word of the log.
+      until: what is waited for in its log; by default that it answers.
+      forked: whether it is forked from this process, which has imported everything, or is a Python of its own.
     """
-    if short_queue:
-        command = [sys.executable, "-m", "tests.infra.serve_world", str(workspace), *map(str, short_queue)]
-    else:
-        options = ["--workspace", str(workspace), "--port", "0", "--json", *arguments]
-        command = [sys.executable, "-m", "infra", "serve", *options]
     log = Path(tempfile.mkstemp(suffix=".log", dir=workspace.parent)[1])
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+    options = ["serve", "--workspace", str(workspace), "--port", "0", "--json", *arguments]
+    if short_queue:
+        workers, waiting = short_queue
+        config = load_config(None, {"workspace": str(workspace)})
+        server = Server(fork(lambda: serve(config, port=0, workers=workers, waiting=waiting, as_json=True), log), log)
+    elif forked:
+        server = Server(fork(lambda: main(options), log), log)
+    else:
+        command = [sys.executable, "-m", "infra", *options]
+        server = Server(fork(lambda: os.execv(sys.executable, command), log), log)
     try:
-        assert process.stdout
-        if until:
-            wait_for(lambda: until in log.read_text())
-            line = ""
-        else:
-            line = process.stdout.readline()
-            assert line, f"the server did not start: {log.read_text()}"
-        yield Server(process, line, log)
+        wait_for(lambda: until in log.read_text() or server.has_ended())
+        assert until in log.read_text(), f"the server did not start: {log.read_text()}"
+        yield server
     finally:
-        process.terminate()
-        process.wait(END_SECONDS)
-        assert process.stdout
-        process.stdout.close()
-
-
-if __name__ == "__main__":
-    from infra.serve.server import serve
-
-    serve(
-        load_config(None, {"workspace": sys.argv[1]}),
-        port=0,
-        workers=int(sys.argv[2]),
-        waiting=int(sys.argv[3]),
-        as_json=True,
-    )
+        server.end()

@@ -241,10 +241,10 @@ def test_pages_of_other_sites_are_refused(server: Server) -> None:
 
 
 def test_it_listens_on_this_machine_only(server: Server) -> None:
-    listening = Path(f"/proc/{server.process.pid}/net/tcp").read_text()
+    listening = Path(f"/proc/{server.pid}/net/tcp").read_text()
     addresses = re.findall(rf"([0-9A-F]+):{server.port:04X} 00000000:0000 0A", listening)
     assert addresses == ["0100007F"]
-    assert f":{server.port:04X} " not in Path(f"/proc/{server.process.pid}/net/tcp6").read_text()
+    assert f":{server.port:04X} " not in Path(f"/proc/{server.pid}/net/tcp6").read_text()
 
 
 def test_the_page_runs_nothing_but_its_own_script(server: Server) -> None:
@@ -387,9 +387,9 @@ def test_equal_requests_at_once_are_one_query(world: Path) -> None:
         assert sum(not reply.json["cached"] for reply in replies) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_all_its_children(world: Path, number: int) -> None:
-    with serving(world, "--workers", "2", "--release", "all", "--release", "half") as server:
+@pytest.mark.parametrize(("number", "forked"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_ends_it_with_all_its_children(world: Path, number: int, forked: bool) -> None:
+    with serving(world, "--workers", "2", "--release", "all", "--release", "half", forked=forked) as server:
         server.search("w1", ["parity=odd"])
         server.ask("/search", "POST", _png(np.zeros((8, 8, 3), np.uint8)))
         children = server.children()
@@ -406,8 +406,9 @@ def test_a_signal_while_it_opens_ends_it(world: Path) -> None:
 
 
 def test_children_end_with_a_killed_server(world: Path) -> None:
-    with serving(world, "--workers", "2") as server:
+    with serving(world, "--workers", "2", forked=False) as server:
         children = server.children()
+        assert len(server.searchers()) >= 2
         server.end(signal.SIGKILL)
         wait_for(lambda: not any(is_running(child) for child in children))
 

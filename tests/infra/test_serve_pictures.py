@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import subprocess
-import sys
+import os
 import time
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from searchforge.manifest import Manifest
 from searchforge.records import EmbeddingRecord
 from searchforge.workspace import Workspace
 from tests.indexer.tiny_corpus import DIM, TinyCorpus, commit_embeddings, make_corpus
-from tests.infra.serve_world import ROOT, wait_for
+from tests.infra.forked import fork
+from tests.infra.serve_world import wait_for
 
 MAX_PIXELS = 10_000_000
 
@@ -143,12 +143,13 @@ def test_texts_have_no_pictures(corpus: TinyCorpus) -> None:
     assert _refusal(pictures, "00003.png").reason == "there are no pictures: the corpus is made of texts"
 
 
-def test_racing_processes_build_one_table_over_what_a_killed_one_left(corpus: TinyCorpus) -> None:
+def test_racing_processes_build_one_table_over_what_a_killed_one_left(corpus: TinyCorpus, tmp_path: Path) -> None:
     path = table_path(corpus.workspace, "corpus")
     path.with_suffix(".tmp").write_bytes(b"half a table")
-    command = [sys.executable, "-m", "infra.serve.source_table", corpus.workspace.root, "corpus"]
-    racing = [subprocess.Popen(command, cwd=ROOT) for _ in range(4)]
-    assert [process.wait(120) for process in racing] == [0] * 4
+    output = tmp_path / "output"
+    racing = [fork(lambda: build_table(corpus.workspace, "corpus"), output) for _ in range(4)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in racing]
+    assert codes == [0] * 4, output.read_text()
     for record in corpus.records:
         source = find_source(path, record.id)
         assert source and dataclasses.astuple(source) == (record.uri, "", sha256_file(Path(record.uri)))
