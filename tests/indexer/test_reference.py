@@ -13,7 +13,7 @@ from indexer.reference import Lookup, ReferenceSearcher, partitions_searched
 from searchforge import isolated
 from tests import lookup_encoder
 
-QUERIES = 1_000
+QUERIES = 200
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +65,21 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("count", [QUERIES, pytest.param(1_000, marks=pytest.mark.proof)])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_hits_are_those_of_the_task_library(name: str, task_library: isolated.Session, tmp_path: Path) -> None:
+def test_hits_are_those_of_the_task_library(
+    name: str, count: int, task_library: isolated.Session, tmp_path: Path
+) -> None:
     """Distances are equal to the last bit, and every hit is another item at that distance.
 
     So ids come in the same order wherever distances differ. Which of several items at one distance are hits, and in
     what order, is left open by the C++ library's partial sort.
     """
     setting = SETTINGS[name]
-    searcher, queries, expected, distances = search_both(setting, task_library, tmp_path)
+    searcher, queries, expected, distances = search_both(setting, task_library, tmp_path, count)
     ranked, ranked_distances = searcher.search(queries, max(setting.count, setting.k), setting.searched)
     np.testing.assert_array_equal(ranked_distances[:, : setting.k], distances)
-    distance_of = np.full((QUERIES, setting.count + 1), np.nan, np.float32)
+    distance_of = np.full((count, setting.count + 1), np.nan, np.float32)
     distance_of[:, -1] = np.inf  # of item -1, no hit
     np.put_along_axis(distance_of, ranked, ranked_distances, axis=1)
     np.testing.assert_array_equal(np.take_along_axis(distance_of, expected, axis=1), distances)
@@ -146,28 +149,30 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 
 
 def search_both(
-    setting: Setting, task_library: isolated.Session, folder: Path
+    setting: Setting, task_library: isolated.Session, folder: Path, count: int = QUERIES
 ) -> tuple[ReferenceSearcher, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the reference searcher, the queries, and the Task Library's items and distances, [QUERIES, k]."""
-    searcher, queries = random_searcher(setting)
+    """Returns the reference searcher, `count` queries, and the Task Library's items and distances, [count, k]."""
+    searcher, queries = random_searcher(setting, count=count)
     paths = {name: str(folder / name) for name in ("queries.npy", "arrays.npz", "e.tflite", "index.ldb", "hits.npz")}
     np.save(paths["queries.npy"], queries)
     np.savez(paths["arrays.npz"], **make_arrays(setting))
     task_library.call({"do": "write", "vectors": paths["queries.npy"], "encoder": paths["e.tflite"]})
     index = {"lookup": setting.lookup, "search_fraction": setting.search_fraction, "index": paths["index.ldb"]}
     task_library.call({"do": "write_index", "arrays": paths["arrays.npz"], **index})
-    query = {"queries": QUERIES, "k": setting.k, "output": paths["hits.npz"], "index": paths["index.ldb"]}
+    query = {"queries": count, "k": setting.k, "output": paths["hits.npz"], "index": paths["index.ldb"]}
     task_library.call({"do": "search", "searcher": paths["e.tflite"], **query})
     with np.load(paths["hits.npz"], allow_pickle=False) as hits:
         return searcher, queries, hits["items"], hits["distances"]
 
 
-def random_searcher(setting: Setting, threads: int | None = None) -> tuple[ReferenceSearcher, np.ndarray]:
+def random_searcher(
+    setting: Setting, threads: int | None = None, count: int = QUERIES
+) -> tuple[ReferenceSearcher, np.ndarray]:
     arrays = make_arrays(setting)
     searcher = ReferenceSearcher(
         arrays["centroids"], codebooks(arrays), arrays["codes"], sizes(arrays), setting.lookup, threads
     )
-    queries = np.random.default_rng(2).normal(size=(QUERIES, sum(setting.widths))).astype(np.float32)
+    queries = np.random.default_rng(2).normal(size=(count, sum(setting.widths))).astype(np.float32)
     queries[0] = 0  # every distance is the same
     return searcher, queries
 

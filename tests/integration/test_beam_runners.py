@@ -20,19 +20,25 @@ pytestmark = pytest.mark.integration
 
 FETCHES = (beam_servers.flink_class_path, beam_servers.boot_program)
 
+ROOT = Path(__file__).resolve().parents[2]
 JOB_SECONDS = 300
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 images and a file that is none."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for index in range(20):
         Image.fromarray(random.integers(0, 256, (10, 12, 3), np.uint8)).save(folder / f"{index:02d}.png")
     (folder / "broken.png").write_bytes(b"broken")
     return folder
+
+
+@pytest.fixture(scope="module")
+def direct(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the job writes without a job server."""
+    return _embed(ROOT, tmp_path_factory.mktemp("direct"), photos)
 
 
 @pytest.fixture(params=["local job service", "Flink job server"])
@@ -72,6 +78,7 @@ def test_workers_run_what_the_job_ships_and_write_the_same_bytes(
     pool: beam_servers.WorkerPool,
     checkout: Path,  # noqa: F811
     photos: Path,
+    direct: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
     assert _project_seen_by(pool.python, tmp_path) == ""
@@ -83,46 +90,45 @@ def test_workers_run_what_the_job_ships_and_write_the_same_bytes(
     written = _embed(checkout, tmp_path / "portable", photos, *portable)
     assert _project_seen_by(pool.python, tmp_path).startswith(str(pool.python.parent.parent))
     assert len(written) == 3
-    assert written == _embed(checkout, tmp_path / "direct", photos)
+    assert written == direct
 
 
-def test_the_submitting_process_may_run_the_workers(checkout: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_submitting_process_may_run_the_workers(photos: Path, direct: dict[str, bytes], tmp_path: Path) -> None:
     folder = tmp_path / "server"
     folder.mkdir()
     with beam_servers.local_job_service(folder) as address:
         loopback = ["--runner", "PortableRunner", f"--job_endpoint={address}", "--environment_type=LOOPBACK"]
-        written = _embed(checkout, tmp_path / "portable", photos, *loopback)
-    assert written == _embed(checkout, tmp_path / "direct", photos)
+        written = _embed(ROOT, tmp_path / "portable", photos, *loopback)
+    assert written == direct
 
 
-def test_a_job_server_that_is_not_there_is_one_message(checkout: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_job_server_that_is_not_there_is_one_message(photos: Path, tmp_path: Path) -> None:
     nowhere = ["--runner", "PortableRunner", "--job_endpoint=localhost:1", "--job_server_timeout=5"]
-    result = _run(checkout, tmp_path / "workspace", photos, *nowhere, "--environment_type=LOOPBACK")
+    result = _run(ROOT, tmp_path / "workspace", photos, *nowhere, "--environment_type=LOOPBACK")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "the Beam job failed: " in result.stderr and "run the command again" in result.stderr
 
 
-def _embed(checkout: Path, root: Path, photos: Path, *options: str) -> dict[str, bytes]:  # noqa: F811
-    """Embeds the photos in a workspace of their own and returns the shards and rejects by name."""
-    result = _run(checkout, root, photos, *options)
+def _embed(source: Path, root: Path, photos: Path, *options: str) -> dict[str, bytes]:
+    """Embeds the photos in a workspace of their own and returns the shards and rejects by name.
+
+    Args:
+      source: folder of the project from which the job is submitted.
+    """
+    result = _run(source, root, photos, *options)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     (run,) = Workspace(str(root)).ids("embeddings")
     folder = root / "embeddings" / run
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tfrecord", ".jsonl")}
 
 
-def _run(
-    checkout: Path,  # noqa: F811
-    root: Path,
-    photos: Path,
-    *options: str,
-) -> subprocess.CompletedProcess[str]:
+def _run(source: Path, root: Path, photos: Path, *options: str) -> subprocess.CompletedProcess[str]:
     write_bundle(Workspace(str(root)))
     job = [sys.executable, "-m", "beam_jobs.embed_images", "--workspace", str(root), "--encoder", "tiny"]
     corpus = ["--corpus", str(photos), "--shards", "2", "--set", "corpus.max_reject_fraction=0.1"]
     return subprocess.run(
-        [*job, *corpus, *options], cwd=checkout, capture_output=True, text=True, timeout=JOB_SECONDS, check=False
+        [*job, *corpus, *options], cwd=source, capture_output=True, text=True, timeout=JOB_SECONDS, check=False
     )
 
 
