@@ -17,7 +17,7 @@ ROOT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "searc
 """Where they are kept between runs; it may be deleted at any time at which no test runs."""
 
 
-def cached(name: str, key: Any, make: Callable[[Path], None]) -> Path:
+def cached(name: str, key: Any, make: Callable[[Path], None], root: Path = ROOT) -> Path:
     """Returns the folder that `make` filled for this key: once, whichever process comes first. It is only to be read.
 
     Args:
@@ -26,10 +26,10 @@ def cached(name: str, key: Any, make: Callable[[Path], None]) -> Path:
         (`source`), arguments, and versions of packages (`versions`).
       make: fills the empty folder that it is given. If it raises, nothing is kept.
     """
-    folder = ROOT / f"{name}-{content_id(key)}"
+    folder = root / f"{name}-{content_id(key)}"
     if folder.exists():
         return folder
-    with lock(folder.name):
+    with lock(folder.name, root):
         if not folder.exists():
             partial = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)  # its maker was killed
@@ -40,10 +40,10 @@ def cached(name: str, key: Any, make: Callable[[Path], None]) -> Path:
 
 
 @contextlib.contextmanager
-def lock(name: str) -> Iterator[None]:
+def lock(name: str, root: Path = ROOT) -> Iterator[None]:
     """Holds the lock of that name, for which other processes and threads wait."""
-    ROOT.mkdir(parents=True, exist_ok=True)
-    with (ROOT / f".{name}.lock").open("w") as file:
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
