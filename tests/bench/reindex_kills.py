@@ -39,19 +39,20 @@ from tests.infra.tiny_reindex import World, make_world
 STAGES = ("plan", "train", "embed", "index", "check", "publish", "prune")
 KINDS = ("encoders", "embeddings", "searchers", "checks", "releases")
 MOST_KILLS = 12
-"""In a round."""
+"""In a round, after which an undisturbed run ends it."""
 
 _SETTINGS = {"reindex__keep_releases": 2, "reindex__keep_days": 1, "reindex__keep_runs": 20}
 _DAYS = 3
 """That pass in a round, so that what is not needed is deleted under kills, too."""
 
 
-def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40) -> dict[str, Any]:
+def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40, most_kills: int = MOST_KILLS) -> dict[str, Any]:
     """Returns counts; raises AssertionError where anything is not as without kills.
 
     Args:
       kills: how many at least.
       root: folder for the corpus and both workspaces.
+      most_kills: in a round.
     """
     undisturbed = make_world(root, images, str(root / "undisturbed"), **_SETTINGS)
     killed = make_world(root, images, str(root / "killed"), **_SETTINGS)
@@ -68,7 +69,7 @@ def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40) -> dict[s
         assert _run(undisturbed.config, now) is None
         seconds.append(time.monotonic() - began)
         stage: str | None = "start"
-        for number in range(MOST_KILLS):
+        for number in range(most_kills):
             durations = _left(undisturbed, stage, seconds[-1])
             chosen, span = generator.choice([*durations.items()]) if number % 2 else ("start", sum(durations.values()))
             stage = _run(killed.config, now, (chosen, generator.uniform(0, span)))

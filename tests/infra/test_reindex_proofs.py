@@ -1,17 +1,21 @@
-"""Short forms of what tests/bench proves at length: `reindex` under kill -9, and day after day."""
+"""What tests/bench proves at length: `reindex` under kill -9, and day after day. The proofs take up to two minutes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench.reindex_kills import run_kills
-from tests.bench.reindex_soak import run_soak
+import pytest
+
+from tests.bench.reindex_kills import MOST_KILLS, run_kills
+from tests.bench.reindex_soak import SETTLED, run_soak
 
 
-def test_killed_runs_end_with_the_release_of_an_undisturbed_one(tmp_path: Path) -> None:
-    assert run_kills(4, tmp_path, seed=1)["kills"] >= 4
+@pytest.mark.parametrize(("kills", "in_a_round"), [(3, 3), pytest.param(40, MOST_KILLS, marks=pytest.mark.proof)])
+def test_killed_runs_end_with_the_release_of_an_undisturbed_one(tmp_path: Path, kills: int, in_a_round: int) -> None:
+    assert run_kills(kills, tmp_path, seed=1, images=24, most_kills=in_a_round)["kills"] >= kills
 
 
-def test_days_of_changes_end_with_the_index_of_a_build_from_nothing(tmp_path: Path) -> None:
-    report = run_soak(5, tmp_path, seed=3)
-    assert sum(report["changes"].values()) == 5
+@pytest.mark.parametrize("days", [3, pytest.param(SETTLED + 10, marks=pytest.mark.proof)])
+def test_days_of_changes_end_with_the_index_of_a_build_from_nothing(tmp_path: Path, days: int) -> None:
+    report = run_soak(days, tmp_path, seed=3)
+    assert sum(report["changes"].values()) == days
