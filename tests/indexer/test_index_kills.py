@@ -10,18 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from indexer.build import build_index
 from searchforge.config import Config
 from searchforge.hashing import sha256_file
 from searchforge.workspace import Workspace
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
 
-KILLS = 10
-KILLS_A_COPY = 5
-"""Kills of one workspace before it is left to end."""
 
-
-def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kills", "kills_a_copy"), [(2, 2), pytest.param(10, 5, marks=pytest.mark.proof)])
+def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(
+    tmp_path: Path, kills: int, kills_a_copy: int
+) -> None:
+    """So often a workspace is killed before it is left to end, until there were so many kills in all."""
     corpus = make_corpus(tmp_path / "origin", count=100, data__captions=[])
     commit_embeddings(corpus.workspace, corpus.records, "many-shards", shards=12)
     origin = Path(corpus.workspace.root)
@@ -32,13 +34,13 @@ def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(tmp
     seconds = time.monotonic() - start
     expected = _files(undisturbed)
     assert "index.ldb" in expected
-    generator, kills = random.Random(0), 0
-    while kills < KILLS:
-        config = _copy(corpus.config, origin, tmp_path / f"killed-{kills}")
-        for _ in range(KILLS_A_COPY):
+    generator, killed = random.Random(0), 0
+    while killed < kills:
+        config = _copy(corpus.config, origin, tmp_path / f"killed-{killed}")
+        for _ in range(kills_a_copy):
             if not _run(config, generator.uniform(0, seconds)):
                 break
-            kills += 1
+            killed += 1
         _run(config)
         assert _files(config) == expected
         assert list((Path(config.workspace) / ".staging").iterdir()) == []
