@@ -22,6 +22,9 @@ from searchforge.fork_server import python_path
 CONNECT_SECONDS = 10
 """How long a cluster may take to accept a connection."""
 
+ATTEMPTS = 3
+"""How often a local cluster is started before that counts as failed."""
+
 _OWN_ERROR = re.compile(r"^searchforge\.errors\.\w+: ")
 
 
@@ -48,6 +51,10 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
     if not address:
         # Without this, which Ray means for other systems, 127.0.0.1 would become the machine's outward address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # This machine will not be taken away with notice, so that no process has to watch for that.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Workers have the priority of this command: 15 below it, as by default, they get nothing of a busy machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     elif os.environ.get("RAY_AUTH_TOKEN_PATH") or (Path.home() / ".ray" / "auth_token").exists():
         # As Ray's own commands do; the cluster that they started will want it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -67,9 +74,8 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
             cpus = max(config.workers + 1, os.cpu_count() or 1)
             options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             options |= {"runtime_env": {"env_vars": variables}}
-        with stderr_closed():
-            ray.init(address or "local", **options)
-    except (OSError, RuntimeError, ValueError) as error:
+        _start(address, options)
+    except Exception as error:  # of many kinds, such as a bare Exception where a node takes too long to start
         reason = " ".join(str(error).split())
         raise JobError(
             f"the Ray cluster ({address or 'local'}) cannot be used: {reason}; check train.ray_address and RAY_ADDRESS"
@@ -80,6 +86,25 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
     finally:
         ray.shutdown()
         _restore(handlers)
+
+
+def _start(address: str | None, options: dict[str, Any]) -> None:
+    """Connects to a cluster, or starts a local one, again where that fails.
+
+    On a busy machine Ray gives up when its agent has not started within 15 seconds, which no setting changes
+    (https://github.com/ray-project/ray/issues/65983). The next attempt finds the agent's files in memory.
+    """
+    import ray
+
+    with stderr_closed():
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                ray.init(address or "local", **options)
+                return
+            except Exception:
+                ray.shutdown()
+                if address or attempt == ATTEMPTS:
+                    raise
 
 
 def _own_handlers() -> dict[signal.Signals, Any]:

@@ -26,6 +26,7 @@ from searchforge.errors import JobError
 from trainer.batches import batch_plan
 from trainer.checkpoints import CheckpointStore
 from trainer.cluster import cause, gpus_per_worker
+from trainer.counter import Counter
 
 Array = npt.NDArray[Any]
 
@@ -127,13 +128,16 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Trained:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.tensorflow import TensorflowTrainer
 
+    from trainer.ray_backend import TensorFlowBackend
+
     workers = task.config.workers
     if (cpus := ray.cluster_resources().get("CPU", 0)) < workers:
         # Ray would wait for ever.
         progress.say(f"the Ray cluster has {cpus:g} CPUs, but train.workers is {workers}: it waits for more nodes")
-    counter = ray.remote(num_cpus=0)(_Counter).remote()
+    counter = ray.remote(num_cpus=0)(Counter).remote()
     trainer = TensorflowTrainer(
         _worker,
+        tensorflow_config=TensorFlowBackend(),
         train_loop_config={"task": [ray.put(task)], "threads": threads, "counter": counter},
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -163,19 +167,6 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Trained:
     weights = {key.removeprefix("result/"): value for key, value in state.items() if key.startswith("result/")}
     history = [dict(zip(_HISTORY, row, strict=True)) for row in state["history"].tolist()]
     return Trained(weights, [{**epoch, "epoch": int(epoch["epoch"])} for epoch in history])
-
-
-class _Counter:
-    """A Ray actor: the epochs that are done."""
-
-    def __init__(self) -> None:
-        self._done = 0
-
-    def set(self, done: int) -> None:
-        self._done = max(done, self._done)
-
-    def get(self) -> int:
-        return self._done
 
 
 @contextlib.contextmanager
@@ -215,9 +206,8 @@ def _worker(settings: dict[str, Any]) -> str | None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
     task: Task = ray.get(settings["task"][0])
-    config = task.config
     rank, checkpoint = ray.train.get_context().get_world_rank(), ray.train.get_checkpoint()
-    share, steps = batch_plan(config, task.images)
+    _, steps = batch_plan(task.config, task.images)
     run = task.start(strategy, steps)
     history: list[list[float]] = []
     if checkpoint:
@@ -226,7 +216,48 @@ def _worker(settings: dict[str, Any]) -> str | None:
         history = state.pop("history").tolist()
         run.load(state)
 
-    for epoch in range(len(history), task.epochs):
+    try:
+        for figures in run_epochs(task, run, len(history), rank):
+            history.append(figures)
+            done = len(history)
+            if rank == 0:
+                settings["counter"].set.remote(done)
+            if done % math.ceil(task.epochs / CHECKPOINTS) and done < task.epochs:
+                continue
+            state = run.state()
+            if not all(np.isfinite(value).all() for value in state.values() if value.dtype.kind == "f"):
+                return f"weights are not finite after epoch {done} ({task.label}); lower the learning rate"
+            with tempfile.TemporaryDirectory() as folder:
+                saved = None
+                if rank == 0:
+                    np.savez(Path(folder) / _CHECKPOINT, history=np.array(history), **state)
+                    saved = ray.train.Checkpoint.from_directory(folder)
+                ray.train.report({"epoch": done, "loss": figures[1]}, checkpoint=saved)
+    except Diverged as error:
+        return str(error)  # the same for all workers; an exception would have Ray try again, to the same end
+    return None
+
+
+class Diverged(JobError):
+    """The loss is not a number any more."""
+
+
+def run_epochs(task: Task, run: Run, done: int, rank: int) -> Iterator[list[float]]:
+    """Trains one worker's share of the epochs after the first `done` ones.
+
+    Args:
+      run: the state after `done` epochs.
+      rank: of this worker; the others must be at the same step.
+
+    Yields:
+      After each epoch its number (from 1), mean loss, learning rate, temperature and seconds.
+
+    Raises:
+      Diverged: the loss is not a number any more.
+    """
+    config = task.config
+    share, steps = batch_plan(config, task.images)
+    for epoch in range(done, task.epochs):
         start, total = time.monotonic(), 0.0
         random = np.random.default_rng([config.seed, epoch])
         order = random.permutation(task.images)
@@ -236,26 +267,11 @@ def _worker(settings: dict[str, Any]) -> str | None:
             seed = np.array([config.seed, (epoch * steps + step) * config.workers + rank], np.int32)
             loss = float(run.step(*batch, seed))
             if not math.isfinite(loss):
-                # The same for all workers. An exception would have Ray try again, to the same end.
-                return (
+                raise Diverged(
                     f"the loss is {loss} in epoch {epoch + 1}, step {step + 1} ({task.label}); lower the learning rate"
                 )
             total += loss
-        history.append([epoch + 1, total / steps, run.learning_rate, run.temperature, time.monotonic() - start])
-        if rank == 0:
-            settings["counter"].set.remote(epoch + 1)
-        if (epoch + 1) % math.ceil(task.epochs / CHECKPOINTS) and epoch + 1 < task.epochs:
-            continue
-        state = run.state()
-        if not all(np.isfinite(value).all() for value in state.values() if value.dtype.kind == "f"):
-            return f"weights are not finite after epoch {epoch + 1} ({task.label}); lower the learning rate"
-        with tempfile.TemporaryDirectory() as folder:
-            saved = None
-            if rank == 0:
-                np.savez(Path(folder) / _CHECKPOINT, history=np.array(history), **state)
-                saved = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"epoch": epoch + 1, "loss": history[-1][1]}, checkpoint=saved)
-    return None
+        yield [epoch + 1, total / steps, run.learning_rate, run.temperature, time.monotonic() - start]
 
 
 def _read(path: Path) -> dict[str, Array]:

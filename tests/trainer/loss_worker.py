@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from tests.trainer import tiny_towers
 IMAGES, PAIRS, CAPTIONS, IMAGE_WIDTH, TEXT_WIDTH = 12, 2, 2, 20, 30
 
 
-def run(folder: Path, rank: int, workers: int, tower: str) -> None:
-    """Runs under TF_CONFIG; `tower` is a folder with a tiny image tower."""
+def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> None:
+    """Writes what this worker finds under a strategy of all workers; `tower` has a tiny image tower and its images."""
     import tensorflow as tf
 
     from searchforge.config import TrainConfig
@@ -22,7 +23,6 @@ def run(folder: Path, rank: int, workers: int, tower: str) -> None:
     from trainer.towers import TowerSpec
     from trainer.tuning import TuningRun, TuningTask
 
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
     share = IMAGES // workers
     part = slice(rank * share, (rank + 1) * share)
     for preset in ("best", "recipe2022"):
@@ -53,4 +53,6 @@ def run(folder: Path, rank: int, workers: int, tower: str) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    from tensorflow import distribute  # whose cluster is that of TF_CONFIG
+
+    run(distribute.MultiWorkerMirroredStrategy(), Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

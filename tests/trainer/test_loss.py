@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,26 +17,26 @@ import tensorflow as tf
 from PIL import Image
 
 from searchforge.config import TrainConfig
-from tests.trainer import tiny_towers
-from tests.trainer.loss_worker import IMAGES
+from tests.trainer import loss_worker
 from trainer.dual_encoder import DualEncoder
 from trainer.loss import info_nce, soft_target_loss
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with what one worker found alone, and what two found together."""
+def results(tiny_image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with what one worker found alone, in this process, and what two found together."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", "first", "second")}
-    tower, random = tiny_towers.save_fixed_image_model(tmp_path_factory.mktemp("tower")), np.random.default_rng(0)
-    for index in range(IMAGES):
+    tower, random = tmp_path_factory.mktemp("tower") / "model", np.random.default_rng(0)
+    shutil.copytree(tiny_image_model, tower)
+    for index in range(loss_worker.IMAGES):
         Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(tower / f"{index}.png")
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))
         addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in (first, second)]
     pair = [_start(folders[name], rank, addresses, tower) for rank, name in enumerate(("first", "second"))]
+    loss_worker.run(tf.distribute.OneDeviceStrategy("cpu:0"), folders["alone"], 0, 1, str(tower))
     assert [process.wait(180) for process in pair] == [0, 0]
-    assert _start(folders["alone"], 0, addresses[:1], tower).wait(180) == 0
     return folders
 
 

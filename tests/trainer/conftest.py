@@ -1,0 +1,58 @@
+"""What the tests of training share in one process: a local Ray cluster, tiny towers on disk, and loaded towers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from trainer.towers import ImageTower, TextTower, TowerSpec
+
+WORKERS = 2
+"""Most Ray workers of a test."""
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A local Ray cluster with enough CPUs for `WORKERS` workers."""
+    from searchforge.config import TrainConfig
+    from trainer.cluster import ray_cluster
+
+    with ray_cluster(TrainConfig(workers=WORKERS)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SavedModel of an image tower for images of 16 x 16 pixels; not to be changed."""
+    from tests.trainer import tiny_towers
+
+    return tiny_towers.save_fixed_image_model(tmp_path_factory.mktemp("image") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SavedModel of a text tower whose features count words: their sum is the number of words."""
+    from tests.trainer import tiny_towers
+
+    return tiny_towers.save_text_model(tmp_path_factory.mktemp("text") / "model")
+
+
+@pytest.fixture(scope="session")
+def shared_image_tower() -> Callable[[TowerSpec], ImageTower]:
+    """Loads an image tower once in this process; it is not to be changed."""
+    from trainer.towers import load_image_tower
+
+    return functools.cache(load_image_tower)
+
+
+@pytest.fixture(scope="session")
+def shared_text_tower() -> Callable[[TowerSpec], TextTower]:
+    """Loads a text tower once in this process; it is not to be changed."""
+    from trainer.towers import load_text_tower
+
+    return functools.cache(load_text_tower)

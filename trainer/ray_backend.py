@@ -1,0 +1,51 @@
+"""Tells Ray Train's workers each other's addresses, as TensorFlow expects them, without loading TensorFlow itself.
+
+Ray's own TensorflowConfig does the same, but the process that controls the workers has to import TensorFlow to read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train.backend import Backend, BackendConfig
+
+
+@dataclass
+class TensorFlowBackend(BackendConfig):
+    """Sets TF_CONFIG in every worker."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _Backend
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+
+class _Backend(Backend):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        addresses = worker_group.execute(_free_address)
+        ray.get(
+            [worker_group.execute_single_async(rank, _configure, addresses, rank) for rank in range(len(worker_group))]
+        )
+
+
+def _free_address() -> str:
+    """Returns host:port of this worker, which no other process listens at."""
+    host = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(("", 0))
+        port = found.getsockname()[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _configure(addresses: list[str], rank: int) -> None:
+    task = {"type": "worker", "index": rank}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
