@@ -53,7 +53,8 @@ def run_demo(config: Config, scenes: int, seed: int) -> DemoReport:
         raise UsageError("the demo makes its own corpus; use `searchforge run` for yours")
     progress.say(
         f"demo: draw {scenes} captioned scenes, train on a local Ray cluster of {config.train.workers} workers, embed "
-        f"with Beam, index, check and publish into {config.workspace}; about 4 minutes on 2 cores"
+        f"with Beam, index, check and publish into {config.workspace}. Training takes longest: it measures this "
+        "machine, and says how long"
     )
     corpus = Path(config.workspace) / "corpus"
     captions = write_scenes(corpus, scenes, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from searchforge.captions import CaptionedImage
 from searchforge.config import TrainConfig
 from searchforge.hashing import sha256_bytes
 from trainer.batches import TrainingSet
 from trainer.data import Data
-from trainer.features import Features, Rejected, extract
+from trainer.feature_cache import FeatureCache
+from trainer.features import Features, Rejected, Wanted, extract
 from trainer.towers import ImageTower, TextTower, TowerSpec
 from trainer.views import PLAIN, VIEWS
 
@@ -43,7 +45,7 @@ class FeatureSets:
 
     @property
     def image_seconds(self) -> float:
-        """Wall time of the image tower."""
+        """Of the image tower; see Features."""
         return self.train.seconds + self.heldout.seconds
 
     def training_set(self, data: Data) -> TrainingSet:
@@ -90,22 +92,39 @@ def extract_all(
     """Runs the towers on everything that is not cached; see `features.extract`.
 
     Args:
+      cache: folder for all towers' features.
+      data, towers, specs, views, weights: see `wanted_sets`.
+    """
+    wanted = wanted_sets(data, towers, specs, views, weights)
+    return FeatureSets(*extract(wanted, FeatureCache(cache), settings.workers))
+
+
+def wanted_sets(
+    data: Data,
+    towers: tuple[ImageTower, TextTower],
+    specs: tuple[TowerSpec, TowerSpec],
+    views: int,
+    weights: tuple[Weights, Weights] | None = None,
+) -> tuple[Wanted, Wanted, Wanted]:
+    """Returns what a training needs the features of: training images, held-out images and captions.
+
+    Args:
       towers, specs: of images and of texts.
       views: of the training images.
       weights: of tuned towers.
     """
     image_key = f"{towers[0].fingerprint} {towers[0].preprocessing}"
-    image_weights, text_weights = weights or (None, None)
+    image_weights, text_weights = weights or ({}, {})
 
-    def images(side: Any, names: tuple[str, ...]) -> Features:
+    def images(side: Sequence[CaptionedImage], names: Sequence[str]) -> Wanted:
         paths = {image.content_hash: str(image.path) for image in side}
-        return extract(specs[0], image_key, paths, cache, settings.workers, views=names, weights=image_weights)
+        return Wanted(specs[0], image_key, paths, names, image_weights)
 
     texts = {caption_key(text): text for image in data.images for text in image.captions}
-    return FeatureSets(
-        train=images(data.train, tuple(VIEWS)[:views]),
-        heldout=images(data.heldout, (PLAIN,)),
-        captions=extract(specs[1], towers[1].fingerprint, texts, cache, settings.workers, weights=text_weights),
+    return (
+        images(data.train, tuple(VIEWS)[:views]),
+        images(data.heldout, (PLAIN,)),
+        Wanted(specs[1], towers[1].fingerprint, texts, weights=text_weights),
     )
 
 

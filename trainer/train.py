@@ -18,7 +18,7 @@ from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_file
 from searchforge.workspace import Workspace
-from trainer import agreement, curves, evaluate, tuning
+from trainer import agreement, curves, estimate, evaluate, tuning
 from trainer.batches import TrainingSet, batch_plan
 from trainer.checkpoints import CheckpointStore
 from trainer.cluster import ray_cluster, threads_per_worker
@@ -33,7 +33,8 @@ from trainer.data import (
 )
 from trainer.dual_encoder import DualEncoder
 from trainer.export import ImageEncoder, Quantization, TextEncoder, export
-from trainer.feature_sets import FeatureSets, extract_all
+from trainer.feature_cache import FeatureCache
+from trainer.feature_sets import FeatureSets, extract_all, wanted_sets
 from trainer.fusion import FusedHead, fuse
 from trainer.head_training import train_heads
 from trainer.identity import FREE, VERSION
@@ -82,7 +83,7 @@ def train(config: Config) -> EncoderInfo:
         _forget(store, bundle)
         return EncoderInfo(**workspace.marker("encoders", bundle))
 
-    _announce(settings, data, bundle)
+    _announce(config, data, specs, towers, bundle)
     announce_unused(data)
     start = time.monotonic()
     learned = _learn(config, data, specs, towers, workspace.cache("features"), store, bundle)
@@ -151,7 +152,9 @@ def _learn(
     tuned_report = None
     with ray_cluster(settings):
         threads = threads_per_worker(settings.workers)
+        start = time.monotonic()
         features = extract_all(settings, data, towers, specs, cache, settings.views)
+        seconds["features"] = time.monotonic() - start
         seconds |= {"image_features": features.image_seconds, "text_features": features.captions.seconds}
         computed = features.train.computed + features.heldout.computed, features.captions.computed
         data = without_rejected(data, features.rejected, config.data.max_reject_fraction)
@@ -299,28 +302,29 @@ def _bundle_id(settings: TrainConfig, data: Data, image_tower: ImageTower, text_
     )
 
 
-def _announce(settings: TrainConfig, data: Data, bundle: str) -> None:
-    captions = sum(len(image.captions) for image in data.images)
+def _announce(
+    config: Config,
+    data: Data,
+    specs: tuple[TowerSpec, TowerSpec],
+    towers: tuple[ImageTower, TextTower],
+    bundle: str,
+) -> None:
+    """Says what is to be done, and how long that takes if this machine stays as fast as it is."""
+    settings = config.train
     share, steps = batch_plan(settings, len(data.train))
+    cache = FeatureCache(Workspace(config.workspace).cache("features"))
+    train, heldout, captions = (w.passes(cache) for w in wanted_sets(data, towers, specs, settings.views))
+    amount = estimate.Amount(train + heldout, captions, len(data.train), share * settings.workers, steps)
+    texts = [text for image in sampled(data.train, estimate.INPUTS) for text in image.captions]
+    speed = estimate.measure(towers, data.train[0].path, texts, settings.workers)
+    seconds = estimate.seconds(settings, amount, (towers[0].width, towers[1].width), speed)
     tuned = f"{settings.tune_epochs} epochs of the towers, " if tuning.tunes(settings) else ""
     progress.say(
-        f"train: encoder {bundle}, preset {settings.preset}, {settings.workers} workers: features of "
-        f"{len(data.images)} images and {captions} captions, then {settings.epochs} epochs of {steps} steps of "
-        f"{share * settings.workers} images, {tuned}export and proof; "
-        f"about {_minutes(settings, data, captions, steps)} on 2 cores"
+        f"train: encoder {bundle}, preset {settings.preset}, {settings.workers} workers: {amount.image_passes} passes "
+        f"of the image tower over {len(data.images)} images, {captions} captions through theirs, then "
+        f"{settings.epochs} epochs of {steps} steps of {amount.batch} images, {tuned}export and proof; "
+        f"about {estimate.text(seconds)} at the speed that this machine has now"
     )
-
-
-def _minutes(settings: TrainConfig, data: Data, captions: int, steps: int) -> str:
-    """A rough guess for the default towers: images and captions a second, seconds a step, and the fixed rest."""
-    step = 0.15 if settings.preset == "best" else 0.03
-    features = (settings.views * len(data.train) + len(data.heldout)) / 100 + captions / 400
-    seconds = features + settings.epochs * (steps * settings.heads * step + 0.3) + 60
-    # A tuned tower runs once without gradients and once with them, at three times the cost of a frozen one.
-    images = 3 / 100 * (settings.tune_image != tuning.FROZEN)
-    texts = 3 / 400 * settings.captions_per_image * (settings.tune_text != tuning.FROZEN)
-    seconds += settings.tune_epochs * len(data.train) * (images + texts)
-    return f"{max(1, round(seconds / 60))} min"
 
 
 def fused_heads(settings: TrainConfig, model: DualEncoder, training_set: TrainingSet) -> tuple[FusedHead, FusedHead]:

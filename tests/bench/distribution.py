@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,19 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
 
 def _tower_rate(spec: Any, inputs: dict[str, str], workers: int) -> float:
     """Inputs a second once every worker has finished a chunk."""
-    from trainer import features
-    from trainer.views import PLAIN
+    from trainer.feature_cache import FeatureCache, Rows
+    from trainer.features import CHUNK, Wanted, extract
 
-    features.CHUNK[spec.modality] = -(-len(inputs) // CHUNKS)
-    finished = [
-        (time.monotonic(), len(keys)) for keys, _, _ in features._run(spec, (PLAIN,), list(inputs.items()), workers, 1)
-    ]
+    finished: list[tuple[float, int]] = []
+
+    class Timed(FeatureCache):
+        def write(self, name: str, keys: Sequence[str], values: Any) -> Rows:
+            finished.append((time.monotonic(), len(keys)))
+            return super().write(name, keys, values)
+
+    chunk = {**CHUNK, spec.modality: -(-len(inputs) // CHUNKS)}
+    with tempfile.TemporaryDirectory() as folder:
+        extract([Wanted(spec, "rate", inputs)], Timed(Path(folder)), workers, threads=1, chunk=chunk)
     counted = sum(count for _, count in finished[workers:])
     return counted / (finished[-1][0] - finished[workers - 1][0])
 

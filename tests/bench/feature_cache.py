@@ -43,17 +43,17 @@ class RecomputingTask(HeadTask):
         )
         images, texts, ids = draw(self.config, numbers, rows, random, part)
         features = [
-            _extractor(spec)({"key": wanted.ravel(), "value": [inputs[i] for i in wanted.ravel()]})["plain"]
+            _tower(spec)([inputs[i] for i in wanted.ravel()])["plain"]
             for spec, inputs, wanted in zip(self.specs, self.inputs, (images, texts), strict=True)
         ]
         return features[0].reshape(*images.shape, -1), features[1].reshape(*texts.shape, -1), ids
 
 
 @functools.cache
-def _extractor(spec: Any) -> Any:
-    from trainer.features import Extractor
+def _tower(spec: Any) -> Any:
+    from trainer.features import TowerRunner
 
-    return Extractor(spec)
+    return TowerRunner(spec)
 
 
 @click.command()

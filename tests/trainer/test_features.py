@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +11,48 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from searchforge.config import TrainConfig
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes
 from tests.trainer import tiny_towers
 from trainer import features
-from trainer.cluster import ray_cluster
-from trainer.features import Features, extract
+from trainer.feature_cache import FeatureCache, Rows
+from trainer.features import Features, Wanted, extract
 from trainer.towers import TowerSpec
 
 TEXTS = {sha256_bytes(text.encode()): text for text in (" ".join(["word"] * i) for i in range(1, 11))}
 CHUNK = 4
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with ray_cluster(TrainConfig(workers=1)):
-        yield
+pytestmark = pytest.mark.usefixtures("ray_local")
 
 
 @pytest.fixture(scope="module")
-def text_tower(tmp_path_factory: pytest.TempPathFactory) -> TowerSpec:
-    """Its features count words: their sum is the number of words."""
-    return TowerSpec("text", f"saved_model:{tiny_towers.save_text_model(tmp_path_factory.mktemp('text') / 'model')}")
+def text_tower(tiny_text_model: Path) -> TowerSpec:
+    return TowerSpec("text", f"saved_model:{tiny_text_model}")
 
 
 @pytest.fixture(scope="module")
-def image_tower(tmp_path_factory: pytest.TempPathFactory) -> TowerSpec:
-    folder = tiny_towers.save_fixed_image_model(tmp_path_factory.mktemp("image") / "model")
-    return TowerSpec("image", f"saved_model:{folder}")
+def image_tower(tiny_image_model: Path) -> TowerSpec:
+    return TowerSpec("image", f"saved_model:{tiny_image_model}")
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(features.CHUNK, "text", CHUNK)
+class DyingCache(FeatureCache):
+    """A cache whose process is interrupted when it writes for the third time."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.written: list[Path] = []
+
+    def write(self, name: str, keys: Sequence[str], values: Any) -> Rows:
+        if len(self.written) == 2:
+            raise KeyboardInterrupt
+        rows = super().write(name, keys, values)
+        self.written.append(rows[keys[0]][0])
+        return rows
+
+
+def _extract(wanted: Wanted, cache: FeatureCache) -> Features:
+    (found,) = extract([wanted], cache, workers=1, chunk={"image": CHUNK, "text": CHUNK})
+    return found
 
 
 def _words(found: Features, texts: dict[str, str]) -> list[float]:
@@ -55,38 +64,40 @@ def _expected(texts: dict[str, str]) -> list[float]:
 
 
 def test_only_what_is_missing_is_computed_whatever_was_killed_damaged_or_added(
-    text_tower: TowerSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    text_tower: TowerSpec, tmp_path: Path
 ) -> None:
-    write, written = features._write, []
-
-    def dies(path: Path, keys: Any, values: Any) -> None:
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(path)
-        write(path, keys, values)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(features, "_write", dies)
-        with pytest.raises(KeyboardInterrupt):
-            extract(text_tower, "tower", TEXTS, tmp_path, workers=1)
-    assert [len(np.load(path)["keys"]) for path in written] == [CHUNK, CHUNK]
-    written[0].write_bytes(written[0].read_bytes()[:50])  # a damaged file counts as absent
+    dying, cache = DyingCache(tmp_path), FeatureCache(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        _extract(Wanted(text_tower, "tower", TEXTS), dying)
+    assert [len(np.load(path)["keys"]) for path in dying.written] == [CHUNK, CHUNK]
+    dying.written[0].write_bytes(dying.written[0].read_bytes()[:50])  # a damaged file counts as absent
     changed = TEXTS | {"f" * 64: "another text"}
-    again = extract(text_tower, "tower", changed, tmp_path, workers=1)
+    again = _extract(Wanted(text_tower, "tower", changed), cache)
     assert again.computed == len(changed) - CHUNK
+    assert again.seconds > 0
     assert _words(again, changed) == _expected(changed)
-    assert extract(text_tower, "tower", TEXTS, tmp_path, workers=1).computed == 0
+    assert _extract(Wanted(text_tower, "tower", TEXTS), cache).computed == 0
 
 
-def test_images_that_cannot_be_read_are_reported(image_tower: TowerSpec, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_reported_beside_the_texts_of_another_tower(
+    image_tower: TowerSpec, text_tower: TowerSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_bytes(b"not an image")
     paths = {name: str(tmp_path / name) for name in ("empty.jpg", "good.png", "missing.png", "text.jpg")}
-    found = extract(image_tower, "tower", paths, tmp_path / "cache", workers=1)
+    wanted = [Wanted(image_tower, "tower", paths), Wanted(text_tower, "tower", TEXTS)]
+    found, texts = extract(wanted, FeatureCache(tmp_path / "cache"), workers=2)
     assert list(found.rows) == ["good.png"] and found.values.shape == (1, tiny_towers.IMAGE_WIDTH)
     reasons = {item.key: item.reason for item in found.rejected}
     assert reasons == {"empty.jpg": "empty", "missing.png": "unseen", "text.jpg": "not_an_image"}
+    assert _words(texts, TEXTS) == _expected(TEXTS) and texts.rejected == []
+    assert (found.computed, texts.computed) == (4, 10) and min(found.seconds, texts.seconds) > 0
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.partition(" in ")[0].strip() for line in shown if " in " in line] == [
+        "images through their tower: 4/4",
+        "captions through their tower: 10/10",
+    ]
 
 
 def test_an_image_that_only_this_machine_sees_is_the_clusters_fault(tmp_path: Path) -> None:
@@ -94,7 +105,7 @@ def test_an_image_that_only_this_machine_sees_is_the_clusters_fault(tmp_path: Pa
     path.write_bytes(b"")
     item = features.Rejected("key", features.UNSEEN, f"{path}: No such file or directory on node-2")
     with pytest.raises(JobError, match=r"here\.png: No such file .* on node-2, a node of the Ray cluster; every node"):
-        features._require_seen([item], {"key": str(path)})
+        features.require_seen([item], {"key": str(path)})
 
 
 def test_views_are_cached_by_themselves_and_rows_agree(image_tower: TowerSpec, tmp_path: Path) -> None:
@@ -109,23 +120,35 @@ def test_views_are_cached_by_themselves_and_rows_agree(image_tower: TowerSpec, t
     mirrored = {}
     for name in ("a.png", "b.png"):
         Image.fromarray(np.asarray(Image.open(paths[name]))[:, ::-1]).save(tmp_path / f"mirrored-{name}")
-        mirrored[name] = str(tmp_path / f"mirrored-{name}")
-    cache = tmp_path / "cache"
-    plain = extract(image_tower, "tower", paths, cache, workers=1)
-    both = extract(image_tower, "tower", paths, cache, workers=1, views=("plain", "mirrored"))
+        mirrored[f"m{name}"] = str(tmp_path / f"mirrored-{name}")
+    cache = FeatureCache(tmp_path / "cache")
+    first = [Wanted(image_tower, "tower", paths), Wanted(image_tower, "tower", mirrored)]
+    plain, of_mirrored = extract(first, cache, workers=1)
+    both = _extract(Wanted(image_tower, "tower", paths, ("plain", "mirrored")), cache)
     assert both.computed == 3  # of which the plain views were there
     np.testing.assert_array_equal(both.values, plain.values)
     np.testing.assert_allclose(both.views["mirrored"][both.rows["symmetric.png"]], plain.values[2], atol=1e-4)
-    of_mirrored = extract(image_tower, "tower", {f"m{key}": path for key, path in mirrored.items()}, cache, workers=1)
     for name in ("a.png", "b.png"):
         flipped = both.views["mirrored"][both.rows[name]]
         np.testing.assert_allclose(flipped, of_mirrored.values[of_mirrored.rows[f"m{name}"]], atol=2e-2)
         assert np.abs(flipped - both.values[both.rows[name]]).max() > 0.1
-    assert extract(image_tower, "tower", paths, cache, workers=1, views=("mirrored", "plain")).computed == 0
+    assert _extract(Wanted(image_tower, "tower", paths, ("mirrored", "plain")), cache).computed == 0
 
 
 def test_a_tower_that_fails_in_a_worker_is_one_line(tmp_path: Path) -> None:
-    missing = TowerSpec("text", f"saved_model:{tmp_path / 'nothing'}")
+    missing = Wanted(TowerSpec("text", f"saved_model:{tmp_path / 'nothing'}"), "tower", TEXTS)
     with pytest.raises(JobError, match=r"the text tower .* failed in a worker: .*cannot be loaded") as caught:
-        extract(missing, "tower", TEXTS, tmp_path / "cache", workers=1)
+        _extract(missing, FeatureCache(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
+
+
+def test_where_everything_is_cached_no_cluster_is_needed(
+    text_tower: TowerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache(tmp_path)
+    name = cache.name("text", "tower", "plain")
+    cache.write(name, list(TEXTS), np.arange(len(TEXTS), dtype=np.float32)[:, np.newaxis])
+    monkeypatch.setitem(sys.modules, "ray.data", None)  # what starts workers
+    found = _extract(Wanted(text_tower, "tower", TEXTS), cache)
+    assert (found.computed, found.seconds) == (0, 0.0)
+    assert _words(found, TEXTS) == list(range(len(TEXTS)))

@@ -1,0 +1,53 @@
+"""The estimate of a training's time grows with its work and with what this machine takes for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from searchforge.config import TrainConfig
+from trainer import estimate
+from trainer.estimate import Amount, Speed
+from trainer.towers import TowerSpec, load_image_tower, load_text_tower
+
+SPEED = Speed(start=1.0, image=0.01, text=0.002, operation=1e-11)
+AMOUNT = Amount(image_passes=2000, captions=10_000, images=2000, batch=500, steps=4)
+WIDTHS = (1712, 1536)
+
+
+def _seconds(settings: TrainConfig | None = None, amount: Amount = AMOUNT, speed: Speed = SPEED) -> float:
+    return estimate.seconds(settings or TrainConfig(), amount, WIDTHS, speed)
+
+
+def test_features_that_are_cached_take_no_time() -> None:
+    cached = dataclasses.replace(AMOUNT, image_passes=0, captions=0)
+    assert _seconds() - _seconds(amount=cached) == pytest.approx(estimate.POOL + 20 + 20)
+
+
+def test_more_work_takes_longer() -> None:
+    plain = _seconds()
+    assert _seconds(TrainConfig(epochs=60)) > plain
+    assert _seconds(TrainConfig(heads=1)) < plain
+    assert _seconds(TrainConfig(tune_text="full")) > plain
+    assert _seconds(amount=dataclasses.replace(AMOUNT, steps=8)) > plain
+
+
+def test_a_machine_that_is_half_as_fast_takes_twice_as_long() -> None:
+    slower = Speed(*(2 * value for value in dataclasses.astuple(SPEED)))
+    assert _seconds(speed=slower) == pytest.approx(2 * _seconds())
+
+
+def test_this_machine_is_measured(tiny_image_model: Path, tiny_text_model: Path) -> None:
+    towers = (
+        load_image_tower(TowerSpec("image", f"saved_model:{tiny_image_model}")),
+        load_text_tower(TowerSpec("text", f"saved_model:{tiny_text_model}")),
+    )
+    found = estimate.measure(towers, Path("no such image"), ["a text"], workers=2)
+    assert all(value > 0 for value in dataclasses.astuple(found))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(1, "10 s"), (84, "80 s"), (236, "4 min"), (9000, "2.5 h")])
+def test_durations_are_round(seconds: float, text: str) -> None:
+    assert estimate.text(seconds) == text
