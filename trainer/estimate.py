@@ -28,7 +28,7 @@ from trainer.tuning import FROZEN, tunes
 PROBE = "import ray"
 """What a process does whose start is measured."""
 
-RAY, POOL, TRAIN, EXPORT = 4.0, 8.0, 12.0, 12.0
+RAY, POOL, TRAIN, EXPORT = 7.0, 10.0, 22.0, 25.0
 """How many times the start of a probe these take: Ray, a pool of workers with TensorFlow, Ray Train up to its first
 step, and export with proof but for the encoders' own time. Ratios of work, which are much the same on every machine."""
 

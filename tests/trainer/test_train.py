@@ -199,9 +199,9 @@ def test_a_restored_text_encoder_embeds_as_the_bundle_does(config: Config, encod
     texts = tf.constant(["a red picture", "number 7 is all green", "x"])
     signature = tf.saved_model.load(str(folder / TEXT_SAVED_MODEL)).signatures["serving_default"]
     expected = signature(texts)["embedding"].numpy()
-    np.testing.assert_allclose(restore_text_encoder(encoder, folder)(texts), expected, atol=1e-6)
-    frozen = load_text_tower(TowerSpec("text", "pypi:minilm-l6@1", "several", 8))
     restored = restore_text_encoder(encoder, folder)
+    np.testing.assert_allclose(restored(texts), expected, atol=5e-5)
+    frozen = load_text_tower(TowerSpec("text", "pypi:minilm-l6@1", "several", 8))
     restored_tower = next(module for module in restored.submodules if isinstance(module, TextTower))
     assert np.abs(restored_tower(texts).numpy() - frozen(texts).numpy()).max() > 0  # it was tuned
 
