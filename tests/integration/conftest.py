@@ -17,9 +17,18 @@ from tests.integration.browser import browser as browser
 
 _FETCHED_AT_ONCE = 3
 
+_FIRST = ("test_ray_cluster.py", "test_report_browser.py", "test_serve_browser.py")
+"""Files of tests that need nothing built: what the others need is built meanwhile."""
+
 
 _SHARED = {"gcs_host": gcs_server.program, "browser": chromium.program}
 """What fixtures fetch, by their names; what a test module fetches besides is its `FETCHES`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of `_FIRST` before the others."""
+    places = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(_FIRST)))
 
 
 @pytest.fixture(scope="session", autouse=True)
