@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from indexer import encoding
 from indexer.build import build_index
 from searchforge.config import Config
 from searchforge.errors import JobError
@@ -24,15 +23,16 @@ def corpus(tmp_path: Path) -> TinyCorpus:
 
 
 def test_the_direct_runner_gives_the_bytes_that_threads_give(
-    corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch
+    corpus: TinyCorpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads = build_index(corpus.config, "five-shards")
+    assert "encode: 60/60" in capsys.readouterr().err  # threads say so
     parts = _parts(corpus)
     assert len(parts) == 5
     shutil.rmtree(corpus.workspace.local("searchers", threads["id"]))
     shutil.rmtree(corpus.workspace.cache("parts"))
-    monkeypatch.delattr(encoding, "encode_shards")  # which is what threads call
     beam = build_index(_with(corpus.config, runner="DirectRunner"), "five-shards")
+    assert "encode:" not in capsys.readouterr().err
     assert INDEX in beam["files"]
     assert beam["files"] == threads["files"]
     assert _parts(corpus) == parts
