@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from indexer.build import build_index
+from indexer.worker import MODULE
+from searchforge import isolated
 from searchforge.config import Config
 from searchforge.hashing import sha256_file
 from searchforge.workspace import Workspace
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
+from tests.infra.forked import fork
 
 
 @pytest.mark.parametrize(("kills", "kills_a_copy"), [(2, 2), pytest.param(10, 5, marks=pytest.mark.proof)])
@@ -27,7 +30,7 @@ def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(
     corpus = make_corpus(tmp_path / "origin", count=100, data__captions=[])
     commit_embeddings(corpus.workspace, corpus.records, "many-shards", shards=12)
     origin = Path(corpus.workspace.root)
-    _run(_copy(corpus.config, origin, tmp_path / "first"))  # the first one starts the server
+    isolated.Session(MODULE).close()  # the server of its processes is shared by what is forked from here
     undisturbed = _copy(corpus.config, origin, tmp_path / "undisturbed")
     start = time.monotonic()
     _run(undisturbed)
@@ -51,16 +54,13 @@ def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(
 
 def _run(config: Config, kill_after: float | None = None) -> bool:
     """Builds in a process of its own; returns whether it was killed before it ended."""
-    # The server process has imported everything, so that a start takes milliseconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["indexer.build", __name__])
-    process = context.Process(target=build_index, args=(config, "many-shards"))
-    process.start()
-    process.join(kill_after)
-    process.kill()
-    process.join()
-    assert process.exitcode in ((0,) if kill_after is None else (0, -signal.SIGKILL))
-    return process.exitcode != 0
+    process = fork(lambda: build_index(config, "many-shards"), Path(f"{config.workspace}.log"))
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(process, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert code in ((0,) if kill_after is None else (0, -signal.SIGKILL))
+    return code != 0
 
 
 def _copy(config: Config, origin: Path, target: Path) -> Config:
