@@ -14,7 +14,7 @@ from typing import Any
 from searchforge.hashing import content_id
 
 ROOT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "searchforge" / "tests"
-"""Where they are kept between runs; it may be deleted at any time at which no test runs."""
+"""Where they are kept between runs. It may be deleted whenever no test is running."""
 
 
 def cached(name: str, key: Any, make: Callable[[Path], None], root: Path = ROOT) -> Path:

@@ -22,7 +22,7 @@ _FIRST = ("test_ray_cluster.py", "test_report_browser.py", "test_serve_browser.p
 
 
 _SHARED = {"gcs_host": gcs_server.program, "browser": chromium.program}
-"""What fixtures fetch, by their names; what a test module fetches besides is its `FETCHES`."""
+"""What these fixtures fetch, by fixture name; a test module lists whatever else it needs as `FETCHES`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
