@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,7 +47,7 @@ def examine(workspace: str | None = None) -> list[Finding]:
     Args:
       workspace: is tried for writing where it is given.
     """
-    return [finding for check in (_system, _packages, _native, _optional) for finding in check()] + (
+    return [finding for check in (_system, packages, _native, _optional) for finding in check()] + (
         [_workspace(workspace)] if workspace else []
     )
 
@@ -67,7 +67,12 @@ def _system() -> Iterator[Finding]:
         yield _at_least("shared memory", free, MIN_SHARED_MEMORY, "Ray needs it: run the container with --shm-size=1g")
 
 
-def _packages() -> Iterator[Finding]:
+def packages(version_of: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
+    """Looks at the installed packages.
+
+    Args:
+      version_of: returns the version of an installed package, or raises PackageNotFoundError.
+    """
     try:
         requirements = importlib.metadata.requires("searchforge") or []
     except importlib.metadata.PackageNotFoundError:
@@ -79,7 +84,7 @@ def _packages() -> Iterator[Finding]:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            version = importlib.metadata.version(requirement.name)
+            version = version_of(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             version = "not installed"
         if version == "not installed" or version not in requirement.specifier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from infra.cli import main
-from infra.doctor import Finding, examine
+from infra.doctor import Finding, examine, packages
 from infra.releases import list_releases
 from infra.summaries import printable
 from searchforge.cli import require_python
@@ -118,11 +119,10 @@ def test_the_doctor_finds_this_environment_sound(tmp_path: Path) -> None:
     assert {"python", "packages", "Task Library", "ScaNN", "workspace"} <= {finding.name for finding in findings}
 
 
-def test_the_doctor_names_a_conflict_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "6.0" if name == "protobuf" else "none")
-    from infra.doctor import _packages
-
-    faults = {finding.name: finding for finding in _packages() if finding.status == "fault"}
+def test_the_doctor_names_a_conflict_and_the_remedy() -> None:
+    found = packages(lambda name: "6.0" if name == "protobuf" else version(name))
+    faults = {finding.name: finding for finding in found if finding.status == "fault"}
+    assert list(faults) == ["protobuf"]
     assert faults["protobuf"] == Finding("protobuf", "fault", "6.0", "expected protobuf<6,>=3.20.3; run `make setup`")
 
 

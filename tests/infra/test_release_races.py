@@ -11,7 +11,7 @@ from tests.bench.release_races import race
 
 @pytest.mark.parametrize(
     ("rounds", "publishers", "readers", "kills", "mixed"),
-    [(4, 5, 40, 2, 3), pytest.param(30, 12, 300, 8, 15, marks=pytest.mark.proof)],
+    [(4, 5, 40, 2, 3), pytest.param(60, 20, 500, 15, 30, marks=pytest.mark.proof)],
 )
 def test_readers_see_whole_releases_while_publishers_race_and_die(
     tmp_path: Path, rounds: int, publishers: int, readers: int, kills: int, mixed: int
