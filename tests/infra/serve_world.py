@@ -34,6 +34,9 @@ HOSTILE = 7
 
 END_SECONDS = 60
 
+_ANSWERS = '{"url": '
+"""How the line begins that a server writes once it answers."""
+
 
 def make_world(root: Path) -> Path:
     """Commits releases `all` (live; 120 images) and `half` (the first 60); returns the workspace's folder.
@@ -107,7 +110,7 @@ class Server:
     @property
     def first_line(self) -> str:
         """The line of JSON that says that it answers."""
-        return next((line for line in self.log.read_text().splitlines() if line.startswith("{")), "")
+        return next((line for line in self.log.read_text().splitlines() if line.startswith(_ANSWERS)), "")
 
     @property
     def port(self) -> int:
@@ -189,7 +192,7 @@ def serving(
     workspace: Path,
     *arguments: str,
     short_queue: tuple[int, int] | None = None,
-    until: str = '{"url": ',
+    until: str = _ANSWERS,
     forked: bool = True,
 ) -> Iterator[Server]:
     """Starts `searchforge serve` on a free port; ends it.
