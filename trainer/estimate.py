@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from searchforge.config import DEFAULT_MAX_PIXELS, TrainConfig
-from searchforge.isolated import python_path
+from searchforge.fork_server import python_path
 from searchforge.preprocessing import RejectedInput
 from trainer import agreement
 from trainer.heads import HIDDEN
