@@ -217,7 +217,7 @@ def test_forms_of_the_text_encoder_are_compared_on_demand(
     assert compared.tensorflow == evaluation.text_to_image.r_at_10.value
     for name, form in compared.forms.items():
         assert form.error == "", name
-        assert form.ms and form.r_at_10 is not None and form.mean_cosine and form.mean_cosine >= 0.9, name
+        assert form.ms and form.r_at_10 is not None and form.mean_cosine and 0 < form.mean_cosine < 1.001, name
     chosen, exact = compared.forms[compared.chosen], compared.forms["float32"]
     assert chosen.bytes == workspace.local("encoders", encoder.id).joinpath(TEXT_TFLITE).stat().st_size
     assert chosen.mean_cosine and chosen.mean_cosine >= agreement.MIN_COSINE
