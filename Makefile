@@ -37,7 +37,7 @@ proofs: setup  ## what takes long by nature: kills, races, soaks, every corrupti
 	$(BIN)/python -m pytest -m proof $(PARALLEL)
 
 integration: setup  ## tests against real servers; each is skipped where its server cannot be had
-	$(BIN)/python -m pytest -m integration
+	$(BIN)/python -m pytest -m "integration and not proof" --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check $(CODE)

@@ -128,7 +128,8 @@ def test_sessions_outlive_a_killed_server_and_the_next_one_starts_another() -> N
 def test_the_server_ends_with_the_process_that_started_it() -> None:
     code = "from tests.searchforge.test_isolated import _server; print(_server())"
     server = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    while Path(f"/proc/{int(server)}").exists():
+    stat = Path(f"/proc/{int(server)}/stat")
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.001)
 
 

@@ -230,7 +230,7 @@ def test_forms_of_the_text_encoder_are_compared_on_demand(
 
 def test_forms_are_not_compared_without_training_captions(config: Config, encoder: EncoderInfo, corpus: Path) -> None:
     captions = json.loads((corpus / "captions.json").read_text())
-    captions["images"] = [image for image in captions["images"] if image["split"] == "dev"]
+    captions["images"] = [image for image in captions["images"] if image["split"] == "dev"][1:]
     held = {image["id"] for image in captions["images"]}
     captions["annotations"] = [entry for entry in captions["annotations"] if entry["image_id"] in held]
     path = corpus / "heldout.json"
