@@ -20,6 +20,7 @@ from searchforge.workspace import Workspace
 SCENES = 240
 VALUES = {
     "train.text_tower": "pypi:minilm-l6@2",
+    "train.text_quantization": "float16",
     "train.epochs": 8,
     "train.batch_size": 100,
     "train.heads": 1,

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from searchforge import isolated
+from searchforge.fork_server import python_path
 from searchforge.hashing import sha256_bytes
 from tests.cached import cached, source, versions
 
@@ -58,7 +59,7 @@ class TinyEncoder:
         def make(folder: Path) -> None:
             (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *self.words]) + "\n")
             np.savez(folder / "weights.npz", **weights)
-            environment = {**os.environ, "PYTHONPATH": isolated.python_path()}
+            environment = {**os.environ, "PYTHONPATH": python_path()}
             for step in ("convert", "describe"):
                 command = [sys.executable, "-m", "tests.indexer.tiny_encoder", step, str(folder)]
                 subprocess.run(command, check=True, capture_output=True, env=environment)
