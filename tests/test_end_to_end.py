@@ -25,6 +25,9 @@ VALUES = {
     "train.batch_size": 100,
     "train.heads": 1,
     "train.views": 1,
+    "index.queries": 400,
+    "check.queries": 100,
+    "check.images": 20,
     "check.min_recall_at_10": 0.8,
 }
 SETTINGS = tuple(part for key, value in VALUES.items() for part in ("--set", f"{key}={value}"))
@@ -151,8 +154,8 @@ def test_running_again_changes_nothing(workspace: Workspace, corpus: Path) -> No
 
 def test_a_failed_gate_publishes_nothing_and_exits_1(workspace: Workspace) -> None:
     live = workspace.storage.read("releases/CURRENT.json")
-    settings = ["--workspace", workspace.root, "--set", "check.max_bytes_per_image=1"]
-    result = CliRunner().invoke(main, ["check", *settings])
+    settings = ["--set", "check.max_bytes_per_image=1", "--set", "check.queries=20", "--set", "check.images=10"]
+    result = CliRunner().invoke(main, ["check", "--workspace", workspace.root, *settings])
     assert result.exit_code == 1
     assert "bytes_per_image: " in result.output and "at most 1 allowed" in result.output
     failed = next(id for id in workspace.ids("checks") if not workspace.marker("checks", id)["passed"])
