@@ -84,7 +84,7 @@ class Child:
           TimeoutError: the process still runs.
         """
         if self._code is None:
-            if not select.select([self._status], [], [], timeout)[0]:
+            if not readable(self._status, timeout):
                 raise TimeoutError(f"process {self.pid} still runs after {timeout:g} s")
             # Nothing is there where the server was killed, and every process of the group with it.
             self._code = int(self._status.readline() or -signal.SIGKILL)
@@ -111,8 +111,28 @@ class Child:
                 file.close()
 
 
+def readable(file: BinaryIO, timeout: float | None) -> bool:
+    """Returns whether a pipe can be read, or has no writer any more, within a time.
+
+    Args:
+      timeout: seconds; None waits for ever.
+    """
+    poll = select.poll()  # select would refuse descriptors from 1024 on
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
 _lock = threading.Lock()
 _server: socket.socket | None = None
+
+
+def _renew_lock() -> None:
+    """Gives a fork of this process a lock that no thread holds."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _fork(module: str, descriptors: list[int]) -> tuple[int, BinaryIO]:

@@ -11,14 +11,13 @@ import contextlib
 import ctypes
 import json
 import os
-import select
 import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from searchforge.errors import JobError, SearchforgeError, UsageError
-from searchforge.fork_server import REPLY_FD, Child
+from searchforge.fork_server import REPLY_FD, Child, readable
 
 
 class ChildCrash(JobError):
@@ -68,7 +67,7 @@ class Session:
         try:
             child.stdin.write(json.dumps(request).encode() + b"\n")
             child.stdin.flush()
-            if timeout is not None and not select.select([child.replies], [], [], timeout)[0]:
+            if timeout is not None and not readable(child.replies, timeout):
                 child.kill()
                 raise ChildCrash(f"{self._module} did not answer within {timeout:g} s", child.wait())
             line = child.replies.readline()
