@@ -71,7 +71,7 @@ class Child:
     def poll(self) -> int | None:
         """Returns the exit code (negative: the signal that ended the process), or None while the process runs."""
         with contextlib.suppress(TimeoutError):
-            self.wait(None if self._hung_up() else 0)
+            self.wait(None if self._hung_up(0) else 0)
         return self._code
 
     def wait(self, timeout: float | None = None) -> int:
@@ -84,10 +84,12 @@ class Child:
           TimeoutError: the process still runs.
         """
         if self._code is None:
-            if not readable(self._status, timeout):
-                raise TimeoutError(f"process {self.pid} still runs after {timeout:g} s")
-            # Nothing is there where the server was killed, and every process of the group with it.
-            self._code = int(self._status.readline() or -signal.SIGKILL)
+            if readable(self._status, timeout) and (line := self._status.readline()):
+                self._code = int(line)
+            elif self._status_lost() and self._hung_up(timeout):
+                self._code = -signal.SIGKILL  # not known, for the server was killed
+            else:
+                raise TimeoutError(f"process {self.pid} still runs after {timeout} s")
         return self._code
 
     def kill(self) -> None:
@@ -96,13 +98,13 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    def _hung_up(self) -> bool:
-        """Whether nobody reads standard input: a process that ends closes it before the server reports its end."""
-        if self.stdin.closed:
-            return False
-        poll = select.poll()
-        poll.register(self.stdin, 0)
-        return bool(poll.poll(0))
+    def _hung_up(self, timeout: float | None) -> bool:
+        """Whether the process has closed its end of `replies`, as it does by ending, before the server reports that."""
+        return _polled(self.replies, 0, timeout)
+
+    def _status_lost(self) -> bool:
+        """Whether the server was killed, so that nobody can report the exit code."""
+        return _polled(self._status, 0, 0)
 
     def close(self) -> None:
         """Closes the files of a process that has ended."""
@@ -117,8 +119,13 @@ def readable(file: BinaryIO, timeout: float | None) -> bool:
     Args:
       timeout: seconds; None waits for ever.
     """
+    return _polled(file, select.POLLIN, timeout)
+
+
+def _polled(file: BinaryIO, events: int, timeout: float | None) -> bool:
+    """Returns whether a pipe shows one of the events, or that its other end was closed, within a time in seconds."""
     poll = select.poll()  # select would refuse descriptors from 1024 on
-    poll.register(file, select.POLLIN)
+    poll.register(file, events)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
@@ -199,18 +206,24 @@ def _serve(requests: socket.socket) -> None:
         data, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST, 4)
         if not data:
             return
-        request, status = json.loads(data), descriptors[3]
+        request = json.loads(data)
         _import(request["module"])
-        child = os.fork()
+        try:
+            *files, status = descriptors
+            child = os.fork()
+        except (OSError, ValueError):  # too many processes or open files: the caller learns it by a closed pipe
+            for descriptor in descriptors:
+                os.close(descriptor)
+            continue
         if child == 0:
             signal.set_wakeup_fd(-1)
             for descriptor in (*statuses.values(), wake_read, wake_write, status):
                 os.close(descriptor)
             requests.detach()  # standard input, which the child replaces by its own
-            _run(request, *descriptors[:3])
+            _run(request, *files)
         statuses[child] = status
         _write(status, child)
-        for descriptor in descriptors[:3]:
+        for descriptor in files:
             os.close(descriptor)
 
 
@@ -219,9 +232,9 @@ def _report_ended(statuses: dict[int, int]) -> None:
         child, status = os.waitpid(-1, os.WNOHANG)
         if not child:
             return
-        descriptor = statuses.pop(child)
-        _write(descriptor, os.waitstatus_to_exitcode(status))
-        os.close(descriptor)
+        if (descriptor := statuses.pop(child, None)) is not None:
+            _write(descriptor, os.waitstatus_to_exitcode(status))
+            os.close(descriptor)
 
 
 def _write(descriptor: int, number: int) -> None:
@@ -255,7 +268,7 @@ def _run(request: dict[str, Any], stdin: int, replies: int, errors: int) -> NoRe
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

@@ -123,6 +123,10 @@ def test_sessions_outlive_a_killed_server_and_the_next_one_starts_another() -> N
         os.kill(server, signal.SIGKILL)
         assert session.call({"op": "echo", "value": 1})["value"] == 1
         assert _server() != server
+        assert not session.ended
+        with pytest.raises(isolated.ChildCrash, match=r"did not answer within 0\.1 s"):
+            session.call({"op": "hang"}, timeout=0.1)
+        assert session.ended
 
 
 def test_the_server_ends_with_the_process_that_started_it() -> None:
