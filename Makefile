@@ -15,16 +15,18 @@ setup: .venv/.installed
 	@python="$(PYTHON)"; for version in 3.11 3.10; do \
 		test -n "$$python" || python=$$($(UV) python find --no-python-downloads --no-project $$version 2>/dev/null); \
 	done; \
-	$(UV) venv --quiet --allow-existing --python "$${python:-3.11}" .venv || { echo "error: no Python 3.10 or 3.11 was \
-	found and none could be downloaded; install one, or run make PYTHON=/path/to/python3.11"; exit 2; }
+	$(UV) venv --quiet --allow-existing --python "$${python:-3.11}" .venv || { echo "error: $(UV) made no environment \
+	of Python 3.10 or 3.11; install one of them, or run make PYTHON=/path/to/python3.11"; exit 2; }
 	$(INSTALL) --require-hashes --compile-bytecode -r requirements.lock -r requirements-dev.lock
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
 .uv/bin/uv: requirements-uv.lock
 	@for python in python3 python3.13 python3.12 python3.11 python3.10; do \
-		$$python -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $< && exit 0; \
-	done 2>/dev/null; rm -rf .uv; echo "error: uv, which installs everything else, is not on the PATH and cannot be \
+		rm -rf .uv; why=$$($$python -m venv .uv 2>&1 && \
+		.uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $< 2>&1) && exit 0; \
+		test -x .uv/bin/pip && break; \
+	done; rm -rf .uv; echo "$$why"; echo "error: uv, which installs everything else, is not on the PATH and cannot be \
 	installed; install uv, or a python3 with venv and pip (Debian: apt install python3-venv)"; exit 2
 
 demo: setup  ## from nothing to a published, verified searcher in demo-workspace/

@@ -53,8 +53,8 @@ def run_demo(config: Config, scenes: int, seed: int) -> DemoReport:
         raise UsageError("the demo makes its own corpus; use `searchforge run` for yours")
     progress.say(
         f"demo: draw {scenes} captioned scenes, train on a local Ray cluster of {config.train.workers} workers, embed "
-        f"with Beam, index, check and publish into {config.workspace}. Training takes longest: it measures this "
-        "machine, and says how long"
+        f"with Beam, index, check and publish into {config.workspace}. Training takes longest; it first "
+        "measures this machine and then says how long it will take"
     )
     corpus = Path(config.workspace) / "corpus"
     captions = write_scenes(corpus, scenes, seed)

@@ -48,7 +48,7 @@ def schedule(
     """Runs `command`, which re-indexes, at the scheduled times, until it is told to end.
 
     Args:
-      trigger: tells the times, in place of the configured expression.
+      trigger: decides when runs start, instead of the configured expression.
       end_seconds: in which a run in progress may end by itself before it is killed.
       ended: is set to end the schedule; by default SIGINT and SIGTERM do.
 

@@ -270,8 +270,8 @@ class CheckConfig(Section):
     Attributes:
       queries: held-out captions that recall is measured on; where there are none, images or texts of the corpus.
       images: of the corpus, embedded again and searched for.
-      hostile_megapixels: size of the largest pictures that the image searcher is asked. What drawing and decoding them
-        takes grows with it: about a second and 300 MB at 50.
+      hostile_megapixels: size of the largest pictures that the image searcher is asked. Time and memory grow with it:
+        about a second and 300 MB at 50.
       min_recall_at_1, min_recall_at_10, min_recall_at_100: share of the exact top k that the index must return.
       min_r_at_10: share of held-out captions whose own image must be among the first 10 hits.
       max_latency_p50_ms, max_latency_p95_ms, max_latency_p99_ms: of one text query on one thread, encoding included.

@@ -21,7 +21,7 @@ from searchforge.hashing import sha256_bytes
 from searchforge.storage import Object, Snapshot, Storage, check_path
 
 LOCK_SECONDS = 30.0
-"""In which every replacement ends, which takes milliseconds unless its process is stopped."""
+"""How long a replacement waits for another one, which takes milliseconds unless its process is stopped."""
 
 _COPY_BYTES = 1 << 20
 
@@ -39,7 +39,7 @@ class LocalStorage(Storage):
 
     Args:
       root: the folder.
-      lock_seconds: that a replacement waits for another one.
+      lock_seconds: how long a replacement waits for another one.
     """
 
     def __init__(self, root: str, lock_seconds: float = LOCK_SECONDS) -> None:

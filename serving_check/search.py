@@ -65,8 +65,8 @@ class Searcher:
     def reopen(self, threads: int = 1) -> None:
         """Opens the file again: in the same process, or in another one if that has ended.
 
-        This takes a fraction of the time in which a process starts. Measure `memory_bytes` before: a process uses the
-        memory of its earlier files again. Arguments and errors are those of the class.
+        This takes a fraction of the time in which a process starts. Measure `memory_bytes` before: a process reuses the
+        memory that its earlier files freed. Arguments and errors are those of the class.
         """
         if self._session.ended:
             self._session.close()

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from searchforge import progress
 from searchforge.cli import stderr_closed
 from searchforge.config import TrainConfig
 from searchforge.errors import JobError, SearchforgeError
@@ -23,7 +24,7 @@ CONNECT_SECONDS = 10
 """How long a cluster may take to accept a connection."""
 
 ATTEMPTS = 3
-"""How often a local cluster is started before that counts as failed."""
+"""How many times the start of a local cluster is tried."""
 
 _OWN_ERROR = re.compile(r"^searchforge\.errors\.\w+: ")
 
@@ -47,13 +48,13 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
     # Notices of Ray's native code about itself; what concerns the user arrives as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    address = config.ray_address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config)
     if not address:
         # Without this, which Ray means for other systems, 127.0.0.1 would become the machine's outward address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # This machine will not be taken away with notice, so that no process has to watch for that.
+        # Nobody takes this machine away with notice, so no process has to watch for that.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Workers have the priority of this command: 15 below it, as by default, they get nothing of a busy machine.
+        # Run workers at this command's priority: at Ray's default, 15 lower, they starve on a busy machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
     elif os.environ.get("RAY_AUTH_TOKEN_PATH") or (Path.home() / ".ray" / "auth_token").exists():
         # As Ray's own commands do; the cluster that they started will want it.
@@ -88,23 +89,29 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
         _restore(handlers)
 
 
+def cluster_address(config: TrainConfig) -> str | None:
+    """Returns the address of a running cluster; None where a local one is started."""
+    return config.ray_address or os.environ.get("RAY_ADDRESS") or None
+
+
 def _start(address: str | None, options: dict[str, Any]) -> None:
-    """Connects to a cluster, or starts a local one, again where that fails.
+    """Connects to a cluster, or starts a local one, trying again if that takes too long.
 
     On a busy machine Ray gives up when its agent has not started within 15 seconds, which no setting changes
     (https://github.com/ray-project/ray/issues/65983). The next attempt finds the agent's files in memory.
     """
     import ray
 
-    with stderr_closed():
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with stderr_closed():
                 ray.init(address or "local", **options)
-                return
-            except Exception:
-                ray.shutdown()
-                if address or attempt == ATTEMPTS:
-                    raise
+            return
+        except Exception as error:
+            ray.shutdown()
+            if address or attempt == ATTEMPTS or "timed out" not in str(error):
+                raise
+            progress.say("Ray did not start in time, as happens on a busy machine; trying again")
 
 
 def _own_handlers() -> dict[signal.Signals, Any]:

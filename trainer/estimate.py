@@ -33,10 +33,10 @@ RAY, POOL, TRAIN, EXPORT = 7.0, 10.0, 22.0, 25.0
 step, and export with proof but for the encoders' own time. Ratios of work, which are much the same on every machine."""
 
 BACKWARD = 3.0
-"""A pass with gradients costs so many times one without."""
+"""How many times as much a pass with gradients costs as one without."""
 
 INPUTS = 16
-"""How many go through a tower at once to measure it."""
+"""Inputs of the batch that a tower is measured with."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Speed:
     """What this machine takes, in seconds of wall time while all cores may work.
 
     Attributes:
-      start: to start Python processes, one for each worker at once.
+      start: to start Python processes at once, one for each worker but at most one for each core.
       image: to decode an image and run it through the tower.
       text: to run a caption through its tower.
       operation: for one floating-point operation of the heads.
@@ -81,6 +81,9 @@ def measure(towers: tuple[ImageTower, TextTower], image: Path, texts: Sequence[s
     Args:
       image: one of the training images; one that cannot be read counts as decoded in no time.
       texts: captions, at least one.
+
+    Raises:
+      tf.errors.OpError, ValueError: a tower does not take a batch of INPUTS.
     """
     preprocessing = towers[0].preprocessing
     pixels = tf.zeros([INPUTS, preprocessing.height, preprocessing.width, 3])
@@ -121,7 +124,7 @@ def seconds(settings: TrainConfig, amount: Amount, widths: tuple[int, int], spee
     return found + EXPORT * speed.start + agreement.SAMPLES * 2 * (speed.image + speed.text)
 
 
-def text(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Returns a duration for people: `50 s`, `3 min`, `2.5 h`."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} s"
@@ -147,7 +150,8 @@ def _seconds(work: Callable[[], Any]) -> float:
 def _seconds_to_start(count: int) -> float:
     start = time.monotonic()
     command, environment = [sys.executable, "-c", PROBE], {**os.environ, "PYTHONPATH": python_path()}
-    children = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(count)]
+    count, quiet = min(count, os.cpu_count() or 1), subprocess.DEVNULL
+    children = [subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) for _ in range(count)]
     for child in children:
         child.wait()
     return time.monotonic() - start

@@ -45,7 +45,7 @@ HITS = 5
 """Hits that are shown of each."""
 
 SAME = 8
-"""Captions that a rebuilt text encoder must embed as the bundle does."""
+"""Captions on which a rebuilt text encoder is compared with the bundle's."""
 
 HTML = "report.html"
 
@@ -222,13 +222,19 @@ class _FormsToCompare:
         from trainer.restore import restore_text_encoder
 
         self._encoder = restore_text_encoder(info, bundle)
-        self._chosen = info.report["text_form"], bundle / TEXT_TFLITE
-        rejected = {item["id"] for item in info.report["images"]["rejected"]}
+        try:
+            self._chosen = info.report["text_form"], bundle / TEXT_TFLITE
+            rejected = {item["id"] for item in info.report["images"]["rejected"]}
+        except KeyError as error:
+            raise UsageError(
+                f"the report of encoder {info.id} lacks {error}, so its forms cannot be compared; "
+                "train it again, or run without --compare-forms"
+            ) from None
         self._calibration = calibration_texts([image for image in split.train if image.id not in rejected])
         if "int8" in self._encoder.forms and not self._calibration:
             raise UsageError(
                 "the captions hold no training image, and the form int8 needs training captions to observe its ranges "
-                "on; give the captions that the encoder was trained with (--captions), or leave --compare-forms out"
+                "on; give the captions that the encoder was trained with (--captions), or run without --compare-forms"
             )
 
     def measure(
@@ -241,10 +247,11 @@ class _FormsToCompare:
         from trainer import forms
 
         rebuilt = self._encoder(texts[:SAME]).numpy()
-        if not np.allclose(rebuilt, queries[:SAME], atol=1e-3):  # a tower without variables, which is another one now
+        # A tower without variables restores without an error even if it is another one.
+        if not np.allclose(rebuilt, queries[:SAME], atol=1e-3):
             raise JobError(
                 "the text encoder that was rebuilt to compare its forms gives other embeddings than the bundle's "
-                f"{TEXT_SAVED_MODEL}; give the text tower that it was trained with, or leave --compare-forms out"
+                f"{TEXT_SAVED_MODEL}; give the text tower that it was trained with, or run without --compare-forms"
             )
         progress.say(f"  comparing forms of the text encoder on {min(len(texts), forms.QUERIES)} held-out captions")
         return forms.compare_texts(self._encoder, self._chosen, self._calibration, texts, owners, queries, vectors)

@@ -43,7 +43,7 @@ class FeatureCache:
         return content_id([modality, fingerprint, view])
 
     def keys(self, name: str) -> set[str]:
-        """Returns the keys of the inputs that seem to be cached: those of all files, damaged or not. Quick."""
+        """Returns the keys that all files list, without reading their values: a quick estimate."""
         found: set[str] = set()
         for path in (self._root / name).glob("*.npz"):
             with contextlib.suppress(OSError, *_DAMAGE), np.load(path, allow_pickle=False) as file:
@@ -79,7 +79,8 @@ class FeatureCache:
                 np.savez(file, keys=np.array(keys, "S64"), values=values)
             temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the same fault may hold it back
+                temporary.unlink(missing_ok=True)
             raise JobError(f"features cannot be written to {folder}: {error.strerror}") from error
         return {key: (path, row) for row, key in enumerate(keys)}
 

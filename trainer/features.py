@@ -7,13 +7,14 @@ flight, and any later training on the same inputs finds them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,17 +133,20 @@ def extract(
         totals = Counter[str]()
         for job in jobs:
             totals[job.spec.modality] += len(job.items)
-        finished, done = _run(jobs, workers, threads, chunk), Counter[str]()
-        # A kind may begin before the one before it has ended; its progress is shown from then on.
-        for modality, total in totals.items():
-            with progress.track(_LABELS[modality], total) as advance:
-                advance(done[modality])
-                while done[modality] < total:
-                    job, part = next(finished)
-                    sets[job.number].add(job.views, part)
-                    done[job.spec.modality] += part.count
-                    if job.spec.modality == modality:
-                        advance(part.count)
+        done = Counter[str]()
+        with contextlib.closing(_run(jobs, workers, threads, chunk)) as finished:
+            # A kind may begin before the one before it has ended; its progress is shown from then on.
+            for modality, total in totals.items():
+                with progress.track(_LABELS[modality], total) as advance:
+                    advance(done[modality])
+                    while done[modality] < total:
+                        if (chunk_done := next(finished, None)) is None:
+                            raise JobError(f"features of {total - done[modality]} inputs did not come; try again")
+                        job, part = chunk_done
+                        sets[job.number].add(job.views, part)
+                        done[job.spec.modality] += part.count
+                        if job.spec.modality == modality:
+                            advance(part.count)
     return [one.features(workers) for one in sets]
 
 
@@ -220,7 +224,7 @@ class _Set:
 
 def _run(
     jobs: Sequence[_Job], workers: int, threads: int | None, chunk: Mapping[str, int]
-) -> Iterator[tuple[_Job, _Part]]:
+) -> Generator[tuple[_Job, _Part], None, None]:
     """Yields the finished chunks of all jobs, roughly in the order of the jobs."""
     import pyarrow
     import ray

@@ -36,7 +36,7 @@ class _Backend(Backend):
 
 
 def _free_address() -> str:
-    """Returns host:port of this worker, which no other process listens at."""
+    """Returns a host:port of this worker at which no process listens."""
     host = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as found:

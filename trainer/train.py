@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from searchforge import progress
 from searchforge.captions import CaptionedImage
@@ -21,7 +22,7 @@ from searchforge.workspace import Workspace
 from trainer import agreement, curves, estimate, evaluate, tuning
 from trainer.batches import TrainingSet, batch_plan
 from trainer.checkpoints import CheckpointStore
-from trainer.cluster import ray_cluster, threads_per_worker
+from trainer.cluster import cluster_address, ray_cluster, threads_per_worker
 from trainer.data import (
     Data,
     announce_unused,
@@ -316,14 +317,20 @@ def _announce(
     train, heldout, captions = (w.passes(cache) for w in wanted_sets(data, towers, specs, settings.views))
     amount = estimate.Amount(train + heldout, captions, len(data.train), share * settings.workers, steps)
     texts = [text for image in sampled(data.train, estimate.INPUTS) for text in image.captions]
-    speed = estimate.measure(towers, data.train[0].path, texts, settings.workers)
-    seconds = estimate.seconds(settings, amount, (towers[0].width, towers[1].width), speed)
+    try:
+        speed = estimate.measure(towers, data.train[0].path, texts, settings.workers)
+    except (tf.errors.OpError, ValueError):
+        takes = "how long it takes cannot be measured with these towers"
+    else:
+        seconds = estimate.seconds(settings, amount, (towers[0].width, towers[1].width), speed)
+        takes = f"about {estimate.duration(seconds)} at the speed that this machine has now"
+        if cluster_address(settings):
+            takes += ", if the cluster's nodes are as fast as it"
     tuned = f"{settings.tune_epochs} epochs of the towers, " if tuning.tunes(settings) else ""
     progress.say(
         f"train: encoder {bundle}, preset {settings.preset}, {settings.workers} workers: {amount.image_passes} passes "
         f"of the image tower over {len(data.images)} images, {captions} captions through theirs, then "
-        f"{settings.epochs} epochs of {steps} steps of {amount.batch} images, {tuned}export and proof; "
-        f"about {estimate.text(seconds)} at the speed that this machine has now"
+        f"{settings.epochs} epochs of {steps} steps of {amount.batch} images, {tuned}export and proof; {takes}"
     )
 
 

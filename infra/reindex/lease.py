@@ -168,7 +168,7 @@ def acquire(
     of this machine whose process has ended is dead at once.
 
     Args:
-      storage: used by the lease alone, from then on in a thread of its own.
+      storage: for the lease alone, which uses it in a thread of its own.
       run: id of the run that wants it.
       wait_seconds: how long a living holder is waited for.
       max_seconds: after which it is no longer renewed, so that a run that hangs is taken for dead.

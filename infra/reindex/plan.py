@@ -192,7 +192,7 @@ def _changed_settings(config: Config, release: Release) -> list[str]:
     workspace = Workspace(config.workspace)
     build = workspace.marker("searchers", release.provenance["searcher"])
     report = workspace.marker("checks", release.provenance["check"])
-    checked_with = {**CheckConfig().model_dump(mode="json"), **report.get("config", {})}
+    checked_with = {**CheckConfig().model_dump(mode="json"), **(report.get("config") or {})}
     found = []
     for name, version, made_with, asked in (
         ("index", (build.get("version"), FORMAT_VERSION), build.get("config"), training_config(config.index)),

@@ -26,7 +26,7 @@ from tests.infra.forked import fork
 def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(
     tmp_path: Path, kills: int, kills_a_copy: int
 ) -> None:
-    """So often a workspace is killed before it is left to end, until there were so many kills in all."""
+    """A workspace is killed up to `kills_a_copy` times before it may finish, until there were `kills` in all."""
     corpus = make_corpus(tmp_path / "origin", count=100, data__captions=[])
     commit_embeddings(corpus.workspace, corpus.records, "many-shards", shards=12)
     origin = Path(corpus.workspace.root)

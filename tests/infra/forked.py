@@ -19,14 +19,14 @@ def fork(work: Callable[[], object], output: Path) -> int:
     process = os.fork()
     if process:
         return process
-    os.setpgid(0, 0)
-    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    for name, number in (("stdout", 1), ("stderr", 2)):  # under pytest these are others
-        setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
     code = 1
     try:
+        os.setpgid(0, 0)
+        descriptor = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        for name, number in (("stdout", 1), ("stderr", 2)):  # under pytest these are others
+            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
         work()
         code = 0
     except SystemExit as end:

@@ -10,7 +10,7 @@ from searchforge.storage import Snapshot, Storage
 from searchforge.workspace import Workspace
 
 CHANGES = ("write", "delete", "upload", "replace", "now")
-"""Calls that change something: whoever dies before another one leaves what he would leave before the next of these."""
+"""Calls that change something. Dying before any other call leaves the same state as dying before the next of these."""
 
 CALLS = (*CHANGES, "read", "exists", "names", "files", "snapshot", "read_version", "modified")
 

@@ -142,7 +142,7 @@ def test_a_pruned_release_can_be_published_again(workspace: Workspace) -> None:
 COMMANDS = ("rollback", "promote", "publish_pruned", "publish_other")
 
 SOME = 12
-"""On a folder each so many-th call is enough for every run of the tests; the proofs take each one."""
+"""`make test` tries every 12th call on a folder, the proofs every one."""
 
 
 @pytest.fixture(scope="module")

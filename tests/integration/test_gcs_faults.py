@@ -91,7 +91,7 @@ def test_a_pointer_whose_answer_was_lost_is_known_to_be_ours(
 def test_an_outage_at_any_moment_changes_nothing(
     proxy: FaultyProxy, bucket: str, source: Workspace, fault: Fault, tmp_path: Path
 ) -> None:
-    """From the n-th request of a publication on nothing works, for every few n until it succeeds."""
+    """From the n-th request of a publication on nothing works, for every second or third n until it succeeds."""
     target = Workspace(str(tmp_path / "copies"), GcsStorage(f"{bucket}/apps", replace(IMPATIENT, retry_seconds=0.05)))
     live = publish(source, target, commit_checked(source, "a")).id
     attempts, step, whole = 0, 2 if fault == "403" else 3, {live}

@@ -29,6 +29,7 @@ ASKED = (
     "a_centroid_holds_a_value_that_is_not_a_number",
     "the_metadata_of_an_item_is_nested_without_end",
     "all_ids_are_shuffled",
+    "the_model_holds_no_operators",
     "the_embeddings_are_those_of_other_images",
     "the_text_encoder_is_another_one_of_the_same_shape",
     "a_weight_of_the_image_encoder_is_not_a_number",

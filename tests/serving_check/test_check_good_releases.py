@@ -14,7 +14,7 @@ from tests.serving_check.good_releases import Corpora, Release, kinds
 KINDS = kinds()
 
 WHOLE = ("one_image", "look_ups_of_16_bits", "the_recipe_of_2022", "texts")
-"""Kinds by which a searcher that runs differs most; all kinds are checked as a whole by the proofs."""
+"""Kinds by which a searcher that runs differs most; the others are checked as a whole by the proofs."""
 
 OF_FILES = (
     "codes_of_one_byte",

@@ -206,6 +206,7 @@ def test_a_restored_text_encoder_embeds_as_the_bundle_does(config: Config, encod
     assert np.abs(restored_tower(texts).numpy() - frozen(texts).numpy()).max() > 0  # it was tuned
 
 
+@pytest.mark.proof
 def test_forms_of_the_text_encoder_are_compared_on_demand(
     config: Config, encoder: EncoderInfo, evaluation: EvaluationReport
 ) -> None:
@@ -237,6 +238,6 @@ def test_forms_are_not_compared_without_training_captions(config: Config, encode
     path.write_text(json.dumps(captions))
     other = config.model_copy(update={"data": config.data.model_copy(update={"captions": (str(path),)})})
     with pytest.raises(
-        UsageError, match=r"hold no training image, and the form int8 needs .* leave --compare-forms out"
+        UsageError, match=r"hold no training image, and the form int8 needs .* run without --compare-forms"
     ):
         evaluate_bundle(other, encoder.id, compare_forms=True)
