@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.infra.serve_world import HOSTILE, HOSTILE_ID, HOSTILE_TEXT, Server, make_world, serving, wait_for
 
@@ -210,6 +210,17 @@ def test_hostile_ids_and_metadata_are_only_text(page: Page) -> None:
     assert page.locator("#detail-stage img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     assert page.title() == f"w{HOSTILE} – searchforge"
     assert page.locator("main script, dialog script, [onerror], [onmouseover]").count() == 0
+
+
+def test_a_file_that_is_chosen_before_the_page_is_ready_is_asked_for(page: Page, complaints: list[str]) -> None:
+    held: list[Route] = []
+    page.route("**/releases", lambda route: held.append(route))
+    page.goto("/?release=all")
+    page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
+    held[0].continue_()
+    page.unroute("**/releases")
+    expect(page.get_by_role("alert")).to_contain_text("not_an_image")
+    complaints.clear()
 
 
 def test_a_refused_query_says_why(page: Page, complaints: list[str]) -> None:

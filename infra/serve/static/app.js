@@ -482,6 +482,12 @@ function moveFocus(event) {
   }
 }
 
+function takeChosenFile() {
+  const [file] = $("file").files;
+  if (file) setImage(file, file.name);
+  $("file").value = "";
+}
+
 function listen() {
   let timer;
   $("query").addEventListener("input", () => {
@@ -507,11 +513,7 @@ function listen() {
     state.count = Number($("count").value);
     search();
   });
-  $("file").addEventListener("change", () => {
-    const [file] = $("file").files;
-    if (file) setImage(file, file.name);
-    $("file").value = "";
-  });
+  $("file").addEventListener("change", takeChosenFile);
   $("picked-remove").addEventListener("click", () => {
     clearImage();
     search();
@@ -596,7 +598,6 @@ async function followPictures() {
 }
 
 async function start() {
-  listen();
   try {
     ({ releases: state.releases } = await ask("/releases"));
   } catch (error) {
@@ -604,8 +605,10 @@ async function start() {
     $("lead").textContent = error.message;
     return;
   }
+  listen();
   drawIntro();
   recall();
+  takeChosenFile(); // chosen while the releases were on their way
   if (matchMedia("(pointer: fine)").matches) $("query").focus(); // elsewhere a keyboard would cover the page
   followPictures().catch(() => {}); // the next search says that the server does not answer
 }
