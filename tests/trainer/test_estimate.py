@@ -50,4 +50,4 @@ def test_this_machine_is_measured(tiny_image_model: Path, tiny_text_model: Path)
 
 @pytest.mark.parametrize(("seconds", "text"), [(1, "10 s"), (84, "80 s"), (236, "4 min"), (9000, "2.5 h")])
 def test_durations_are_round(seconds: float, text: str) -> None:
-    assert estimate.text(seconds) == text
+    assert estimate.duration(seconds) == text
