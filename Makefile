@@ -4,7 +4,8 @@ UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin
 CODE := searchforge trainer beam_jobs indexer serving_check infra tests setup.py
 SCENES ?= 2400
-PARALLEL := --numprocesses logical --dist worksteal
+# Two test processes keep two cores busy: threads of the one would only wait for those of the other.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest --numprocesses logical
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python --no-deps
 
 .PHONY: setup demo test proofs integration lint lock clean
@@ -33,13 +34,13 @@ demo: setup  ## from nothing to a published, verified searcher in demo-workspace
 	$(BIN)/searchforge demo --workspace demo-workspace --scenes $(SCENES)
 
 test: setup  ## everything that needs nothing but PyPI
-	$(BIN)/python -m pytest -m "not integration and not proof" $(PARALLEL)
+	$(PYTEST) --dist worksteal -m "not integration and not proof"
 
 proofs: setup  ## what takes long by nature: kills, races, soaks, every corruption and interleaving
-	$(BIN)/python -m pytest -m proof $(PARALLEL)
+	$(PYTEST) --dist worksteal -m proof
 
 integration: setup  ## tests against real servers; each is skipped where its server cannot be had
-	$(BIN)/python -m pytest -m "integration and not proof" --numprocesses logical --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "integration and not proof"
 
 lint: setup
 	$(BIN)/ruff check $(CODE)

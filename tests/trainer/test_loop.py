@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,11 @@ def random_set(images: int) -> TrainingSet:
 
 
 class DivergesLater(HeadTask):
-    """Its batches hold no numbers any more after 7 steps of a worker's life."""
+    """Its batches hold no numbers any more after 7 steps of a process."""
 
-    calls = itertools.count()
+    @functools.cached_property
+    def calls(self) -> Iterator[int]:
+        return itertools.count()
 
     def batch(self, rows: Any, random: np.random.Generator, part: slice) -> tuple[Any, ...]:
         images, *others = super().batch(rows, random, part)
@@ -63,6 +67,15 @@ def test_a_run_continues_from_its_state_as_if_undisturbed() -> None:
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def test_a_loss_that_is_not_a_number_stops_after_the_last_good_epoch() -> None:
+    diverging = DivergesLater(CONFIG, random_set(16))  # 2 steps an epoch
+    epochs = run_epochs(diverging, diverging.start(tf.distribute.OneDeviceStrategy("cpu:0"), steps=2), done=0, rank=0)
+    assert [figures[0] for figures in itertools.islice(epochs, 3)] == [1, 2, 3]
+    with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(epochs of the heads\)"):
+        next(epochs)
+
+
+@pytest.mark.proof
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(ray_local: None, tmp_path: Path) -> None:
     store, data = CheckpointStore(str(tmp_path)), random_set(16)  # 2 steps an epoch
     # Tried again, it would get beyond this step.
