@@ -17,7 +17,7 @@ from infra.cli import main
 from infra.scenes import write_scenes
 from searchforge.workspace import Workspace
 
-SCENES = 240
+SCENES = 120
 VALUES = {
     "train.text_tower": "pypi:minilm-l6@2",
     "train.text_quantization": "float16",
