@@ -46,6 +46,7 @@ lint: setup
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 lock: | $(UV)  ## resolve the locks anew
 	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --all-extras --no-header --upgrade \
@@ -53,9 +54,9 @@ lock: | $(UV)  ## resolve the locks anew
 	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
 		--constraints requirements.lock --group dev -o requirements-dev.lock
 	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
-		infra/beam/dataflow.in -o infra/beam/dataflow.lock
+		infra/deploy/beam/dataflow.in -o infra/deploy/beam/dataflow.lock
 	$(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
-		--constraints requirements.lock infra/ray/gcp.in -o infra/ray/gcp.lock
+		--constraints requirements.lock infra/deploy/ray/gcp.in -o infra/deploy/ray/gcp.lock
 	echo uv | $(UV) pip compile --universal --python-version 3.10 --generate-hashes --no-header --upgrade \
 		- -o requirements-uv.lock
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from searchforge.cli import config_options, import_quietly, reports_errors, show
+from searchforge.artifacts.manifest import Modality
 from searchforge.config import Config
-from searchforge.manifest import Modality
+from searchforge.console.options import config_options, import_quietly, reports_errors, show
 
 
 def embed_command(modality: Modality, help: str) -> click.Command:

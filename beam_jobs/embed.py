@@ -9,24 +9,24 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from beam_jobs import plan as planning
-from beam_jobs.corpus import list_images, list_texts
-from beam_jobs.distributions import Distribution
-from beam_jobs.embedder import EmbedOptions
-from beam_jobs.items import Item
-from beam_jobs.listing import Listing
-from beam_jobs.models import choose_backend
-from beam_jobs.pipeline import run_pipeline, threads_per_worker
-from beam_jobs.plan import Plan
-from beam_jobs.shards import ShardReport, read_report, rejected_by_reason, remove_leftovers
-from searchforge import progress
-from searchforge.captions import corpus_source, load_captions
+from beam_jobs.corpus.corpus import list_images, list_texts
+from beam_jobs.corpus.items import Item
+from beam_jobs.embedding.embedder import EmbedOptions
+from beam_jobs.embedding.models import choose_backend
+from beam_jobs.embedding.pipeline import run_pipeline, threads_per_worker
+from beam_jobs.planning import plan as planning
+from beam_jobs.planning.distributions import Distribution
+from beam_jobs.planning.listing import Listing
+from beam_jobs.planning.plan import Plan
+from beam_jobs.planning.shards import ShardReport, read_report, rejected_by_reason, remove_leftovers
+from searchforge.artifacts.encoder import EncoderInfo
+from searchforge.artifacts.manifest import Manifest, Modality, ShardInfo
+from searchforge.artifacts.workspace import MARKERS, Workspace
+from searchforge.captions.dataset import corpus_source, load_captions
 from searchforge.config import Config
-from searchforge.encoder import EncoderInfo
+from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import canonical_json, content_id
-from searchforge.manifest import Manifest, Modality, ShardInfo
-from searchforge.workspace import MARKERS, Workspace
 
 REPORT = "report.json"
 _MARKER = MARKERS["embeddings"]

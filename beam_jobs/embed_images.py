@@ -6,8 +6,8 @@ Options that are not its own go to Beam as they are, e.g. `--runner=FlinkRunner 
 from __future__ import annotations
 
 from beam_jobs.cli import embed_command
+from searchforge.artifacts.manifest import Manifest
 from searchforge.config import Config
-from searchforge.manifest import Manifest
 
 
 def embed_images(config: Config, encoder: str) -> Manifest:

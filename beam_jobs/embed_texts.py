@@ -6,8 +6,8 @@ A corpus is a file of lines, CSV or JSON Lines, or a folder or glob of them. Opt
 from __future__ import annotations
 
 from beam_jobs.cli import embed_command
+from searchforge.artifacts.manifest import Manifest
 from searchforge.config import Config
-from searchforge.manifest import Manifest
 
 
 def embed_texts(config: Config, encoder: str) -> Manifest:

@@ -6,14 +6,14 @@ import random
 import time
 from dataclasses import dataclass
 
+from beam_jobs.corpus.items import Item
 from beam_jobs.embed import Method, list_corpus
-from beam_jobs.embedder import Embedder
-from beam_jobs.items import Item
-from beam_jobs.shards import Task
-from searchforge import progress
+from beam_jobs.embedding.embedder import Embedder
+from beam_jobs.planning.shards import Task
+from searchforge.artifacts.manifest import Modality
+from searchforge.artifacts.records import TFRECORD_FRAMING
 from searchforge.config import Config
-from searchforge.manifest import Modality
-from searchforge.records import TFRECORD_FRAMING
+from searchforge.console import progress
 
 _WARM_UP = 8
 """Items that are embedded before the clock starts: the first calls of an encoder allocate its memory."""

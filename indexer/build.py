@@ -12,28 +12,28 @@ from typing import Any
 
 import numpy as np
 
-from indexer import worker
-from indexer.base import QUANTIZER, find_base, training_config
-from indexer.corpus import require_images
-from indexer.curve import write_curve
-from indexer.encoded import CorpusEncoder, Encoded
-from indexer.encoding import forget_unused
-from indexer.ondevice_index import write_index
-from indexer.parameters import Setting, require_possible
-from indexer.partitioned import write_partitioned
-from indexer.quantizer import Quantizer
-from indexer.queries import QueryTexts, choose_texts
-from indexer.query_map import inverse_transpose
+from indexer.corpus.queries import QueryTexts, choose_texts
+from indexer.corpus.shards import require_images
+from indexer.device import worker
+from indexer.device.index_writer import write_index
+from indexer.device.partitioned import write_partitioned
+from indexer.encoding.local_run import forget_unused
+from indexer.encoding.reuse import QUANTIZER, find_base, training_config
+from indexer.quantization.quantizer import Quantizer
+from indexer.quantization.query_map import inverse_transpose
+from indexer.quantizer_choice import CorpusEncoder, Encoded
 from indexer.stopwatch import Stopwatch
-from searchforge import isolated
+from indexer.tuning.settings import Setting, require_possible
+from indexer.tuning.tradeoff import write_curve
+from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, IndexConfig
-from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.console.progress import say
 from searchforge.errors import JobError
 from searchforge.hashing import content_id, sha256_file
-from searchforge.manifest import Manifest
-from searchforge.progress import say
-from searchforge.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
-from searchforge.workspace import Workspace
+from searchforge.processes import isolated
 
 FORMAT_VERSION = 2
 """Of build.json and USER_INFO; also part of a searcher's id, so a build that packs differently gets another id."""

@@ -1,5 +1,5 @@
 """`python -m infra` is `searchforge`."""
 
-from infra.cli import main
+from infra.cli.commands import main
 
 main()

@@ -8,7 +8,6 @@
     hits = api.search(config, "a dog on a beach")
 
 Every stage finds what an earlier run finished, so that a killed `run`, started again, goes on where it was.
-Stages are imported when they are used.
 """
 
 from __future__ import annotations
@@ -21,30 +20,63 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra import releases as _releases
-from infra.channels import PRODUCTION, STAGING
-from infra.releases import Listing, Release
-from searchforge import progress
-from searchforge.cli import import_quietly
+from infra.releases import releases as _releases
+from infra.releases.channels import PRODUCTION, STAGING
+from infra.releases.releases import Listing, Release
+from infra.stages import (
+    KIND_OF_STAGE,
+    check,
+    choose_artifact,
+    compact,
+    embed,
+    estimate,
+    evaluate,
+    index,
+    train,
+)
+from searchforge.artifacts.manifest import Manifest, read_shards
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
+from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
-from searchforge.manifest import Manifest, Modality, read_shards
-from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
-from searchforge.storage import open_storage
-from searchforge.workspace import Kind, Workspace
+from searchforge.storage.factory import open_storage
 
 if TYPE_CHECKING:
-    from beam_jobs.estimate import Estimate
-    from beam_jobs.listing import Listing as CorpusListing
-    from infra.pruning import Pruned
     from infra.reindex.journal import Run
     from infra.reindex.plan import Plan
-    from infra.status import Status
-    from serving_check.search import Hit
+    from infra.reindex.status import Status
+    from infra.releases.pruning import Pruned
+    from serving_check.measurement.search import Hit
 
-
-KIND_OF_STAGE: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "searchers", "check": "checks"}
-"""What each stage makes."""
+__all__ = [
+    "RunReport",
+    "check",
+    "compact",
+    "corpus_images",
+    "embed",
+    "estimate",
+    "evaluate",
+    "index",
+    "is_image_query",
+    "metrics",
+    "open_release",
+    "preview_reindex",
+    "promote",
+    "prune",
+    "publish",
+    "reindex",
+    "releases",
+    "require_healthy",
+    "rollback",
+    "run",
+    "search",
+    "search_many",
+    "status",
+    "train",
+    "write_contact_sheet",
+    "write_metrics",
+]
 
 
 @dataclass(frozen=True)
@@ -62,87 +94,11 @@ class RunReport:
     reports: dict[str, dict[str, Any]]
 
 
-def train(config: Config) -> dict[str, Any]:
-    """Trains a dual encoder on a Ray cluster; returns encoder.json."""
-    import_quietly("tensorflow")
-    from trainer.train import train as train_encoder
-
-    return train_encoder(config).model_dump()
-
-
-def evaluate(config: Config, encoder: str | None = None, compare_forms: bool = False) -> dict[str, Any]:
-    """Measures an encoder on the held-out captions; returns report.json.
-
-    Args:
-      encoder: default: the one with the configuration's training settings, or the workspace's only one.
-      compare_forms: also export the text encoder in every TFLite form, and measure each.
-    """
-    import_quietly("tensorflow")
-    from trainer.evaluate_bundle import evaluate_bundle
-
-    return evaluate_bundle(config, encoder, compare_forms).model_dump(mode="json")
-
-
-def embed(
-    config: Config, encoder: str | None = None, modality: Modality = "images", listing: CorpusListing | None = None
-) -> dict[str, Any]:
-    """Embeds the corpus with a Beam job, building on what an earlier run holds; returns MANIFEST.json.
-
-    Args:
-      listing: of the corpus, which is used up; by default it is listed now.
-    """
-    import_quietly("apache_beam")
-    from beam_jobs.embed import embed as embed_corpus
-
-    return embed_corpus(config, _choose(config, "encoders", encoder), modality, listing).model_dump()
-
-
-def compact(config: Config, embeddings: str | None = None) -> dict[str, Any]:
-    """Copies the records of a run, which other runs' shards may hold, into shards of its own; returns MANIFEST.json."""
-    import_quietly("apache_beam")
-    from beam_jobs.embed import compact as compact_run
-
-    return compact_run(config, _choose(config, "embeddings", embeddings)).model_dump()
-
-
-def estimate(
-    config: Config, encoder: str | None = None, modality: Modality = "images", workers: int = 1, sample: int = 256
-) -> Estimate:
-    """Measures on a sample how long the whole corpus takes on some workers, and how many bytes come out."""
-    import_quietly("apache_beam")
-    from beam_jobs.estimate import estimate as estimate_run
-
-    return estimate_run(config, _choose(config, "encoders", encoder), modality, workers, sample)
-
-
-def index(config: Config, embeddings: str | None = None, encoder: str | None = None) -> dict[str, Any]:
-    """Builds both searchers from an embedding run; returns build.json.
-
-    Args:
-      encoder: that answers queries; by default the one that made the embeddings.
-    """
-    from indexer.build import build_index
-
-    return build_index(config, _choose(config, "embeddings", embeddings), encoder)
-
-
-def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION) -> dict[str, Any]:
-    """Checks a searcher with the Task Library, beside a channel's live release; returns report.json, passed or not."""
-    from serving_check.check import check as check_searcher
-    from serving_check.live import LiveRelease
-
-    target, live = _releases.open_target(config), None
-    if _releases.live_release(target, channel):
-        release, folder = _releases.find_release(target, channel=channel)
-        live = LiveRelease(release.id, release.created, release.provenance["searcher"], folder, release.figures)
-    return check_searcher(config, _choose(config, "searchers", searcher), live)
-
-
 def publish(config: Config, check: str | None = None, channel: str = PRODUCTION) -> Release:
     """Publishes what a passed check vouches for, and makes it the live one of a channel."""
     workspace = Workspace(config.workspace)
     return _releases.publish(
-        workspace, _releases.open_target(config), _choose(config, "checks", check), channel=channel
+        workspace, _releases.open_target(config), choose_artifact(config, "checks", check), channel=channel
     )
 
 
@@ -158,7 +114,7 @@ def promote(config: Config, source: str = STAGING, to: str = PRODUCTION, release
 
 def prune(config: Config, dry_run: bool = False) -> Pruned:
     """Deletes releases beyond `reindex.keep_releases` and `reindex.keep_days`."""
-    from infra.pruning import prune as prune_releases
+    from infra.releases.pruning import prune as prune_releases
 
     keep = config.reindex.keep_releases
     if keep is None:
@@ -211,7 +167,7 @@ def status(config: Config, count: int = 10, lag: bool = False) -> Status:
       count: of runs to list, the latest first.
       lag: whether to list the corpus now; by default the lag is what the latest run found.
     """
-    from infra.status import examine, with_plan
+    from infra.reindex.status import examine, with_plan
 
     found = examine(config, count)
     return with_plan(found, preview_reindex(config)) if lag else found
@@ -219,7 +175,7 @@ def status(config: Config, count: int = 10, lag: bool = False) -> Status:
 
 def require_healthy(found: Status, max_age: str | None = None) -> None:
     """Raises JobError where somebody must look: runs are stopped, or the index is older than `max_age` (`26h`)."""
-    from infra.status import parse_age
+    from infra.reindex.status import parse_age
 
     if faults := found.faults(parse_age(max_age) if max_age else None):
         raise JobError("; ".join(faults))
@@ -227,7 +183,7 @@ def require_healthy(found: Status, max_age: str | None = None) -> None:
 
 def metrics(config: Config) -> str:
     """Returns how re-indexing stands, in Prometheus' text format."""
-    from infra.metrics import text
+    from infra.reindex.metrics import text
 
     return text(config)
 
@@ -268,7 +224,7 @@ def search_many(
     config: Config, queries: Sequence[str], k: int = 10, release: str | None = None, channel: str = PRODUCTION
 ) -> list[list[Hit]]:
     """Like `search`, for several queries."""
-    from serving_check.search import Searcher
+    from serving_check.measurement.search import Searcher
 
     folder = open_release(config, release, channel)[1]
     answers: list[list[Hit]] = []
@@ -336,15 +292,3 @@ def write_contact_sheet(
     ]
     draw_contact_sheet(f"release {found.id}: {found.figures['images']} images", rows, path)
     return path
-
-
-def _choose(config: Config, kind: Kind, id: str | None) -> str:
-    """Returns `id`, or the workspace's only artifact of that kind."""
-    if id:
-        return id
-    ids = Workspace(config.workspace).ids(kind)
-    if len(ids) == 1:
-        return ids[0]
-    option = f"--{kind if kind == 'embeddings' else kind.removesuffix('s')}"
-    held = f"{len(ids)} {kind} ({', '.join(ids)})" if ids else f"no {kind}"
-    raise UsageError(f"workspace {config.workspace} holds {held}; choose one with {option}")

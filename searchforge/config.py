@@ -26,6 +26,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 ArtifactId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,79}$")]
 ChannelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
+LutType = Literal["float", "int16", "int8"]
+"""Type of the look-up tables that a device computes distances with."""
+
 MAX_PIXELS = 2 * (1024**3 // 4 // 3)
 """Pillow refuses larger images by itself."""
 
@@ -139,8 +142,8 @@ class TrainConfig(Section):
       ema: decay of the moving average of the heads' weights; 0 turns it off.
       hub_correction: how much of an image's nearness to training captions at large is taken off its scores.
       sequence_length: tokens that the text encoder reads; chosen from the captions by default.
-      text_quantization: form of the text encoder's TFLite model, see trainer.export; by default the fastest one that
-        agrees with TensorFlow.
+      text_quantization: form of the text encoder's TFLite model, see trainer.export.export; by default the fastest one
+        that agrees with TensorFlow.
       tune_image, tune_text: which part of a tower is trained further once the heads are: `frozen`,
         `last_<k>_blocks` (of an image tower) or `last_<k>_layers` (of a text tower), or `full`.
       tune_epochs: epochs of that.
@@ -228,14 +231,16 @@ class IndexConfig(Section):
       partitions_searched: by a query.
       lookup: type of the look-up tables on the device.
       compression: of metadata (codes do not compress).
-      query_aware: whether codes are made under a map that knows how queries lie, see indexer.query_map.
-      parallel: weight of a code's error in the direction of the queries near its vector, see indexer.codes.
+      query_aware: whether codes are made under a map that knows how queries lie, see indexer.quantization.query_map.
+      parallel: weight of a code's error in the direction of the queries near its vector, see
+        indexer.quantization.codebooks.
       queries: captions of the training split that the map is fitted to, at most; a third as many held-out ones tune and
         verify.
       training_sample, training_iterations: of the partitioning and of the codebooks.
       base: id of an earlier searcher whose quantizer is used again, so that only the change of a corpus is encoded;
         `auto`: the latest of the same encoder and settings, until the corpus has drifted; `none`.
-      max_drift: of an index on the quantizer of an earlier one, see indexer.drift; beyond it a quantizer is trained.
+      max_drift: of an index on the quantizer of an earlier one, see indexer.encoding.drift; beyond it a quantizer is
+        trained.
       runner: Beam runner of the encoding, for corpora too big for one machine; null: threads of this process.
       beam_options: passed to the runner as they are.
       partition_by: metadata field; one index is built for each of its values.
@@ -249,7 +254,7 @@ class IndexConfig(Section):
     code_bytes: Count | None = None
     partitions: Count | None = None
     partitions_searched: Count | None = None
-    lookup: Literal["float", "int16", "int8"] = "float"
+    lookup: LutType = "float"
     compression: bool = True
     query_aware: bool = True
     parallel: Annotated[float, Field(ge=0)] = 6.0

@@ -14,7 +14,7 @@ class SearchforgeError(Exception):
     """Base of every error that is meant for the user.
 
     Attributes:
-      log_fields: of its line in a structured log, see searchforge.logs.
+      log_fields: of its line in a structured log, see searchforge.console.logs.
     """
 
     exit_code = 1

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from searchforge.errors import SearchforgeError
 from searchforge.hashing import sha256_bytes
-from searchforge.storage import Storage, open_storage
+from searchforge.storage.base import Storage
+from searchforge.storage.factory import open_storage
 
 
 def read_source(uri: str, place: str, open_folder: Callable[[str], Storage]) -> bytes | None:

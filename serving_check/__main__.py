@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from searchforge.cli import config_options, reports_errors, show
 from searchforge.config import Config
+from searchforge.console.options import config_options, reports_errors, show
 
 
 @click.command()
@@ -17,7 +17,7 @@ from searchforge.config import Config
 def main(config: Config, searcher: str, as_json: bool) -> None:
     """Opens both searchers with the Task Library, measures them, and writes report.json and report.html."""
     from serving_check.check import check
-    from serving_check.report import Report, summary
+    from serving_check.schema import Report, summary
 
     report = check(config, searcher)
     show(report, as_json, summary(Report.model_validate(report)))

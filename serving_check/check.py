@@ -13,21 +13,29 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import CheckConfig, Config
-from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.console.progress import say
 from searchforge.errors import UsageError
 from searchforge.hashing import content_id, sha256_file
-from searchforge.manifest import Manifest
-from searchforge.progress import say
-from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
-from searchforge.workspace import Workspace
-from serving_check.corpus import Corpus, load_corpus
-from serving_check.examination import Examination, Kind, Subject
-from serving_check.gates import Gate, at_least, at_most
-from serving_check.live import LiveRelease, compare_live, live_gates
-from serving_check.queries import PROBES, Queries, caption_queries, held_out, image_queries, probe_images, text_queries
-from serving_check.report import REPORT_VERSION, CorpusCounts, LiveComparison, Report
-from serving_check.report_html import render
+from serving_check.gate import Gate, at_least, at_most
+from serving_check.gates.live_comparison import LiveRelease, compare_live, live_gates
+from serving_check.inspection import Examination, Kind, Subject
+from serving_check.measurement.corpus import Corpus, load_corpus
+from serving_check.measurement.queries import (
+    PROBES,
+    Queries,
+    caption_queries,
+    held_out,
+    image_queries,
+    probe_images,
+    text_queries,
+)
+from serving_check.report.html import render
+from serving_check.schema import REPORT_VERSION, CorpusCounts, LiveComparison, Report
 
 PAGE = "report.html"
 
@@ -51,7 +59,7 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
       live: the release that the searcher would replace.
 
     Returns:
-      The content of report.json, see serving_check.report.
+      The content of report.json, see serving_check.schema.
 
     Raises:
       UsageError: there is no such searcher, or its embeddings or encoder are not in the workspace.

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from searchforge import isolated
+from searchforge.processes import isolated
 
 MODULE = "tests.lookup_encoder"
 """What a Session runs; a request is the arguments of `write`, `write_index` or `search`, and `do`, the name."""

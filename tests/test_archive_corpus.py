@@ -10,10 +10,10 @@ import pytest
 
 from beam_jobs.embed import compact
 from beam_jobs.embed_images import embed_images
-from searchforge.records import write_tfrecords
-from searchforge.workspace import Workspace
-from serving_check.corpus import load_corpus
-from serving_check.queries import image_queries
+from searchforge.artifacts.records import write_tfrecords
+from searchforge.artifacts.workspace import Workspace
+from serving_check.measurement.corpus import load_corpus
+from serving_check.measurement.queries import image_queries
 from tests.beam_jobs.photos import embed_config, png, records
 from tests.tiny_bundle import write_bundle
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from click import Group
 
-from infra.cli import main
+from infra.cli.commands import main
 from searchforge.config import Config, load_config
 
 ROOT = Path(__file__).parent.parent

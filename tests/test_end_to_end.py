@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from infra.cli import main
-from infra.scenes import write_scenes
-from searchforge.workspace import Workspace
+from infra.cli.commands import main
+from infra.demo.scenes import write_scenes
+from searchforge.artifacts.workspace import Workspace
 
 SCENES = 120
 VALUES = {

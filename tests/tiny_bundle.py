@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from searchforge.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, EncoderInfo
-from searchforge.workspace import Workspace
+from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, EncoderInfo
+from searchforge.artifacts.workspace import Workspace
 from tests.cached import cached, source, versions
 
 PREPROCESSING = "decode|resize(8,8,bilinear)|scale(-1,1)"

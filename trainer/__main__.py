@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from searchforge.cli import config_options, import_quietly, reports_errors, show
 from searchforge.config import Config
+from searchforge.console.options import config_options, import_quietly, reports_errors, show
 
 
 @click.command()

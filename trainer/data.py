@@ -11,17 +11,29 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from searchforge import progress
-from searchforge.captions import CaptionedImage, Captions, Split, load_captions, split_heldout
+from searchforge.captions.dataset import CaptionedImage, Captions, Split, load_captions, split_heldout
 from searchforge.config import DEFAULT_MAX_PIXELS, Config
+from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
 from searchforge.preprocessing import Preprocessing, RejectedInput
-from trainer.features import Rejected
 
 Item = TypeVar("Item")
 
 CALIBRATION = 1000
 """Most captions that the ranges of an 8-bit text encoder are observed on."""
+
+
+UNSEEN = "unseen"
+"""Reason of a rejection: the file cannot be opened where the tower runs."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An input that has no features; reason and detail as of RejectedInput, or UNSEEN."""
+
+    key: str
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from typing import Any
 import tensorflow as tf
 
 from searchforge.config import DEFAULT_MAX_PIXELS, TrainConfig
-from searchforge.fork_server import python_path
 from searchforge.preprocessing import RejectedInput
-from trainer import agreement
-from trainer.heads import HIDDEN
+from searchforge.processes.fork_server import python_path
+from trainer.export import tflite_parity
+from trainer.fit.finetuning import FROZEN, tunes
+from trainer.model.projection_heads import HIDDEN
 from trainer.towers import ImageTower, TextTower
-from trainer.tuning import FROZEN, tunes
 
 PROBE = "import ray"
 """What a process does whose start is measured."""
@@ -121,7 +121,7 @@ def seconds(settings: TrainConfig, amount: Amount, widths: tuple[int, int], spee
         texts = speed.text * settings.captions_per_image * (settings.tune_text != FROZEN)
         found += settings.tune_epochs * amount.images * (1 + BACKWARD) * (images + texts)
         found += (TRAIN + POOL) * speed.start + amount.images * (images + texts)
-    return found + EXPORT * speed.start + agreement.SAMPLES * 2 * (speed.image + speed.text)
+    return found + EXPORT * speed.start + tflite_parity.SAMPLES * 2 * (speed.image + speed.text)
 
 
 def duration(seconds: float) -> str:

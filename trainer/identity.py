@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from searchforge.artifacts.encoder import EncoderInfo
 from searchforge.config import TrainConfig
-from searchforge.encoder import EncoderInfo
 
 VERSION = 2
 """Part of every encoder's id: raise it when the same settings train or export something else."""

@@ -12,17 +12,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from searchforge import progress
-from searchforge.captions import CaptionedImage
+from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.artifacts.workspace import Workspace
+from searchforge.captions.dataset import CaptionedImage
 from searchforge.config import Config, TrainConfig
-from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_file
-from searchforge.workspace import Workspace
-from trainer import agreement, curves, estimate, evaluate, tuning
-from trainer.batches import TrainingSet, batch_plan
-from trainer.checkpoints import CheckpointStore
-from trainer.cluster import cluster_address, ray_cluster, threads_per_worker
+from trainer import estimate
 from trainer.data import (
     Data,
     announce_unused,
@@ -32,22 +29,20 @@ from trainer.data import (
     sampled,
     without_rejected,
 )
-from trainer.dual_encoder import DualEncoder
-from trainer.export import ImageEncoder, Quantization, TextEncoder, export
-from trainer.feature_cache import FeatureCache
-from trainer.feature_sets import FeatureSets, extract_all, wanted_sets
-from trainer.fusion import FusedHead, fuse
-from trainer.head_training import train_heads
+from trainer.evaluation import curves, retrieval
+from trainer.export import tflite_parity
+from trainer.export.export import ImageEncoder, Quantization, TextEncoder, export
+from trainer.features.batches import TrainingSet, batch_plan
+from trainer.features.cache import FeatureCache
+from trainer.features.sets import FeatureSets, extract_all, wanted_sets
+from trainer.fit import finetuning
+from trainer.fit.checkpoints import CheckpointStore
+from trainer.fit.head_training import train_heads
 from trainer.identity import FREE, VERSION
-from trainer.towers import (
-    ImageTower,
-    Layers,
-    TextTower,
-    TowerSpec,
-    fitting_length,
-    load_image_tower,
-    load_text_tower,
-)
+from trainer.model.dual_encoder import DualEncoder
+from trainer.model.ensemble import FusedHead, fuse
+from trainer.ray_cluster import cluster_address, ray_cluster, threads_per_worker
+from trainer.towers import ImageTower, TextTower, TowerSpec, load_image_tower, load_text_tower, tower_specs
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def _inputs(config: Config) -> tuple[Data, tuple[TowerSpec, TowerSpec], tuple[Im
     _check(settings, data.train)
     specs = tower_specs(settings, [text for image in data.images for text in image.captions])
     towers = load_image_tower(specs[0]), load_text_tower(specs[1])
-    tuning.check(settings, *towers)
+    finetuning.check(settings, *towers)
     return data, specs, towers
 
 
@@ -167,27 +162,27 @@ def _learn(
         model = DualEncoder(settings, towers[0].width, towers[1].width)
         model.load(trained.weights)
         heads = fused_heads(settings, model, training_set)
-        retrieval = heldout_retrieval(heads, data, features)
-        if tuning.tunes(settings):
-            start, before = time.monotonic(), retrieval
+        heldout = heldout_retrieval(heads, data, features)
+        if finetuning.tunes(settings):
+            start, before = time.monotonic(), heldout
             paths = [str(image.path) for image in data.train]
-            task = tuning.TuningTask(
+            task = finetuning.TuningTask(
                 settings, training_set, specs, paths, features.training_texts(data), trained.weights
             )
-            tuned = tuning.tune(task, store, bundle, threads)
+            tuned = finetuning.tune(task, store, bundle, threads)
             weights = tuned.towers["image"], tuned.towers["text"]
             for tower, tower_weights in zip(towers, weights, strict=True):
                 tower.assign(tower_weights)
             features = extract_all(settings, data, towers, specs, cache, 1, weights)
             model.load(tuned.heads)
             heads = fused_heads(settings, model, features.training_set(data))
-            retrieval = heldout_retrieval(heads, data, features)
+            heldout = heldout_retrieval(heads, data, features)
             seconds["tuning"] = time.monotonic() - start
             tuned_report = {"history": tuned.history, "heldout_before": before}
-    if retrieval:
+    if heldout:
         progress.say(
-            f"  R@1/5/10 of {retrieval['captions']} held-out captions among {retrieval['gallery']} images: "
-            + " / ".join(f"{retrieval[f'r_at_{k}']:.3f}" for k in evaluate.KS)
+            f"  R@1/5/10 of {heldout['captions']} held-out captions among {heldout['gallery']} images: "
+            + " / ".join(f"{heldout[f'r_at_{k}']:.3f}" for k in retrieval.KS)
         )
     return _Learned(
         data,
@@ -198,7 +193,7 @@ def _learn(
             "history": trained.history,
             "tuning": tuned_report,
             "temperature": float(model.temperature),
-            "heldout": retrieval,
+            "heldout": heldout,
             "seconds": seconds,
             "images_per_second": computed[0] / seconds["image_features"] if computed[0] else None,
             "captions_per_second": computed[1] / seconds["text_features"] if computed[1] else None,
@@ -212,9 +207,9 @@ def _export(folder: Path, settings: TrainConfig, learned: _Learned, image_tower:
     proof = data.heldout or data.train
     export(folder, learned.image_encoder, encoder)
     form, agreed = _export_text(folder, settings, encoder, calibration_texts(data.train), proof)
-    pixels = np.stack([read_again(i.path, image_tower.preprocessing) for i in sampled(proof, agreement.SAMPLES)])
+    pixels = np.stack([read_again(i.path, image_tower.preprocessing) for i in sampled(proof, tflite_parity.SAMPLES)])
     return {
-        "agreement": {"text": agreed, "image": agreement.check_images(folder, pixels)},
+        "agreement": {"text": agreed, "image": tflite_parity.check_images(folder, pixels)},
         "tflite_bytes": {name: (folder / name).stat().st_size for name in (IMAGE_TFLITE, TEXT_TFLITE)},
         "text_form": form,
     }
@@ -228,12 +223,12 @@ def _export_text(
     proof: Sequence[CaptionedImage],
 ) -> tuple[Quantization, dict[str, Any]]:
     """Writes the text encoder's TFLite form, and returns which one it is and how it agrees with TensorFlow."""
-    sample = sampled([text for image in proof for text in image.captions], agreement.SAMPLES)
+    sample = sampled([text for image in proof for text in image.captions], tflite_parity.SAMPLES)
     candidates = (settings.text_quantization,) if settings.text_quantization else encoder.forms[:-1]
     for form in candidates:
         try:
             encoder.save_tflite(folder / TEXT_TFLITE, form, calibration)
-            return form, agreement.check_texts(folder, sample)
+            return form, tflite_parity.check_texts(folder, sample)
         except JobError as error:
             if form == candidates[-1]:
                 raise
@@ -245,9 +240,9 @@ def summary(info: EncoderInfo) -> str:
     """Returns what training gave, in a few lines for people."""
     report = info.report
     lines = [f"encoder {info.id}: {info.image_tower} and {info.text_tower} into {info.dim} dimensions"]
-    if retrieval := report["heldout"]:
-        shares = ", ".join(f"R@{k} {100 * retrieval[f'r_at_{k}']:.1f}" for k in evaluate.KS)
-        lines.append(f"  held-out captions: {shares} (gallery of {retrieval['gallery']} images)")
+    if heldout := report["heldout"]:
+        shares = ", ".join(f"R@{k} {100 * heldout[f'r_at_{k}']:.1f}" for k in retrieval.KS)
+        lines.append(f"  held-out captions: {shares} (gallery of {heldout['gallery']} images)")
     for name, agreed in report["agreement"].items():
         size = report["tflite_bytes"][f"{name}_encoder.tflite"] / 1e6
         lines.append(
@@ -256,17 +251,6 @@ def summary(info: EncoderInfo) -> str:
         )
     lines.append(f"  {report['seconds']['total']:.0f} s in all")
     return "\n".join(lines)
-
-
-def tower_specs(settings: TrainConfig, texts: Sequence[str]) -> tuple[TowerSpec, TowerSpec]:
-    """Returns the image tower and the text tower of a configuration; captions decide how much of a text is read."""
-    layers: Layers = "last" if settings.preset == "recipe2022" else "several"
-    return (
-        TowerSpec("image", settings.image_tower, layers),
-        TowerSpec(
-            "text", settings.text_tower, layers, settings.sequence_length or fitting_length(settings.text_tower, texts)
-        ),
-    )
 
 
 def _check(settings: TrainConfig, images: Sequence[CaptionedImage]) -> None:
@@ -326,7 +310,7 @@ def _announce(
         takes = f"about {estimate.duration(seconds)} at the speed that this machine has now"
         if cluster_address(settings):
             takes += ", if the cluster's nodes are as fast as it"
-    tuned = f"{settings.tune_epochs} epochs of the towers, " if tuning.tunes(settings) else ""
+    tuned = f"{settings.tune_epochs} epochs of the towers, " if finetuning.tunes(settings) else ""
     progress.say(
         f"train: encoder {bundle}, preset {settings.preset}, {settings.workers} workers: {amount.image_passes} passes "
         f"of the image tower over {len(data.images)} images, {captions} captions through theirs, then "
@@ -335,7 +319,7 @@ def _announce(
 
 
 def fused_heads(settings: TrainConfig, model: DualEncoder, training_set: TrainingSet) -> tuple[FusedHead, FusedHead]:
-    """Returns the image head and the text head that a trained model's pairs make; see trainer.fusion."""
+    """Returns the image head and the text head that a trained model's pairs make; see trainer.model.ensemble."""
     plain = training_set.images[0]
     return fuse(model, plain, training_set.texts, settings.dim, settings.hub_correction, settings.seed)
 
@@ -345,7 +329,7 @@ def heldout_retrieval(heads: tuple[FusedHead, FusedHead], data: Data, features: 
     if not data.heldout:
         return None
     _, captions, owners = features.heldout_captions(data)
-    return evaluate.text_to_image(heads[1](captions).numpy(), heads[0](features.heldout_images(data)).numpy(), owners)
+    return retrieval.text_to_image(heads[1](captions).numpy(), heads[0](features.heldout_images(data)).numpy(), owners)
 
 
 def _fingerprint(image_tower: ImageTower, text_tower: TextTower, *heads: FusedHead) -> str:

@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from searchforge import progress
-from searchforge.storage import Storage
+from searchforge.console import progress
+from searchforge.storage.base import Storage
 
 FOLDER = "reindex/runs"
 

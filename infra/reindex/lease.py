@@ -22,10 +22,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.reindex import journal
-from searchforge import progress
 from searchforge.clock import Clock
+from searchforge.console import progress
 from searchforge.errors import ConflictError, JobError
-from searchforge.storage import Storage
+from searchforge.storage.base import Storage
 
 LEASE = "reindex/LEASE.json"
 

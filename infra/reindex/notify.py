@@ -21,9 +21,9 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from infra.reindex.journal import Run
-from searchforge import progress
 from searchforge.clock import Clock
 from searchforge.config import ReindexConfig
+from searchforge.console import progress
 
 ATTEMPTS = 3
 """At a webhook that is out of reach or answers that it is overloaded."""

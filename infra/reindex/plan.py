@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from infra.channels import Pointer
 from infra.reindex import journal
 from infra.reindex.journal import PlanEntry
-from infra.releases import Release, open_target, read_release
-from searchforge.captions import has_captions
+from infra.releases.channels import Pointer
+from infra.releases.releases import Release, open_target, read_release
+from searchforge.artifacts.encoder import EncoderInfo
+from searchforge.artifacts.manifest import Manifest, Modality, read_shards
+from searchforge.artifacts.workspace import Kind, Workspace
+from searchforge.captions.dataset import has_captions
 from searchforge.config import CheckConfig, Config
-from searchforge.encoder import EncoderInfo
 from searchforge.errors import UsageError
 from searchforge.hashing import canonical_json, sha256_bytes
-from searchforge.manifest import Manifest, Modality, read_shards
-from searchforge.workspace import Kind, Workspace
 
 if TYPE_CHECKING:
-    from beam_jobs.listing import Listing
+    from beam_jobs.planning.listing import Listing
 
 MODALITY: Modality = "images"
 
@@ -86,7 +86,7 @@ def make_plan(config: Config, listing: Listing, pointer: Pointer) -> Plan:
       JobError: an artifact is damaged, or the storage cannot be used.
     """
     from beam_jobs.embed import finished_run
-    from beam_jobs.listing import Changes
+    from beam_jobs.planning.listing import Changes
 
     workspace = Workspace(config.workspace)
     known = known_releases(config, pointer)
@@ -185,9 +185,9 @@ def _differences(config: Config, release: Release, manifest: Manifest) -> list[s
 
 
 def _changed_settings(config: Config, release: Release) -> list[str]:
-    from indexer.base import training_config
     from indexer.build import FORMAT_VERSION
-    from serving_check.report import REPORT_VERSION
+    from indexer.encoding.reuse import training_config
+    from serving_check.schema import REPORT_VERSION
 
     workspace = Workspace(config.workspace)
     build = workspace.marker("searchers", release.provenance["searcher"])

@@ -15,15 +15,15 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from infra.pruning import prune as prune_releases
 from infra.reindex import journal, lease
 from infra.reindex.plan import MADE_FROM
-from searchforge import progress
-from searchforge.captions import has_captions, image_folder
+from infra.releases.pruning import prune as prune_releases
+from searchforge.artifacts.workspace import MARKERS, Kind, Workspace
+from searchforge.captions.dataset import has_captions, image_folder
 from searchforge.config import Config
+from searchforge.console import progress
 from searchforge.errors import JobError
-from searchforge.storage import Storage
-from searchforge.workspace import MARKERS, Kind, Workspace
+from searchforge.storage.base import Storage
 
 KINDS: tuple[Kind, ...] = ("checks", "searchers", "encoders", "embeddings")
 """In the order of deletion: what is made of others goes before them, and an encoder before the runs that used it."""

@@ -17,23 +17,24 @@ from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from infra import api, channels, releases
+from infra import stages
 from infra.reindex import journal, lease, retention
 from infra.reindex.journal import Run, Stage, StageEntry
 from infra.reindex.lease import Lease
 from infra.reindex.notify import notify
 from infra.reindex.plan import MODALITY, Plan, holding, make_plan
-from infra.releases import Release
-from searchforge import logs, progress
-from searchforge.cli import import_quietly
+from infra.releases import channels, releases
+from infra.releases.releases import Release
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.workspace import Kind, Workspace
 from searchforge.config import Config
+from searchforge.console import logs, progress
+from searchforge.console.options import import_quietly
 from searchforge.errors import ConflictError, GateError, JobError, SearchforgeError, UsageError
-from searchforge.manifest import Manifest
-from searchforge.storage import Storage
-from searchforge.workspace import Kind, Workspace
+from searchforge.storage.base import Storage
 
 if TYPE_CHECKING:
-    from beam_jobs.listing import Listing
+    from beam_jobs.planning.listing import Listing
 
 Result = TypeVar("Result")
 
@@ -53,10 +54,10 @@ _STOPS = (Stopped, KeyboardInterrupt, SystemExit)
 class Calls:
     """What a run calls to do its work; each is a function with the signature of its default."""
 
-    train: Callable[..., dict[str, Any]] = api.train
-    embed: Callable[..., dict[str, Any]] = api.embed
-    index: Callable[..., dict[str, Any]] = api.index
-    check: Callable[..., dict[str, Any]] = api.check
+    train: Callable[..., dict[str, Any]] = stages.train
+    embed: Callable[..., dict[str, Any]] = stages.embed
+    index: Callable[..., dict[str, Any]] = stages.index
+    check: Callable[..., dict[str, Any]] = stages.check
     publish: Callable[..., Release] = releases.publish
     prune: Callable[..., object] = retention.prune
     notify: Callable[..., None] = notify
@@ -108,9 +109,9 @@ def reindex(
                 channel=settings.channel,
                 failures=_close_dead_runs(storage),
             )
-            stages = _Stages(config, held, _Record(storage, start, settings.keep_runs), calls)
-            error = _work(stages, now)
-        run = stages.record.run
+            runner = _StageRunner(config, held, _Record(storage, start, settings.keep_runs), calls)
+            error = _work(runner, now)
+        run = runner.record.run
         _notify(config, run, calls)
         if error:
             raise error
@@ -128,48 +129,48 @@ def preview(config: Config) -> Plan:
         return _list_and_plan(config, pointer, stack)[0]
 
 
-def _work(stages: _Stages, now: datetime | None) -> SearchforgeError | None:
+def _work(runner: _StageRunner, now: datetime | None) -> SearchforgeError | None:
     """Does the run and closes its journal entry; returns why it failed."""
-    record = stages.record
+    record = runner.record
     try:
-        state, release = _bring_up(stages)
+        state, release = _bring_up(runner)
         record.update(release=release)
     except Exception as found:
         error = _for_user(found)
         failures = record.run.failures + 1
-        record.close("failed", error=str(error), failed_stage=stages.current, failures=failures)
+        record.close("failed", error=str(error), failed_stage=runner.current, failures=failures)
         return error
     except _STOPS as stop:
-        record.close("failed", error=_described(stop), failed_stage=stages.current)
-        return JobError(f"{_described(stop)} at {stages.current}; the next run goes on from there")
+        record.close("failed", error=_described(stop), failed_stage=runner.current)
+        return JobError(f"{_described(stop)} at {runner.current}; the next run goes on from there")
     with contextlib.suppress(*_STOPS):  # what is released stays so; the next run tidies up
-        _tidy(stages, now)
+        _tidy(runner, now)
     record.close(state, failures=0)
     return None
 
 
-def _bring_up(stages: _Stages) -> tuple[Literal["published", "unchanged"], str]:
+def _bring_up(runner: _StageRunner) -> tuple[Literal["published", "unchanged"], str]:
     """Does what the plan says; returns how that ended, and the release that holds the corpus as it is."""
-    config, held, record, calls = stages.config, stages.held, stages.record, stages.calls
+    config, held, record, calls = runner.config, runner.held, runner.record, runner.calls
     workspace, target, channel = Workspace(config.workspace), releases.open_target(config), config.reindex.channel
     seen = channels.read(target.storage, channel)
     if held.taken_over and seen.exists:  # whoever was taken for dead publishes nothing from here on
         releases.raise_fence(target, channel, held.fence)
     with contextlib.ExitStack() as stack:
-        plan, listing = stages.do("plan", lambda: _list_and_plan(config, seen.pointer, stack))
+        plan, listing = runner.do("plan", lambda: _list_and_plan(config, seen.pointer, stack))
         record.update(plan=plan.entry)
         progress.say(f"  {plan.summary}")
         if plan.holds:
             return "unchanged", plan.holds
         releases.raise_fence(target, channel, held.fence)
-        encoder = plan.encoder or stages.make("train", lambda: calls.train(config))["id"]
+        encoder = plan.encoder or runner.make("train", lambda: calls.train(config))["id"]
         listings = iter(() if plan.entry.train else (listing,))  # one that is hours old is not used, nor one twice
-        embedded = stages.make("embed", lambda: calls.embed(config, encoder, MODALITY, next(listings, None)))
+        embedded = runner.make("embed", lambda: calls.embed(config, encoder, MODALITY, next(listings, None)))
     if same := holding(config, plan.known, Manifest.model_validate(embedded)):
         progress.say(f"  the files were written again, but hold what release {same.release.id} holds")
         return "unchanged", same.release.id
-    build = stages.make("index", lambda: calls.index(config, embedded["id"], encoder))
-    report = stages.make("check", lambda: calls.check(config, build["id"], channel))
+    build = runner.make("index", lambda: calls.index(config, embedded["id"], encoder))
+    report = runner.make("check", lambda: calls.check(config, build["id"], channel))
 
     def publish() -> dict[str, Any]:
         published = calls.publish(
@@ -177,7 +178,7 @@ def _bring_up(stages: _Stages) -> tuple[Literal["published", "unchanged"], str]:
         )
         return {"id": published.id, "live": published.live}
 
-    release = stages.make("publish", publish)
+    release = runner.make("publish", publish)
     return "published" if release["live"] else "unchanged", release["id"]
 
 
@@ -185,23 +186,23 @@ def _list_and_plan(config: Config, pointer: channels.Pointer, stack: contextlib.
     """Returns the plan and the listing that it was made on, which `stack` deletes."""
     import_quietly("apache_beam")
     from beam_jobs.embed import list_corpus
-    from beam_jobs.listing import Listing
+    from beam_jobs.planning.listing import Listing
 
     listing = stack.enter_context(Listing())
     listing.add(list_corpus(config, MODALITY))
     return make_plan(config, listing, pointer), listing
 
 
-def _tidy(stages: _Stages, now: datetime | None) -> None:
+def _tidy(runner: _StageRunner, now: datetime | None) -> None:
     """Deletes what is not needed any more; that this fails is written down, and does not fail the run."""
-    config = stages.config
+    config = runner.config
     workspace, target = Workspace(config.workspace), releases.open_target(config)
 
     def prune() -> dict[str, Any]:
-        return {"id": "", "deleted": stages.calls.prune(config, workspace, target, stages.made, now)}
+        return {"id": "", "deleted": runner.calls.prune(config, workspace, target, runner.made, now)}
 
     try:
-        stages.make("prune", prune)
+        runner.make("prune", prune)
     except SearchforgeError as error:
         progress.say(f"what is not needed any more is not deleted: {error}; the next run tries again")
 
@@ -227,7 +228,7 @@ class _Record:
             progress.say(f"the end of run {self.run.run} cannot be written down: {error}")
 
 
-class _Stages:
+class _StageRunner:
     """Does stages under the lease, again where that may help, and writes down every attempt.
 
     Attributes:
@@ -261,7 +262,7 @@ class _Stages:
                 self.record.update(stages=(*self.record.run.stages, entry))
 
         result = self.do(stage, noted)
-        if kind := api.KIND_OF_STAGE.get(stage):
+        if kind := stages.KIND_OF_STAGE.get(stage):
             self.made[kind] = result["id"]
         return result
 

@@ -14,13 +14,13 @@ from typing import Literal
 
 from infra.serve.refusal import Refusal
 from infra.serve.source_table import find_source, table_path
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import SearchforgeError
-from searchforge.fork_server import python_path
-from searchforge.manifest import Manifest
 from searchforge.preprocessing import RejectedInput, decode
+from searchforge.processes.fork_server import python_path
+from searchforge.reporting.thumbnails import encode_jpeg
 from searchforge.sources import SourceReader
-from searchforge.thumbnails import encode_jpeg
-from searchforge.workspace import Workspace
 
 SIDES = {"small": 400, "large": 1200}
 """Pixels of the longer side at most, by name of a size."""

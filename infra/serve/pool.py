@@ -3,8 +3,8 @@
 A worker is a thread with searchers, each in a child process of its own: one query at a time, so that as many queries
 are answered at once as there are workers. The number of hits is fixed when a file is opened, and more hits take
 longer, so a file is open once for each of WIDTHS that is asked for. Files are opened when they are first needed, and
-those that were unused the longest are closed. A child that crashes on a query, or hangs (serving_check.search ends it
-then), costs that query only.
+those that were unused the longest are closed. A child that crashes on a query, or hangs
+(serving_check.measurement.search ends it then), costs that query only.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from PIL import Image
 
 from infra.serve.refusal import Refusal
 from searchforge.errors import SearchforgeError, UsageError
-from searchforge.isolated import ChildCrash
-from serving_check.search import Hit, Searcher
+from searchforge.processes.isolated import ChildCrash
+from serving_check.measurement.search import Hit, Searcher
 
 WIDTHS = (10, 100, 1_000)
 """Numbers of hits that files are opened for."""

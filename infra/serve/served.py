@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from infra import api
 from infra.serve.pictures import Pictures
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import UsageError
-from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
-from searchforge.workspace import Workspace
 
 if TYPE_CHECKING:
-    from infra.releases import Release
+    from infra.releases.releases import Release
     from searchforge.config import Config
 
 

@@ -20,7 +20,7 @@ from infra.serve.answers import Answers
 from infra.serve.application import application
 from infra.serve.pool import Pool
 from infra.serve.served import Served, open_served
-from searchforge import progress
+from searchforge.console import progress
 from searchforge.errors import UsageError
 
 if TYPE_CHECKING:

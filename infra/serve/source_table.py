@@ -16,9 +16,9 @@ from pathlib import Path
 
 import click
 
-from searchforge.cli import reports_errors
-from searchforge.manifest import Manifest, read_shards
-from searchforge.workspace import Workspace
+from searchforge.artifacts.manifest import Manifest, read_shards
+from searchforge.artifacts.workspace import Workspace
+from searchforge.console.options import reports_errors
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from searchforge.artifacts.manifest import Manifest, read_shards
+from searchforge.artifacts.records import EmbeddingRecord
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
-from searchforge.manifest import Manifest, read_shards
-from searchforge.records import EmbeddingRecord
-from searchforge.workspace import Workspace
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:

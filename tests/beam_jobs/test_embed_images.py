@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from beam_jobs.embed import embed, list_corpus
 from beam_jobs.embed_images import embed_images, main
-from beam_jobs.listing import Listing
-from beam_jobs.shards import Shard
+from beam_jobs.planning.listing import Listing
+from beam_jobs.planning.shards import Shard
+from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
-from searchforge.workspace import Workspace
 from tests.beam_jobs.photos import draw_photos, embed_config, png, records, shard_bytes
 from tests.tiny_bundle import DIM, write_bundle
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from beam_jobs.embed_texts import embed_texts
-from searchforge.workspace import Workspace
+from searchforge.artifacts.workspace import Workspace
 from tests.beam_jobs.photos import embed_config, records
 from tests.tiny_bundle import write_colour_bundle
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from beam_jobs.distributions import Distribution
 from beam_jobs.embed_images import embed_images
 from beam_jobs.estimate import estimate, summary
+from beam_jobs.planning.distributions import Distribution
+from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import UsageError
-from searchforge.workspace import Workspace
 from tests.beam_jobs.photos import draw_photos, embed_config
 from tests.tiny_bundle import write_bundle
 

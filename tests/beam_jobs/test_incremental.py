@@ -9,10 +9,10 @@ import pytest
 
 from beam_jobs.embed import compact, embed, list_corpus
 from beam_jobs.embed_images import embed_images
-from beam_jobs.listing import Listing
+from beam_jobs.planning.listing import Listing
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
-from searchforge.manifest import Manifest
-from searchforge.workspace import Workspace
 from tests.beam_jobs.photos import draw_photos, embed_config, png, records, shard_bytes
 from tests.opened_files import opened_files
 from tests.tiny_bundle import write_bundle

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from beam_jobs.embed_images import embed_images
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
-from searchforge.manifest import Manifest
-from searchforge.workspace import Workspace
 from tests.beam_jobs.photos import draw_photos, embed_config, png, shard_bytes
 from tests.tiny_bundle import write_bundle
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from beam_jobs.embed_images import embed_images
-from searchforge.workspace import Workspace
+from searchforge.artifacts.workspace import Workspace
 from tests.beam_jobs.photos import embed_config, records
 from tests.tiny_bundle import write_bundle
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import click
 
-from searchforge.cli import import_quietly, quiet_libraries
 from searchforge.config import Config, load_config
+from searchforge.console.options import import_quietly, quiet_libraries
 
 CHUNKS = 16
 """Of each measured pass over the inputs."""
@@ -44,12 +44,12 @@ def main(captions: tuple[str, ...], images: str, limit: int, rounds: int) -> Non
 
 def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
     from trainer import train
-    from trainer.checkpoints import CheckpointStore
-    from trainer.cluster import ray_cluster
     from trainer.data import load_data
-    from trainer.feature_sets import caption_key, extract_all
-    from trainer.head_training import HeadTask
-    from trainer.loop import fit
+    from trainer.features.sets import caption_key, extract_all
+    from trainer.fit.checkpoints import CheckpointStore
+    from trainer.fit.head_training import HeadTask
+    from trainer.fit.loop import fit
+    from trainer.ray_cluster import ray_cluster
     from trainer.towers import load_image_tower, load_text_tower
 
     data = load_data(config)
@@ -93,8 +93,8 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
 
 def _tower_rate(spec: Any, inputs: dict[str, str], workers: int) -> float:
     """Inputs a second once every worker has finished a chunk."""
-    from trainer.feature_cache import FeatureCache, Rows
-    from trainer.features import CHUNK, Wanted, extract
+    from trainer.features.cache import FeatureCache, Rows
+    from trainer.features.extraction import CHUNK, Wanted, extract
 
     finished: list[tuple[float, int]] = []
 

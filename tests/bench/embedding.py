@@ -25,10 +25,10 @@ import click
 
 from beam_jobs.embed import Method
 from beam_jobs.embed_images import embed_images
-from searchforge.cli import import_quietly, quiet_libraries
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
+from searchforge.console.options import import_quietly, quiet_libraries
 from searchforge.preprocessing import Preprocessing
-from searchforge.workspace import Workspace
 
 
 @click.command()

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import click
 
-from searchforge.records import write_tfrecords
-from searchforge.workspace import Workspace
+from searchforge.artifacts.records import write_tfrecords
+from searchforge.artifacts.workspace import Workspace
 from tests.beam_jobs.photos import png
 from tests.tiny_bundle import write_bundle
 

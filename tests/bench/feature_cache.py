@@ -19,10 +19,10 @@ from typing import Any
 import click
 import numpy as np
 
-from searchforge.cli import import_quietly, quiet_libraries
 from searchforge.config import Config, load_config
-from trainer.batches import TrainingSet, draw
-from trainer.head_training import HeadTask
+from searchforge.console.options import import_quietly, quiet_libraries
+from trainer.features.batches import TrainingSet, draw
+from trainer.fit.head_training import HeadTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RecomputingTask(HeadTask):
 
 @functools.cache
 def _tower(spec: Any) -> Any:
-    from trainer.features import TowerRunner
+    from trainer.features.extraction import TowerRunner
 
     return TowerRunner(spec)
 
@@ -72,11 +72,11 @@ def main(captions: tuple[str, ...], images: str, limit: int | None, epochs: int)
 
 def _compare(config: Config, limit: int | None) -> dict[str, Any]:
     from trainer import train
-    from trainer.checkpoints import CheckpointStore
-    from trainer.cluster import ray_cluster, threads_per_worker
     from trainer.data import load_data
-    from trainer.feature_sets import caption_key, extract_all
-    from trainer.loop import fit
+    from trainer.features.sets import caption_key, extract_all
+    from trainer.fit.checkpoints import CheckpointStore
+    from trainer.fit.loop import fit
+    from trainer.ray_cluster import ray_cluster, threads_per_worker
     from trainer.towers import load_image_tower, load_text_tower
 
     settings, data = config.train, load_data(config)

@@ -14,10 +14,10 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from searchforge.artifacts.manifest import Manifest, ShardInfo, read_shards
+from searchforge.artifacts.records import EmbeddingRecord, write_tfrecords
+from searchforge.artifacts.workspace import Workspace
 from searchforge.hashing import sha256_file
-from searchforge.manifest import Manifest, ShardInfo, read_shards
-from searchforge.records import EmbeddingRecord, write_tfrecords
-from searchforge.workspace import Workspace
 from tests.bench.grown_set import grow
 
 BLOCK = 16_384

@@ -24,11 +24,11 @@ import click
 import numpy as np
 import tensorflow as tf
 
-from beam_jobs.models import LiteRTImageModel, Model, TensorFlowModel
-from searchforge.cli import quiet_libraries
-from searchforge.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, EncoderInfo
+from beam_jobs.embedding.models import LiteRTImageModel, Model, TensorFlowModel
+from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, EncoderInfo
+from searchforge.artifacts.workspace import Workspace
+from searchforge.console.options import quiet_libraries
 from searchforge.preprocessing import Preprocessing
-from searchforge.workspace import Workspace
 
 BATCHES = (1, 16, 64)
 CALIBRATION = 100

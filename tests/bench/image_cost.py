@@ -15,11 +15,11 @@ import click
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from searchforge.cli import quiet_libraries
+from searchforge.artifacts.encoder import IMAGE_TFLITE, EncoderInfo
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import load_config
-from searchforge.encoder import IMAGE_TFLITE, EncoderInfo
+from searchforge.console.options import quiet_libraries
 from searchforge.preprocessing import Preprocessing
-from searchforge.workspace import Workspace
 
 
 @click.command()
@@ -28,9 +28,8 @@ from searchforge.workspace import Workspace
 @click.option("--rounds", type=int, default=100, show_default=True)
 def main(workspace: str, encoder: str | None, rounds: int) -> None:
     quiet_libraries()
-    from trainer.export import ImageEncoder
-    from trainer.towers import load_image_tower
-    from trainer.train import tower_specs
+    from trainer.export.export import ImageEncoder
+    from trainer.towers import load_image_tower, tower_specs
 
     origin = Workspace(workspace)
     info = EncoderInfo.model_validate(origin.marker("encoders", encoder or origin.ids("encoders")[0]))

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from beam_jobs.embed_images import embed_images
-from searchforge.cli import import_quietly, quiet_libraries
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import load_config
-from searchforge.workspace import Workspace
+from searchforge.console.options import import_quietly, quiet_libraries
 
 DISTINCT = 64
 """Drawn photos; the others are these with another comment, which takes as long to read and to decode."""

@@ -3,7 +3,7 @@
     python -m tests.bench.index_ablation --workspace bench --embeddings RUN --captions captions.json --images photos/
 
 Queries are captions that neither map nor codebooks have seen. Only the exact top 100 of each query are encoded and
-scored, see indexer.tuner.
+scored, see indexer.tuning.tuner.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from indexer.blocks import block_widths
-from indexer.codes import decode, encode, train_codebooks
-from indexer.corpus import open_corpus
-from indexer.leaning import LANDMARKS, Leaning
-from indexer.queries import TextQueries, choose_texts, embed_queries
-from indexer.query_map import inverse_transpose, query_aware_map
-from indexer.scann_training import THRESHOLD, parallel_weight
-from indexer.survey import Answers, exact_search, survey
+from indexer.corpus.corpus_scan import Answers, exact_search, survey
+from indexer.corpus.queries import TextQueries, choose_texts, embed_queries
+from indexer.corpus.shards import open_corpus
+from indexer.quantization.block_allocation import block_widths
+from indexer.quantization.codebooks import decode, encode, train_codebooks
+from indexer.quantization.query_direction import LANDMARKS, Leaning
+from indexer.quantization.query_map import inverse_transpose, query_aware_map
+from indexer.quantization.scann_training import THRESHOLD, parallel_weight
+from searchforge.artifacts.encoder import TEXT_TFLITE
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import IndexConfig, load_config
-from searchforge.encoder import TEXT_TFLITE
-from searchforge.manifest import Manifest
-from searchforge.workspace import Workspace
 
 Matrix = npt.NDArray[np.float32]
 SAMPLE, PAIRED, CANDIDATES, K = 50_000, 10, 100, 10

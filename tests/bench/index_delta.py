@@ -23,19 +23,19 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from indexer.base import QUANTIZER
-from indexer.corpus import open_corpus
-from indexer.encoding import encode_corpus
-from indexer.parameters import Setting
-from indexer.quantizer import Quantizer
-from indexer.queries import choose_texts, embed_queries
-from indexer.recall import measure
-from indexer.survey import survey
-from indexer.training import Questions
+from indexer.corpus.corpus_scan import survey
+from indexer.corpus.queries import choose_texts, embed_queries
+from indexer.corpus.shards import open_corpus
+from indexer.encoding.local_run import encode_corpus
+from indexer.encoding.recall import measure
+from indexer.encoding.reuse import QUANTIZER
+from indexer.quantization.quantizer import Quantizer
+from indexer.tuning.settings import Setting
+from indexer.tuning.training import Questions
+from searchforge.artifacts.encoder import TEXT_TFLITE
+from searchforge.artifacts.manifest import Manifest, read_shards
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
-from searchforge.encoder import TEXT_TFLITE
-from searchforge.manifest import Manifest, read_shards
-from searchforge.workspace import Workspace
 from tests.bench.grown_run import write_like
 from tests.bench.grown_set import grow
 

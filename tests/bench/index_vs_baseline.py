@@ -23,18 +23,18 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from indexer.base import QUANTIZER
-from indexer.quantizer import Quantizer
-from indexer.queries import choose_texts, embed_queries
-from indexer.query_map import inverse_transpose
-from indexer.survey import Answers, exact_search
-from searchforge import isolated
+from indexer.corpus.corpus_scan import Answers, exact_search
+from indexer.corpus.queries import choose_texts, embed_queries
+from indexer.encoding.reuse import QUANTIZER
+from indexer.quantization.quantizer import Quantizer
+from indexer.quantization.query_map import inverse_transpose
+from searchforge.artifacts.encoder import TEXT_TFLITE
+from searchforge.artifacts.manifest import Manifest, read_shards
+from searchforge.artifacts.searcher import INDEX, TEXT_SEARCHER
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import load_config
-from searchforge.encoder import TEXT_TFLITE
-from searchforge.manifest import Manifest, read_shards
-from searchforge.searcher import INDEX, TEXT_SEARCHER
-from searchforge.workspace import Workspace
-from serving_check.search import Searcher
+from searchforge.processes import isolated
+from serving_check.measurement.search import Searcher
 from tests import lookup_encoder
 from tests.bench import scann_baseline
 from tests.bench.grown_run import write_like

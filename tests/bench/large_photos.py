@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from beam_jobs.models import LiteRTImageModel
-from searchforge.encoder import IMAGE_TFLITE, EncoderInfo
+from beam_jobs.embedding.models import LiteRTImageModel
+from searchforge.artifacts.encoder import IMAGE_TFLITE, EncoderInfo
+from searchforge.artifacts.workspace import Workspace
 from searchforge.preprocessing import Preprocessing, decode
-from searchforge.workspace import Workspace
 
 SIZE = (2560, 1920)
 LIMIT = SIZE[0] * SIZE[1]

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from searchforge.cli import import_quietly, quiet_libraries
 from searchforge.config import Config, load_config
+from searchforge.console.options import import_quietly, quiet_libraries
 
 PLAIN: dict[str, Any] = {"heads": 1, "views": 1, "hub_correction": 0.0}
 TOWERS = {"image_tower": "pypi:efficientnet-lite0", "text_tower": "pypi:minilm-l6"}
@@ -63,7 +63,7 @@ def main(
 
 def _measure(config: Config) -> dict[str, float]:
     from trainer import train
-    from trainer.dual_encoder import DualEncoder
+    from trainer.model.dual_encoder import DualEncoder
 
     # The correction of hubs comes after training: both of its rows share one.
     data, features, widths, weights, seconds = _trained(
@@ -80,17 +80,16 @@ def _measure(config: Config) -> dict[str, float]:
 @functools.lru_cache(maxsize=1)
 def _trained(config: Config) -> tuple[Any, ...]:
     """Returns data, features, their widths, the trained weights and how long the heads took."""
-    from searchforge.workspace import Workspace
-    from trainer import train
-    from trainer.checkpoints import CheckpointStore
-    from trainer.cluster import ray_cluster, threads_per_worker
+    from searchforge.artifacts.workspace import Workspace
     from trainer.data import load_data
-    from trainer.feature_sets import extract_all
-    from trainer.head_training import train_heads
-    from trainer.towers import load_image_tower, load_text_tower
+    from trainer.features.sets import extract_all
+    from trainer.fit.checkpoints import CheckpointStore
+    from trainer.fit.head_training import train_heads
+    from trainer.ray_cluster import ray_cluster, threads_per_worker
+    from trainer.towers import load_image_tower, load_text_tower, tower_specs
 
     settings, workspace, data = config.train, Workspace(config.workspace), load_data(config)
-    specs = train.tower_specs(settings, [text for image in data.images for text in image.captions])
+    specs = tower_specs(settings, [text for image in data.images for text in image.captions])
     towers = load_image_tower(specs[0]), load_text_tower(specs[1])
     with ray_cluster(settings):
         features = extract_all(settings, data, towers, specs, workspace.cache("features"), settings.views)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from searchforge.records import EmbeddingRecord
+from searchforge.artifacts.records import EmbeddingRecord
 
 RECORDS = 2_000
 ROUNDS = 7

@@ -27,14 +27,14 @@ from typing import Any
 
 from infra import api
 from infra.reindex import journal, lease
-from infra.releases import live_release
-from searchforge import isolated
+from infra.releases.releases import live_release
+from searchforge.artifacts.manifest import Manifest, read_shards
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
 from searchforge.hashing import sha256_file
-from searchforge.manifest import Manifest, read_shards
-from searchforge.workspace import Workspace
+from searchforge.processes import isolated
 from tests.infra.forked import fork
-from tests.infra.tiny_reindex import World, make_world
+from tests.infra.reindex.tiny_reindex import World, make_world
 
 STAGES = ("plan", "train", "embed", "index", "check", "publish", "prune")
 KINDS = ("encoders", "embeddings", "searchers", "checks", "releases")
@@ -94,13 +94,13 @@ def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40, most_kill
 
 def import_all() -> None:
     """Imports what a run of `reindex` needs without training, here and in the fork server that forks share."""
-    from searchforge.cli import import_quietly
+    from searchforge.console.options import import_quietly
 
     import_quietly("apache_beam")
     stages = ("beam_jobs.embed", "indexer.build", "serving_check.check", "ai_edge_litert.interpreter")
     for name in (*stages, "infra.reindex.run", "infra.reindex.notify"):
         importlib.import_module(name)
-    for module in ("indexer.worker", "indexer.text_embedder", "serving_check.task_library"):
+    for module in ("indexer.device.worker", "indexer.corpus.text_embedder", "serving_check.measurement.task_library"):
         isolated.Session(module).close()
 
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from infra import api
-from infra.releases import find_release, live_release
-from searchforge.manifest import Manifest, read_shards
-from searchforge.workspace import Workspace
+from infra.releases.releases import find_release, live_release
+from searchforge.artifacts.manifest import Manifest, read_shards
+from searchforge.artifacts.workspace import Workspace
 from tests.bench.reindex_kills import import_all
-from tests.infra.tiny_reindex import World, make_world
+from tests.infra.reindex.tiny_reindex import World, make_world
 
 CHANGES = ("nothing", "touch", "add", "change", "remove", "rename", "several")
 QUERIES = 40

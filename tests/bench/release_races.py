@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from infra import channels
-from infra.pruning import prune
-from infra.releases import list_releases, promote, publish, require_whole, rollback
-from searchforge.cli import quiet_libraries
+from infra.releases import channels
+from infra.releases.pruning import prune
+from infra.releases.releases import list_releases, promote, publish, require_whole, rollback
+from searchforge.artifacts.workspace import Workspace
+from searchforge.console.options import quiet_libraries
 from searchforge.errors import ConflictError, GateError, SearchforgeError, UsageError
-from searchforge.workspace import Workspace
-from tests.infra.release_world import commit_checked
+from tests.infra.releases.release_world import commit_checked
 from tests.integration.gcs_server import serving_gcs
 
 READER_PROCESSES = 4
@@ -163,7 +163,7 @@ class Team:
 
 @contextlib.contextmanager
 def _team(source: str, root: str, count: int) -> Iterator[Team]:
-    _CONTEXT.set_forkserver_preload(["infra.pruning", "searchforge.local_storage", "google.cloud.storage"])
+    _CONTEXT.set_forkserver_preload(["infra.releases.pruning", "searchforge.storage.local", "google.cloud.storage"])
     team = Team(source, root, count)
     try:
         yield team
@@ -340,7 +340,7 @@ def main() -> None:
         if options.only != "folder":
             with serving_gcs(Path(scratch)) as url:
                 os.environ["STORAGE_EMULATOR_HOST"] = url
-                from searchforge.gcs_storage import gcs_client
+                from searchforge.storage.gcs import gcs_client
 
                 gcs_client().create_bucket("races")
                 report["bucket"] = race("gs://races/public", *counts)

@@ -1,7 +1,7 @@
 """The process in which benchmarks build an index as Model Maker's Searcher does, and search any index.
 
 ScaNN partitions and hashes all vectors at once, and the Task Library's own converter writes the index, all in memory.
-Runs in a process of its own (searchforge.isolated); files pass by path, and memory is this process' own.
+Runs in a process of its own (searchforge.processes.isolated); files pass by path, and memory is this process' own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from searchforge import isolated
+from searchforge.processes import isolated
 
 MODULE = "tests.bench.scann_baseline"
 """What a Session runs; a request is the arguments of `build` or `search`, and `do`, the name."""
@@ -25,7 +25,7 @@ def build(vectors: str, partitions: int, dims_per_block: int, lookup: str, searc
     from tensorflow_lite_support.scann_ondevice.cc.core import serialized_searcher_pb2 as schema
     from tensorflow_lite_support.scann_ondevice.cc.python import index_builder
 
-    from indexer.scann_training import read_trained, scann_config
+    from indexer.quantization.scann_training import read_trained, scann_config
 
     matrix = np.load(vectors, allow_pickle=False)
     seconds = {}

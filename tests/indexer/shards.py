@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from indexer.corpus import Shard
+from indexer.corpus.shards import Shard
+from searchforge.artifacts.manifest import ShardInfo
+from searchforge.artifacts.records import EmbeddingRecord, write_tfrecords
+from searchforge.artifacts.workspace import Workspace
 from searchforge.hashing import sha256_file
-from searchforge.manifest import ShardInfo
-from searchforge.records import EmbeddingRecord, write_tfrecords
-from searchforge.workspace import Workspace
 from tests.indexer.tiny_corpus import DIM
 from tests.indexer.tiny_encoder import PREPROCESSING, unit
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from indexer.build import build_index
+from searchforge.artifacts.manifest import Manifest, ShardInfo
+from searchforge.artifacts.records import EmbeddingRecord
+from searchforge.artifacts.searcher import TEXT_SEARCHER
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
 from searchforge.errors import JobError, SearchforgeError, UsageError
-from searchforge.manifest import Manifest, ShardInfo
-from searchforge.records import EmbeddingRecord
-from searchforge.searcher import TEXT_SEARCHER
-from searchforge.workspace import Workspace
-from serving_check.search import Searcher
+from serving_check.measurement.search import Searcher
 from tests.indexer.shards import with_metadata_text
 from tests.indexer.tiny_corpus import DIM, TinyCorpus, commit_embeddings, make_corpus
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from indexer.build import build_index
+from searchforge.artifacts.searcher import INDEX
 from searchforge.config import Config
 from searchforge.errors import JobError
-from searchforge.searcher import INDEX
 from tests.indexer.tiny_corpus import TinyCorpus, commit_embeddings, make_corpus
 
 

@@ -9,15 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from indexer.__main__ import main
-from indexer.base import QUANTIZER
 from indexer.build import build_index
-from indexer.curve import CURVE, PICTURE
+from indexer.encoding.reuse import QUANTIZER
+from indexer.tuning.tradeoff import CURVE, PICTURE
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
 from searchforge.config import IndexConfig
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_file
-from searchforge.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
-from serving_check.leveldb_table import read_table
-from serving_check.search import Searcher
+from serving_check.formats.leveldb_reader import read_table
+from serving_check.measurement.search import Searcher
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
 
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from indexer.base import QUANTIZER
 from indexer.build import build_index
+from indexer.encoding.reuse import QUANTIZER
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.records import EmbeddingRecord
+from searchforge.artifacts.searcher import INDEX, TEXT_SEARCHER
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, IndexConfig
 from searchforge.errors import JobError, UsageError
-from searchforge.manifest import Manifest
-from searchforge.records import EmbeddingRecord
-from searchforge.searcher import INDEX, TEXT_SEARCHER
-from searchforge.workspace import Workspace
-from serving_check.leveldb_table import read_table
-from serving_check.search import Searcher
+from serving_check.formats.leveldb_reader import read_table
+from serving_check.measurement.search import Searcher
 from tests.indexer.shards import records as random_records
 from tests.indexer.tiny_corpus import commit_embeddings, commit_on, make_corpus
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from indexer.build import build_index
-from indexer.worker import MODULE
-from searchforge import isolated
+from indexer.device.worker import MODULE
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
 from searchforge.hashing import sha256_file
-from searchforge.workspace import Workspace
+from searchforge.processes import isolated
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
 from tests.infra.forked import fork
 

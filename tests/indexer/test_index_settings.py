@@ -14,13 +14,13 @@ from click.testing import CliRunner
 
 from indexer.__main__ import main
 from indexer.build import build_index, summary
-from indexer.curve import CURVE
-from indexer.queries import choose_texts
+from indexer.corpus.queries import choose_texts
+from indexer.tuning.tradeoff import CURVE
+from searchforge.artifacts.searcher import INDEX, TEXT_SEARCHER
 from searchforge.config import Config, load_config
 from searchforge.errors import JobError
-from searchforge.searcher import INDEX, TEXT_SEARCHER
-from serving_check.leveldb_table import read_table
-from serving_check.search import Searcher
+from serving_check.formats.leveldb_reader import read_table
+from serving_check.measurement.search import Searcher
 from tests.indexer.tiny_corpus import DIM, IMAGES, TinyCorpus, commit_embeddings, make_corpus, tiny_encoder
 
 K = 10

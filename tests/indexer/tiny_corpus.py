@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from searchforge.artifacts.encoder import EncoderInfo
+from searchforge.artifacts.manifest import Manifest, ShardInfo
+from searchforge.artifacts.records import EmbeddingRecord, read_embeddings, write_tfrecords
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
-from searchforge.encoder import EncoderInfo
 from searchforge.hashing import sha256_file
-from searchforge.manifest import Manifest, ShardInfo
-from searchforge.records import EmbeddingRecord, read_embeddings, write_tfrecords
-from searchforge.workspace import Workspace
 from tests.indexer.tiny_encoder import TinyEncoder, random_images, save_images, unit
 
 IMAGES = 400

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from searchforge import isolated
-from searchforge.fork_server import python_path
 from searchforge.hashing import sha256_bytes
+from searchforge.processes.fork_server import python_path
+from searchforge.processes.tflite_support import prepare
 from tests.cached import cached, source, versions
 
 SIDE = 8
@@ -118,7 +118,7 @@ def _convert(directory: Path) -> None:
 
 
 def _describe(directory: Path) -> None:
-    isolated.prepare()
+    prepare()
     import flatbuffers
     from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
     from tensorflow_lite_support.metadata.python import metadata as tflite_metadata

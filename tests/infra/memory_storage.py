@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from searchforge.errors import ConflictError
 from searchforge.hashing import sha256_bytes
-from searchforge.storage import Object, Snapshot, Storage, check_path
+from searchforge.storage.base import Object, Snapshot, Storage, check_path
 
 
 class _Stored(NamedTuple):

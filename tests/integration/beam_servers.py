@@ -88,7 +88,7 @@ def worker_pool(boot: Path, folder: Path) -> Iterator[WorkerPool]:
         "BEAM_BOOT": str(boot),
         "BEAM_FOLDER": str(folder),
         "RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT": "1",  # else boot writes to /opt
-        "PIP_NO_DEPS": "1",  # as in infra/beam/Dockerfile
+        "PIP_NO_DEPS": "1",  # as in infra/deploy/beam/Dockerfile
     }
     command = [sys.executable, str(Path(__file__).with_name("worker_pool.py")), str(script)]
     with (

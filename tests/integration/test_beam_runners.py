@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from searchforge.workspace import Workspace
+from searchforge.artifacts.workspace import Workspace
 from tests.integration import beam_servers
 from tests.test_packaging import checkout  # noqa: F401  # a fixture
 from tests.tiny_bundle import write_bundle
@@ -55,7 +55,7 @@ def job_endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def shipped(request: pytest.FixtureRequest, checkout: Path, tmp_path: Path) -> str:  # noqa: F811
-    """The option that ships the project: with Flink as infra/beam/flink does, elsewhere from a checkout."""
+    """The option that ships the project: with Flink as infra/deploy/beam/flink does, elsewhere from a checkout."""
     if request.node.callspec.params["job_endpoint"] != "Flink job server":
         return f"--setup_file={checkout / 'setup.py'}"
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]

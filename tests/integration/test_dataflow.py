@@ -26,16 +26,16 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from PIL import Image
 
 from beam_jobs.embed_images import embed_images
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import load_config
-from searchforge.storage import open_storage
-from searchforge.workspace import Workspace
+from searchforge.storage.factory import open_storage
 from tests.integration import environments
 from tests.test_packaging import checkout  # noqa: F401  # a fixture
 from tests.tiny_bundle import write_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
-TEMPLATE = ROOT / "infra" / "beam" / "dataflow"
-LOCK = ROOT / "infra" / "beam" / "dataflow.lock"
+TEMPLATE = ROOT / "infra" / "deploy" / "beam" / "dataflow"
+LOCK = ROOT / "infra" / "deploy" / "beam" / "dataflow.lock"
 IMAGE = "example/searchforge-worker:1"
 SUBMIT_SECONDS = 300
 
@@ -49,7 +49,7 @@ FETCHES = (_environment,)
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """The Python of an environment with infra/beam/dataflow.lock."""
+    """The Python of an environment with infra/deploy/beam/dataflow.lock."""
     return _environment()
 
 
@@ -221,5 +221,5 @@ def test_both_sides_of_a_job_have_the_same_versions() -> None:
     ]
     for name in ("apache-beam", "numpy", "pydantic"):
         assert pins[0].get(name) == pins[1].get(name), name
-    dockerfile = (ROOT / "infra" / "beam" / "Dockerfile").read_text()
+    dockerfile = (ROOT / "infra" / "deploy" / "beam" / "Dockerfile").read_text()
     assert re.findall(r"ARG BEAM=(.+)", dockerfile) == [apache_beam.__version__] == [pins[0]["apache-beam"]]

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.infra.deployment.manifests import DOCKERFILES, INFRA, ROOT, load, parse_command, pods
+from tests.infra.deploy.manifests import DEPLOY, DOCKERFILES, ROOT, load, parse_command, pods
 from tests.integration import environments, fetched
 
 pytestmark = pytest.mark.integration
@@ -39,7 +39,7 @@ def _airflow() -> Path:
 
 
 def _gcp() -> Path:
-    return environments.environment("gcp", locked=(INFRA / "ray" / "gcp.lock",))
+    return environments.environment("gcp", locked=(DEPLOY / "ray" / "gcp.lock",))
 
 
 def _kustomize() -> Path:
@@ -63,7 +63,7 @@ def tools() -> Path:
 def overlays() -> dict[str, str]:
     """Each overlay as kustomize renders it."""
     kustomize = _kustomize()
-    folders = (INFRA / "kubernetes" / "overlays").iterdir()
+    folders = (DEPLOY / "kubernetes" / "overlays").iterdir()
     return {folder.name: _output([kustomize, "build", folder]) for folder in folders}
 
 
@@ -84,7 +84,7 @@ def test_the_overlays_are_what_kubernetes_knows(overlays: dict[str, str], tools:
         _require_valid(tools, tmp_path, rendered)
         documents = {document["kind"]: document for document in yaml.safe_load_all(rendered)}
         assert {"CronJob", "ServiceAccount", "ConfigMap", "Namespace"} <= documents.keys()
-        written = (INFRA / "kubernetes" / "overlays" / name / "searchforge.yaml").read_text()
+        written = (DEPLOY / "kubernetes" / "overlays" / name / "searchforge.yaml").read_text()
         assert documents["ConfigMap"]["data"] == {"searchforge.yaml": written}
         (pod,) = pods(documents["CronJob"])
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -100,7 +100,7 @@ def test_kubernetes_refuses_a_misspelt_key(overlays: dict[str, str], tools: Path
 
 
 def test_the_flink_job_is_what_kubernetes_knows(tools: Path, tmp_path: Path) -> None:
-    _require_valid(tools, tmp_path, (INFRA / "beam" / "flink" / "embed.yaml").read_text())
+    _require_valid(tools, tmp_path, (DEPLOY / "beam" / "flink" / "embed.yaml").read_text())
 
 
 def test_airflow_reads_the_dag_and_its_pods_are_those_of_the_cron_job(
@@ -108,7 +108,7 @@ def test_airflow_reads_the_dag_and_its_pods_are_those_of_the_cron_job(
 ) -> None:
     python = _airflow()
     folder = tmp_path / "dags"
-    shutil.copytree(INFRA / "airflow", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(DEPLOY / "airflow", folder, ignore=shutil.ignore_patterns("__pycache__"))
     program = Path(__file__).with_name("airflow_tasks.py")
     variables = {"AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     report = json.loads(_output([python, program, folder], **variables).splitlines()[-1])
@@ -138,13 +138,13 @@ def test_kuberay_knows_the_job() -> None:
     if result.returncode:
         pytest.skip(f"KubeRay's schema cannot be fetched: {fetched.get('Error', result.stderr)[-300:]}")
     definition = Path(fetched["Dir"], "config", "crd", "bases", "ray.io_rayjobs.yaml").read_text()
-    _require_known(INFRA / "ray" / "rayjob.yaml", definition, key="allowPrivilegeEscalation")
+    _require_known(DEPLOY / "ray" / "rayjob.yaml", definition, key="allowPrivilegeEscalation")
 
 
 def test_the_flink_operator_knows_the_cluster() -> None:
     with zipfile.ZipFile(_flink_operator()) as archive:
         definition = archive.read("META-INF/fabric8/flinkdeployments.flink.apache.org-v1.yml").decode()
-    _require_known(INFRA / "beam" / "flink" / "cluster.yaml", definition, key="flinkVersion")
+    _require_known(DEPLOY / "beam" / "flink" / "cluster.yaml", definition, key="flinkVersion")
 
 
 @pytest.mark.parametrize(
@@ -158,11 +158,11 @@ def test_the_flink_operator_knows_the_cluster() -> None:
 def test_google_knows_the_document(google: Path, document: str, api: str, kind: str, key: str) -> None:
     schemas = json.loads((google / f"{api}.json").read_text())["schemas"]
     schema = {**_closed(schemas[kind]), "$defs": {name: _closed(one) for name, one in schemas.items()}}
-    _require_exact(INFRA / document, schema, key)
+    _require_exact(DEPLOY / document, schema, key)
 
 
 def test_rays_launcher_finds_googles_client(google: Path) -> None:
-    """In the image infra/ray/gcp.lock is installed over requirements.lock."""
+    """In the image infra/deploy/ray/gcp.lock is installed over requirements.lock."""
     program = "import ray.autoscaler._private.gcp.node_provider"
     packages = str(google.parents[2])
     _output([sys.executable, "-c", program], PYTHONPATH=packages)

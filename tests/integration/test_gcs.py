@@ -10,16 +10,16 @@ from PIL import Image
 
 from beam_jobs.embed_images import embed_images
 from infra import api
-from infra.client import Client, Outcome
-from infra.pruning import prune
-from infra.releases import find_release, list_releases, live_release, publish, rollback
-from infra.scenes import write_scenes
+from infra.demo.scenes import write_scenes
+from infra.releases.client import Client, Outcome
+from infra.releases.pruning import prune
+from infra.releases.releases import find_release, list_releases, live_release, publish, rollback
+from searchforge.artifacts.manifest import read_shards
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import load_config
 from searchforge.errors import ConflictError, JobError, SearchforgeError
-from searchforge.manifest import read_shards
-from searchforge.storage import open_storage
-from searchforge.workspace import Workspace
-from tests.infra.release_world import FILES, commit_checked
+from searchforge.storage.factory import open_storage
+from tests.infra.releases.release_world import FILES, commit_checked
 from tests.tiny_bundle import write_bundle
 
 pytestmark = pytest.mark.integration

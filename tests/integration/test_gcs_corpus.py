@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from beam_jobs.corpus import list_images, list_texts
-from beam_jobs.items import Item
-from beam_jobs.reading import read_bytes
+from beam_jobs.corpus.corpus import list_images, list_texts
+from beam_jobs.corpus.items import Item
+from beam_jobs.corpus.reading import read_bytes
 from searchforge.errors import JobError, UsageError
-from searchforge.gcs_storage import gcs_client
 from searchforge.preprocessing import RejectedInput
-from searchforge.storage import open_storage
-from tests.beam_jobs.test_archives import tar_bytes, tf_example, tfrecord_bytes
+from searchforge.storage.factory import open_storage
+from searchforge.storage.gcs import gcs_client
+from tests.beam_jobs.corpus.test_archives import tar_bytes, tf_example, tfrecord_bytes
 
 pytestmark = pytest.mark.integration
 

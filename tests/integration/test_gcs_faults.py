@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from infra import channels
-from infra.pruning import prune
-from infra.releases import find_release, list_releases, live_release, publish, require_whole, rollback
+from infra.releases import channels
+from infra.releases.pruning import prune
+from infra.releases.releases import find_release, list_releases, live_release, publish, require_whole, rollback
+from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError
-from searchforge.gcs_storage import GcsStorage, RetryPolicy, crc32c_file
-from searchforge.workspace import Workspace
-from tests.infra.release_world import FILES, commit_checked
+from searchforge.storage.gcs import GcsStorage, RetryPolicy, crc32c_file
+from tests.infra.releases.release_world import FILES, commit_checked
 from tests.integration.faulty_proxy import Fault, FaultyProxy, Request, faulty_proxy
 
 pytestmark = pytest.mark.integration

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from searchforge.workspace import Workspace
-from tests.infra.prune_actors import PruneActors, require_sound
-from tests.infra.stepped_storage import interleave
+from searchforge.artifacts.workspace import Workspace
+from tests.infra.releases.prune_actors import PruneActors, require_sound
+from tests.infra.releases.stepped_storage import interleave
 
 pytestmark = pytest.mark.integration
 

@@ -23,12 +23,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from searchforge.storage import open_storage
-from searchforge.workspace import Workspace
+from searchforge.artifacts.workspace import Workspace
+from searchforge.storage.factory import open_storage
 from tests.integration import ray_cluster
 from tests.integration.train_heads import EPOCHS
 from tests.trainer import tiny_towers
-from trainer.checkpoints import CheckpointStore
+from trainer.fit.checkpoints import CheckpointStore
 
 pytestmark = pytest.mark.integration
 
@@ -94,8 +94,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_submitted_job_uses_both_nodes_and_commits_a_bundle(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
-    """What is submitted is the command of infra/ray/rayjob.yaml."""
-    job = yaml.safe_load((ROOT / "infra" / "ray" / "rayjob.yaml").read_text())
+    """What is submitted is the command of infra/deploy/ray/rayjob.yaml."""
+    job = yaml.safe_load((ROOT / "infra" / "deploy" / "ray" / "rayjob.yaml").read_text())
     here = {
         "python": sys.executable,
         "/etc/searchforge/searchforge.yaml": str(_configuration(corpus, tmp_path / "workspace")),

@@ -9,11 +9,11 @@ import pytest
 
 from infra import api
 from infra.reindex import journal, lease, retention
-from infra.releases import live_release
+from infra.releases.releases import live_release
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import load_config
-from searchforge.storage import open_storage
-from searchforge.workspace import Workspace
-from tests.infra.tiny_reindex import World, make_world
+from searchforge.storage.factory import open_storage
+from tests.infra.reindex.tiny_reindex import World, make_world
 
 pytestmark = pytest.mark.integration
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from serving_check.report import Report
-from serving_check.report_html import render
+from serving_check.report.html import render
+from serving_check.schema import Report
 from tests.html_page import HOSTILE, LONG
-from tests.serving_check import realistic_reports
-from tests.serving_check.realistic_reports import picture
-from tests.serving_check.sample_report import sample
+from tests.serving_check.report import realistic_reports
+from tests.serving_check.report.realistic_reports import picture
+from tests.serving_check.report.sample_report import sample
 
 pytestmark = pytest.mark.integration
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.infra.serve_world import HOSTILE, HOSTILE_ID, HOSTILE_TEXT, Server, make_world, serving, wait_for
+from tests.infra.serve.serve_world import HOSTILE, HOSTILE_ID, HOSTILE_TEXT, Server, make_world, serving, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 
 from searchforge.config import TrainConfig
-from tests.trainer.test_loop import random_set
-from trainer.checkpoints import CheckpointStore
-from trainer.cluster import ray_cluster
-from trainer.head_training import HeadTask
-from trainer.loop import fit
+from tests.trainer.fit.test_loop import random_set
+from trainer.fit.checkpoints import CheckpointStore
+from trainer.fit.head_training import HeadTask
+from trainer.fit.loop import fit
+from trainer.ray_cluster import ray_cluster
 
 EPOCHS = 10
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from indexer.build import build_index
-from searchforge.workspace import Workspace
+from searchforge.artifacts.workspace import Workspace
 from serving_check.check import check
 from tests.indexer.tiny_corpus import TinyCorpus, commit_embeddings, make_corpus
 

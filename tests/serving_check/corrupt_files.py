@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 
-from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from tests.serving_check.searcher_parts import INDEX_NAME, SearcherFile
 from tests.serving_check.specimen import BOTH, Specimen, caught_by
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from indexer.ldb_table import TableWriter
-from searchforge.searcher import INDEX, TEXT_SEARCHER
+from indexer.device.leveldb_writer import TableWriter
+from searchforge.artifacts.searcher import INDEX, TEXT_SEARCHER
 from tests.serving_check.searcher_parts import Entries, Index, table_entries
 from tests.serving_check.specimen import PARTITIONS, Specimen, caught_by
 

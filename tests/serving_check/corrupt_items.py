@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from searchforge.manifest import Manifest, read_shards
+from searchforge.artifacts.manifest import Manifest, read_shards
 from tests.indexer.tiny_corpus import commit_embeddings
 from tests.serving_check.searcher_parts import Entries, Index
 from tests.serving_check.specimen import COUNT, Specimen, caught_by

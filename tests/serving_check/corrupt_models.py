@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from indexer.folding import folded, read_model, write_model
-from searchforge.encoder import IMAGE_TFLITE, TEXT_TFLITE
-from searchforge.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from indexer.device.folding import folded, read_model, write_model
+from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from tests.indexer.tiny_corpus import DIM
 from tests.serving_check.searcher_parts import SearcherFile, weights
 from tests.serving_check.specimen import Specimen, caught_by

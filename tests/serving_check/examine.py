@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from searchforge.artifacts.encoder import EncoderInfo
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
-from searchforge.encoder import EncoderInfo
-from searchforge.manifest import Manifest
-from searchforge.workspace import Workspace
 from serving_check.check import NAMES
-from serving_check.corpus import load_corpus
-from serving_check.examination import Examination, Kind, Subject
-from serving_check.queries import PROBES, caption_queries, held_out, image_queries, probe_images
+from serving_check.inspection import Examination, Kind, Subject
+from serving_check.measurement.corpus import load_corpus
+from serving_check.measurement.queries import PROBES, caption_queries, held_out, image_queries, probe_images
 
 OF_FILES = {"files", "model", "metadata", "index", "fingerprint", "items", "item_metadata", "codes", "partitions"}
 """Gates that look at files only."""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from indexer.build import build_index
+from searchforge.artifacts.records import EmbeddingRecord
+from searchforge.artifacts.workspace import MARKERS
 from searchforge.config import Config, load_config
 from searchforge.hashing import sha256_file
-from searchforge.records import EmbeddingRecord
-from searchforge.workspace import MARKERS
 from tests.indexer.tiny_corpus import IMAGES, TinyCorpus, commit_embeddings, commit_on, make_corpus, tiny_encoder
 from tests.indexer.tiny_encoder import random_images, save_images, unit
 

@@ -17,12 +17,12 @@ import flatbuffers
 import numpy as np
 from tensorflow_lite_support.metadata import metadata_schema_py_generated as metadata_schema
 
-from indexer.folding import read_model, write_model
-from indexer.ldb_table import TableWriter
-from indexer.packing import INDEX_NAME
-from searchforge.records import read_varint, varint
-from serving_check.leveldb_table import read_table
-from serving_check.scann_schema import scann_on_device_config
+from indexer.device.folding import read_model, write_model
+from indexer.device.leveldb_writer import TableWriter
+from indexer.device.packing import INDEX_NAME
+from searchforge.artifacts.records import read_varint, varint
+from serving_check.formats.leveldb_reader import read_table
+from serving_check.formats.scann_schema import scann_on_device_config
 
 Entries = dict[bytes, bytes]
 """Of a LevelDB table: values by key."""

@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from indexer.build import build_index
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
+from searchforge.artifacts.workspace import MARKERS, Kind, Workspace
 from searchforge.config import Config
 from searchforge.hashing import sha256_file
-from searchforge.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
-from searchforge.workspace import MARKERS, Kind, Workspace
 from serving_check.check import check
-from serving_check.examination import Kind as SearcherKind
+from serving_check.inspection import Kind as SearcherKind
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus, tiny_encoder
 from tests.indexer.tiny_encoder import random_images
 from tests.serving_check.examine import OF_FILES, failed_gates

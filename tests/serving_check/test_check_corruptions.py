@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from infra.releases import list_releases, publish
+from infra.releases.releases import list_releases, publish
 from searchforge.errors import GateError
-from serving_check.examination import Kind as SearcherKind
+from serving_check.inspection import Kind as SearcherKind
 from tests.serving_check.corruptions import CORRUPTIONS
 from tests.serving_check.examine import OF_FILES
 from tests.serving_check.specimen import BOTH, Specimen, copy_of, make_template, rebuilt

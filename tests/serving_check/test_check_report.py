@@ -18,7 +18,7 @@ from searchforge.errors import UsageError
 from searchforge.hashing import sha256_file
 from serving_check.__main__ import main
 from serving_check.check import check
-from serving_check.search import Searcher
+from serving_check.measurement.search import Searcher
 from tests.serving_check.conftest import COUNT, Built
 from tests.serving_check.examine import failed_gates
 

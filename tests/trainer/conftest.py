@@ -20,7 +20,7 @@ WORKERS = 2
 def ray_local() -> Iterator[None]:
     """A local Ray cluster with enough CPUs for `WORKERS` workers."""
     from searchforge.config import TrainConfig
-    from trainer.cluster import ray_cluster
+    from trainer.ray_cluster import ray_cluster
 
     with ray_cluster(TrainConfig(workers=WORKERS)):
         yield

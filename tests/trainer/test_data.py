@@ -9,8 +9,7 @@ import pytest
 
 from searchforge.config import Config, DataConfig
 from searchforge.errors import UsageError
-from trainer.data import Data, load_data, without_rejected
-from trainer.features import Rejected
+from trainer.data import Data, Rejected, load_data, without_rejected
 
 
 @pytest.fixture

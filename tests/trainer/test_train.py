@@ -12,21 +12,21 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from searchforge import isolated
-from searchforge.associated_files import EPOCH
+from searchforge.artifacts.associated_files import EPOCH
+from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_SAVED_MODEL, TEXT_TFLITE, EncoderInfo
+from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, TrainConfig, load_config
-from searchforge.encoder import IMAGE_TFLITE, TEXT_SAVED_MODEL, TEXT_TFLITE, EncoderInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_file
-from searchforge.workspace import Workspace
+from searchforge.processes import isolated
 from tests.trainer import tiny_towers
-from trainer import agreement
-from trainer.batches import TrainingSet, draw
-from trainer.evaluate_bundle import evaluate_bundle
-from trainer.export import ImageEncoder, TextEncoder
-from trainer.heads import ResidualHead
-from trainer.report import EvaluationReport
-from trainer.restore import restore_text_encoder
+from trainer.evaluate import evaluate_bundle
+from trainer.evaluation.report import EvaluationReport
+from trainer.export import tflite_parity
+from trainer.export.export import ImageEncoder, TextEncoder
+from trainer.export.restore import restore_text_encoder
+from trainer.features.batches import TrainingSet, draw
+from trainer.model.projection_heads import ResidualHead
 from trainer.towers import TextTower, TowerSpec, load_image_tower, load_text_tower
 from trainer.train import train
 
@@ -101,8 +101,8 @@ def test_the_bundle_is_whole_and_agrees_with_tensorflow(config: Config, encoder:
     assert (encoder.dim, encoder.sequence_length) == (16, 8)
     assert encoder.preprocessing == "decode|resize(16,16,bilinear)|scale(0,1)"
     report = encoder.report
-    assert report["agreement"]["text"]["mean_cosine"] >= agreement.MIN_COSINE
-    assert report["agreement"]["image"]["mean_cosine"] >= agreement.MIN_COSINE
+    assert report["agreement"]["text"]["mean_cosine"] >= tflite_parity.MIN_COSINE
+    assert report["agreement"]["image"]["mean_cosine"] >= tflite_parity.MIN_COSINE
     assert report["heldout"]["gallery"] == 6 and report["heldout"]["captions"] == 12
     assert report["history"][-1]["loss"] < report["history"][0]["loss"]
 
@@ -136,7 +136,7 @@ def test_a_bundle_that_disagrees_is_refused(tmp_path: Path, tiny_image_model: Pa
     ImageEncoder(tower, heads[0]).save(tmp_path / "image_encoder")
     ImageEncoder(tower, heads[1]).save_tflite(tmp_path / IMAGE_TFLITE)
     with pytest.raises(JobError, match="disagrees with TensorFlow"):
-        agreement.check_images(tmp_path, np.zeros((2, 16, 16, 3), np.uint8))
+        tflite_parity.check_images(tmp_path, np.zeros((2, 16, 16, 3), np.uint8))
 
 
 def test_a_text_tower_that_the_task_library_cannot_run_is_refused(tmp_path: Path, tiny_text_model: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_text_tower_that_the_task_library_cannot_run_is_refused(tmp_path: Path
     with pytest.raises(JobError, match="Task Library"):
         encoder.save_tflite(tmp_path / TEXT_TFLITE, "float32")
         request = {"do": "embed_texts", "model": str(tmp_path / TEXT_TFLITE), "texts": ["a b"]}
-        isolated.call("trainer.metadata", {**request, "output": str(tmp_path / "out.npy")})
+        isolated.call("trainer.export.tflite_metadata", {**request, "output": str(tmp_path / "out.npy")})
 
 
 def test_too_few_images_are_refused(config: Config, corpus: Path) -> None:
@@ -221,7 +221,7 @@ def test_forms_of_the_text_encoder_are_compared_on_demand(
         assert form.ms and form.r_at_10 is not None and form.mean_cosine and 0 < form.mean_cosine < 1.001, name
     chosen, exact = compared.forms[compared.chosen], compared.forms["float32"]
     assert chosen.bytes == workspace.local("encoders", encoder.id).joinpath(TEXT_TFLITE).stat().st_size
-    assert chosen.mean_cosine and chosen.mean_cosine >= agreement.MIN_COSINE
+    assert chosen.mean_cosine and chosen.mean_cosine >= tflite_parity.MIN_COSINE
     assert exact.mean_cosine == pytest.approx(1.0, abs=1e-4)
     page = workspace.local("evaluations", evaluation.id) / "report.html"
     assert "Forms of the text encoder" in page.read_text(encoding="utf-8")

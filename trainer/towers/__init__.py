@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from searchforge.config import TrainConfig
 from searchforge.errors import UsageError
 from trainer.towers.base import DEFAULT_SIZE, ImageTower, Layers, TextTower, TowerSpec
 
@@ -25,6 +26,7 @@ __all__ = [
     "fitting_length",
     "load_image_tower",
     "load_text_tower",
+    "tower_specs",
 ]
 
 WHOLE = 0.98
@@ -75,3 +77,14 @@ def fitting_length(name: str, texts: Sequence[str]) -> int:
         return TowerSpec.sequence_length
     lengths = sorted(packaged.token_counts(texts))
     return max(8, -(-lengths[int(WHOLE * (len(lengths) - 1))] // 2) * 2)
+
+
+def tower_specs(settings: TrainConfig, texts: Sequence[str]) -> tuple[TowerSpec, TowerSpec]:
+    """Returns the image tower and the text tower of a configuration; captions decide how much of a text is read."""
+    layers: Layers = "last" if settings.preset == "recipe2022" else "several"
+    return (
+        TowerSpec("image", settings.image_tower, layers),
+        TowerSpec(
+            "text", settings.text_tower, layers, settings.sequence_length or fitting_length(settings.text_tower, texts)
+        ),
+    )

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from searchforge.errors import UsageError
 from searchforge.preprocessing import Preprocessing
-from trainer.minilm import BertTokenizer
+from trainer.towers.minilm import BertTokenizer
 
 Layers = Literal["last", "several"]
 """Which layers of a packaged tower feed the head: the last one only, or earlier ones as well."""

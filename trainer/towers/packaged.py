@@ -16,10 +16,10 @@ import tensorflow as tf
 from searchforge.errors import UsageError
 from searchforge.hashing import sha256_file
 from searchforge.preprocessing import Preprocessing
-from trainer.efficientnet_lite import EfficientNetLite
-from trainer.minilm import BertTokenizer, MiniLM
-from trainer.torch_weights import read_state_dict
 from trainer.towers.base import ImageTower, Layers, TextTower, hash_variables
+from trainer.towers.efficientnet_lite import EfficientNetLite
+from trainer.towers.minilm import BertTokenizer, MiniLM
+from trainer.towers.torch_weights import read_state_dict
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,417 @@
+"""Lists what is inside tar shards and TFRecord files; the members are read later, each by its range of bytes.
+
+Formats: POSIX.1-2017 pax interchange format with the older ustar, v7 and GNU headers (the GNU tar manual, "Basic Tar
+Format"); TFRecords of tf.train.Example as in searchforge/artifacts/records.py. Python's tarfile is not used, because it
+keeps all members in memory, takes a damaged header for the end, and trusts the lengths that the headers give.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+from beam_jobs.corpus.files import File
+from beam_jobs.corpus.items import Item
+from beam_jobs.corpus.metadata import MAX_METADATA, is_too_long, parse_object
+from beam_jobs.corpus.reading import open_file
+from searchforge.artifacts.records import example_bytes, iterate_tfrecords
+from searchforge.errors import UsageError
+from searchforge.hashing import sha256_bytes
+from searchforge.preprocessing import RejectedInput
+
+_TAR = re.compile(r"\.tar$", re.IGNORECASE)
+_TFRECORD = re.compile(r"(\.tfrecords?|-\d{3,}-of-\d{3,})$", re.IGNORECASE)
+_COMPRESSED = re.compile(
+    r"(\.(tgz|tbz2?|txz)|(\.tar|\.tfrecords?|-\d{3,}-of-\d{3,})\.(gz|bz2|xz|zst|lz4|snappy|zlib|z))$", re.IGNORECASE
+)
+_SUFFIXES = frozenset(
+    (
+        "tar",
+        "tfrecord",
+        "tfrecords",
+        "tgz",
+        "tbz",
+        "tbz2",
+        "txz",
+        "gz",
+        "bz2",
+        "xz",
+        "zst",
+        "lz4",
+        "snappy",
+        "zlib",
+        "z",
+    )
+)
+"""No other file has to be matched with the patterns above, unless it ends with a digit."""
+
+
+class _DamagedError(ValueError):
+    """The archive cannot be read on from here."""
+
+
+def is_archive(path: str) -> bool:
+    """Whether a file's name says that it is an archive.
+
+    Raises:
+      UsageError: it is a compressed one.
+    """
+    suffix = path[path.rfind(".") + 1 :].lower()
+    if suffix not in _SUFFIXES and not suffix[-1:].isdigit():
+        return False
+    # An error, and no reject: nobody knows how many images are lost by it, and members of a compressed file have no
+    # range of bytes that could be read by itself.
+    if _COMPRESSED.search(path):
+        raise UsageError(f"{path} is a compressed archive, whose members cannot be read one by one; decompress it")
+    return bool(_TAR.search(path) or _TFRECORD.search(path))
+
+
+def list_archive(archive: File, metadata: dict[str, Any]) -> Iterator[Item]:
+    """Yields an item for every image of an archive.
+
+    What cannot be used is rejected; where the archive is damaged, a last item says so: what follows is not listed.
+
+    Args:
+      metadata: of the archive; its members have it too.
+
+    Raises:
+      UsageError, JobError: its bucket cannot be used.
+    """
+    list_members = _list_tar if _TAR.search(archive.path) else _list_tfrecord
+    try:
+        with open_file(archive.path, archive.version) as stream:
+            try:
+                yield from list_members(archive, metadata, stream)
+            except _DamagedError as error:
+                yield _whole(archive, "damaged_archive", f"{error}; nothing after it was listed")
+    except RejectedInput as error:
+        yield _whole(archive, error.reason, error.detail)
+
+
+def _whole(archive: File, reason: str, detail: str) -> Item:
+    return Item(archive.id, archive.path, archive.path, archive.version, archive.size, reject=reason, detail=detail)
+
+
+def _member(archive: File, name: str, offset: int, size: int, **others: Any) -> Item:
+    return Item(f"{archive.id}/{name}", f"{archive.path}!{name}", archive.path, archive.version, size, offset, **others)
+
+
+# Tar shards, as WebDataset (https://github.com/webdataset/webdataset) writes them: the members of one sample have one
+# stem and lie side by side.
+
+_TEXT_MEMBERS = {".txt": "text", ".cls": "cls"}
+"""Members whose text becomes metadata, under this key."""
+
+_OPEN_SAMPLES = 64
+"""So many samples wait for members that do not lie side by side."""
+
+
+@dataclass
+class _Sample:
+    images: list[_TarMember] = field(default_factory=list)
+    described_by: list[_TarMember] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    length: int = 0
+    fault: str = ""
+
+
+def _list_tar(archive: File, metadata: dict[str, Any], stream: BinaryIO) -> Iterator[Item]:
+    samples: OrderedDict[str, _Sample] = OrderedDict()
+    damage: Exception | None = None
+    try:
+        for member in _tar_members(stream, archive.size):
+            reason, detail = _tar_fault(member)
+            if reason:
+                yield _rejected(archive, member, reason, detail)
+                continue
+            stem, dot, extension = member.name.rpartition(".")
+            if not dot or "/" in extension:
+                stem, extension = member.name, ""
+            sample = samples.setdefault(stem, _Sample())
+            extension = f".{extension.lower()}"
+            if extension == ".json" or extension in _TEXT_MEMBERS:
+                _describe(sample, member, extension, stream)
+            else:
+                sample.images.append(member)
+            if max(len(samples), len(sample.images), len(sample.described_by)) > _OPEN_SAMPLES:
+                yield from _close(archive, metadata, samples.popitem(last=False)[1])
+    except (_DamagedError, OSError) as error:
+        damage = error
+    for sample in samples.values():
+        yield from _close(archive, metadata, sample)
+    if damage:
+        raise damage
+
+
+def _tar_fault(member: _TarMember) -> tuple[str, str]:
+    if member.kind:
+        return "not_a_file", f"a {member.kind}"
+    if not member.name or member.name.startswith("/") or ".." in member.name.split("/"):
+        return "unsafe_path", "the name leads out of the archive"
+    if not member.utf8:
+        return "not_utf8", "the name is not UTF-8"
+    if _TAR.search(member.name) or _TFRECORD.search(member.name) or _COMPRESSED.search(member.name):
+        return "nested_archive", "an archive in an archive is not opened; unpack it"
+    return "", ""
+
+
+def _describe(sample: _Sample, member: _TarMember, extension: str, stream: BinaryIO) -> None:
+    """Adds a JSON or text member to the metadata of its sample."""
+    sample.described_by.append(member)
+    sample.length += member.size
+    if sample.length > MAX_METADATA:
+        sample.fault = f"{member.name}: more than {MAX_METADATA} bytes"
+        return
+    stream.seek(member.offset)
+    data = stream.read(member.size)
+    try:
+        if extension == ".json":
+            sample.metadata |= parse_object(data)
+        else:
+            sample.metadata[_TEXT_MEMBERS[extension]] = data.decode().strip()
+    except ValueError as error:
+        sample.fault = f"{member.name}: {error}"
+
+
+def _close(archive: File, metadata: dict[str, Any], sample: _Sample) -> Iterator[Item]:
+    found = {**metadata, **sample.metadata}
+    found.pop("id", None)  # the device has the item's own id under this name
+    for image in sample.images:
+        if sample.fault:
+            yield _rejected(archive, image, "bad_metadata", sample.fault)
+        else:
+            yield _member(archive, image.name, image.offset, image.size, metadata=found)
+    if not sample.images:
+        for member in sample.described_by:
+            detail = "no image of this stem lies beside it; write the members of one sample one after the other"
+            yield _rejected(archive, member, "orphan_metadata", detail)
+
+
+def _rejected(archive: File, member: _TarMember, reason: str, detail: str) -> Item:
+    return _member(archive, member.name, member.offset, member.size, reject=reason, detail=detail)
+
+
+_BLOCK = 512
+_END = bytes(_BLOCK)
+_MAX_EXTENDED = 2**20
+"""Bytes of an extended header; the longest name that Linux takes has 4,096."""
+
+_MAX_SIZE = 2**62
+
+_FILE_KINDS = (b"0", b"\0", b"7")
+_EXTENDED_KINDS = (b"x", b"X", b"g", b"L", b"K")
+_NO_MEMBERS = (b"D", b"V")
+"""A folder's table of contents, and a label of the whole."""
+
+_OTHER_KINDS = {
+    b"1": "hard link",
+    b"2": "symbolic link",
+    b"3": "character device",
+    b"4": "block device",
+    b"6": "pipe",
+    b"M": "continuation of another volume's file",
+}
+_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"6")
+
+
+class _TarMember(NamedTuple):
+    """A member: `kind` is empty for a regular file; `utf8` tells whether its name was UTF-8."""
+
+    name: str
+    utf8: bool
+    kind: str
+    offset: int
+    size: int
+
+
+def _tar_members(stream: BinaryIO, archive_size: int) -> Iterator[_TarMember]:
+    """Yields members in order, passing over their data.
+
+    Raises:
+      _DamagedError: the archive is damaged or cut off.
+    """
+    position = 0
+    ended = False
+    extended: dict[str, bytes] = {}
+    while header := stream.read(_BLOCK):
+        at, position = position, position + _BLOCK
+        if header == _END[: len(header)]:  # more may follow: archives are joined by appending one to the other
+            ended = ended or len(header) == _BLOCK
+            continue
+        ended = False
+        if len(header) < _BLOCK:
+            raise _DamagedError(f"it ends within the header at byte {at}")
+        if not _checksum_matches(header):
+            raise _DamagedError(f"no tar header at byte {at}")
+        kind, size = header[156:157], _tar_number(header[124:136])
+        if kind in _EXTENDED_KINDS:
+            data = stream.read(_padded(size)) if size <= _MAX_EXTENDED else b""
+            if not data or len(data) < size:
+                raise _DamagedError(f"the extended header at byte {at} claims {size} bytes")
+            position += len(data)
+            if kind == b"L":
+                extended["path"] = data[:size].rstrip(b"\0")
+            elif kind in (b"x", b"X"):
+                extended |= _pax_records(data[:size])
+            continue
+        name = extended.get("path") or _tar_name(header)
+        if "size" in extended:
+            size = _digits(extended["size"], 10)
+        sparse = kind == b"S" or any(key.startswith("GNU.sparse.") for key in extended)
+        extended = {}
+        more = kind == b"S" and header[482] != 0
+        while more:  # the map of a sparse file goes on
+            block = stream.read(_BLOCK)
+            position += len(block)
+            more = len(block) == _BLOCK and block[504] != 0
+        folder = kind == b"5" or (kind == b"\0" and name.endswith(b"/"))
+        if kind in _WITHOUT_DATA or folder:
+            size = 0
+        if position + size > archive_size >= 0:
+            shown = name.decode(errors="backslashreplace")
+            raise _DamagedError(f"it ends {position + size - archive_size} bytes before member {shown!r} does")
+        if not folder and kind not in _NO_MEMBERS:
+            what = "sparse file" if sparse else _OTHER_KINDS.get(kind, "" if kind in _FILE_KINDS else f"{kind!r}")
+            yield _TarMember(*_decoded(name), what, position, size)
+        position += _padded(size)
+        stream.seek(position)
+    if not ended:
+        raise _DamagedError(f"it ends at byte {position} without an end-of-archive marker")
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _checksum_matches(header: bytes) -> bool:
+    field = header[148:156]
+    found = sum(header) - sum(field) + 8 * ord(" ")
+    try:
+        expected = _digits(field, 8)
+    except _DamagedError:
+        return False
+    # Some old programs summed signed characters.
+    return expected == found or expected == found - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
+
+
+def _tar_number(data: bytes) -> int:
+    """Parses a number of a header: octal digits, or, in GNU's format, binary."""
+    if data[0] == 0x80:
+        number = int.from_bytes(data[1:], "big")
+        if number > _MAX_SIZE:
+            raise _DamagedError(f"a member of {number} bytes")
+        return number
+    return _digits(data, 8)
+
+
+def _digits(data: bytes, base: int) -> int:
+    text = data.strip(b" \0")
+    if not text:
+        return 0
+    if len(text) > 20 or not text.isdigit():
+        raise _DamagedError(f"{text[:20]!r} is no number")
+    try:
+        return min(int(text, base), _MAX_SIZE)
+    except ValueError:
+        raise _DamagedError(f"{text!r} is no number") from None
+
+
+def _tar_name(header: bytes) -> bytes:
+    name = header[:100].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0]
+    # GNU tar's own format, with a blank in the magic, keeps times there.
+    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
+
+
+def _decoded(name: bytes) -> tuple[str, bool]:
+    while name.startswith(b"./"):
+        name = name[2:]
+    try:
+        return name.decode(), True
+    except UnicodeDecodeError:
+        return name.decode(errors="backslashreplace"), False
+
+
+def _pax_records(data: bytes) -> dict[str, bytes]:
+    """Parses records of the form `<length> <key>=<value>` and a line break, where the length is that of all of it."""
+    records: dict[str, bytes] = {}
+    position = 0
+    while position < len(data):
+        blank = data.find(b" ", position, position + 20)
+        length = _digits(data[position:blank], 10) if blank > 0 else 0
+        end = position + length
+        if end > len(data) or end <= blank or data[end - 1 : end] != b"\n":
+            raise _DamagedError("an extended header is malformed")
+        key, _, value = data[blank + 1 : end - 1].partition(b"=")
+        records[key.decode(errors="replace")] = value
+        position = end
+    return records
+
+
+# TFRecords of tf.train.Example, as TensorFlow Datasets, the Object Detection API and ImageNet's scripts write them.
+
+_IMAGE_KEYS = ("image/encoded", "image", "jpeg", "jpg", "png", "image_raw", "encoded", "bytes", "image_bytes")
+_ID_KEYS = ("image/filename", "filename", "id", "image/id", "image/source_id", "key")
+_MAX_TEXT = 1024
+"""Bytes; a longer feature is data rather than a description."""
+
+
+def _list_tfrecord(archive: File, metadata: dict[str, Any], stream: BinaryIO) -> Iterator[Item]:
+    start = 0
+    records = iterate_tfrecords(stream)
+    for index in itertools.count():
+        try:
+            payload = next(records, None)
+        except ValueError as error:
+            raise _DamagedError(str(error)) from None
+        if payload is None:
+            return
+        yield _example(archive, metadata, index, payload, start + _RECORD_HEADER)
+        start += _RECORD_HEADER + len(payload) + _RECORD_FOOTER
+
+
+_RECORD_HEADER, _RECORD_FOOTER = 12, 4
+
+
+def _example(archive: File, metadata: dict[str, Any], index: int, payload: bytes, start: int) -> Item:
+    def reject(reason: str, detail: str) -> Item:
+        return _member(archive, f"#{index}", start, len(payload), reject=reason, detail=detail)
+
+    try:
+        features = example_bytes(payload)
+    except ValueError as error:
+        return reject("not_an_example", str(error))
+    key = next((key for key in _IMAGE_KEYS if key in features), None)
+    if key is None:
+        found = ", ".join(sorted(features)[:20]) or "none"
+        return reject("no_image", f"its bytes features are {found}; expected one of {', '.join(_IMAGE_KEYS)}")
+    values = features.pop(key)
+    if len(values) != 1:
+        return reject("no_image", f"feature {key!r} holds {len(values)} values, expected one")
+    texts = {name: text for name, values in sorted(features.items()) if (text := _text(values)) is not None}
+    if is_too_long(texts, sum(len(text) for values in features.values() for text in values)):
+        return reject("bad_metadata", f"more than {MAX_METADATA} bytes of text")
+    id_key = next((name for name in _ID_KEYS if isinstance(texts.get(name), str) and texts[name]), "")
+    name = str(texts.pop(id_key, f"#{index}"))
+    texts.pop("id", None)  # the device has the item's own id under this name
+    # Where the same bytes came before in the record, they are read there, which makes no difference.
+    offset = start + payload.find(values[0])
+    content = f"sha256:{sha256_bytes(values[0])}"
+    return _member(archive, name, offset, len(values[0]), content=content, metadata={**metadata, **texts})
+
+
+def _text(values: list[bytes]) -> str | list[str] | None:
+    """Returns a feature's values where they are short text, else None."""
+    if not values or sum(map(len, values)) > _MAX_TEXT:
+        return None
+    try:
+        texts = [value.decode() for value in values]
+    except UnicodeDecodeError:
+        return None
+    if any("\0" in text for text in texts):
+        return None
+    return texts[0] if len(texts) == 1 else texts

@@ -1,0 +1,244 @@
+"""Finds the files of a corpus: one file, a folder with all below it, or a glob; local, gs://, or where Beam can list.
+
+Files are a stream: no folder or bucket is ever held in memory as a whole. Their order is that of the file system.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from apache_beam.io.filesystem import BeamIOError, FileMetadata
+from apache_beam.io.filesystems import FileSystems
+from google.api_core.exceptions import BadRequest, Forbidden
+
+from beam_jobs.corpus import buckets
+from searchforge.errors import JobError, UsageError
+from searchforge.storage.base import GCS_SCHEME
+
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+class File(NamedTuple):
+    """One file.
+
+    Attributes:
+      id: its path below the folder, or below the fixed part of the glob; of a single file its name.
+      path: absolute path or URI.
+      size: bytes; -1 where it is missing.
+      version, content: as of `Item`.
+    """
+
+    id: str
+    path: str
+    size: int = -1
+    version: str = ""
+    content: str = ""
+
+
+def find_files(source: str) -> File | Iterator[File]:
+    """Returns the file that `source` names, or the files in that folder, or the files that match that glob.
+
+    In a glob, `*` and `?` stay within a folder, `**` does not, and `[...]` is one of some characters. A name that
+    exists is no glob.
+
+    Raises:
+      UsageError: there is no such file, folder or bucket, or a file's name is not UTF-8.
+      JobError: a folder or a bucket cannot be listed.
+    """
+    if source.startswith(GCS_SCHEME):
+        return _in_bucket(source)
+    if "://" in source:
+        return _with_beam(source)
+    path = os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111 (resolving would follow links)
+    _check_utf8(path)
+    if os.path.isdir(path):  # noqa: PTH112
+        return _walk(path.rstrip("/"), None)
+    if _WILDCARD.search(source) and not os.path.lexists(path):
+        pattern = _Glob(path)
+        if not os.path.isdir(pattern.root or "/"):  # noqa: PTH112
+            raise UsageError(f"corpus {source}: folder {pattern.root} does not exist; check the path")
+        return _walk(pattern.root, pattern)
+    return _one_local(source, path)
+
+
+def describe_file(path: str) -> File:
+    """Returns the file of an absolute path or URI, without version where it is missing or may not be looked at.
+
+    Raises:
+      JobError: its bucket cannot be reached. UsageError: there are no credentials.
+    """
+    try:
+        if path.startswith(GCS_SCHEME):
+            return _described_object(path)
+        if "://" in path:
+            return _beam_file(path, path)
+        status = os.stat(path)  # noqa: PTH116
+    except (BeamIOError, OSError, ValueError):
+        return File(path, path)
+    return File(path, path, status.st_size, _local_version(status))
+
+
+class _Glob:
+    """A path with wildcards: `root` is the folder above the first of them; names are paths below that folder."""
+
+    def __init__(self, path: str) -> None:
+        self.root = _WILDCARD.split(path)[0].rpartition("/")[0]
+        below = path[len(self.root) + 1 :]
+        self._matches = re.compile(_translate(below), re.DOTALL).fullmatch
+        parts = below.split("/")[:-1]
+        fixed_depth = next((depth for depth, part in enumerate(parts) if "**" in part), len(parts))
+        self._folders = [
+            re.compile(_translate("/".join(parts[: depth + 1])), re.DOTALL) for depth in range(fixed_depth)
+        ]
+        self._any_depth = "**" in below
+
+    def matches(self, name: str) -> bool:
+        """Whether a file belongs to the corpus."""
+        return self._matches(name) is not None
+
+    def enters(self, folder: str) -> bool:
+        """Whether files in a folder, or below it, can match: others are not even listed."""
+        depth = folder.count("/")
+        if depth < len(self._folders):
+            return self._folders[depth].fullmatch(folder) is not None
+        return self._any_depth
+
+
+def _translate(pattern: str) -> str:
+    """Returns a glob as a regular expression."""
+    tokens = re.compile(r"(\*\*/)|(\*\*)|(\*)|(\?)|\[([!^]?)(\]?[^\]]*)\]|(.)", re.DOTALL)
+
+    def expression(token: re.Match[str]) -> str:
+        folders, anything, name, one, negated, characters, literal = token.groups()
+        if folders:
+            return "(?:.*/)?"
+        if anything:
+            return ".*"
+        if name:
+            return "[^/]*"
+        if one:
+            return "[^/]"
+        if literal:
+            return re.escape(literal)
+        escaped = re.sub(r"([\\\[\]^&|~])", r"\\\1", characters)
+        return f"[{'^/' if negated else ''}{escaped}]"
+
+    return tokens.sub(expression, pattern)
+
+
+def _walk(root: str, pattern: _Glob | None) -> Iterator[File]:
+    folders = [""]
+    while folders:
+        above = folders.pop()
+        below: list[str] = []
+        try:
+            with os.scandir(f"{root}/{above}") as entries:
+                for entry in entries:
+                    name = above + entry.name
+                    # A link to a folder is not followed, since it may lead back: it is listed, and will be rejected.
+                    if entry.is_dir(follow_symlinks=False):
+                        if pattern is None or pattern.enters(name):
+                            below.append(f"{name}/")
+                    elif pattern is None or pattern.matches(name):
+                        yield _local_file(name, entry)
+        except OSError as error:
+            raise JobError(
+                f"folder {root}/{above} cannot be listed: {error.strerror}; change its permissions"
+            ) from None
+        folders += sorted(below, reverse=True)
+
+
+def _local_file(id: str, entry: os.DirEntry[str]) -> File:
+    if not id.isascii():
+        _check_utf8(entry.path)
+    try:
+        status = entry.stat()
+    except OSError:
+        return File(id, entry.path)
+    return File(id, entry.path, status.st_size, _local_version(status))
+
+
+def _local_version(status: os.stat_result) -> str:
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _check_utf8(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"file name {path!r} is not UTF-8; rename the file") from None
+
+
+def _one_local(source: str, path: str) -> File:
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"corpus {source} does not exist or may not be read ({reason}); expected a folder, a glob, a list or an "
+            "archive"
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(
+            f"corpus {source} is neither a file nor a folder; expected a folder, a glob, a list or an archive"
+        )
+    return File(os.path.basename(path), path, status.st_size, _local_version(status))  # noqa: PTH119
+
+
+def _described_object(uri: str) -> File:
+    try:
+        found = buckets.find_object(uri)
+    except (BadRequest, Forbidden):  # this one only; reading it will tell why
+        found = None
+    except buckets.ERRORS:
+        with buckets.reports_errors(uri):
+            raise
+    return File(uri, uri, found.size, found.generation, found.content) if found else File(uri, uri)
+
+
+def _in_bucket(source: str) -> File | Iterator[File]:
+    with buckets.reports_errors(source):
+        found = None if source.endswith("/") else buckets.find_object(source)
+    if found:
+        return File(source.rpartition("/")[2], source, found.size, found.generation, found.content)
+    if _WILDCARD.search(source):
+        pattern = _Glob(source)
+        files = _objects(_WILDCARD.split(source)[0], f"{pattern.root}/")
+        return (file for file in files if pattern.matches(file.id))
+    folder = f"{source.rstrip('/')}/"
+    return _objects(folder, folder)
+
+
+def _objects(prefix: str, root: str) -> Iterator[File]:
+    with buckets.reports_errors(prefix):
+        for uri, size, generation, content in buckets.list_objects(prefix):
+            yield File(uri[len(root) :], uri, size, generation, content)
+
+
+def _with_beam(source: str) -> File | Iterator[File]:
+    root = _Glob(source).root if _WILDCARD.search(source) else source.rstrip("/")
+    try:
+        (result,) = FileSystems.match([source if _WILDCARD.search(source) else f"{root}/**"])
+    except ValueError as error:
+        raise UsageError(f"corpus {source} is in a file system that Beam does not know: {error}") from None
+    except (BeamIOError, OSError) as error:
+        raise JobError(f"corpus {source} cannot be listed: {error}") from None
+    if result.metadata_list or _WILDCARD.search(source):
+        found = (file for file in result.metadata_list if not file.path.endswith("/"))
+        return (_matched_file(file.path.removeprefix(f"{root}/"), file) for file in found)
+    try:
+        return _beam_file(root.rpartition("/")[2], root)
+    except (BeamIOError, OSError) as error:
+        raise UsageError(f"corpus {source} does not exist or may not be read: {error}") from None
+
+
+def _beam_file(id: str, path: str) -> File:
+    return _matched_file(id, FileSystems.get_filesystem(path).metadata(path))
+
+
+def _matched_file(id: str, found: FileMetadata) -> File:
+    return File(id, found.path, found.size_in_bytes, f"{found.size_in_bytes}:{found.last_updated_in_seconds or 0:.6f}")

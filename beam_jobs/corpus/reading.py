@@ -1,0 +1,137 @@
+"""Reads files, local, gs:// or wherever Beam can read: one item's bytes, or a file from its beginning to its end.
+
+Nothing is decompressed, whatever a file's name says.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+from google.api_core.exceptions import NotFound
+
+from beam_jobs.corpus import buckets
+from searchforge.preprocessing import RejectedInput
+from searchforge.storage.base import GCS_SCHEME
+
+_BUFFER = 2**18
+
+
+def read_bytes(file: str, max_bytes: int, offset: int | None = None, size: int = -1) -> bytes:
+    """Reads a file, or `size` bytes of it from `offset` on.
+
+    Args:
+      max_bytes: what is longer is refused; no more than this is held in memory.
+      offset: None for the whole file.
+
+    Raises:
+      RejectedInput: it is `missing`, `not_a_file` (a folder, a pipe, a device), `unreadable` or `too_large`, or the
+        file ends before the range does (`truncated`).
+      UsageError: there are no credentials for gs://.
+    """
+    if offset is not None and size > max_bytes:
+        raise RejectedInput("too_large", f"{size} bytes, limit {max_bytes}")
+    start, stop = (0, max_bytes + 1) if offset is None else (offset, offset + size)
+    if "://" not in file:
+        data = _read_local(file, start, stop)
+    elif file.startswith(GCS_SCHEME):
+        data = _read_object(file, start, stop)
+    else:
+        data = _read_with_beam(file, start, stop)
+    if offset is None and len(data) > max_bytes:
+        raise RejectedInput("too_large", f"more than {max_bytes} bytes")
+    if offset is not None and len(data) < size:
+        raise RejectedInput("truncated", f"{file} ends {size - len(data)} bytes before the item does")
+    return data
+
+
+@contextmanager
+def open_file(file: str, version: str) -> Iterator[BinaryIO]:
+    """Opens a file for reading from its beginning to its end in little memory, whatever its size.
+
+    Args:
+      version: as of `Item`: of an object in a bucket, that generation is read.
+
+    Raises:
+      RejectedInput: it is `missing`, `not_a_file` or `unreadable`.
+      UsageError, JobError: its bucket cannot be used.
+    """
+    if "://" not in file:
+        with _open_local(file, _BUFFER) as local:
+            try:
+                yield local
+            except OSError as error:
+                raise RejectedInput("unreadable", str(error)) from error
+    elif file.startswith(GCS_SCHEME):
+        with buckets.reports_errors(file):
+            try:
+                with buckets.open_object(file, version) as stream:
+                    yield io.BufferedReader(stream, _BUFFER)  # type: ignore[type-var]
+            except NotFound as error:
+                raise RejectedInput("missing", str(error)) from error
+    else:
+        with _open_with_beam(file) as other:
+            yield other
+
+
+def _open_local(path: str, buffering: int) -> BinaryIO:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (opening a pipe or a device would block)
+            raise RejectedInput("not_a_file", path)
+        return open(path, "rb", buffering=buffering)  # noqa: PTH123 (a Path costs as much as the call)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RejectedInput("missing", path) from None
+    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL
+        raise RejectedInput("unreadable", str(error)) from error
+
+
+def _read_local(path: str, start: int, stop: int) -> bytes:
+    with _open_local(path, 0) as file:
+        descriptor = file.fileno()
+        try:
+            stop = min(stop, os.fstat(descriptor).st_size)
+            data = os.pread(descriptor, max(0, stop - start), start)
+            # The kernel gives at most 2 GiB at once.
+            while len(data) < stop - start and (
+                more := os.pread(descriptor, stop - start - len(data), start + len(data))
+            ):
+                data += more
+        except OSError as error:
+            raise RejectedInput("unreadable", str(error)) from error
+    return data
+
+
+def _read_object(uri: str, start: int, stop: int) -> bytes:
+    if start >= stop:
+        return b""
+    try:
+        return buckets.read_object(uri, start, stop)
+    except NotFound as error:
+        raise RejectedInput("missing", str(error)) from error
+    except (*buckets.ERRORS, ValueError) as error:  # ValueError: the URI names no bucket
+        raise RejectedInput("unreadable", str(error)) from error
+
+
+def _read_with_beam(uri: str, start: int, stop: int) -> bytes:
+    with _open_with_beam(uri) as file:
+        try:
+            file.seek(start)
+            return file.read(stop - start)
+        except (BeamIOError, OSError) as error:
+            raise RejectedInput("unreadable", str(error)) from error
+
+
+def _open_with_beam(uri: str) -> BinaryIO:
+    try:
+        file: BinaryIO = FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
+    except FileNotFoundError as error:
+        raise RejectedInput("missing", str(error)) from error
+    except (BeamIOError, OSError, ValueError) as error:  # ValueError: Beam knows no such scheme
+        raise RejectedInput("unreadable", str(error)) from error
+    return file

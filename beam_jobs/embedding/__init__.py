@@ -1,0 +1,1 @@
+"""The Beam pipeline and the models that it runs."""

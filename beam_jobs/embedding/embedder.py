@@ -1,0 +1,274 @@
+"""Turns tasks into records: reads, decodes and embeds in threads, each of which takes the next few images whole.
+
+A thread reads, decodes and embeds its own images, so that reading and decoding of some run beside the encoder's work on
+others without a queue between them. Files that are not local are read ahead by further threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from beam_jobs.corpus.items import Item
+from beam_jobs.corpus.reading import read_bytes
+from beam_jobs.embedding.models import Backend, Model, load_model
+from beam_jobs.planning.distributions import Distribution
+from beam_jobs.planning.shards import Shard, ShardReport, Source, Task, write_records
+from searchforge.artifacts.manifest import Modality
+from searchforge.artifacts.records import EmbeddingRecord
+from searchforge.artifacts.workspace import Workspace
+from searchforge.errors import JobError, SearchforgeError
+from searchforge.hashing import sha256_bytes
+from searchforge.preprocessing import Preprocessing, RejectedInput
+from searchforge.storage.base import Storage
+
+_READ_AHEAD = 32
+"""Items in flight where they are read over a network; each waits for its answer, not for a core."""
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What every worker needs.
+
+    Attributes:
+      workspace: its root.
+      encoder: id of the bundle.
+      folder: where shards go, below the root.
+      threads: that read, decode and embed; 0: as many as the process may use cores.
+      batch_size: inputs a call of TensorFlow.
+      max_bytes, max_pixels: of an input.
+    """
+
+    workspace: str
+    encoder: str
+    folder: str
+    modality: Modality
+    backend: Backend
+    preprocessing: str
+    threads: int
+    batch_size: int
+    max_bytes: int
+    max_pixels: int
+
+    def load_model(self) -> Model:
+        """Loads the encoder; see `beam_jobs.embedding.models.load_model`."""
+        folder = Workspace(self.workspace).local("encoders", self.encoder)
+        return load_model(folder, self.modality, self.backend, self.preprocessing, self.batch_size)
+
+
+@dataclass
+class Outcome:
+    """What became of some tasks; attributes as of ShardReport."""
+
+    records: list[EmbeddingRecord] = field(default_factory=list)
+    rejects: list[dict[str, str]] = field(default_factory=list)
+    embedded: int = 0
+    bytes_read: int = 0
+    batch_sizes: list[float] = field(default_factory=list)
+    batch_ms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, other: Outcome) -> None:
+        """Adds what became of further tasks."""
+        self.records += other.records
+        self.rejects += other.rejects
+        self.embedded += other.embedded
+        self.bytes_read += other.bytes_read
+        self.batch_sizes += other.batch_sizes
+        self.batch_ms += other.batch_ms
+
+    def reject(self, items: Sequence[Item], reason: str, detail: str) -> None:
+        """Notes that items cannot be embedded."""
+        self.rejects += [{"id": item.id, "uri": item.uri, "reason": reason, "detail": detail} for item in items]
+
+
+def write_outcome(storage: Storage, folder: str, shard: Shard, outcome: Outcome) -> ShardReport:
+    """Writes a shard's records and rejects; what it returns is still to be written.
+
+    Raises:
+      JobError, OSError: they cannot be written.
+    """
+    info, rejects = write_records(storage, folder, shard, outcome.records, outcome.rejects)
+    return ShardReport(
+        shard=info.model_dump(),
+        embedded=outcome.embedded,
+        reused=len(outcome.records) - outcome.embedded,
+        rejected=dict(sorted(Counter(reject["reason"] for reject in outcome.rejects).items())),
+        rejects=rejects,
+        bytes_read=outcome.bytes_read,
+        batch_size=Distribution.of(outcome.batch_sizes),
+        batch_ms=Distribution.of(outcome.batch_ms),
+        seconds=outcome.seconds,
+    )
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Contents ready for the encoder."""
+
+    items: Sequence[Item]
+    value: Any
+    content_hash: str
+
+
+class Embedder:
+    """Embeds tasks with one model in several threads, which end with it. Calls may come from several threads.
+
+    Attributes:
+      threads: how many.
+    """
+
+    def __init__(self, options: EmbedOptions) -> None:
+        self._options, self._model = options, options.load_model()
+        self._preprocessing = Preprocessing.parse(options.preprocessing)
+        self._records = _EarlierRecords(Workspace(options.workspace))
+        self.threads = options.threads or len(os.sched_getaffinity(0))
+        self._threads = ThreadPoolExecutor(self.threads, thread_name_prefix="embed")
+        self._readers = ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read")
+
+    def embed(self, tasks: Sequence[Task]) -> Outcome:
+        """Returns what becomes of the tasks. Batches are formed in their order, whatever the threads do.
+
+        Raises:
+          JobError: an earlier run's record is gone, or the encoder fails.
+        """
+        start, total = time.monotonic(), Outcome()
+        size = self._model.batch_size
+        batches = [tasks[first : first + size] for first in range(0, len(tasks), size)]
+        for outcome in self._in_order(batches):
+            total.add(outcome)
+        total.seconds = time.monotonic() - start
+        return total
+
+    def _in_order(self, batches: Sequence[Sequence[Task]]) -> Iterator[Outcome]:
+        ahead: deque[Future[Outcome]] = deque()
+        window = max(2 * self.threads, _READ_AHEAD // self._model.batch_size)
+        try:
+            for batch in batches:
+                while len(ahead) >= window:
+                    yield ahead.popleft().result()
+                reads = [self._read_ahead(task) for task in batch]
+                ahead.append(self._threads.submit(self._embed_batch, batch, reads))
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _read_ahead(self, task: Task) -> Future[bytes] | None:
+        item = task.items[0]
+        if task.source or item.reject or item.text is not None or "://" not in item.file:
+            return None
+        return self._readers.submit(self._read, item)
+
+    def _embed_batch(self, batch: Sequence[Task], reads: Sequence[Future[bytes] | None]) -> Outcome:
+        outcome = Outcome()
+        inputs: list[_Input] = []
+        for task, read in zip(batch, reads, strict=True):
+            if task.source:
+                outcome.records += self._records.copies(task.source, task.items)
+            else:
+                inputs += self._inputs(task.items, read, outcome)
+        if not inputs:
+            return outcome
+        start = time.perf_counter()
+        embeddings = self._model([entry.value for entry in inputs])
+        outcome.batch_ms.append((time.perf_counter() - start) * 1e3)
+        outcome.batch_sizes.append(len(inputs))
+        outcome.embedded += len(inputs)
+        for entry, embedding in zip(inputs, embeddings, strict=True):
+            outcome.records += [
+                EmbeddingRecord(
+                    item.id, embedding, item.uri, entry.content_hash, item.metadata, item.version, item.place
+                )
+                for item in entry.items
+            ]
+        return outcome
+
+    def _inputs(self, items: Sequence[Item], read: Future[bytes] | None, outcome: Outcome) -> list[_Input]:
+        """Reads and decodes what items of the same content share, and notes the rejects."""
+        first = items[0]
+        if first.reject:
+            outcome.reject(items, first.reject, first.detail)
+            return []
+        try:
+            data = read.result() if read else self._read(first)
+        except RejectedInput as error:
+            if len(items) == 1:
+                outcome.reject(items, error.reason, error.detail)
+                return []
+            data = None
+        if len(items) > 1 and (data is None or not _is_content(data, first.content)):
+            # The first file changed or vanished after the corpus was listed: the others speak for themselves.
+            return [entry for item in items for entry in self._inputs([item], None, outcome)]
+        assert data is not None
+        outcome.bytes_read += len(data)
+        try:
+            value = data.decode() if first.text is not None else self._pixels(data)
+        except RejectedInput as error:
+            outcome.reject(items, error.reason, error.detail)
+            return []
+        return [_Input(items, value, sha256_bytes(data))]
+
+    def _read(self, item: Item) -> bytes:
+        if item.text is not None:
+            return item.text.encode()
+        return read_bytes(item.file, self._options.max_bytes, item.offset, item.size)
+
+    def _pixels(self, data: bytes) -> Any:
+        return self._preprocessing.pixels(data, self._options.max_pixels)
+
+
+def _is_content(data: bytes, content: str) -> bool:
+    algorithm, _, expected = content.partition(":")
+    return (
+        algorithm in ("sha256", "md5") and hashlib.new(algorithm, data, usedforsecurity=False).hexdigest() == expected
+    )
+
+
+class _EarlierRecords:
+    """Reads single records of earlier runs' shards."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._folders: dict[str, Path] = {}
+
+    def copies(self, source: Source, items: Sequence[Item]) -> list[EmbeddingRecord]:
+        """Returns the record at `source` as the record of each item.
+
+        Raises:
+          JobError: it is gone.
+        """
+        try:
+            path = self._folder(source.run) / source.name
+            with path.open("rb") as file:
+                file.seek(source.offset)
+                record = EmbeddingRecord.from_bytes(file.read(source.size))
+        except (OSError, SearchforgeError) as error:
+            raise JobError(
+                f"the record of {items[0].id!r} in embeddings {source.run} cannot be read ({error}); run again, with "
+                "--set embed.base=none if embeddings were deleted"
+            ) from error
+        return [
+            replace(
+                record,
+                id=item.id,
+                uri=item.uri,
+                metadata=item.metadata,
+                version=item.version,
+                place=item.place if item.file else record.place,  # a compaction knows the record, not the file
+            )
+            for item in items
+        ]
+
+    def _folder(self, run: str) -> Path:
+        if run not in self._folders:
+            self._folders[run] = self._workspace.local("embeddings", run)
+        return self._folders[run]

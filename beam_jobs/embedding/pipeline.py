@@ -1,0 +1,157 @@
+"""The Beam pipeline: one element for each shard, on any runner, with progress and metrics."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.utils.shared import Shared
+
+from beam_jobs.embedding.embedder import Embedder, EmbedOptions, Outcome, write_outcome
+from beam_jobs.planning.shards import Shard, ShardReport, read_plan, read_report, write_report
+from searchforge.artifacts.workspace import Workspace
+from searchforge.beam_runner import runner_option
+from searchforge.config import EmbedConfig
+from searchforge.console import progress
+from searchforge.errors import JobError, SearchforgeError
+from searchforge.storage.base import Storage
+
+NAMESPACE = "searchforge"
+"""Namespace of the job's Beam metrics: counters `embedded`, `reused`, `rejected_<reason>` and `bytes_read`;
+distributions `batch_size` and `batch_ms` of the encoder's calls (means of a shard), `shard_seconds`."""
+
+_POLL_SECONDS = 1.0
+
+
+class EmbedShard(beam.DoFn):
+    """Does what a shard's plan says, unless its report is there. While one is written, the next is embedded already."""
+
+    def __init__(self, options: EmbedOptions) -> None:
+        self._options = options
+        self._shared = Shared()
+        self._writing: Future[ShardReport] | None = None
+
+    def setup(self) -> None:
+        self._storage = Workspace(self._options.workspace).storage
+        # One model and one pool of threads for a process, however many shards its runner gives it at once.
+        self._embedder: Embedder = self._shared.acquire(lambda: Embedder(self._options), tag=repr(self._options))
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+
+    def start_bundle(self) -> None:
+        self._writing = None
+
+    def process(self, shard: Shard) -> None:
+        report = read_report(self._storage, self._options.folder, shard)
+        if report is not None:
+            _count(report)
+            return
+        outcome = self._embedder.embed(read_plan(self._storage, self._options.folder, shard))
+        self.finish_bundle()  # holds one shard in memory, not a queue of them
+        self._writing = self._writer.submit(self._write, shard, outcome)
+
+    def finish_bundle(self) -> None:
+        if self._writing:
+            _count(self._writing.result())
+            self._writing = None
+
+    def teardown(self) -> None:
+        self._writer.shutdown()
+
+    def _write(self, shard: Shard, outcome: Outcome) -> ShardReport:
+        report = write_outcome(self._storage, self._options.folder, shard, outcome)
+        write_report(self._storage, self._options.folder, shard, report)
+        return report
+
+
+def _count(report: ShardReport) -> None:
+    Metrics.counter(NAMESPACE, "embedded").inc(report.embedded)
+    Metrics.counter(NAMESPACE, "reused").inc(report.reused)
+    Metrics.counter(NAMESPACE, "bytes_read").inc(report.bytes_read)
+    for reason, count in report.rejected.items():
+        Metrics.counter(NAMESPACE, f"rejected_{reason}").inc(count)
+    Metrics.distribution(NAMESPACE, "shard_seconds").update(round(report.seconds))
+    for name, observed in (("batch_size", report.batch_size), ("batch_ms", report.batch_ms)):
+        if observed.count:
+            Metrics.distribution(NAMESPACE, name).update(round(observed.mean))
+
+
+def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfig, storage: Storage) -> None:
+    """Does every shard of a plan.
+
+    Args:
+      sizes: number of items of every shard.
+
+    Raises:
+      JobError: the job failed; finished shards are kept.
+    """
+    shards = [Shard(index, len(sizes)) for index in range(len(sizes))]
+    arguments = [runner_option(config.runner), *config.beam_options]
+    try:
+        with (
+            _shown_progress(shards, sizes, options, storage),
+            beam.Pipeline(options=PipelineOptions(arguments)) as pipeline,
+        ):
+            _ = (
+                pipeline
+                | "Shards" >> beam.Create(shards)
+                | "Spread" >> beam.Reshuffle()
+                | "Embed" >> beam.ParDo(EmbedShard(options))
+            )
+    except SearchforgeError:
+        raise
+    except Exception as error:  # every runner has its own; none of them concerns the user's shell
+        raise JobError(
+            f"the Beam job failed: {error}\n"
+            f"Finished shards are kept in {storage.root}/{options.folder}; run the command again"
+        ) from error
+
+
+def threads_per_worker(config: EmbedConfig) -> int:
+    """Returns how many threads a worker embeds with; 0: as many as it finds cores, which may be on another machine."""
+    if config.threads or config.runner != "DirectRunner":
+        return config.threads or 0
+    cores = len(os.sched_getaffinity(0))
+    local = PipelineOptions(list(config.beam_options)).view_as(DirectOptions)
+    return max(1, cores // (local.direct_num_workers or cores))
+
+
+@contextmanager
+def _shown_progress(
+    shards: Sequence[Shard], sizes: Sequence[int], options: EmbedOptions, storage: Storage
+) -> Iterator[None]:
+    """Watches the folder for finished shards, which works for every runner."""
+    done = threading.Event()
+    before = set(storage.files(options.folder))
+    waiting = [
+        (shard, size) for shard, size in zip(shards, sizes, strict=True) if shard.name("done", "json") not in before
+    ]
+    if len(waiting) < len(shards):
+        progress.say(f"  {len(shards) - len(waiting)} of {len(shards)} shards are done already")
+    with progress.track("embed", sum(size for _, size in waiting)) as advance:
+
+        def watch() -> None:
+            finished = False
+            while not finished:
+                finished = done.wait(_POLL_SECONDS)
+                try:
+                    files = set(storage.files(options.folder))
+                except (SearchforgeError, OSError):  # progress is no reason to fail
+                    continue
+                ready = [(shard, size) for shard, size in waiting if shard.name("done", "json") in files]
+                for entry in ready:
+                    waiting.remove(entry)
+                    advance(entry[1])
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()

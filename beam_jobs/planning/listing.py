@@ -1,0 +1,362 @@
+"""The listing of a corpus, which may be larger than the memory, in a temporary SQLite file.
+
+It answers what a plan needs: is an id there twice, which items does an earlier run hold unchanged, which contents are
+the same, and what is left for each shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beam_jobs.corpus.items import Item
+from beam_jobs.corpus.reading import read_bytes
+from beam_jobs.planning.shards import USUAL_SHARDS, Source, Task, shard_count, shard_of
+from searchforge.artifacts.manifest import Manifest, ShardInfo, verified_shards
+from searchforge.artifacts.records import TFRECORD_FRAMING, TFRECORD_HEADER, iterate_tfrecords, record_fields
+from searchforge.artifacts.workspace import Workspace
+from searchforge.console import progress
+from searchforge.errors import UsageError
+from searchforge.hashing import ID_LENGTH, canonical_json, sha256_bytes
+from searchforge.preprocessing import RejectedInput
+
+_FRAGMENTS = 4
+"""A run with so many times more shard files than it needs is rewritten."""
+
+_HASH_THREADS = 16
+_HASHED_AT_ONCE = 32
+_CHUNK = 4096
+_CACHE_KIB = 16 * 1024
+
+_LISTED = "md5:"
+"""Contents that a bucket's listing tells, so that nothing has to be read to know them."""
+
+_CARRIED, _COPIED, _FRESH = 1, 2, 3
+"""States of an item: its earlier record stays where it is; it is copied; it has none."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Items of a listing against those of an earlier run; what was rejected then, and is there, counts as unchanged."""
+
+    added: int
+    changed: int
+    removed: int
+    unchanged: int
+
+
+class Listing:
+    """A listed corpus on disk. Use as a context manager, which deletes it."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="searchforge-listing-")
+        self._db = sqlite3.connect(Path(self._folder.name) / "listing.sqlite", isolation_level=None)
+        # Nothing here outlives the process, so nothing has to reach the disk in any order.
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}", "temp_store=FILE"):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._db.executescript(
+            """
+            CREATE TABLE items(
+                id TEXT PRIMARY KEY, uri TEXT, file TEXT, version TEXT, size INTEGER, offset INTEGER, content TEXT,
+                metadata TEXT, reject TEXT, detail TEXT, text TEXT,
+                state INTEGER, base INTEGER, shard INTEGER, owner TEXT
+            ) WITHOUT ROWID;
+            CREATE TABLE base(
+                number INTEGER PRIMARY KEY, shard INTEGER, row INTEGER, offset INTEGER, size INTEGER,
+                id TEXT, uri TEXT, version TEXT, metadata TEXT, content TEXT, listed_content TEXT
+            );
+            """
+        )
+        self.count = 0
+
+    def __enter__(self) -> Listing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+        self._folder.cleanup()
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Adds items.
+
+        Raises:
+          UsageError: an id is there already; the message shows where both items come from.
+        """
+        for chunk in _chunks(items):
+            rows = [_row(item) for item in chunk]
+            with self._transaction():
+                for row in rows:
+                    added = self._db.execute(
+                        "INSERT OR IGNORE INTO items VALUES(?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)", row
+                    ).rowcount
+                    if not added:
+                        (uri,) = self._db.execute("SELECT uri FROM items WHERE id = ?", row[:1]).fetchone()
+                        raise UsageError(f"id {row[0]!r} names two items, {uri} and {row[1]}; ids are unique")
+            self.count += len(rows)
+
+    def add_base(self, manifest: Manifest) -> None:
+        """Adds the items of an earlier run, as they were then."""
+        self._db.execute(
+            "INSERT INTO items SELECT id, uri, '', version, -1, NULL, content, metadata, '', '', NULL, "
+            f"{_COPIED}, number, NULL, NULL FROM base"
+        )
+        self.count = manifest.inputs
+
+    def digest(self) -> str:
+        """Returns a hash that changes when any item is added, removed or changed."""
+        digest = hashlib.sha256()
+        for row in self._db.execute("SELECT id, uri, version, metadata, reject, content FROM items ORDER BY id"):
+            digest.update(canonical_json(row) + b"\n")
+        return digest.hexdigest()[:ID_LENGTH]
+
+    def read_base(self, workspace: Workspace, manifest: Manifest) -> None:
+        """Reads what an earlier run holds.
+
+        Raises:
+          JobError: its shards are missing or damaged.
+        """
+        for chunk in _chunks(_base_rows(workspace, manifest)):
+            with self._transaction():
+                self._db.executemany("INSERT INTO base VALUES(NULL,?,?,?,?,?,?,?,?,?,?)", chunk)
+
+    def changes(self, workspace: Workspace, manifest: Manifest) -> Changes:
+        """Compares with what an earlier run saw, whatever its encoder; the listing stays as it is.
+
+        Raises:
+          JobError: the run's shards are missing or damaged.
+        """
+        self.read_base(workspace, manifest)
+        rejected = set(_rejected_ids(workspace, manifest))
+
+        def count(query: str) -> int:
+            return int(self._db.execute(f"SELECT count(*) FROM {query}").fetchone()[0])
+
+        known = "items JOIN base ON base.id = items.id"
+        same = "base.uri = items.uri AND base.version = items.version AND base.metadata = items.metadata"
+        both, unchanged = count(known), count(f"{known} AND {same}")
+        fresh = self._db.execute("SELECT id FROM items WHERE id NOT IN (SELECT id FROM base)")
+        still_rejected = sum(id in rejected for (id,) in fresh)
+        held = count("base")
+        self._db.execute("DELETE FROM base")
+        return Changes(
+            added=self.count - both - still_rejected,
+            changed=both - unchanged,
+            removed=held + len(rejected) - both - still_rejected,
+            unchanged=unchanged + still_rejected,
+        )
+
+    def reuse(self, manifest: Manifest, max_dead_fraction: float) -> tuple[ShardInfo, ...]:
+        """Finds the items that the earlier run holds unchanged.
+
+        Returns:
+          The shard files in which they stay. There are none where too many of the records in them would be dead, or
+          the files would be too many: then all of the records are to be copied.
+        """
+        self._db.execute(
+            f"""
+            UPDATE items SET state = {_CARRIED}, base = base.number FROM base
+            WHERE base.id = items.id AND base.uri = items.uri AND base.version = items.version
+            AND base.metadata = items.metadata AND items.version != '' AND items.reject = ''
+            """
+        )
+        dead: list[list[int]] = [[*shard.dead] for shard in manifest.shards]
+        for shard, row in self._db.execute(
+            f"SELECT shard, row FROM base WHERE number NOT IN (SELECT base FROM items WHERE state = {_CARRIED}) "
+            "ORDER BY shard, row"
+        ):
+            dead[shard].append(row)
+        carried = tuple(
+            shard.model_copy(update={"run": shard.run or manifest.id, "dead": tuple(sorted(rows))})
+            for shard, rows in zip(manifest.shards, dead, strict=True)
+            if len(rows) < shard.count
+        )
+        records, live = sum(shard.count for shard in carried), sum(shard.live for shard in carried)
+        too_many = len(carried) > _FRAGMENTS * max(USUAL_SHARDS, shard_count(live))
+        if live < records * (1 - max_dead_fraction) or too_many:
+            self._db.execute(
+                f"UPDATE items SET (state, content) = ({_COPIED}, (SELECT content FROM base WHERE number = items.base))"
+                f" WHERE state = {_CARRIED}"
+            )
+            return ()
+        return carried
+
+    def find_contents(self, max_bytes: int, against_base: bool, remote: bool) -> None:
+        """Hashes files whose content could be that of another item, or of one that the base holds.
+
+        Args:
+          remote: also those that are not local, each of which is then read twice.
+        """
+        # The same content has the same size, so a size that is there once needs no reading.
+        twice = "(SELECT size FROM items WHERE state IS NULL AND reject = '' GROUP BY size HAVING count(*) > 1)"
+        suspects = "1" if against_base else f"size IN {twice}"
+        if not remote:
+            suspects += " AND file NOT LIKE '%://%'"
+        self._db.execute(
+            "CREATE TEMP TABLE suspects AS SELECT id, file, offset, size FROM items "
+            "WHERE state IS NULL AND reject = '' AND content = '' AND version != '' AND size != 0 "
+            f"AND {suspects} ORDER BY id"
+        )
+        (count,) = self._db.execute("SELECT count(*) FROM suspects").fetchone()
+        if not count:
+            return
+
+        def content(file: str, offset: int | None, size: int) -> str:
+            try:
+                return f"sha256:{sha256_bytes(read_bytes(file, max_bytes, offset, size))}"
+            except RejectedInput:  # the worker finds the same, and notes it
+                return ""
+
+        def contents(rows: list[tuple[str, str, int | None, int]]) -> list[tuple[str, str]]:
+            return [(content(file, offset, size), id) for id, file, offset, size in rows]
+
+        with ThreadPoolExecutor(_HASH_THREADS) as pool, _tracked(count) as advance:
+            for first in range(1, count + 1, _CHUNK):
+                pages = "SELECT id, file, offset, size FROM suspects WHERE rowid BETWEEN ? AND ?"
+                rows = self._db.execute(pages, (first, first + _CHUNK - 1)).fetchall()
+                # To hand a thread a single small file takes longer than to hash it.
+                parts = pool.map(
+                    contents, (rows[at : at + _HASHED_AT_ONCE] for at in range(0, len(rows), _HASHED_AT_ONCE))
+                )
+                with self._transaction():
+                    self._db.executemany("UPDATE items SET content = ? WHERE id = ?", itertools.chain(*parts))
+                advance(len(rows))
+
+    def share_contents(self) -> None:
+        """Finds items whose content the base holds, and makes the first of those of one content the others' owner."""
+        self._db.execute("CREATE INDEX item_content ON items(content, id) WHERE content != ''")
+        for column in ("content", "listed_content"):
+            wanted = "SELECT content FROM items WHERE state IS NULL AND reject = '' AND content != ''"
+            self._db.execute(
+                f"UPDATE items SET state = {_COPIED}, base = known.number FROM "
+                f"(SELECT min(number) AS number, {column} AS content FROM base WHERE {column} IN ({wanted}) "
+                f"GROUP BY {column}) AS known "
+                "WHERE items.content = known.content AND items.content != '' AND items.state IS NULL "
+                "AND items.reject = ''"
+            )
+        self._db.execute(f"UPDATE items SET state = {_FRESH} WHERE state IS NULL")
+        self._db.execute("UPDATE items SET owner = id")
+        self._db.execute(
+            f"""
+            UPDATE items SET owner = (
+                SELECT other.id FROM items AS other
+                WHERE other.content = items.content AND other.content != '' AND other.state = items.state
+                AND other.reject = '' ORDER BY other.id LIMIT 1
+            ) WHERE state != {_CARRIED} AND content != '' AND reject = ''
+            """
+        )
+
+    def assign(self, shards: int | None) -> tuple[int, ...]:
+        """Assigns what is left to do to shards, by a hash of the owner's id; returns the shards' sizes."""
+        (left,) = self._db.execute(f"SELECT count(*) FROM items WHERE state != {_CARRIED}").fetchone()
+        total = min(shards or shard_count(left), left)
+        self._db.create_function("shard", 1, lambda id: shard_of(id, total), deterministic=True)
+        self._db.execute(f"UPDATE items SET shard = shard(owner) WHERE state != {_CARRIED}")
+        self._db.execute("CREATE INDEX item_shard ON items(shard, owner, id) WHERE shard IS NOT NULL")
+        sizes = [0] * total
+        for shard, count in self._db.execute(
+            "SELECT shard, count(*) FROM items WHERE shard IS NOT NULL GROUP BY shard"
+        ):
+            sizes[shard] = count
+        return tuple(sizes)
+
+    def tasks(self, shard: int, base: Manifest | None) -> Iterator[Task]:
+        """Yields what a shard has to do, in the order of the owners' ids."""
+        rows = self._db.execute(
+            """
+            SELECT items.owner, items.id, items.uri, items.file, items.version, items.size, items.offset, items.content,
+                items.metadata, items.reject, items.detail, items.text, base.shard, base.offset, base.size
+            FROM items LEFT JOIN base ON base.number = items.base
+            WHERE items.shard = ? ORDER BY items.owner, items.id
+            """,
+            (shard,),
+        )
+        for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+            members = list(group)
+            items = tuple(
+                Item(id, uri, file, version, size, offset, content, json.loads(metadata), reject, detail, text)
+                for _, id, uri, file, version, size, offset, content, metadata, reject, detail, text, *_ in members
+            )
+            number, offset, size = members[0][-3:]
+            source = None
+            if number is not None:
+                assert base is not None
+                info = base.shards[number]
+                source = Source(info.run or base.id, info.name, offset, size)
+            yield Task(items, source)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN")
+        yield
+        self._db.execute("COMMIT")
+
+
+def _row(item: Item) -> tuple[Any, ...]:
+    metadata = canonical_json(item.metadata).decode() if item.metadata else "{}"
+    listed = item.content if item.content.startswith(_LISTED) else ""
+    return (
+        item.id,
+        item.uri,
+        item.file,
+        f"{item.version}/{listed}" if listed else item.version,
+        item.size,
+        item.offset,
+        item.content,
+        metadata,
+        item.reject,
+        item.detail,
+        item.text,
+    )
+
+
+def _base_rows(workspace: Workspace, manifest: Manifest) -> Iterator[tuple[Any, ...]]:
+    for number, (shard, path) in enumerate(verified_shards(workspace, manifest)):
+        dead, position = frozenset(shard.dead), 0
+        with path.open("rb") as file:
+            for row, payload in enumerate(iterate_tfrecords(file)):
+                if row not in dead:
+                    fields = record_fields(payload)  # without the vector, of a verified file
+                    id, uri, version = fields[b"id"].decode(), fields[b"uri"].decode(), fields[b"version"].decode()
+                    metadata = fields[b"metadata"].decode()
+                    if metadata != "{}":
+                        metadata = canonical_json(json.loads(metadata)).decode()
+                    content = f"sha256:{fields[b'content_hash'].decode()}"
+                    at = (number, row, position + TFRECORD_HEADER, len(payload))
+                    yield (*at, id, uri, version, metadata, content, _listed_content(version))
+                position += len(payload) + TFRECORD_FRAMING
+
+
+def _rejected_ids(workspace: Workspace, manifest: Manifest) -> Iterator[str]:
+    for name in manifest.rejects:
+        for line in workspace.storage.read(f"embeddings/{manifest.id}/{name}").splitlines():
+            yield json.loads(line)["id"]
+
+
+def _listed_content(version: str) -> str:
+    """Returns the content that a bucket's listing told, which records keep in their version."""
+    content = version.partition("/")[2]
+    return content if content.startswith(_LISTED) else ""
+
+
+def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
+    waiting = iter(values)
+    while chunk := list(itertools.islice(waiting, _CHUNK)):
+        yield chunk
+
+
+@contextlib.contextmanager
+def _tracked(count: int) -> Iterator[Any]:
+    if count < _CHUNK:
+        yield lambda _: None
+        return
+    with progress.track("files that may be copies of others, compared", count) as advance:
+        yield advance

@@ -1,0 +1,115 @@
+"""The shards of a corpus: opens them, works through them in order, and refuses what must not be indexed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from indexer.corpus.shard_reader import read_shard
+from searchforge.artifacts.manifest import Manifest, ShardInfo, verified_shards
+from searchforge.artifacts.workspace import Workspace
+from searchforge.errors import UsageError
+
+Shard = tuple[ShardInfo, Path]
+"""A shard of a corpus and its local file."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def open_corpus(workspace: Workspace, manifest: Manifest) -> list[Shard]:
+    """Returns the shards of an embedding run, each with the bytes that the manifest lists.
+
+    Raises:
+      UsageError: there are no records, or a shard was made by another encoder.
+      JobError: a shard is missing, or its bytes are others.
+    """
+    require_images(manifest)
+    shards = list(verified_shards(workspace, manifest))
+    for run in sorted({info.run for info, _ in shards} - {"", manifest.id}):
+        earlier = Manifest.model_validate(workspace.marker("embeddings", run))
+        if earlier.fingerprint != manifest.fingerprint:
+            raise UsageError(
+                f"embeddings {manifest.id} are of encoder {manifest.fingerprint}, but their shards in embeddings {run} "
+                f"are of encoder {earlier.fingerprint}: the two spaces differ; embed the corpus again from the start"
+            )
+    return shards
+
+
+def require_images(manifest: Manifest) -> None:
+    """Raises UsageError where an embedding run embedded nothing."""
+    if not manifest.records:
+        raise UsageError(
+            f"embeddings {manifest.id} hold no images ({manifest.inputs} inputs, {manifest.rejected} rejected: "
+            f"{manifest.rejected_by_reason}); there is nothing to index"
+        )
+
+
+def require_sound(faults: Mapping[int, str], count: int, dead: Collection[int], name: str) -> None:
+    """Raises UsageError, with the first fault, if a live record of a shard must not be indexed."""
+    live = sorted(faults.keys() - set(dead))
+    if live:
+        raise UsageError(f"{faults[live[0]]} ({len(live)} of {count} records of {name} cannot be indexed)")
+
+
+def require_distinct_ids(
+    keys: Iterable[npt.NDArray[np.uint64]], shards: Sequence[Shard], dim: int
+) -> npt.NDArray[np.uint64]:
+    """Compares the ids of all live records, of which it holds 8 bytes an item.
+
+    Args:
+      keys: for each shard the order keys of all its records.
+
+    Returns:
+      The order keys that several different ids share: next to always none.
+
+    Raises:
+      UsageError: an id is there twice.
+    """
+    all_keys = list(keys)
+    live = (np.delete(found, info.dead) for found, (info, _) in zip(all_keys, shards, strict=True))
+    ordered = np.concatenate([np.empty(0, np.uint64), *live])
+    ordered.sort()
+    shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(shared):
+        return shared
+    sources: dict[bytes, str] = {}
+    for found, (info, path) in zip(all_keys, shards, strict=True):
+        rows = np.setdiff1d(np.flatnonzero(np.isin(found, shared)), info.dead)
+        records = read_shard(path, dim) if len(rows) else None
+        for row in rows.tolist():
+            assert records
+            id, uri = records.ids[row], records.uris[row].decode(errors="replace")
+            if id in sources:
+                raise UsageError(
+                    f"id {id.decode()!r} is in the corpus twice, from {sources[id]} and from {uri}; "
+                    "give every item an id of its own"
+                )
+            sources[id] = uri
+    return shared
+
+
+def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Yields function(item) in the order of the items; threads are ahead by one item each, so memory is bounded.
+
+    Meanwhile NumPy's matrix products take one thread each: more of them would contend for the same cores.
+    """
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        running: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                running.append(pool.submit(function, item))
+                if len(running) > threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()

@@ -1,0 +1,1 @@
+"""Quantization: partitions, codebooks and the linear map of the queries."""

@@ -1,0 +1,207 @@
+"""Product codes of uneven blocks, chosen so that the scores that queries see come out right.
+
+A mapped vector y (indexer.quantization.query_map) is cut into blocks; each is stood for by one of the 256 entries of
+the block's codebook. The loss of a code with residual r = y - entries is
+
+    |r|^2 + (v . r)^2
+
+where v points to where the queries lie that have y among their best hits: what the residual does along v moves y in
+their rankings. With v along y itself this is the score-aware loss of Guo et al. 2020, "Accelerating Large-Scale
+Inference with Anisotropic Vector Quantization", arXiv:1908.10396; text queries lie apart from images, so v is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+CODEBOOK_SIZE = 256
+"""Entries of a codebook: the on-device format stores a code in 8 bits."""
+
+_SWEEPS = 4
+"""Times that the blocks of a code are chosen anew, each given the others; hardly any code changes after that."""
+
+_SEEDING = 16 * CODEBOOK_SIZE
+"""Points from which k-means++ draws."""
+
+Matrix = npt.NDArray[np.float32]
+
+
+def train_codebooks(
+    sample: Matrix, widths: Sequence[int], iterations: int, seed: int, threads: int = 1
+) -> list[Matrix]:
+    """Fits a codebook to each block of a sample by k-means.
+
+    Args:
+      sample: [n, dim] float32, mapped.
+      widths: dimensions of each block; they add up to dim.
+
+    Returns:
+      For each block [256, width] float32.
+    """
+    bounds = np.cumsum([0, *widths])
+
+    def fit(block: int) -> Matrix:
+        points = np.ascontiguousarray(sample[:, bounds[block] : bounds[block + 1]])
+        return _k_means(points, iterations, np.random.default_rng([seed, block]))
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(fit, range(len(widths))))
+
+
+def encode(vectors: Matrix, directions: Matrix, codebooks: Sequence[Matrix]) -> npt.NDArray[np.uint8]:
+    """Returns the codes [n, blocks] of mapped vectors, each by itself: not of its batch.
+
+    Args:
+      vectors, directions: [n, dim] float32, y and v of the loss; v = 0 takes the nearest entries.
+    """
+    entries, ends = joined(codebooks)
+    codes = np.empty((len(vectors), len(ends)), np.uint8)
+    _encode(np.ascontiguousarray(vectors), np.ascontiguousarray(directions), entries, ends, codes)
+    return codes
+
+
+def joined(codebooks: Sequence[Matrix]) -> tuple[Matrix, npt.NDArray[np.int64]]:
+    """Returns all codebooks' entries side by side, [dim, 256], and where each block of dimensions ends."""
+    entries = np.ascontiguousarray(np.concatenate(codebooks, axis=1).T, np.float32)
+    return entries, np.cumsum([book.shape[1] for book in codebooks])
+
+
+def decode(codes: npt.NDArray[np.uint8], codebooks: Sequence[Matrix]) -> Matrix:
+    """Returns the vectors [n, dim] that codes [n, blocks] stand for."""
+    return np.concatenate([book[codes[:, block]] for block, book in enumerate(codebooks)], axis=1)
+
+
+def _k_means(points: Matrix, iterations: int, generator: np.random.Generator) -> Matrix:
+    """Lloyd's algorithm from k-means++; an entry that stands for nothing takes over a farthest point."""
+    count = len(points)
+    centers = _plus_plus(points[:_SEEDING], generator.random(CODEBOOK_SIZE))
+    nearest, distances = np.empty(count, np.int64), np.empty(count, np.float32)
+    sums, sizes = np.empty(centers.shape, np.float64), np.empty(CODEBOOK_SIZE, np.int64)
+    for _ in range(iterations):
+        _assign(points, np.ascontiguousarray(centers.T), nearest, distances, sums, sizes)
+        filled = sizes > 0
+        centers[filled] = (sums[filled] / sizes[filled, None]).astype(np.float32)
+        empty = np.flatnonzero(~filled)
+        if count > len(empty) > 0:
+            centers[empty] = points[np.argpartition(distances, -len(empty))[-len(empty) :]]
+    return centers
+
+
+@numba.njit(cache=True, nogil=True)
+def _plus_plus(points: Matrix, draws: npt.NDArray[np.float64]) -> Matrix:
+    """k-means++ (Arthur and Vassilvitskii 2007); draws: [k] uniform in [0, 1)."""
+    centers = np.empty((len(draws), points.shape[1]), np.float32)
+    distances = np.full(len(points), np.inf)
+    chosen = int(draws[0] * len(points))
+    for k in range(len(draws)):
+        centers[k] = points[chosen]
+        total = 0.0
+        for row in range(len(points)):
+            distance = 0.0
+            for dim in range(points.shape[1]):
+                difference = points[row, dim] - centers[k, dim]
+                distance += difference * difference
+            distances[row] = min(distances[row], distance)
+            total += distances[row]
+        if k + 1 < len(draws):
+            left = draws[k + 1] * total
+            chosen = 0
+            while chosen < len(points) - 1 and left >= distances[chosen]:
+                left -= distances[chosen]
+                chosen += 1
+    return centers
+
+
+@numba.njit(cache=True, nogil=True)
+def _argmin(levels: npt.NDArray[np.int32]) -> int:
+    """Returns the place of the smallest of 256 non-negative float32 numbers, given by their bits.
+
+    These order as whole numbers do. The place takes their last 8 bits, which is all the precision that is lost: a
+    minimum of whole numbers is a vector instruction, that of floats and a search for its place are not.
+    """
+    least = np.int32(2**31 - 1)
+    for entry in range(256):
+        least = min(least, (levels[entry] & np.int32(-256)) | np.int32(entry))
+    return int(least & 255)
+
+
+@numba.njit(cache=True, nogil=True)
+def _assign(
+    points: Matrix,
+    centers: Matrix,
+    nearest: npt.NDArray[np.int64],
+    distances: Matrix,
+    sums: npt.NDArray[np.float64],
+    sizes: npt.NDArray[np.int64],
+) -> None:
+    """Writes the nearest of 256 centers [width, 256] of each point, the squared distance, and the centers' members."""
+    sums[:] = 0
+    sizes[:] = 0
+    levels = np.empty(256, np.float32)
+    bits = levels.view(np.int32)
+    for row in range(len(points)):
+        levels[:] = 0
+        for dim in range(centers.shape[0]):
+            value = points[row, dim]
+            for entry in range(256):
+                difference = value - centers[dim, entry]
+                levels[entry] += difference * difference
+        center = _argmin(bits)
+        nearest[row], distances[row] = center, levels[center]
+        sizes[center] += 1
+        for dim in range(centers.shape[0]):
+            sums[center, dim] += points[row, dim]
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode(
+    vectors: Matrix,
+    directions: Matrix,
+    entries: Matrix,
+    ends: npt.NDArray[np.int64],
+    codes: npt.NDArray[np.uint8],
+) -> None:
+    blocks = len(ends)
+    errors = np.empty((blocks, 256), np.float32)  # |r|^2 of a block
+    alongs = np.empty((blocks, 256), np.float32)  # v . entry
+    levels = np.empty(256, np.float32)
+    bits, error_bits = levels.view(np.int32), errors.view(np.int32)
+    for row in range(len(vectors)):
+        start = 0
+        along = np.float32(0)  # v . r
+        directed = False
+        for block in range(blocks):
+            errors[block] = 0
+            alongs[block] = 0
+            for dim in range(start, ends[block]):
+                value, direction = vectors[row, dim], directions[row, dim]
+                along += value * direction
+                directed |= direction != 0
+                for entry in range(256):
+                    difference = value - entries[dim, entry]
+                    errors[block, entry] += difference * difference
+                    alongs[block, entry] += direction * entries[dim, entry]
+            start = ends[block]
+            best = _argmin(error_bits[block])
+            codes[row, block] = best
+            along -= alongs[block, best]
+        for _ in range(_SWEEPS if directed else 0):
+            changed = False
+            for block in range(blocks):
+                before = codes[row, block]
+                others = along + alongs[block, before]
+                for entry in range(256):
+                    left = others - alongs[block, entry]
+                    levels[entry] = errors[block, entry] + left * left
+                best = _argmin(bits)
+                if levels[best] < levels[before]:
+                    codes[row, block] = best
+                    along = others - alongs[block, best]
+                    changed = True
+            if not changed:
+                break

@@ -1,0 +1,72 @@
+"""The settings of one index: given by hand, by a preset, or found by the tuner."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from searchforge.config import IndexConfig, LutType
+from searchforge.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides size, speed and recall of an index.
+
+    Attributes:
+      code_bytes: of an item; 8 bits for each block of dimensions.
+      partitions, partitions_searched: leaves of the tree; those that a query searches.
+      lookup: type of the device's look-up tables.
+    """
+
+    code_bytes: int
+    partitions: int
+    partitions_searched: int
+    lookup: LutType
+
+    @property
+    def search_fraction(self) -> float:
+        """The fraction by which the device is told how many partitions to search.
+
+        The device searches ceil(partitions x fraction), in float32, where s/L can round up to s+1 partitions;
+        half a partition less cannot.
+        """
+        return (self.partitions_searched - 0.5) / self.partitions
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def summary(self) -> str:
+        """For people."""
+        return f"{self.code_bytes} bytes a code, {self.partitions_searched} of {self.partitions} partitions searched"
+
+
+def default_partitions(items: int) -> int:
+    """Returns about the square root of the corpus' size."""
+    return max(1, math.isqrt(items))
+
+
+def require_possible(config: IndexConfig, items: int, dim: int) -> None:
+    """Raises UsageError where settings that were given by hand do not suit the corpus or one another."""
+    if config.partitions and config.partitions > items:
+        raise UsageError(
+            f"index.partitions is {config.partitions}, but the corpus has {items} images; set it to at most {items}, "
+            "or leave it out"
+        )
+    if config.partitions and config.partitions > config.training_sample:
+        raise UsageError(
+            f"index.partitions is {config.partitions}, but they are trained on {config.training_sample} images; raise "
+            "index.training_sample, or set fewer partitions"
+        )
+    if config.partitions and config.partitions_searched and config.partitions_searched > config.partitions:
+        raise UsageError(
+            f"index.partitions_searched is {config.partitions_searched}, but index.partitions is {config.partitions}; "
+            f"set it to at most {config.partitions}"
+        )
+    if config.code_bytes and config.code_bytes > dim:
+        raise UsageError(
+            f"index.code_bytes is {config.code_bytes}, but embeddings have {dim} dimensions; set it to at most {dim}"
+        )

@@ -1,0 +1,1 @@
+"""The `searchforge` command line."""

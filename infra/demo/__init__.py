@@ -1,0 +1,1 @@
+"""The demo: a corpus that it draws itself, taken through all stages."""

@@ -1,0 +1,43 @@
+"""What Dataflow's launcher runs for a flex template: plans the corpus and stages the job, which starts afterwards.
+
+Nobody waits for that job, so its shards are committed by the next `searchforge embed` of the same corpus, or `reindex`.
+"""
+
+from __future__ import annotations
+
+import click
+
+from searchforge.config import Config
+from searchforge.console import progress
+from searchforge.console.options import config_options, reports_errors
+from searchforge.errors import JobError
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--encoder", required=True, help="Id of the encoder bundle.")
+@click.option("--corpus", "corpus__source", required=True, help="Folder, glob, archive or list.")
+@click.option("--shards", "embed__shards", type=int, help="Number of output shards.")
+@click.option("--base", "embed__base", help="Id of an earlier run to build on, auto or none.")
+@click.option("--runner", "embed__runner", default="DataflowRunner", help="Given by the launcher.")
+@click.option("--template_location", required=True, help="Given by the launcher: where the job is staged.")
+@click.argument("embed__beam_options", nargs=-1, type=click.UNPROCESSED)
+@reports_errors
+@config_options
+def main(config: Config, as_json: bool, encoder: str, template_location: str) -> None:
+    """Stages a job that embeds an image corpus. Further options go to Beam as they are."""
+    from apache_beam.io.filesystems import FileSystems
+
+    from beam_jobs.embed_images import embed_images
+
+    options = (*config.embed.beam_options, f"--template_location={template_location}")
+    staging = config.model_copy(update={"embed": config.embed.model_copy(update={"beam_options": options})})
+    try:
+        embed_images(staging, encoder)
+    except JobError:  # the shards are missing, as the job has not run yet
+        if not FileSystems.exists(template_location):
+            raise
+        progress.say(f"staged in {template_location}; when the job is done, `searchforge embed` commits its shards")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Releases: published, promoted, rolled back, pruned and downloaded."""

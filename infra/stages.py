@@ -1,0 +1,108 @@
+"""One function for each stage. A stage is imported when it is run, and finds what an earlier run finished."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from infra.releases import releases
+from infra.releases.channels import PRODUCTION
+from searchforge.artifacts.manifest import Modality
+from searchforge.artifacts.workspace import Kind, Workspace
+from searchforge.config import Config
+from searchforge.console.options import import_quietly
+from searchforge.errors import UsageError
+
+if TYPE_CHECKING:
+    from beam_jobs.estimate import Estimate
+    from beam_jobs.planning.listing import Listing
+
+KIND_OF_STAGE: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "searchers", "check": "checks"}
+"""What each stage makes."""
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Trains a dual encoder on a Ray cluster; returns encoder.json."""
+    import_quietly("tensorflow")
+    from trainer.train import train as train_encoder
+
+    return train_encoder(config).model_dump()
+
+
+def evaluate(config: Config, encoder: str | None = None, compare_forms: bool = False) -> dict[str, Any]:
+    """Measures an encoder on the held-out captions; returns report.json.
+
+    Args:
+      encoder: default: the one with the configuration's training settings, or the workspace's only one.
+      compare_forms: also export the text encoder in every TFLite form, and measure each.
+    """
+    import_quietly("tensorflow")
+    from trainer.evaluate import evaluate_bundle
+
+    return evaluate_bundle(config, encoder, compare_forms).model_dump(mode="json")
+
+
+def embed(
+    config: Config, encoder: str | None = None, modality: Modality = "images", listing: Listing | None = None
+) -> dict[str, Any]:
+    """Embeds the corpus with a Beam job, building on what an earlier run holds; returns MANIFEST.json.
+
+    Args:
+      listing: of the corpus, which is used up; by default it is listed now.
+    """
+    import_quietly("apache_beam")
+    from beam_jobs.embed import embed as embed_corpus
+
+    return embed_corpus(config, choose_artifact(config, "encoders", encoder), modality, listing).model_dump()
+
+
+def compact(config: Config, embeddings: str | None = None) -> dict[str, Any]:
+    """Copies the records of a run, which other runs' shards may hold, into shards of its own; returns MANIFEST.json."""
+    import_quietly("apache_beam")
+    from beam_jobs.embed import compact as compact_run
+
+    return compact_run(config, choose_artifact(config, "embeddings", embeddings)).model_dump()
+
+
+def estimate(
+    config: Config, encoder: str | None = None, modality: Modality = "images", workers: int = 1, sample: int = 256
+) -> Estimate:
+    """Measures on a sample how long the whole corpus takes on some workers, and how many bytes come out."""
+    import_quietly("apache_beam")
+    from beam_jobs.estimate import estimate as estimate_run
+
+    return estimate_run(config, choose_artifact(config, "encoders", encoder), modality, workers, sample)
+
+
+def index(config: Config, embeddings: str | None = None, encoder: str | None = None) -> dict[str, Any]:
+    """Builds both searchers from an embedding run; returns build.json.
+
+    Args:
+      encoder: that answers queries; by default the one that made the embeddings.
+    """
+    from indexer.build import build_index
+
+    return build_index(config, choose_artifact(config, "embeddings", embeddings), encoder)
+
+
+def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION) -> dict[str, Any]:
+    """Checks a searcher with the Task Library, beside a channel's live release; returns report.json, passed or not."""
+    from serving_check.check import check as check_searcher
+    from serving_check.gates.live_comparison import LiveRelease
+
+    target, live = releases.open_target(config), None
+    if releases.live_release(target, channel):
+        release, folder = releases.find_release(target, channel=channel)
+        live = LiveRelease(release.id, release.created, release.provenance["searcher"], folder, release.figures)
+    return check_searcher(config, choose_artifact(config, "searchers", searcher), live)
+
+
+def choose_artifact(config: Config, kind: Kind, id: str | None) -> str:
+    """Returns `id`, or the workspace's only artifact of that kind."""
+    if id:
+        return id
+    ids = Workspace(config.workspace).ids(kind)
+    if len(ids) == 1:
+        return ids[0]
+    option = f"--{kind if kind == 'embeddings' else kind.removesuffix('s')}"
+    held = f"{len(ids)} {kind} ({', '.join(ids)})" if ids else f"no {kind}"
+    raise UsageError(f"workspace {config.workspace} holds {held}; choose one with {option}")

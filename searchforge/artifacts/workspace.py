@@ -1,0 +1,216 @@
+"""The workspace: where every artifact lives, each whole or not there.
+
+    encoders/<id>/     encoder.json
+    evaluations/<id>/  report.json
+    embeddings/<id>/   MANIFEST.json
+    searchers/<id>/    build.json
+    checks/<id>/       report.json
+    releases/<id>/     release.json
+
+The file named here is written last and is the commit of its artifact: without it there is no artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from searchforge.errors import JobError, UsageError
+from searchforge.hashing import sha256_bytes
+from searchforge.storage.base import Storage
+from searchforge.storage.factory import open_storage
+from searchforge.storage.local import LocalStorage, make_folder, sync_files, sync_folder
+
+Kind = Literal["encoders", "evaluations", "embeddings", "searchers", "checks", "releases"]
+
+MARKERS: dict[Kind, str] = {
+    "encoders": "encoder.json",
+    "evaluations": "report.json",
+    "embeddings": "MANIFEST.json",
+    "searchers": "build.json",
+    "checks": "report.json",
+    "releases": "release.json",
+}
+"""The file whose presence commits an artifact, by kind."""
+
+_PROBE = ".writable"
+
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,79}")
+
+
+class Staging:
+    """An artifact in the making: files are written under `path`, then `commit` makes them visible at once."""
+
+    def __init__(self, workspace: Workspace, kind: Kind, id: str, path: Path) -> None:
+        self.path = path
+        self._workspace, self._kind, self._id = workspace, kind, id
+
+    def commit(self, marker: dict[str, Any]) -> None:
+        """Publishes the files, the marker last. An artifact that is already committed is left as it is."""
+        self._workspace._commit(self._kind, self._id, self.path, marker)
+
+
+class Workspace:
+    """Artifacts by kind and id, under a local folder or gs://bucket/prefix.
+
+    Args:
+      root: the folder or URL.
+      storage: where the artifacts are, if that is not what `root` names; `root` is then the local folder for copies,
+        caches and artifacts in the making.
+
+    Raises:
+      UsageError: the scheme is unknown, or there are no credentials for it.
+    """
+
+    def __init__(self, root: str, storage: Storage | None = None) -> None:
+        self.storage = storage or open_storage(root)
+        self.root = self.storage.root
+        if storage or isinstance(self.storage, LocalStorage):
+            self._local_root = Path(root).expanduser().resolve()
+        else:
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            self._local_root = home / "searchforge" / sha256_bytes(self.root.encode())[:16]
+
+    @property
+    def local_storage(self) -> LocalStorage:
+        """Local copies of artifacts and caches; of a local workspace the workspace itself."""
+        return LocalStorage(str(self._local_root))
+
+    def require_writable(self) -> None:
+        """Raises JobError unless files can be written."""
+        make_folder(self._local_root)
+        self.storage.write(_PROBE, b"")
+        self.storage.delete(_PROBE)
+
+    def cache(self, name: str) -> Path:
+        """Returns a local folder for what can be computed again, such as features of frozen towers."""
+        path = self._local_root / "cache" / name
+        make_folder(path)
+        return path
+
+    def committed(self, kind: Kind, id: str) -> bool:
+        """Whether the artifact is whole."""
+        return self.storage.exists(_path(kind, id, MARKERS[kind]))
+
+    def marker(self, kind: Kind, id: str) -> dict[str, Any]:
+        """Returns the content of an artifact's committing file.
+
+        Raises:
+          UsageError: there is no such artifact; the message lists those there are.
+          JobError: the file is damaged.
+        """
+        path = _path(kind, id, MARKERS[kind])
+        try:
+            content = json.loads(self.storage.read(path))
+        except FileNotFoundError:
+            known = ", ".join(self.ids(kind)) or "none"
+            raise UsageError(f"{kind}/{id} is not in workspace {self.root}; there: {known}") from None
+        except (ValueError, RecursionError) as error:
+            raise JobError(f"{self.root}/{path} is damaged (it is not JSON: {error}); make {id} again") from None
+        if not isinstance(content, dict):
+            raise JobError(f"{self.root}/{path} is damaged (it holds a {type(content).__name__}); make {id} again")
+        return content
+
+    def ids(self, kind: Kind) -> list[str]:
+        """Returns the ids of all committed artifacts of a kind."""
+        return [name for name in self.begun(kind) if self.committed(kind, name)]
+
+    def begun(self, kind: Kind) -> list[str]:
+        """Returns the ids of all artifacts of a kind, committed or not."""
+        return [name for name in self.storage.names(kind) if _ID.fullmatch(name)]
+
+    def local(self, kind: Kind, id: str) -> Path:
+        """Returns a local folder with a committed artifact's files; those of a bucket are downloaded once.
+
+        Raises:
+          UsageError: there is no such artifact.
+        """
+        self.marker(kind, id)
+        path = self._local_root / kind / id
+        if not (path / MARKERS[kind]).exists():
+            with self._staging(kind, id) as staging:
+                self.storage.download_folder(f"{kind}/{id}", staging)
+                if not (staging / MARKERS[kind]).exists():
+                    raise JobError(f"{kind}/{id} was deleted from {self.root} while it was copied")
+                _move(staging, path, MARKERS[kind])
+        return path
+
+    def url(self, kind: Kind, id: str, name: str = "") -> str:
+        """Returns the path or URL of an artifact or of one of its files, for people and for Beam workers."""
+        return f"{self.root}/{_path(kind, id, name)}".rstrip("/")
+
+    @contextlib.contextmanager
+    def create(self, kind: Kind, id: str) -> Iterator[Staging]:
+        """Yields a local folder for an artifact's files; leaving it without `commit` leaves nothing behind."""
+        with self._staging(kind, id) as path:
+            yield Staging(self, kind, id, path)
+
+    @contextlib.contextmanager
+    def _staging(self, kind: Kind, id: str) -> Iterator[Path]:
+        parent = self._local_root / ".staging"
+        make_folder(parent)
+        _remove_abandoned(parent)
+        path = parent / f"{kind}-{id}-{secrets.token_hex(4)}"
+        lock_path = Path(f"{path}.lock")
+        with lock_path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            path.mkdir()
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+                lock_path.unlink(missing_ok=True)
+
+    def _commit(self, kind: Kind, id: str, path: Path, marker: dict[str, Any]) -> None:
+        name = MARKERS[kind]
+        content = json.dumps(marker, indent=2, ensure_ascii=False, allow_nan=False).encode()
+        if isinstance(self.storage, LocalStorage):
+            LocalStorage(str(path)).write(name, content)
+            sync_files(path)
+            _move(path, self._local_root / kind / id, name)
+            return
+        if self.committed(kind, id):
+            return
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            self.storage.upload(file, _path(kind, id, file.relative_to(path).as_posix()))
+        self.storage.write(_path(kind, id, name), content)
+
+
+def _path(kind: Kind, id: str, name: str) -> str:
+    if not _ID.fullmatch(id):
+        raise UsageError(f"{id!r} is not an artifact id; expected letters, digits, '.', '_' and '-'")
+    return f"{kind}/{id}/{name}" if name else f"{kind}/{id}"
+
+
+def _move(source: Path, target: Path, marker: str) -> None:
+    """Renames a complete folder into place; a complete one that another process put there first is kept."""
+    make_folder(target.parent)
+    with LocalStorage(str(target.parent)).snapshot(target.name) as there:
+        if marker not in there.objects:
+            there.delete()  # half an artifact; what another process renamed into place since then is another folder
+    try:
+        source.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        if not (target / marker).exists():
+            raise JobError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Deletes what killed processes left: the kernel released their locks when they died."""
+    for lock_path in parent.glob("*.lock"):
+        try:
+            with lock_path.open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(str(lock_path).removesuffix(".lock"), ignore_errors=True)
+                lock_path.unlink(missing_ok=True)
+        except OSError:  # in use, or removed by another process in this moment
+            continue

@@ -1,0 +1,98 @@
+"""Content hashes of many files, remembered between runs by size and times, so that unchanged files are read once."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from searchforge.console.progress import track
+from searchforge.hashing import sha256_file
+
+_TRACKED = 10_000
+"""So many files take long enough to show progress."""
+
+_BATCH = 500
+
+SETTLED_SECONDS = 2.0
+"""A file that changed more recently could change again within one tick of its file system's clock."""
+
+_Entry = tuple[int, int, int, str]
+
+
+def content_hashes(
+    paths: Iterable[Path], cache: Path, settled_seconds: float = SETTLED_SECONDS
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Hashes files, several at a time.
+
+    Args:
+      cache: file that remembers the hashes; it is made, and a damaged one is made anew.
+      settled_seconds: the hash of a file is remembered only if the file last changed at least so long ago.
+
+    Returns:
+      SHA-256 by path, and why a file could not be hashed (unreadable or empty) by path.
+    """
+    known, hashes, failed = _load(cache), {}, {}
+    changed: list[tuple[Path, tuple[int, int, int]]] = []
+    for path in dict.fromkeys(paths):
+        try:
+            status = path.stat()
+        except OSError as error:
+            failed[path] = error.strerror or str(error)
+            continue
+        version = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        entry = known.get(str(path.absolute()))
+        if not status.st_size:
+            failed[path] = "0 bytes"
+        elif entry and entry[:3] == version:
+            hashes[path] = entry[3]
+        else:
+            changed.append((path, version))
+    if changed:
+        now = time.time_ns()
+        found = _hash([path for path, _ in changed])
+        for (path, version), result in zip(changed, found, strict=True):
+            if isinstance(result, OSError):
+                failed[path] = result.strerror or str(result)
+                continue
+            hashes[path] = result
+            if now - max(version[1:]) >= settled_seconds * 1e9:
+                known[str(path.absolute())] = (*version, result)
+        _save(cache, known)
+    return hashes, failed
+
+
+def _hash(paths: list[Path]) -> list[str | OSError]:
+    def one(path: Path) -> str | OSError:
+        try:
+            return sha256_file(path)
+        except OSError as error:
+            return error
+
+    found: list[str | OSError] = []
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        if len(paths) < _TRACKED:
+            return list(pool.map(one, paths))
+        with track("images read for their content", len(paths)) as advance:
+            for i in range(0, len(paths), _BATCH):
+                batch = paths[i : i + _BATCH]
+                found += pool.map(one, batch)
+                advance(len(batch))
+    return found
+
+
+def _load(cache: Path) -> dict[str, _Entry]:
+    try:
+        content = json.loads(cache.read_bytes())
+        return {path: (int(size), int(m), int(c), str(sha)) for path, (size, m, c, sha) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _save(cache: Path, known: dict[str, _Entry]) -> None:
+    partial = cache.with_name(f".{cache.name}.{os.getpid()}")
+    partial.write_text(json.dumps(known))
+    partial.replace(cache)

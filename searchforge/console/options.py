@@ -1,0 +1,167 @@
+"""What every command shares: options for the configuration, errors as one message, and the report as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from searchforge.console import logs
+from searchforge.errors import SearchforgeError, UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SUPPORTED_PYTHON = ((3, 10), (3, 11))
+"""tflite-support has wheels for CPython up to 3.11."""
+
+
+def config_options(function: Command) -> Command:
+    """Adds `--config`, `--workspace`, `--set`, `--json` and `--log-format`.
+
+    The function gets `config: Config` and `as_json`. Other options whose name is a configuration key with `__`
+    for the dot (`train__epochs`) become overrides; so does `__releases`, a key of the top level.
+    """
+
+    @functools.wraps(function)
+    def wrapper(
+        config_path: str | None,
+        workspace: str | None,
+        settings: tuple[str, ...],
+        log_format: logs.Format,
+        **values: Any,
+    ) -> Any:
+        from searchforge.config import load_config
+
+        logs.use(log_format)
+        overrides = {**dict(_parse_setting(setting) for setting in settings), **_overrides(values)}
+        if workspace:
+            overrides["workspace"] = workspace
+        others = {name: value for name, value in values.items() if "__" not in name}
+        return function(config=load_config(config_path, overrides), **others)
+
+    for option in (
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            envvar="SEARCHFORGE_LOG",
+            show_envvar=True,
+            help="Of what is told on standard error.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any configuration key, e.g. train.epochs=5."
+        ),
+        click.option("--workspace", help="Folder or gs://bucket/prefix of all artifacts."),
+        click.option("--config", "config_path", type=click.Path(), help="YAML configuration."),
+    ):
+        wrapper = option(wrapper)
+    return wrapper  # type: ignore[return-value]
+
+
+def repeated_options() -> list[str]:
+    """Returns the configuration that the running command was given, as options for another command."""
+    given = click.get_current_context().params
+    options = ["--log-format", given["log_format"]]
+    for name, option in (("config_path", "--config"), ("workspace", "--workspace")):
+        options += [option, given[name]] if given[name] else []
+    settings = [f"{key}={json.dumps(value)}" for key, value in _overrides(given).items()]
+    return options + [part for setting in (*given["settings"], *settings) for part in ("--set", setting)]
+
+
+def reports_errors(function: Command) -> Command:
+    """Shows a SearchforgeError as one message, and exits with its code."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Any, **values: Any) -> Any:
+        try:
+            require_python(sys.version_info[:2])
+            quiet_libraries()
+            return function(*arguments, **values)
+        except SearchforgeError as error:
+            logs.show(error)
+            sys.exit(error.exit_code)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' own notices out of a command's output; call before they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="google")
+    logging.basicConfig(level=logging.ERROR, handlers=[logs.LibraryHandler()])
+
+
+def import_quietly(module: str) -> None:
+    """Imports a module whose native code writes to standard error before it reads any setting."""
+    with stderr_closed():
+        importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def stderr_closed() -> Iterator[None]:
+    """Inside, nothing reaches standard error, native code's notices included."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as null:
+            os.dup2(null.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def require_python(version: tuple[int, ...]) -> None:
+    """Raises UsageError where tflite-support cannot be installed."""
+    if version[:2] not in SUPPORTED_PYTHON:
+        raise UsageError(
+            f"Python {version[0]}.{version[1]} is not supported: tflite-support has wheels for Python 3.10 and 3.11; "
+            "run `make setup PYTHON=python3.11`"
+        )
+
+
+def show(report: Any, as_json: bool, summary: str) -> None:
+    """Prints a stage's report: as JSON, or as a short summary."""
+    click.echo(json.dumps(report, indent=2, ensure_ascii=False, default=_jsonable) if as_json else summary)
+
+
+def _jsonable(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)  # type: ignore[arg-type]
+
+
+def _overrides(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given for configuration keys."""
+    return {
+        name.replace("__", ".").lstrip("."): value
+        for name, value in values.items()
+        if "__" in name and value is not None and value != ()
+    }
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    import yaml
+
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set {setting!r} is not understood; expected KEY=VALUE, such as train.epochs=5")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {setting!r}: the value is not valid YAML: {error}") from None

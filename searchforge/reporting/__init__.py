@@ -1,0 +1,1 @@
+"""What the HTML reports share: the page, charts, thumbnails and statistics."""

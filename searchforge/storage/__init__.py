@@ -1,0 +1,1 @@
+"""Objects in a local folder or in Google Cloud Storage, behind one interface."""

@@ -1,0 +1,1 @@
+"""Readers of the published files, independent of the code that wrote them."""

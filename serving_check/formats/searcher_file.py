@@ -1,0 +1,176 @@
+"""Takes a TFLite file with metadata apart, without the Task Library: the flatbuffer, its metadata and the files in it.
+
+Format: https://www.tensorflow.org/lite/models/convert/metadata: a flatbuffer, behind which a ZIP archive of associated
+files may follow.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from searchforge.hashing import sha256_bytes
+from serving_check.formats.leveldb_reader import MAGIC
+
+_METADATA_NAME = b"TFLITE_METADATA"
+
+FULLY_CONNECTED = 9
+"""BuiltinOperator of TFLite's schema."""
+FLOAT32 = 0
+"""TensorType of TFLite's schema."""
+
+
+@dataclass(frozen=True)
+class SearcherFile:
+    """A searcher, or an encoder, in parts.
+
+    Attributes:
+      size, model_bytes: bytes of the file, and of the flatbuffer in it.
+      inputs, outputs: name, shape and type (a number of TFLite's schema) of each tensor.
+      weights: how often each constant is in the model, by SHA-256.
+      operators: of the first graph, in their order: a BuiltinOperator each.
+      last_kernel: [dim_out, dim] float32, the matrix by which the last operator multiplies; None where it does not.
+      metadata: ModelMetadata as nested dictionaries and lists; None where there is none.
+      files: associated files by name, the index apart.
+      index: the index, a LevelDB table; None where there is none.
+      index_name: its name among the files.
+    """
+
+    size: int
+    model_bytes: int
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    weights: Counter[str]
+    operators: list[int]
+    last_kernel: npt.NDArray[np.float32] | None
+    metadata: dict[str, Any] | None
+    files: dict[str, bytes]
+    index: bytes | None
+    index_name: str
+
+
+def open_file(path: Path) -> SearcherFile:
+    """Reads a file.
+
+    Raises:
+      ValueError: it is not a TFLite file, or its archive is damaged.
+      OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    files: dict[str, bytes] = {}
+    model_bytes = size
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+                files = {member.filename: archive.read(member) for member in members}
+                model_bytes = min((member.header_offset for member in members), default=size)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"its associated files cannot be read: {error}") from None
+    with path.open("rb") as file:
+        model = file.read(model_bytes)
+    index_name = next((name for name, data in files.items() if data.endswith(MAGIC)), "")
+    index = files.pop(index_name) if index_name else None
+    try:
+        return _parse(model, size, files, index, index_name)
+    except ValueError:
+        raise
+    except Exception as error:  # the generated readers raise whatever comes of damaged offsets
+        raise ValueError(f"its flatbuffer is damaged: {type(error).__name__}: {error}") from None
+
+
+def differences(found: Any, expected: Any, place: str) -> list[str]:
+    """Returns where two nested structures differ, with both values."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = sorted(found.keys() | expected.keys())
+        return [d for key in keys for d in differences(found.get(key), expected.get(key), f"{place}.{key}")]
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs = enumerate(zip(found, expected, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{place}[{i}]")]
+    return [] if found == expected else [f"{place} is {_shown(found)}, expected {_shown(expected)}"]
+
+
+def _parse(model: bytes, size: int, files: dict[str, bytes], index: bytes | None, index_name: str) -> SearcherFile:
+    from tensorflow_lite_support.metadata import schema_py_generated as schema
+
+    if not schema.Model.ModelBufferHasIdentifier(model, 0):
+        raise ValueError(f"it starts with {model[:8]!r}, expected a TFLite flatbuffer")
+    parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
+    graph = parsed.subgraphs[0]
+    constants = [b.data.tobytes() for b in parsed.buffers if b.data is not None and len(b.data)]
+    described = [entry.buffer for entry in parsed.metadata or [] if entry.name == _METADATA_NAME]
+    metadata = _metadata(parsed.buffers[described[0]].data.tobytes()) if described else None
+    aside = {parsed.buffers[entry.buffer].data.tobytes() for entry in parsed.metadata or []}
+    return SearcherFile(
+        size=size,
+        model_bytes=len(model),
+        inputs=_tensors(graph, graph.inputs),
+        outputs=_tensors(graph, graph.outputs),
+        weights=Counter(sha256_bytes(constant) for constant in constants if constant not in aside),
+        operators=[_kind(parsed, operator) for operator in graph.operators or []],
+        last_kernel=_last_kernel(parsed, graph),
+        metadata=metadata,
+        files=files,
+        index=index,
+        index_name=index_name,
+    )
+
+
+def _tensors(graph: Any, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    found = []
+    for number in numbers:
+        tensor = graph.tensors[number]
+        shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]
+        found.append({"name": (tensor.name or b"").decode(errors="replace"), "shape": shape, "type": int(tensor.type)})
+    return found
+
+
+def _kind(model: Any, operator: Any) -> int:
+    code = model.operatorCodes[operator.opcodeIndex]
+    return int(max(code.builtinCode, code.deprecatedBuiltinCode))
+
+
+def _last_kernel(model: Any, graph: Any) -> npt.NDArray[np.float32] | None:
+    """Returns the constant that only the last operator multiplies with; see indexer.device.folding."""
+    last = graph.operators[-1] if graph.operators else None
+    if last is None or _kind(model, last) != FULLY_CONNECTED or last.outputs[0] != graph.outputs[0]:
+        return None
+    kernel = graph.tensors[last.inputs[1]]
+    data = model.buffers[kernel.buffer].data
+    plain = last.builtinOptions is None or not last.builtinOptions.fusedActivationFunction
+    if kernel.type != FLOAT32 or data is None or len(kernel.shape) != 2 or max(last.inputs[2:], default=-1) >= 0:
+        return None
+    return np.frombuffer(data.tobytes(), "<f4").reshape(kernel.shape) if plain else None
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
+
+    plain = _plain(schema.ModelMetadataT.InitFromObj(schema.ModelMetadata.GetRootAs(data, 0)))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Returns the object API's objects as dictionaries and lists."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "__dict__"):
+        return {key: _plain(entry) for key, entry in vars(value).items()}
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."

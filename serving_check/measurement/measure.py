@@ -1,0 +1,203 @@
+"""Asks a searcher queries and measures its answers against exact search over the full-precision embeddings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from searchforge.console.progress import track
+from searchforge.errors import SearchforgeError
+from searchforge.reporting.intervals import median_interval, share_interval
+from serving_check.measurement.corpus import Corpus
+from serving_check.measurement.queries import NO_ITEM, Queries
+from serving_check.measurement.search import Hit, Searcher
+from serving_check.schema import Histogram
+
+K = 10
+"""Hits asked for."""
+
+WIDE = 100
+"""Hits asked for where only recall counts, not time."""
+
+_WARM_UP = 5
+_BINS = 40
+
+_BATCH = 32
+"""Queries whose exact scores are computed at once: 128 MB for a million items."""
+
+_TIE = 1e-6
+"""Items whose exact scores differ by less stand for each other: duplicates of an image, say."""
+
+
+class QueryFailed(Exception):
+    """A query was not answered; the message names it."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a searcher returned.
+
+    Attributes:
+      hits: for each query its K hits, best first.
+      wide: for each query the ids of its WIDE hits, best first.
+      embeddings: [queries, dim] float32, of the queries, by the bundle's encoder.
+      search_ms, embed_ms: [queries], one query on one thread; searching includes the encoding.
+    """
+
+    hits: list[list[Hit]]
+    wide: list[list[str]]
+    embeddings: npt.NDArray[np.float32]
+    search_ms: npt.NDArray[np.float64]
+    embed_ms: npt.NDArray[np.float64]
+
+    @property
+    def latency(self) -> dict[str, float]:
+        """Percentiles in milliseconds: of a whole search, and of its encoding alone."""
+        return {
+            **{f"latency_p{p}_ms": float(np.percentile(self.search_ms, p)) for p in (50, 95, 99)},
+            "encoding_p50_ms": float(np.percentile(self.embed_ms, 50)),
+        }
+
+    @property
+    def histogram(self) -> Histogram:
+        """Of the searches' milliseconds, from 0 to the 99th percentile; slower ones are in the last bin."""
+        edges = np.linspace(0, float(np.percentile(self.search_ms, 99)) or 1.0, _BINS + 1)
+        counts, _ = np.histogram(np.minimum(self.search_ms, edges[-1]), edges)
+        return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A searcher's answers beside exact search.
+
+    Attributes:
+      figures: see `compare`; intervals: 95 percent intervals of some of them.
+      recall_at_10: [queries].
+      exact: [queries, up to K], rows of the exact answers, best first; scores: their dot products.
+    """
+
+    figures: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    recall_at_10: npt.NDArray[np.float64]
+    exact: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+
+
+def ask(searcher: Searcher, encoder: Path, queries: Sequence[str], label: str) -> Answers:
+    """Asks every query alone.
+
+    Args:
+      encoder: the bundle's, by whose embeddings the exact answers are found: the searcher's own may be mapped.
+
+    Raises:
+      QueryFailed: the process crashed on a query, or answered with an error.
+    """
+    searched, embedded, wide = [], [], []
+    with track(label, 3 * len(queries)) as advance:
+        for query in queries[:_WARM_UP]:
+            _guarded(searcher.timed_search, query, K)
+        for query in queries:
+            searched.append(_guarded(searcher.timed_search, query, K))
+            advance(1)
+        for query in queries:
+            embedded.append(_guarded(searcher.timed_embed, query, encoder))
+            advance(1)
+        for query in queries:  # last: a searcher that looks for more hits is slower
+            wide.append([hit.id for hit in _guarded(searcher.timed_search, query, WIDE)[0]])
+            advance(1)
+    return Answers(
+        hits=[hits for hits, _ in searched],
+        wide=wide,
+        embeddings=np.stack([embedding for embedding, _ in embedded]),
+        search_ms=np.array([milliseconds for _, milliseconds in searched]),
+        embed_ms=np.array([milliseconds for _, milliseconds in embedded]),
+    )
+
+
+def embed(searcher: Searcher, queries: Sequence[str], encoder: Path | None = None) -> list[npt.NDArray[np.float32]]:
+    """Returns each query's embedding [dim], by the searcher itself or by another encoder; errors as of `ask`."""
+    return [_guarded(searcher.timed_embed, query, encoder)[0] for query in queries]
+
+
+def threads_latency(searcher: Searcher, queries: Sequence[str]) -> dict[str, float]:
+    """Opens a searcher again, with a thread for each core; returns their number and a search's median milliseconds."""
+    threads = len(os.sched_getaffinity(0))
+    searcher.reopen(threads)
+    for query in queries[:_WARM_UP]:
+        _guarded(searcher.timed_search, query, K)
+    milliseconds = [_guarded(searcher.timed_search, query, K)[1] for query in queries]
+    return {"threads": threads, "threads_p50_ms": float(np.median(milliseconds))}
+
+
+def compare(answers: Answers, queries: Queries, corpus: Corpus) -> Comparison:
+    """Returns index quality and retrieval quality.
+
+    recall_at_1, recall_at_10, recall_at_100: share of the exact top k (full-precision embeddings) that the searcher
+      returned.
+    r_at_1, r_at_5, r_at_10: share of queries whose own item is among the searcher's first k hits.
+    exact_r_at_1, exact_r_at_5, exact_r_at_10: the same for exact search; items that score the same come first.
+    median_rank: of the own item in exact search; 1 is best.
+    own_or_equal_at_10: like r_at_10, but an item that scores the same, such as a copy, stands for a query's own.
+
+    All but recall are over the queries that describe an item of the corpus, and not there where none does.
+    """
+    count, depth = len(corpus.ids), min(K, len(corpus.ids))
+    recall: dict[int, list[float]] = {1: [], K: [], WIDE: []}
+    exact_rows, exact_scores = np.empty((len(queries), depth), np.int64), np.empty((len(queries), depth), np.float32)
+    own: list[tuple[int, int, bool]] = []  # places in the searcher's and in the exact answers; or an equal one's
+    for start in range(0, len(queries), _BATCH):
+        for query, scores in enumerate(answers.embeddings[start : start + _BATCH] @ corpus.vectors.T, start):
+            wide = min(WIDE, count)
+            top = np.argpartition(scores, -wide)[-wide:]
+            top = top[np.argsort(-scores[top], kind="stable")]
+            exact_rows[query], exact_scores[query] = top[:depth], scores[top[:depth]]
+            rows = _rows([hit.id for hit in answers.hits[query]], corpus)
+            for k, found in recall.items():
+                hits = _rows(answers.wide[query], corpus) if k == WIDE else rows[:k]
+                expected = min(k, count)
+                found.append(np.count_nonzero(scores[hits] >= scores[top[expected - 1]] - _TIE) / expected)
+            if (mine := queries.targets[query]) != NO_ITEM:
+                own.append(
+                    (
+                        rows.index(mine) if mine in rows else count,
+                        int(np.count_nonzero(scores >= scores[mine])) - 1,
+                        bool(np.any(scores[rows] >= scores[mine] - _TIE)),
+                    )
+                )
+    groups = np.array(queries.groups)
+    figures, intervals = {}, {}
+    for k, found in recall.items():
+        shares = np.array(found)
+        figures[f"recall_at_{k}"] = float(shares.mean())
+        intervals[f"recall_at_{k}"] = share_interval(shares, groups, min(k, count))
+    if own:
+        ours, exact, equal = (np.array(column) for column in zip(*own, strict=True))
+        groups = groups[queries.with_item]
+        for prefix, places in (("", ours), ("exact_", exact)):
+            for k in (1, 5, K):
+                figures[f"{prefix}r_at_{k}"] = float((places < k).mean())
+                intervals[f"{prefix}r_at_{k}"] = share_interval(places < k, groups)
+        figures["median_rank"] = float(np.median(exact + 1))
+        intervals["median_rank"] = median_interval(exact + 1, groups)
+        figures[f"own_or_equal_at_{K}"] = float(equal.mean())
+    return Comparison(figures, intervals, np.array(recall[K]), exact_rows, exact_scores)
+
+
+def _rows(ids: Sequence[str], corpus: Corpus) -> list[int]:
+    """Returns the rows of distinct known ids."""
+    return [corpus.row_of[id] for id in dict.fromkeys(ids) if id in corpus.row_of]
+
+
+def _guarded(call: Any, *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except SearchforgeError as error:
+        query = str(arguments[0])
+        shown = query if len(query) <= 200 else f"{query[:200]}... ({len(query)} characters)"
+        raise QueryFailed(f"query {shown!r}: {error}") from error

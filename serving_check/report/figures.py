@@ -1,0 +1,146 @@
+"""How figures are named and written for people: labels, units, and which direction is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from searchforge.reporting.page import text
+
+LABELS = {
+    "recall_at_1": "Recall@1",
+    "recall_at_10": "Recall@10",
+    "recall_at_100": "Recall@100",
+    "r_at_1": "R@1",
+    "r_at_5": "R@5",
+    "r_at_10": "R@10",
+    "exact_r_at_1": "R@1 of exact search",
+    "exact_r_at_5": "R@5 of exact search",
+    "exact_r_at_10": "R@10 of exact search",
+    "median_rank": "Median rank of the own item",
+    "own_or_equal_at_10": "Own item, or its equal, in the first ten",
+    "overlap_at_10": "Overlap of the first ten",
+    "latency_p50_ms": "Latency, median",
+    "latency_p95_ms": "Latency, 95th percentile",
+    "latency_p99_ms": "Latency, 99th percentile",
+    "encoding_p50_ms": "Encoding of the query, median",
+    "threads_p50_ms": "Latency on several threads, median",
+    "load_seconds": "Time to open",
+    "memory_bytes": "Memory with the searcher open",
+    "index_bytes": "Index",
+    "bytes_per_image": "Index for each image",
+    "searcher_bytes": "Larger searcher file",
+    "images": "Items of the corpus",
+    "gallery": "Items that are searched",
+    "query_kind": "Kind of query",
+    "queries": "Queries",
+    "queries_seen_by_tuner": "Queries that the tuner saw",
+    "images_sampled": "Images sampled",
+    "images_readable": "Images that could be read",
+    "threads": "Threads",
+    "code_error": "Error of the codes, median",
+    "embedded_again_cosine": "Cosine of items embedded again, median",
+}
+"""By name of the figure, without the prefix of the searcher; in the order in which they are shown."""
+
+_IMAGE, _LIVE = "image_", "live_"
+_SHARES = ("recall_at_", "r_at_", "exact_r_at_", "own_or_equal_at_", "overlap_at_")
+
+
+def label(name: str) -> str:
+    """Returns what a figure is called, as HTML; one that is not known is called by its own name, in words."""
+    if name.startswith(_LIVE):
+        return f"{label(name.removeprefix(_LIVE))}, beside the live release"
+    if name in LABELS:
+        return LABELS[name]
+    if base(name) in LABELS:
+        return f"{LABELS[base(name)]}, image searcher"
+    words = name.replace("_", " ").strip() or name
+    return text(words[:1].upper() + words[1:], fold=False)
+
+
+def base(name: str) -> str:
+    """Returns the name of a figure without the prefix of the image searcher."""
+    return name.removeprefix(_IMAGE)
+
+
+def is_share(name: str) -> bool:
+    """Whether a figure lies between 0 and 1, and is written in percent."""
+    return base(name).startswith(_SHARES)
+
+
+def write(name: str, value: object) -> str:
+    """Returns a figure with its unit, as HTML; a dash where it was not measured."""
+    if isinstance(value, str):
+        return text(value, fold=False)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "–"
+    return _writer(name)(value)
+
+
+def interval(name: str, ends: tuple[float, float]) -> str:
+    """Returns a 95 percent interval, the unit written once where both ends have it."""
+    low, high = (write(name, end) for end in ends)
+    (start, _, unit), other = low.partition("\N{NO-BREAK SPACE}"), high.partition("\N{NO-BREAK SPACE}")[2]
+    return f"{start if unit == other else low} to {high}"
+
+
+def size(value: float) -> str:
+    """Returns bytes in the decimal unit that suits them."""
+    for unit, scale, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
+        if abs(value) >= scale:
+            return f"{value / scale:.{digits}f}\N{NO-BREAK SPACE}{unit}"
+    return f"{value:.3g}\N{NO-BREAK SPACE}B"
+
+
+def percent(value: float) -> str:
+    """Returns a share in percent; a very small one keeps a digit."""
+    return f"{100 * value:{'.1g' if 0 < abs(value) < 0.001 else '.1f'}}\N{NO-BREAK SPACE}%"
+
+
+def higher_is_better(name: str) -> bool | None:
+    """Which direction is better; None where none is."""
+    if is_share(name):
+        return True
+    if base(name) == "median_rank" or base(name).endswith(("_ms", "_seconds", "_bytes", "bytes_per_image")):
+        return False
+    return None
+
+
+def change(name: str, candidate: float, live: float) -> tuple[str, bool | None]:
+    """Returns by how much a figure changed, and whether that is better; None where it is neither."""
+    difference = candidate - live
+    if write(name, candidate) == write(name, live):
+        return "no change", None
+    if is_share(name):
+        written = f"{100 * difference:+.1f} points"
+    elif live:
+        written = f"{100 * difference / abs(live):+.1f}\N{NO-BREAK SPACE}%"
+    else:
+        written = f"{difference:+.4g}"
+    direction = higher_is_better(name)
+    return written.replace("-", "\N{MINUS SIGN}"), None if direction is None else (difference > 0) == direction
+
+
+def _writer(name: str) -> Callable[[float], str]:
+    if is_share(name):
+        return percent
+    if name.endswith("_ms"):
+        return _milliseconds
+    if name.endswith("_seconds"):
+        return _seconds
+    if name.endswith(("_bytes", "bytes_per_image")):
+        return size
+    return _plain
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.{2 if abs(value) < 10 else 1}f}\N{NO-BREAK SPACE}ms"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.{2 if abs(value) < 10 else 0}f}\N{NO-BREAK SPACE}s"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"

@@ -1,0 +1,125 @@
+"""How the shards of a corpus are opened and worked through, and which corpora must not be indexed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.corpus.shard_reader import read_shard
+from indexer.corpus.shards import Shard, map_in_order, open_corpus, require_distinct_ids, require_sound
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.workspace import Workspace
+from searchforge.errors import JobError, UsageError
+from tests.indexer.shards import records, workspace_with_encoder, write_shards
+from tests.indexer.tiny_corpus import DIM, commit_embeddings
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return workspace_with_encoder(tmp_path)
+
+
+def shared_keys(shards: Sequence[Shard]) -> np.ndarray:
+    return require_distinct_ids((read_shard(path, DIM).order_keys for _, path in shards), shards, DIM)
+
+
+def test_an_empty_corpus_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match="hold no images"):
+        open_corpus(workspace, commit_embeddings(workspace, [], shards=1))
+
+
+def test_a_damaged_shard_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    manifest = commit_embeddings(workspace, records(), shards=1)
+    assert [info for info, _ in open_corpus(workspace, manifest)] == list(manifest.shards)
+    shard = next(tmp_path.glob("embeddings/corpus/*.tfrecord"))
+    data = bytearray(shard.read_bytes())
+    data[-20] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(JobError, match="SHA-256"):
+        open_corpus(workspace, manifest)
+
+
+def test_shards_of_another_encoder_are_refused(workspace: Workspace) -> None:
+    base = commit_embeddings(workspace, records(), "base", fingerprint="e" * 64)
+    manifest = commit_embeddings(workspace, records(2), "next")
+    mixed = manifest.model_dump()
+    mixed["shards"] = [*mixed["shards"], *({**shard.model_dump(), "run": "base"} for shard in base.shards)]
+    mixed |= {"inputs": 8, "reused": 6}
+    with pytest.raises(UsageError, match=r"next are of encoder f{64}, but their shards in embeddings base .* e{64}"):
+        open_corpus(workspace, Manifest.model_validate(mixed))
+
+
+def test_the_first_fault_of_live_records_and_their_number_are_shown() -> None:
+    faults = {1: "first", 4: "third", 3: "second"}
+    with pytest.raises(UsageError, match=re.escape("second (2 of 9 records of shard cannot be indexed)")):
+        require_sound(faults, 9, dead=(1,), name="shard")
+    require_sound(faults, 9, dead=(4, 1, 3), name="shard")
+    require_sound({}, 9, dead=(), name="shard")
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_duplicate_id_shows_both_sources_unless_one_is_dead(tmp_path: Path, shards: int) -> None:
+    items = records()
+    items[4] = dataclasses.replace(items[4], id="id1")
+    files = write_shards(tmp_path, items, shards)
+    with pytest.raises(UsageError, match=r"'id1' .* twice, from /photos/(1|4).jpg and from /photos/(1|4).jpg"):
+        shared_keys(files)
+    info, path = files[0]
+    files[0] = info.model_copy(update={"dead": (4 // shards,)}), path
+    assert not len(shared_keys(files))
+
+
+def test_different_ids_of_one_order_key_are_no_duplicates(tmp_path: Path) -> None:
+    keys = np.array([7, 8, 9, 7, 8, 10], np.uint64)
+    assert require_distinct_ids([keys], write_shards(tmp_path, records(), 1), DIM).tolist() == [7, 8]
+
+
+def test_ids_of_a_corpus_without_live_records_are_distinct(tmp_path: Path) -> None:
+    assert not len(shared_keys([]))
+    assert not len(shared_keys(write_shards(tmp_path, records(1), 2, dead=["id0"])))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_results_come_in_the_order_of_the_items(threads: int) -> None:
+    """Whichever is done first: here, each waits for the one behind it."""
+    done = [threading.Event() for _ in range(9)]
+
+    def work(item: int) -> int:
+        if threads > 1 and item % 2 == 0 and item + 1 < len(done):
+            assert done[item + 1].wait(10)
+        done[item].set()
+        return item * item
+
+    assert list(map_in_order(work, range(9), threads)) == [item * item for item in range(9)]
+    assert list(map_in_order(work, [], threads)) == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_more_results_wait_than_there_are_threads(threads: int) -> None:
+    taken = 0
+
+    def items() -> Sequence[int]:
+        nonlocal taken
+        for item in range(20):
+            taken += 1
+            yield item
+
+    for done, _ in enumerate(map_in_order(str, items(), threads)):
+        assert taken - done <= threads + 1
+
+
+def test_an_error_ends_the_work() -> None:
+    def work(item: int) -> int:
+        if item == 3:
+            raise JobError("damaged")
+        return item
+
+    found = []
+    with pytest.raises(JobError, match="damaged"):
+        found.extend(map_in_order(work, iter(range(1_000_000)), 2))

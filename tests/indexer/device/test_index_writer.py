@@ -1,0 +1,213 @@
+"""The index that is written as a stream is the one that the format's own builder makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.device.index_config import index_config
+from indexer.device.index_writer import write_index
+from indexer.encoding.encoded_shards import Merged
+from searchforge.config import LutType
+from searchforge.processes import isolated
+from serving_check.formats.leveldb_reader import read_table
+from tests import lookup_encoder
+
+QUERIES, K = 100, 10
+SEARCH_FRACTION = 0.3
+USER_INFO = '{"city": "Zürich"}'
+
+
+@pytest.fixture(scope="module")
+def task_library() -> Iterator[isolated.Session]:
+    with isolated.Session(lookup_encoder.MODULE) as session:
+        yield session
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An index of random codes and metadata."""
+
+    count: int
+    partitions: int
+    lookup: LutType = "float"
+    widths: tuple[int, ...] = (1, 2, 3, 5, 7)
+    filled: float = 1.0  # share of partitions that are not empty
+    metadata: str = "numbers"
+
+
+SETTINGS = {
+    "one item": Setting(1, 1),
+    "one partition": Setting(1_000, 1, "int16"),
+    "partitions without items": Setting(500, 120, filled=0.3),
+    "more partitions than items": Setting(3, 40, "int8"),
+    "twelve thousand items": Setting(12_000, 110, "int8", metadata="json"),
+    "as many items as a power of ten": Setting(1_000, 11),
+    "one item more": Setting(1_001, 11),
+    "blocks of even width": Setting(2_000, 30, widths=(2,) * 16, metadata="json"),
+    "a configuration smaller than a block": Setting(50, 3, widths=(1,)),
+    "megabytes of metadata": Setting(30, 3, metadata="long"),
+    "metadata of zeros and other bytes": Setting(3_000, 20, metadata="binary"),
+    "no metadata": Setting(3_000, 20, metadata="empty"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_index_is_that_of_the_builder_to_the_last_byte(
+    name: str, task_library: isolated.Session, tmp_path: Path
+) -> None:
+    files = [write_ours(SETTINGS[name], tmp_path), write_theirs(SETTINGS[name], task_library, tmp_path)]
+    ours, theirs = (file.read_bytes() for file in files)
+    assert list(read_table(ours)) == list(read_table(theirs))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_compressed_index_holds_the_same_and_codes_stay_as_they_are(
+    name: str, task_library: isolated.Session, tmp_path: Path
+) -> None:
+    compressed = write_ours(SETTINGS[name], tmp_path, compression=True).read_bytes()
+    plain = write_ours(SETTINGS[name], tmp_path).read_bytes()
+    theirs = write_theirs(SETTINGS[name], task_library, tmp_path, compression=True).read_bytes()
+    assert list(read_table(compressed)) == list(read_table(plain)) == list(read_table(theirs))
+    for key, value in read_table(plain):
+        if key.startswith((b"E_", b"INDEX_CONFIG")):
+            assert value in compressed
+
+
+def test_json_shrinks(tmp_path: Path) -> None:
+    setting = SETTINGS["twelve thousand items"]
+    sizes = {}
+    for compression in (False, True):
+        write_ours(setting, tmp_path, compression)
+        sizes[compression] = (tmp_path / "ours.ldb").stat().st_size
+    assert sizes[True] < 0.8 * sizes[False]
+
+
+@pytest.mark.parametrize("compression", [False, True])
+@pytest.mark.parametrize("lookup", ["float", "int16", "int8"])
+def test_the_task_library_finds_the_same_in_both(
+    lookup: LutType, compression: bool, task_library: isolated.Session, tmp_path: Path
+) -> None:
+    setting = Setting(4_000, 50, lookup, filled=0.8)
+    ours = write_ours(setting, tmp_path, compression)
+    theirs = write_theirs(setting, task_library, tmp_path, compression)
+    queries = np.random.default_rng(2).normal(size=(QUERIES, sum(setting.widths))).astype(np.float32)
+    np.save(tmp_path / "queries.npy", queries)
+    encoder = str(tmp_path / "e.tflite")
+    task_library.call({"do": "write", "vectors": str(tmp_path / "queries.npy"), "encoder": encoder})
+    found = []
+    for index in (ours, theirs):
+        hits = str(tmp_path / "hits.npz")
+        query = {"searcher": encoder, "queries": QUERIES, "k": K, "output": hits, "index": str(index)}
+        task_library.call({"do": "search", **query})
+        with np.load(hits, allow_pickle=False) as arrays:
+            found.append((arrays["items"], arrays["distances"]))
+    assert np.all(found[0][0] >= 0)
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    setting = SETTINGS["twelve thousand items"]
+    first = write_ours(setting, tmp_path, compression=True).read_bytes()
+    assert write_ours(setting, tmp_path, compression=True).read_bytes() == first
+
+
+def test_sizes_are_those_of_the_values_and_of_the_file(tmp_path: Path) -> None:
+    setting = SETTINGS["partitions without items"]
+    sizes = write(setting, tmp_path, compression=True)
+    entries = dict(read_table((tmp_path / "ours.ldb").read_bytes()))
+    assert sizes == {
+        "codes": sum(len(value) for key, value in entries.items() if key.startswith(b"E_")),
+        "centroids_and_codebooks": len(entries[b"INDEX_CONFIG"]),
+        "metadata": sum(len(value) for key, value in entries.items() if key.startswith(b"M_")),
+        "user_info": len(USER_INFO.encode()),
+        "index_file": (tmp_path / "ours.ldb").stat().st_size,
+    }
+
+
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    setting = Setting(20, 4)
+    arrays = make_arrays(setting)
+    books = codebooks(arrays)
+    sizes = np.bincount(arrays["assignments"], minlength=4)
+    with pytest.raises(ValueError, match=r"centroids are \[3, 18\], expected \[4, 18\]"):
+        index_config(arrays["centroids"][1:], books, "float", 1, sizes)
+    with pytest.raises(ValueError, match=r"centroids are \[4, 18\], expected \[4, 11\]"):
+        index_config(arrays["centroids"], books[:-1], "float", 1, sizes)
+    merged = Merged(arrays["codes"][1:], sizes, *make_metadata(setting), np.arange(20), 0.0)
+    with pytest.raises(ValueError, match=r"codes are \[19, 5\], expected \[20, 5\]"):
+        write_index(merged, arrays["centroids"], books, "float", 1, False, "", tmp_path / "index.ldb")
+
+
+def write_ours(setting: Setting, folder: Path, compression: bool = False) -> Path:
+    write(setting, folder, compression)
+    return folder / "ours.ldb"
+
+
+def write(setting: Setting, folder: Path, compression: bool) -> dict[str, int]:
+    """Writes the index from metadata in another order than the items'."""
+    arrays = make_arrays(setting)
+    data, offsets = make_metadata(setting)
+    blob_order = np.random.default_rng(3).permutation(setting.count)
+    values = [data[offsets[item] : offsets[item + 1]].tobytes() for item in blob_order]
+    (folder / "blob").write_bytes(b"".join(values) or b"\0")  # an empty file cannot be mapped
+    merged = Merged(
+        codes=arrays["codes"],
+        partition_sizes=np.bincount(arrays["assignments"], minlength=setting.partitions),
+        metadata_blob=np.memmap(folder / "blob", np.uint8, "r"),
+        metadata_offsets=np.cumsum([0, *map(len, values)]),
+        order=np.argsort(blob_order),
+        squared_error=0.0,
+    )
+    given = (arrays["centroids"], codebooks(arrays), setting.lookup, SEARCH_FRACTION, compression, USER_INFO)
+    return write_index(merged, *given, folder / "ours.ldb")
+
+
+def write_theirs(setting: Setting, task_library: isolated.Session, folder: Path, compression: bool = False) -> Path:
+    data, offsets = make_metadata(setting)
+    paths = {name: str(folder / f"{name}.npz") for name in ("arrays", "metadata")}
+    np.savez(paths["arrays"], **make_arrays(setting))
+    np.savez(paths["metadata"], data=data, offsets=offsets)
+    index = folder / "theirs.ldb"
+    request = {"lookup": setting.lookup, "search_fraction": SEARCH_FRACTION, "user_info": USER_INFO}
+    request |= {"compression": compression, "index": str(index)}
+    task_library.call({"do": "write_index", **paths, **request})
+    return index
+
+
+def make_arrays(setting: Setting) -> dict[str, np.ndarray]:
+    """Returns what lookup_encoder.write_index takes."""
+    rng = np.random.default_rng(1)
+    dim = sum(setting.widths)
+    filled = rng.choice(setting.partitions, max(1, int(setting.filled * setting.partitions)), replace=False)
+    return {
+        "centroids": rng.normal(size=(setting.partitions, dim)).astype(np.float32),
+        "entries": rng.normal(size=(256, dim)).astype(np.float32),
+        "widths": np.array(setting.widths),
+        "codes": rng.integers(0, 256, (setting.count, len(setting.widths)), np.uint8),
+        "assignments": np.sort(rng.choice(filled, setting.count)).astype(np.uint32),
+    }
+
+
+def make_metadata(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the items' metadata and their offsets, in device order."""
+    rng = np.random.default_rng(4)
+    items = range(setting.count)
+    values = {
+        "numbers": lambda: [b"%d" % item for item in items],
+        "json": lambda: [b'{"id":"%d.jpg","album":"holiday","year":%d}' % (i, 1990 + i % 30) for i in items],
+        "long": lambda: [rng.bytes(int(size)) for size in rng.choice([0, 5, 4_090, 10**6, 2**20], setting.count)],
+        "binary": lambda: [rng.bytes(size) + bytes(size) for size in rng.integers(0, 300, setting.count).tolist()],
+        "empty": lambda: [b""] * setting.count,
+    }[setting.metadata]()
+    return np.frombuffer(b"".join(values), np.uint8), np.cumsum([0, *map(len, values)])
+
+
+def codebooks(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return np.split(arrays["entries"], np.cumsum(arrays["widths"])[:-1], axis=1)

@@ -1,0 +1,203 @@
+"""The reference searcher finds what the Task Library finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.encoding.reference import ReferenceSearcher, partitions_searched
+from searchforge.config import LutType
+from searchforge.processes import isolated
+from tests import lookup_encoder
+
+QUERIES = 200
+
+
+@pytest.fixture(scope="module")
+def task_library() -> Iterator[isolated.Session]:
+    with isolated.Session(lookup_encoder.MODULE) as session:
+        yield session
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An index of random codes."""
+
+    lookup: LutType
+    widths: list[int]
+    partitions: int = 40
+    search_fraction: float = 0.16
+    count: int = 3_000
+    k: int = 10
+    filled: float = 1.0  # share of partitions that are not empty
+    of_each: int = 1  # how many items have the same code
+    centroid_spread: float = 1.0
+
+    @property
+    def searched(self) -> int:
+        return partitions_searched(self.partitions, self.search_fraction)
+
+
+UNEVEN = [1, 1, 2, 3, 5, 7, 9, 20]
+SETTINGS = {
+    "float, even blocks": Setting("float", [2] * 64),
+    "int16, even blocks": Setting("int16", [2] * 64),
+    "int8, even blocks": Setting("int8", [2] * 64),
+    "float, uneven blocks": Setting("float", UNEVEN),
+    "int16, uneven blocks, a last group of one": Setting("int16", [*UNEVEN * 4, 3]),
+    "int8, uneven blocks, many hits": Setting("int8", UNEVEN, k=40),
+    "one partition": Setting("float", [4] * 32, partitions=1, count=1_000),
+    "one item": Setting("float", [4] * 32, partitions=1, count=1),
+    "all partitions": Setting("float", UNEVEN, search_fraction=1.0, count=300),
+    "wide and narrow blocks": Setting("float", [129, 1]),
+    "nearest partitions by rounding": Setting("float", UNEVEN, centroid_spread=1e-7),
+    "by rounding of 128 dimensions": Setting("float", [16] * 8, partitions=7_999, centroid_spread=1e-7),
+    "by rounding of 128 dimensions, more partitions": Setting(
+        "float", [16] * 8, partitions=8_000, centroid_spread=1e-7
+    ),
+    "empty partitions, fewer items than hits": Setting("float", UNEVEN, count=200, k=50, filled=0.3),
+    "the same for int8": Setting("int8", UNEVEN, count=200, k=50, filled=0.3),
+    "equal items": Setting("float", UNEVEN, of_each=30),
+    "a fraction that float32 rounds up": Setting("float", UNEVEN, partitions=26, search_fraction=7 / 26),
+}
+
+
+@pytest.mark.parametrize("count", [QUERIES, pytest.param(1_000, marks=pytest.mark.proof)])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_hits_are_those_of_the_task_library(
+    name: str, count: int, task_library: isolated.Session, tmp_path: Path
+) -> None:
+    """Distances are equal to the last bit, and every hit is another item at that distance.
+
+    So ids come in the same order wherever distances differ. Which of several items at one distance are hits, and in
+    what order, is left open by the C++ library's partial sort.
+    """
+    setting = SETTINGS[name]
+    searcher, queries, expected, distances = search_both(setting, task_library, tmp_path, count)
+    ranked, ranked_distances = searcher.search(queries, max(setting.count, setting.k), setting.searched)
+    np.testing.assert_array_equal(ranked_distances[:, : setting.k], distances)
+    distance_of = np.full((count, setting.count + 1), np.nan, np.float32)
+    distance_of[:, -1] = np.inf  # of item -1, no hit
+    np.put_along_axis(distance_of, ranked, ranked_distances, axis=1)
+    np.testing.assert_array_equal(np.take_along_axis(distance_of, expected, axis=1), distances)
+    found = np.sort(expected, axis=1)
+    assert not np.any((np.diff(found, axis=1) == 0) & (found[:, 1:] >= 0)), "an item is found twice"
+
+
+def test_float_distances_hardly_ever_tie_so_ids_are_equal_too(task_library: isolated.Session, tmp_path: Path) -> None:
+    setting = SETTINGS["float, even blocks"]
+    searcher, queries, expected, _ = search_both(setting, task_library, tmp_path)
+    items, _ = searcher.search(queries, setting.k, setting.searched)
+    np.testing.assert_array_equal(items[1:], expected[1:])  # at the zero query all distances tie
+
+
+def test_the_number_of_partitions_searched_is_rounded_as_on_the_device() -> None:
+    assert partitions_searched(26, 7 / 26) == 8  # 7/26 is a little more in float32
+    for partitions in (1, 2, 26, 351, 1_000, 10_000):
+        for searched in (1, 2, partitions // 3, partitions):
+            if 1 <= searched <= partitions:
+                assert partitions_searched(partitions, (searched - 0.5) / partitions) == searched
+    assert partitions_searched(10, 1.5) == 10
+
+
+def test_a_sweep_is_a_search_at_each_number_of_partitions() -> None:
+    searcher, queries = random_searcher(Setting("int8", UNEVEN, filled=0.7))
+    steps = [1, 2, 5, 40]
+    items, distances = searcher.sweep(queries, 7, steps)
+    for step, searched in enumerate(steps):
+        alone, alone_distances = searcher.search(queries, 7, searched)
+        np.testing.assert_array_equal(items[step], alone)
+        np.testing.assert_array_equal(distances[step], alone_distances)
+
+
+def test_routes_lead_from_the_largest_dot_product_down_and_hits_lie_on_them() -> None:
+    setting = Setting("float", UNEVEN)
+    searcher, queries = random_searcher(setting)
+    centroids = make_arrays(setting)["centroids"]
+    routes = searcher.route(queries, setting.partitions)
+    along = np.take_along_axis(queries.astype(np.float64) @ centroids.T, routes, axis=1)
+    assert np.all(np.diff(along, axis=1) < 1e-5)
+    items, _ = searcher.search(queries, 10, 3)
+    partition_of = make_arrays(setting)["assignments"].astype(np.int64)
+    assert np.all(np.any(partition_of[items][:, :, None] == routes[:, None, :3], axis=2))
+
+
+def test_threads_change_nothing() -> None:
+    setting = Setting("int16", UNEVEN)
+    (one, queries), (many, _) = (random_searcher(setting, threads) for threads in (1, 5))
+    for alone, together in zip(one.search(queries, 10, 4), many.search(queries, 10, 4), strict=True):
+        np.testing.assert_array_equal(alone, together)
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    setting = Setting("float", UNEVEN)
+    searcher, queries = random_searcher(setting)
+    arrays = make_arrays(setting)
+    books = codebooks(arrays)
+    with pytest.raises(ValueError, match="expected 40 of 3000"):
+        ReferenceSearcher(arrays["centroids"], books, arrays["codes"], np.ones(40, np.int64), "float")
+    with pytest.raises(ValueError, match="7 codebooks of 28 dimensions, expected 8 of 48"):
+        ReferenceSearcher(arrays["centroids"], books[:-1], arrays["codes"], sizes(arrays), "float")
+    with pytest.raises(ValueError, match=r"expected float32 \[m, 48\]"):
+        searcher.search(queries[:, 1:], 10, 3)
+    for searched in ([], [0], [3, 3], [41]):
+        with pytest.raises(ValueError, match=r"ascending numbers in 1\.\.40"):
+            searcher.sweep(queries, 10, searched)
+
+
+def search_both(
+    setting: Setting, task_library: isolated.Session, folder: Path, count: int = QUERIES
+) -> tuple[ReferenceSearcher, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the reference searcher, `count` queries, and the Task Library's items and distances, [count, k]."""
+    searcher, queries = random_searcher(setting, count=count)
+    paths = {name: str(folder / name) for name in ("queries.npy", "arrays.npz", "e.tflite", "index.ldb", "hits.npz")}
+    np.save(paths["queries.npy"], queries)
+    np.savez(paths["arrays.npz"], **make_arrays(setting))
+    task_library.call({"do": "write", "vectors": paths["queries.npy"], "encoder": paths["e.tflite"]})
+    index = {"lookup": setting.lookup, "search_fraction": setting.search_fraction, "index": paths["index.ldb"]}
+    task_library.call({"do": "write_index", "arrays": paths["arrays.npz"], **index})
+    query = {"queries": count, "k": setting.k, "output": paths["hits.npz"], "index": paths["index.ldb"]}
+    task_library.call({"do": "search", "searcher": paths["e.tflite"], **query})
+    with np.load(paths["hits.npz"], allow_pickle=False) as hits:
+        return searcher, queries, hits["items"], hits["distances"]
+
+
+def random_searcher(
+    setting: Setting, threads: int | None = None, count: int = QUERIES
+) -> tuple[ReferenceSearcher, np.ndarray]:
+    arrays = make_arrays(setting)
+    searcher = ReferenceSearcher(
+        arrays["centroids"], codebooks(arrays), arrays["codes"], sizes(arrays), setting.lookup, threads
+    )
+    queries = np.random.default_rng(2).normal(size=(count, sum(setting.widths))).astype(np.float32)
+    queries[0] = 0  # every distance is the same
+    return searcher, queries
+
+
+def make_arrays(setting: Setting) -> dict[str, np.ndarray]:
+    """Returns what lookup_encoder.write_index takes."""
+    rng = np.random.default_rng(1)
+    dim = sum(setting.widths)
+    partitions = rng.choice(setting.partitions, max(1, int(setting.filled * setting.partitions)), replace=False)
+    assignments = np.sort(rng.choice(partitions, setting.count)).astype(np.uint32)
+    center, spread = rng.normal(size=dim), rng.normal(size=(setting.partitions, dim))
+    codes = rng.integers(0, 256, (setting.count, len(setting.widths)), np.uint8)
+    return {
+        "centroids": (center + setting.centroid_spread * spread).astype(np.float32),
+        "entries": rng.normal(size=(256, dim)).astype(np.float32),
+        "widths": np.array(setting.widths),
+        "codes": np.repeat(codes[:: setting.of_each], setting.of_each, axis=0)[: setting.count],
+        "assignments": assignments,
+    }
+
+
+def codebooks(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return np.split(arrays["entries"], np.cumsum(arrays["widths"])[:-1], axis=1)
+
+
+def sizes(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    return np.bincount(arrays["assignments"], minlength=len(arrays["centroids"]))

@@ -1,0 +1,360 @@
+"""The tuner finds the smallest index that reaches a recall, and what it promises of it holds for the whole index."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from indexer.corpus.corpus_scan import exact_search
+from indexer.corpus.queries import TextQueries
+from indexer.encoding.recall import measure, settle
+from indexer.quantization.query_direction import Leaning
+from indexer.quantization.query_map import query_aware_map
+from indexer.tuning.settings import Setting
+from indexer.tuning.training import Questions, Training
+from indexer.tuning.tuner import (
+    CANDIDATES,
+    Explorer,
+    Point,
+    Size,
+    best_point,
+    code_sizes,
+    explore,
+    nearest_misses,
+    partition_grid,
+    searched_steps,
+)
+from searchforge.config import IndexConfig
+from searchforge.errors import JobError
+from tests.indexer import shards, tiny_corpus
+from tests.indexer.encoding.test_recall import index_of
+from tests.indexer.tiny_encoder import unit
+
+DIM = 32
+ITEMS = 4_000
+
+
+def test_points_of_more_partitions_searched_hold_more_of_the_answers_and_take_longer() -> None:
+    for code_bytes, partitions in ((8, 63), (24, 252)):
+        points = explorer().points(code_bytes, partitions)
+        assert [point.setting.partitions_searched for point in points] == searched_steps(IndexConfig(), partitions)
+        assert np.all(np.diff([point.partition_recall for point in points]) >= 0)
+        assert np.all(np.diff([point.search_ms for point in points]) > 0)
+        assert points[-1].partition_recall == 1
+
+
+def test_codes_find_no_answers_that_the_partitions_do_not_hold() -> None:
+    assert all(point.recall <= point.partition_recall for point in every_point())
+
+
+def test_longer_codes_find_more() -> None:
+    recalls = [explorer().points(size, 63)[-1].recall for size in code_sizes(IndexConfig(), DIM)]
+    assert np.all(np.diff(recalls) > 0.02)
+
+
+def test_expected_recall_is_that_of_the_whole_index() -> None:
+    questions = asked("tuning")
+    for code_bytes, partitions, step in ((8, 63, 5), (16, 252, -1), (32, 63, 2), (32, 1, 0)):
+        point = explorer().points(code_bytes, partitions)[step]
+        quantizer = explorer().quantizer(point.setting)
+        found = measure(quantizer, index_of(quantizer, corpus()), point.setting, questions)
+        assert found["recall_at_10"] == pytest.approx(point.recall, abs=0.02)
+
+
+LIMITS: dict[str, Callable[[], dict[str, Any]]] = {
+    "a low recall": lambda: {"recall_at_10": 0.5},
+    "a recall": lambda: {"recall_at_10": 0.8},
+    "a high recall": lambda: {"recall_at_10": 0.95},
+    "a latency": lambda: {"recall_at_10": 0.6, "max_latency_ms": fastest(24)},
+    "a latency that the smallest codes keep to": lambda: {"recall_at_10": 0.5, "max_latency_ms": fastest(16)},
+    "bytes": lambda: {"recall_at_10": 0.6, "max_bytes_per_image": largest(16)},
+    "bytes of which the smallest has too little recall": lambda: {
+        "recall_at_10": 0.8,
+        "max_bytes_per_image": largest(16),
+    },
+    "a file size": lambda: {"recall_at_10": 0.6, "max_index_size": int(largest(16) * ITEMS)},
+    "a size that is set": lambda: {"recall_at_10": 0.5, "code_bytes": 20},
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_smallest_code_is_found_that_reaches_the_recall_within_the_limits(name: str) -> None:
+    config = IndexConfig(**LIMITS[name]())
+    found = explore(explorer(), config)
+    fitting = {
+        size: fits for size in code_sizes(config, DIM) if (fits := [p for p in points(size) if allowed(p, config)])
+    }
+    assert fitting, "no setting fits, so nothing is tested"
+    assert found is not None
+    assert found.setting.code_bytes == min(fitting)
+    assert found in fitting[min(fitting)]
+
+
+BOUNDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "none": lambda: {},
+    "a latency that the longest codes can hardly keep to": lambda: {"max_latency_ms": fastest(32)},
+    "a latency that they cannot keep to": lambda: {"max_latency_ms": fastest(24)},
+    "bytes": lambda: {"max_bytes_per_image": largest(16)},
+    "a size that is set": lambda: {"code_bytes": 20},
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_without_a_recall_to_reach_the_highest_within_the_limits_is_found(name: str) -> None:
+    config = IndexConfig(recall_at_10=None, **BOUNDS[name]())
+    found = explore(explorer(), config)
+    within = [p for size in code_sizes(config, DIM) for p in points(size) if allowed(p, config)]
+    assert found is not None
+    assert found in within
+    assert found.recall == max(point.recall for point in within)
+
+
+def test_of_indexes_of_about_one_size_the_fastest_is_taken() -> None:
+    made = [made_point(0.9, 50.0, 2.0), made_point(0.91, 51.0, 1.0), made_point(0.9, 53.0, 0.5)]
+    assert best_point(made, IndexConfig(recall_at_10=0.9), Size(ITEMS, 0)) == made[1]
+    assert best_point(made, IndexConfig(recall_at_10=0.905), Size(ITEMS, 0)) == made[1]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_bytes_per_image": 49.9}, {"max_latency_ms": 0.4}, {"max_index_size": int(49.9 * ITEMS)}],
+    ids=str,
+)
+def test_a_point_beyond_a_limit_is_not_taken(limits: dict[str, Any]) -> None:
+    made = [made_point(0.9, 50.0, 2.0), made_point(0.92, 51.0, 0.5)]
+    for recall in (0.9, None):
+        assert best_point(made, IndexConfig(recall_at_10=recall, **limits), Size(ITEMS, 0)) is None
+
+
+def test_what_cannot_be_reached_is_not_found() -> None:
+    assert explore(explorer(), IndexConfig(recall_at_10=0.9999)) is None
+    assert explore(explorer(), IndexConfig(recall_at_10=0.95, max_bytes_per_image=largest(16))) is None
+    assert explore(explorer(), IndexConfig(recall_at_10=None, max_latency_ms=0.9 * fastest(8))) is None
+
+
+def test_near_misses_are_the_highest_within_the_limits_and_the_smallest_and_fastest_beyond_them() -> None:
+    made = [
+        made_point(0.80, 30.0, 1.0, code_bytes=8),
+        made_point(0.85, 40.0, 1.5, code_bytes=16),
+        made_point(0.93, 40.0, 9.0, code_bytes=16),
+        made_point(0.95, 80.0, 1.2, code_bytes=32),
+        made_point(0.96, 80.0, 1.4, code_bytes=32),
+    ]
+    config = IndexConfig(recall_at_10=0.9, max_bytes_per_image=50.0, max_latency_ms=2.0)
+    lines = nearest_misses(made, config, Size(ITEMS, 0)).splitlines()
+    assert lines[0] == "no setting of the index reaches recall@10 of 0.9 within max_latency_ms 2.0, " + (
+        "max_bytes_per_image 50.0"
+    )
+    assert lines[1] == f"  the highest recall within these limits: {made[1].summary}"
+    assert lines[2] == f"  the smallest that reaches it: {made[2].summary}"
+    assert lines[3] == f"  the fastest: {made[3].summary}"
+    assert lines[5:8] == [f"  {made[i].summary}" for i in (0, 2, 4)]
+    assert "set index.recall_at_10 lower" in lines[8]
+
+
+def test_near_misses_of_a_search_are_of_every_size() -> None:
+    """So the highest recall within the limits is that, whichever sizes were tried first."""
+    config = IndexConfig(recall_at_10=0.9999, max_bytes_per_image=largest(16))
+    fresh = make_explorer(config)
+    assert explore(fresh, config) is None
+    highest = max(point.recall for point in every_point() if point.bytes_per_image <= largest(16))
+    assert f"within these limits: recall@10 {highest:.3f}" in nearest_misses(fresh.curve, config, Size(ITEMS, 0))
+
+
+def test_settings_that_are_given_are_kept() -> None:
+    config = IndexConfig(recall_at_10=None, code_bytes=11, partitions=30, partitions_searched=7, lookup="int8")
+    found = explore(make_explorer(config), config)
+    assert found is not None
+    assert found.setting == Setting(11, 30, 7, "int8")
+    quantizer = make_explorer(config).quantizer(found.setting)
+    assert (len(quantizer.codebooks), len(quantizer.clusters)) == (11, 30)
+
+
+def test_one_setting_that_is_given_leaves_the_others_to_be_found() -> None:
+    for given in ({"code_bytes": 20}, {"partitions": 30}, {"partitions": 30, "partitions_searched": 9}):
+        config = IndexConfig(recall_at_10=0.6, **given)
+        found = explore(make_explorer(config), config)
+        assert found is not None
+        assert found.setting.to_json().items() >= given.items()
+        assert found.recall >= 0.6
+
+
+def test_a_small_corpus_may_do_without_partitions_and_a_large_one_may_not() -> None:
+    assert 1 in partition_grid(IndexConfig(), 5_000)
+    assert 1 not in partition_grid(IndexConfig(), 1_000_000)
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, 10, 400, 1_000_000])
+def test_no_partition_number_that_is_tried_exceeds_the_corpus(items: int) -> None:
+    grid = partition_grid(IndexConfig(), items)
+    assert grid
+    assert all(1 <= partitions <= items for partitions in grid)
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 63, 4_000])
+def test_numbers_searched_go_up_to_all_partitions(partitions: int) -> None:
+    steps = searched_steps(IndexConfig(), partitions)
+    assert (steps[0], steps[-1]) == (1, partitions)
+    assert steps == sorted(set(steps))
+    assert all(after <= max(before + 1, 1.1 * before) for before, after in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize("dim", [4, 8, 100, 512])
+def test_codes_that_are_tried_go_up_to_a_byte_a_dimension(dim: int) -> None:
+    sizes = code_sizes(IndexConfig(), dim)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == dim
+
+
+@pytest.mark.parametrize("target", [0.7, 0.8, 0.9])
+@pytest.mark.parametrize("given", [{}, {"partitions": 63}], ids=str)
+def test_the_recall_that_was_asked_for_is_kept_on_queries_that_the_tuner_has_not_seen(
+    target: float, given: dict[str, int]
+) -> None:
+    config = IndexConfig(recall_at_10=target, **given)
+    point = explore(explorer(), config)
+    assert point is not None
+    quantizer = explorer().quantizer(point.setting)
+    merged = index_of(quantizer, corpus())
+    setting, _ = settle(quantizer, merged, point.setting, asked("tuning"), config)
+    found = measure(quantizer, merged, setting, asked("verification"))["recall_at_10"]
+    assert isinstance(found, float)
+    assert found > target - 0.02
+
+
+def test_training_is_seeded_and_threads_change_nothing() -> None:
+    setting = Setting(8, 63, 5, "float")
+    one, other = (make_explorer(IndexConfig(), threads).quantizer(setting).id for threads in (1, 3))
+    assert one == other
+    assert make_explorer(IndexConfig(seed=1)).quantizer(setting).id != one
+
+
+def test_items_stand_for_queries_where_there_are_no_captions(tmp_path: Path) -> None:
+    training = train(tmp_path, None)
+    assert training.query_kind == "item"
+    assert not shared_rows(training.tuning.queries, training.verification.queries)
+    point, quantizer = training.choose(0.9)
+    assert point.recall >= 0.9
+    assert not len(quantizer.leaning.landmarks)  # of queries nothing is known
+
+
+def test_an_item_that_stands_for_a_query_is_its_own_best_answer(tmp_path: Path) -> None:
+    """So no record that is dead is asked for."""
+    training = train(tmp_path, None, dead=[f"id{i}" for i in range(0, 300, 5)])
+    for questions in (training.tuning, training.verification):
+        np.testing.assert_array_equal(questions.answers.vectors[:, 0], questions.queries)
+
+
+def test_captions_of_either_kind_are_asked_and_those_of_training_are_not(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(4).normal(size=(240, tiny_corpus.DIM)))
+    queries = TextQueries(vectors[:200], vectors[200:220], vectors[220:])
+    training = train(tmp_path, queries)
+    assert training.query_kind == "caption"
+    np.testing.assert_array_equal(training.tuning.queries, queries.tuning)
+    np.testing.assert_array_equal(training.verification.queries, queries.verification)
+    assert len(training.choose(0.8)[1].leaning.landmarks)
+
+
+def test_codes_know_nothing_of_queries_where_they_must_not(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(4).normal(size=(240, tiny_corpus.DIM)))
+    queries = TextQueries(vectors[:200], vectors[200:220], vectors[220:])
+    transform = train(tmp_path, queries, query_aware=False).choose(0.8)[1].transform
+    np.testing.assert_allclose(transform @ transform.T, np.eye(tiny_corpus.DIM), atol=1e-5)
+
+
+def test_what_training_cannot_reach_is_an_error_that_shows_what_it_can(tmp_path: Path) -> None:
+    training = train(tmp_path, None, max_bytes_per_image=1.0)
+    with pytest.raises(JobError, match=r"reaches recall@10 of 0.9 within .*max_bytes_per_image 1.0"):
+        training.choose(0.9)
+
+
+def train(folder: Path, queries: TextQueries | None, dead: Sequence[str] = (), **config: Any) -> Training:
+    """Trains on 300 records in three shards."""
+    files = shards.write_shards(folder, shards.records(300), 3, dead)
+    return Training(files, tiny_corpus.DIM, 300 - len(dead), queries, IndexConfig(**config), 2)
+
+
+def shared_rows(one: np.ndarray, other: np.ndarray) -> set[bytes]:
+    first, second = ({row.tobytes() for row in rows} for rows in (one, other))
+    return first & second
+
+
+def points(code_bytes: int) -> list[Point]:
+    """Returns the points of every number of partitions."""
+    return [
+        point
+        for partitions in partition_grid(IndexConfig(), ITEMS)
+        for point in explorer().points(code_bytes, partitions)
+    ]
+
+
+def fastest(code_bytes: int) -> float:
+    """Returns the shortest search of any setting with such codes."""
+    return min(point.search_ms for point in points(code_bytes))
+
+
+def largest(code_bytes: int) -> float:
+    """Returns the bytes an image of the largest index with such codes."""
+    return max(point.bytes_per_image for point in points(code_bytes))
+
+
+def every_point() -> list[Point]:
+    return [point for size in code_sizes(IndexConfig(), DIM) for point in points(size)]
+
+
+def allowed(point: Point, config: IndexConfig) -> bool:
+    """Whether a point reaches the recall and keeps to the limits."""
+    infinite = float("inf")
+    return (
+        point.recall >= (config.recall_at_10 or 0)
+        and point.search_ms <= (config.max_latency_ms or infinite)
+        and point.bytes_per_image <= (config.max_bytes_per_image or infinite)
+        and point.bytes_per_image * ITEMS <= (config.max_index_size or infinite)
+    )
+
+
+def made_point(recall: float, bytes_per_image: float, search_ms: float, code_bytes: int = 16) -> Point:
+    return Point(Setting(code_bytes, 63, 5, "float"), recall, 1.0, bytes_per_image, search_ms)
+
+
+@functools.cache
+def explorer() -> Explorer:
+    """Returns one for all tests: what it has tried is kept."""
+    return make_explorer(IndexConfig())
+
+
+def make_explorer(config: IndexConfig, threads: int = 2) -> Explorer:
+    transform = query_aware_map(corpus(), near_corpus(600, seed=1))
+    questions = asked("tuning")
+    config = config.model_copy(update={"training_iterations": 3})
+    return Explorer(
+        corpus(), transform, Leaning.own(DIM), questions.queries, questions.answers, Size(ITEMS, 0), config, threads
+    )
+
+
+@functools.cache
+def asked(part: str) -> Questions:
+    """Returns 200 queries for tuning, or 300 others for verification."""
+    queries = near_corpus(200, seed=2) if part == "tuning" else near_corpus(300, seed=3)
+    return Questions(queries, exact_search(queries, corpus(), CANDIDATES))
+
+
+def near_corpus(count: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    near = corpus()[generator.integers(ITEMS, size=count)]
+    return unit(near + 0.12 * generator.normal(size=near.shape))
+
+
+@functools.cache
+def corpus() -> np.ndarray:
+    """Returns 60 clusters of vectors."""
+    generator = np.random.default_rng(0)
+    spread = np.linspace(1.5, 0.3, DIM)
+    centres = generator.normal(size=(60, DIM)) * spread
+    return unit(centres[generator.integers(60, size=ITEMS)] + 0.6 * generator.normal(size=(ITEMS, DIM)) * spread)

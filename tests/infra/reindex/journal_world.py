@@ -1,0 +1,40 @@
+"""A workspace that was re-indexed: runs in its journal, and a published release."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from infra.reindex import journal
+from infra.reindex.journal import PlanEntry, Run, StageEntry
+from infra.releases import releases
+from infra.releases.releases import Release
+from searchforge.artifacts.workspace import Workspace
+from tests.infra.releases.release_world import commit_checked
+
+PLAN = PlanEntry(mode="delta", reason="the corpus changed", items=100, added=3, changed=2, removed=1, unchanged=95)
+
+
+def ago(**parts: float) -> str:
+    """The UTC time so long ago, ISO 8601."""
+    return (datetime.now(timezone.utc) - timedelta(**parts)).isoformat(timespec="milliseconds")
+
+
+def write_run(workspace: Workspace, state: journal.State, hours: float, **fields: Any) -> Run:
+    """Writes the journal entry of a run that started so long ago, and took a minute if it ended."""
+    started = datetime.now(timezone.utc) - timedelta(hours=hours)
+    ended = None if state == "running" else (started + timedelta(minutes=1)).isoformat()
+    id = f"{started:%Y%m%dT%H%M%S.%fZ}-abcdef"
+    entry = {"plan": PLAN, **fields}
+    run = Run(run=id, state=state, started=started.isoformat(), beat=started.isoformat(), ended=ended, **entry)
+    journal.write(workspace.storage, run)
+    return run
+
+
+def stage(name: journal.Stage, seconds: float, error: str = "") -> StageEntry:
+    return StageEntry(stage=name, attempt=1, started=ago(), seconds=seconds, error=error)
+
+
+def publish(workspace: Workspace, name: str = "a") -> Release:
+    """Publishes a searcher that passed its check."""
+    return releases.publish(workspace, workspace, commit_checked(workspace, name))

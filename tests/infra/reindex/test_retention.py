@@ -1,0 +1,234 @@
+"""What no release needs is deleted, what one needs stays; what was killed half way is finished by the next run."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.reindex.retention import Artifact, prune
+from infra.releases import releases
+from searchforge.artifacts.manifest import Manifest, read_shards
+from searchforge.artifacts.records import EmbeddingRecord
+from searchforge.artifacts.workspace import Kind, Workspace
+from searchforge.config import Config, load_config
+from searchforge.errors import JobError
+from searchforge.hashing import sha256_bytes
+from tests.indexer.tiny_corpus import commit_embeddings, commit_on
+from tests.infra.memory_storage import MemoryStorage
+from tests.infra.releases.release_world import FILES, commit_check, commit_encoder, commit_searcher
+from tests.infra.releases.stepped_storage import CHANGES, dying, interleave, killed
+
+KINDS: tuple[Kind, ...] = ("encoders", "embeddings", "searchers", "checks", "releases")
+DIM = 4
+
+
+def _later(days: float = 30) -> datetime:
+    return datetime.now(timezone.utc) + timedelta(days=days)
+
+
+def _records(*ids: str) -> list[EmbeddingRecord]:
+    return [EmbeddingRecord(id, np.eye(DIM, dtype=np.float32)[0], id, sha256_bytes(id.encode()), {}) for id in ids]
+
+
+def _release(workspace: Workspace, embeddings: str, trained_on: str | None = None, encoder: str = "tiny") -> str:
+    """Commits a searcher and a check of an embedding run, and publishes them; returns the release's id."""
+    made_from = {"encoder": encoder, "embeddings": embeddings}
+    searcher, check = f"s-{embeddings}", f"c-{embeddings}"
+    training = {"embeddings": trained_on or embeddings}
+    commit_searcher(workspace, searcher, **made_from, quantizer=f"q{embeddings}", training=training)
+    commit_check(workspace, check, searcher, provenance={**made_from, "searcher": searcher})
+    return releases.publish(workspace, workspace, check).id
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Four releases: b is built on shards of a, and c on both; d is one of its own, with a quantizer of c."""
+    workspace = Workspace(str(tmp_path_factory.mktemp("template")))
+    commit_encoder(workspace, "tiny", DIM)
+    a = commit_embeddings(workspace, _records("1", "2", "3"), "a", shards=1, dim=DIM)
+    _release(workspace, "a")
+    b = commit_on(workspace, a, "b", {"1"}, _records("4"))
+    _release(workspace, "b")
+    commit_on(workspace, b, "c", {"2"}, _records("5"))
+    _release(workspace, "c")
+    commit_embeddings(workspace, _records("6", "7"), "d", shards=1, dim=DIM)
+    _release(workspace, "d", trained_on="c")
+    return workspace
+
+
+@pytest.fixture
+def workspace(template: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of the template."""
+    return Workspace(str(shutil.copytree(template.root, tmp_path / "workspace")))
+
+
+def _config(workspace: Workspace, **settings: Any) -> Config:
+    overrides = {"workspace": workspace.root, "corpus.source": "photos", "reindex.keep_releases": 1}
+    return load_config(None, {**overrides, **{f"reindex.{key}": value for key, value in settings.items()}})
+
+
+def _prune(
+    workspace: Workspace, made: Mapping[Kind, str] | None = None, now: datetime | None = None, **settings: Any
+) -> list[Artifact]:
+    return prune(_config(workspace, **settings), workspace, workspace, made or {}, now)
+
+
+def _made(workspace: Workspace) -> dict[str, list[str]]:
+    return {kind: workspace.ids(kind) for kind in KINDS}
+
+
+def _require_whole(workspace: Workspace) -> None:
+    """Whatever counts as an artifact is one, with all that it builds on."""
+    for id in workspace.ids("embeddings"):
+        manifest = Manifest.model_validate(workspace.marker("embeddings", id))
+        assert len(list(read_shards(workspace, manifest))) == manifest.records
+    for kind in ("searchers", "releases"):
+        for id in workspace.ids(kind):  # type: ignore[arg-type]
+            folder = workspace.local(kind, id)  # type: ignore[arg-type]
+            assert set(FILES) <= {path.name for path in folder.iterdir()}
+    for release in releases.list_releases(workspace):
+        for kind, id in zip(("searchers", "checks"), (f"s-{release.provenance['embeddings']}", ""), strict=True):
+            assert not id or workspace.committed(kind, id)  # type: ignore[arg-type]
+
+
+def test_what_releases_that_stay_are_built_on_stays(workspace: Workspace) -> None:
+    """The live one, d, and the one before it, c: which needs shards of a and b, though not their releases."""
+    gone = _prune(workspace, now=_later())
+    assert set(gone) == {Artifact(kind, f"{kind[0]}-{id}") for kind in ("searchers", "checks") for id in ("a", "b")}
+    assert _made(workspace)["embeddings"] == ["a", "b", "c", "d"] and len(_made(workspace)["releases"]) == 2
+    _require_whole(workspace)
+
+
+def test_what_nothing_is_built_on_any_more_goes(workspace: Workspace) -> None:
+    commit_encoder(workspace, "next", DIM)
+    commit_embeddings(workspace, _records("8"), "e", shards=1, dim=DIM)
+    for id in ("e", "f"):
+        manifest = Manifest.model_validate(workspace.marker("embeddings", "e"))
+        with workspace.create("embeddings", f"{id}-next") as staging:
+            shutil.copytree(workspace.local("embeddings", "e"), staging.path, dirs_exist_ok=True)
+            staging.commit(manifest.model_copy(update={"id": f"{id}-next", "encoder": "next"}).model_dump())
+        _release(workspace, f"{id}-next", encoder="next")
+    commit_encoder(workspace, "by-hand")
+    _prune(workspace, now=_later())
+    made = _made(workspace)
+    assert made["embeddings"] == ["e-next", "f-next"] and made["searchers"] == ["s-e-next", "s-f-next"]
+    assert made["encoders"] == ["by-hand", "next"]  # of the former nobody knows what it is for
+    _require_whole(workspace)
+
+
+def test_a_live_release_of_any_channel_stays(workspace: Workspace) -> None:
+    first = next(release for release in releases.list_releases(workspace) if release.provenance["embeddings"] == "a")
+    releases.promote(workspace, to="staging", source="production", release=first.id)
+    _prune(workspace, now=_later())
+    assert first.id in _made(workspace)["releases"] and "s-a" in _made(workspace)["searchers"]
+
+
+def test_what_is_young_stays(workspace: Workspace) -> None:
+    before = _made(workspace)
+    assert _prune(workspace, keep_days=0) == []  # somebody may be at work with it
+    after = _made(workspace)
+    assert {**after, "releases": []} == {**before, "releases": []}
+    assert _prune(workspace, now=_later(), keep_days=60) == []
+
+
+def test_nothing_goes_where_everything_is_to_be_kept(workspace: Workspace) -> None:
+    before = _made(workspace)
+    assert _prune(workspace, now=_later(1000), keep_releases=None) == []
+    assert _made(workspace) == before
+
+
+def test_what_the_run_made_stays(workspace: Workspace) -> None:
+    commit_embeddings(workspace, _records("8"), "refused", shards=1, dim=DIM)
+    commit_embeddings(workspace, _records("9"), "older", shards=1, dim=DIM)
+    _prune(workspace, {"embeddings": "refused"}, _later())
+    assert "refused" in _made(workspace)["embeddings"] and "older" not in _made(workspace)["embeddings"]
+
+
+def test_unfinished_artifacts_go_once_nobody_writes_to_them(workspace: Workspace) -> None:
+    storage = workspace.storage
+    storage.write("embeddings/half/data-00000-of-00001.tfrecord", b"half")
+    storage.write("encoders/half/saved_model/weights", b"half")
+    storage.write("reindex/.LEASE.json.abc.tmp", b"half")
+    storage.write("embeddings/d/plan-00000-of-00001.jsonl", b"of a run that was killed after its commit")
+    left = ("embeddings/half", "encoders/half", "reindex/.LEASE.json.abc.tmp", "embeddings/d/plan-00000-of-00001.jsonl")
+    _prune(workspace, now=_later(6))
+    assert all((Path(workspace.root) / name).exists() for name in left)
+    _prune(workspace, now=_later())
+    assert not any((Path(workspace.root) / name).exists() for name in left)
+    _require_whole(workspace)
+
+
+def test_caches_of_what_is_gone_go(workspace: Workspace) -> None:
+    kept = ("parts/qd/part", "folded/abc-qd.tflite", "sources/d.sqlite", "captions/content-hashes.json")
+    gone = ("parts/qa/part", "folded/abc-qa.tflite", "sources/z.sqlite", "queries/abc.npy", "captions/abc/1.jpg")
+    gone += ("training/abc-heads/state", "features/tower/chunk.npz")
+    for name in (*kept, *gone):
+        workspace.storage.write(f"cache/{name}", b"cached")
+    _prune(workspace, now=_later(6))
+    assert all(workspace.storage.exists(f"cache/{name}") for name in (*kept, *gone))
+    _prune(workspace, now=_later())
+    assert [name for name in (*kept, *gone) if workspace.storage.exists(f"cache/{name}")] == list(kept)
+
+
+def test_nothing_is_deleted_where_it_cannot_be_told_what_is_needed(workspace: Workspace) -> None:
+    workspace.storage.write("searchers/s-d/build.json", b'{"encoder": "tiny"}')
+    with pytest.raises(JobError, match=r"searchers/s-d/build\.json does not say what it was made from"):
+        _prune(workspace, now=_later())
+    assert _made(workspace)["embeddings"] == ["a", "b", "c", "d"] and "s-a" in _made(workspace)["searchers"]
+
+
+@pytest.mark.parametrize(
+    ("place", "every"), [("memory", 1), ("folder", 20), pytest.param("folder", 1, marks=pytest.mark.proof)]
+)
+def test_a_retention_that_is_killed_anywhere_is_finished_by_the_next(
+    workspace: Workspace, tmp_path: Path, place: str, every: int
+) -> None:
+    for id in ("e", "f"):  # which need none of the earlier ones
+        commit_embeddings(workspace, _records("8", id), id, shards=1, dim=DIM)
+        _release(workspace, id)
+    storage, count = _in_memory(workspace), itertools.count()
+
+    def make() -> Callable[[], Workspace]:
+        root = str(tmp_path / str(next(count)))
+        if place == "folder":
+            shutil.copytree(workspace.root, root)
+            return lambda: Workspace(root)
+        copy = storage.fork()
+        return lambda: Workspace(root, copy.another_client())
+
+    pruned = make()()
+    _prune(pruned, now=_later())
+    expected, files = _made(pruned), _files(pruned)
+
+    def verify(workspace: Workspace) -> None:
+        _require_whole(workspace)
+        _prune(workspace, now=_later())
+        assert _made(workspace) == expected and _files(workspace) == files
+
+    command = dying(lambda workspace: _prune(workspace, now=_later()))
+    assert interleave(make, command, killed, verify, every, calls=CHANGES) > 20
+
+
+def _in_memory(workspace: Workspace) -> MemoryStorage:
+    """Returns a copy of a workspace's files."""
+    storage, root = MemoryStorage(), Path(workspace.root)
+    for path in root.rglob("*"):
+        if path.is_file():
+            storage.upload(path, path.relative_to(root).as_posix())
+    return storage
+
+
+def _files(workspace: Workspace) -> set[str]:
+    """All objects but the locks of a folder, which stay."""
+    found = set()
+    for folder in (*KINDS, "pruning", "refused", "reindex", "cache"):
+        with workspace.storage.snapshot(folder) as snapshot:
+            found |= {f"{folder}/{name}" for name in snapshot.objects if not name.endswith(".lock")}
+    return found

@@ -1,0 +1,220 @@
+"""`searchforge schedule`: due and missed runs start, overlaps are left out, and it ends with what it started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import IO, Any
+
+import click
+import pytest
+from apscheduler.triggers.interval import IntervalTrigger
+from click.testing import CliRunner
+
+from infra.reindex.scheduler import schedule
+from searchforge.artifacts.workspace import Workspace
+from searchforge.config import Config, load_config
+from searchforge.console.options import config_options, repeated_options, reports_errors
+from tests.infra.reindex.journal_world import write_run
+
+EVERY_MINUTE = "* * * * *"
+OFTEN = IntervalTrigger(seconds=0.05)
+
+
+class _Schedule:
+    """A schedule that runs; `told` waits for a line with some words on its standard error."""
+
+    def __init__(self, lines: IO[str], end: Callable[[], object]) -> None:
+        self._lines, self.end = lines, end
+
+    def told(self, words: str) -> str:
+        seen = []
+        for line in self._lines:
+            if words in line:
+                return line
+            seen.append(line)
+        raise AssertionError(f"{words!r} was not told, but {seen}")
+
+
+@contextmanager
+def _schedule(workspace: Path, child: str, cron: str = EVERY_MINUTE, **options: Any) -> Iterator[_Schedule]:
+    """Runs a schedule in a thread; its re-indexing is the shell script `child`."""
+    config = _config(workspace, cron)
+    ended = threading.Event()
+    reader, writer = (os.fdopen(end, mode, buffering=1) for end, mode in zip(os.pipe(), ("r", "w"), strict=True))
+
+    def run() -> None:
+        with writer, redirect_stderr(writer):
+            schedule(config, ["sh", "-c", child], ended=ended, **options)
+
+    with reader, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+
+        def end() -> None:
+            ended.set()
+            running.result()
+
+        try:
+            yield _Schedule(reader, end)
+        finally:
+            ended.set()
+
+
+@contextmanager
+def _process(*arguments: str) -> Iterator[tuple[_Schedule, Callable[[int], int]]]:
+    """Runs Python with these arguments; yields the schedule, and what ends it by a signal and returns its exit code."""
+    command = [sys.executable, *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr
+
+    def end(number: int) -> int:
+        process.send_signal(number)
+        return process.wait(60)
+
+    try:
+        yield _Schedule(process.stderr, process.kill), end
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _config(workspace: Path, cron: str = EVERY_MINUTE) -> Config:
+    return load_config(None, {"workspace": str(workspace), "schedule.cron": cron, "schedule.metrics_port": 0})
+
+
+@pytest.fixture
+def behind(tmp_path: Path) -> Path:
+    """A workspace whose last run was before the latest full minute."""
+    write_run(Workspace(str(tmp_path / "workspace")), "unchanged", hours=2)
+    return tmp_path / "workspace"
+
+
+def _metric(url: str, name: str) -> float:
+    with urllib.request.urlopen(url) as answer:
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(name))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_missed_run_starts_at_once_and_ends_with_the_schedule(behind: Path, tmp_path: Path, number: int) -> None:
+    child = f"trap 'touch {tmp_path}/ended; exit 0' TERM; echo the child runs >&2; sleep 600 & wait"
+    code = f"""
+from infra.reindex.scheduler import schedule
+from searchforge.config import Config
+schedule(Config.model_validate({_config(behind).model_dump(mode="json")!r}), ["sh", "-c", {child!r}])
+"""
+    with _process("-c", code) as (running, end):
+        running.told("which was missed: it starts now")
+        running.told("the child runs")
+        assert end(number) == 0
+        running.told("the schedule has ended")
+    assert (tmp_path / "ended").exists()
+
+
+def test_nothing_starts_ahead_of_time(tmp_path: Path) -> None:
+    with _schedule(tmp_path / "workspace", f"touch {tmp_path}/started", cron="0 0 29 2 *") as running:
+        assert "02-29 00:00 UTC" in running.told("the first run is that of")
+        running.end()
+        running.told("the schedule has ended")
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_run_that_does_not_end_is_killed_with_its_children(behind: Path, tmp_path: Path) -> None:
+    child = f"trap '' TERM; sleep 600 & echo $! > {tmp_path}/half; mv {tmp_path}/half {tmp_path}/pid; wait"
+    with _schedule(behind, child, end_seconds=0.1) as running:
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        other = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+        assert other.exists()
+        running.end()
+        running.told("ending the run in progress; it has 0 s")
+    while other.exists() and other.read_text().split()[2] != "Z":  # it ends when the kernel gets to it
+        os.sched_yield()
+
+
+@pytest.mark.parametrize(
+    ("child", "how"), [("exit 1", "ended with exit code 1"), ("kill -SEGV $$", "was killed by SIGSEGV")]
+)
+def test_a_run_that_fails_ends_no_schedule(behind: Path, child: str, how: str) -> None:
+    with _schedule(behind, child, trigger=OFTEN) as running:
+        url = running.told("metrics: ").split()[-1]
+        running.told(how)
+        running.told(how)
+        assert _metric(url, "searchforge_schedule_failures_total") >= 2
+        assert _metric(url, "searchforge_status_read") == 1
+        running.end()
+
+
+def test_a_time_that_comes_while_a_run_lasts_is_left_out(behind: Path) -> None:
+    with _schedule(behind, "exec sleep 600", trigger=OFTEN) as running:
+        url = running.told("metrics: ").split()[-1]
+        running.told("a scheduled run is left out: the one before still runs; the next one is at")
+        assert _metric(url, "searchforge_schedule_overlaps_total") >= 1
+        assert _metric(url, "searchforge_schedule_failures_total") == 0
+        running.end()
+
+
+def test_the_command_re_indexes_with_its_own_configuration(tmp_path: Path) -> None:
+    write_run(Workspace(str(tmp_path)), "failed", hours=2, failures=5, failed_stage="index", error="disk full")
+    options = ["--workspace", str(tmp_path), "--cron", EVERY_MINUTE, "--log-format", "json"]
+    with _process("-m", "infra", "schedule", *options, "--set", "reindex.max_failures=4") as (running, end):
+        refusal = json.loads(running.told("runs of reindex failed in a row"))
+        assert refusal["severity"] == "ERROR" and refusal["message"].startswith("5 runs")
+        assert json.loads(running.told("ended with exit code 1"))["severity"] == "INFO"
+        assert end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "schedule.cron is not set"),
+        (["--cron", "0 25 * * *"], "'25' is no hour"),
+        (["--cron", "0 3 * * *", "--timezone", "Nowhere"], "schedule.timezone 'Nowhere' is not known"),
+        (["--cron", "0 3 * * *", "--metrics-port", "70000"], "schedule.metrics_port"),
+    ],
+)
+def test_a_bad_schedule_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
+    from infra.cli.commands import main
+
+    result = CliRunner().invoke(main, ["schedule", "--workspace", str(tmp_path), *options])
+    assert result.exit_code == 2 and message in result.output
+
+
+def test_runs_get_the_configuration_of_their_schedule(tmp_path: Path) -> None:
+    found: dict[str, Any] = {}
+
+    @click.command()
+    @click.option("--captions", "data__captions", multiple=True)
+    @click.option("--recall-at-10", "index__recall_at_10", type=float)
+    @click.option("--cron", "schedule__cron")
+    @click.option("--releases", "__releases")
+    @reports_errors
+    @config_options
+    def outer(config: Config, as_json: bool) -> None:
+        found["outer"], found["options"] = config, repeated_options()
+
+    @click.command()
+    @reports_errors
+    @config_options
+    def inner(config: Config, as_json: bool) -> None:
+        found["inner"] = config
+
+    file = tmp_path / "searchforge.yaml"
+    file.write_text("workspace: here\ntrain: {preset: recipe2022}\nreindex: {keep_runs: 7}\n")
+    given = ["--config", str(file), "--set", "train.epochs=5", "--captions", "a, b: 'c'.json", "--captions", "[d]"]
+    given += ["--recall-at-10", "0.9", "--cron", "0 3 * * *", "--releases", "gs://bucket/ü", "--log-format", "json"]
+    assert CliRunner().invoke(outer, given).exit_code == 0
+    assert CliRunner().invoke(inner, found["options"]).exit_code == 0
+    assert found["inner"] == found["outer"] != load_config(None)
+    assert found["inner"].data.captions == ("a, b: 'c'.json", "[d]")
+    assert found["options"][:2] == ["--log-format", "json"]

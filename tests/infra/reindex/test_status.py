@@ -1,0 +1,185 @@
+"""`searchforge status` says how re-indexing stands: runs, what is live, the lag, and whether somebody must look."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from unittest.mock import ANY
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from infra.cli.commands import main
+from infra.reindex import journal, lease
+from infra.reindex.status import Lag, examine, parse_age
+from infra.releases.releases import rollback
+from searchforge.artifacts.workspace import Workspace
+from searchforge.config import Config, ReindexConfig, ScheduleConfig
+from searchforge.errors import UsageError
+from tests.infra.reindex.journal_world import PLAN, publish, stage, write_run
+from tests.infra.releases.release_world import commit_encoder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(str(tmp_path / "workspace"))
+
+
+def _config(workspace: Workspace, **schedule: str) -> Config:
+    return Config(workspace=workspace.root, schedule=ScheduleConfig(**schedule), reindex=ReindexConfig(max_failures=3))
+
+
+def _status(workspace: Workspace, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["status", "--workspace", workspace.root, *arguments])
+
+
+def test_a_workspace_without_runs_says_so(workspace: Workspace) -> None:
+    result = _status(workspace)
+    assert result.exit_code == 0, result.output
+    assert "no release yet" in result.output and "no schedule.cron is configured" in result.output
+
+
+def test_runs_are_shown_latest_first_with_what_became_of_them(workspace: Workspace) -> None:
+    old = write_run(workspace, "published", 72, release="aaaa")
+    middle = write_run(workspace, "unchanged", 48, release="aaaa")
+    failure = {"failed_stage": "index", "error": "disk full\nmore", "failures": 1, "trigger": "schedule"}
+    last = write_run(workspace, "failed", 24, **failure)
+    output = _status(workspace, "--list", "2").output
+    assert output.splitlines()[-2:] == [
+        f"{last.run}     schedule        60  failed at index: disk full",
+        f"{middle.run}     command         60  unchanged aaaa",
+    ]
+    assert old.run not in output
+
+
+def test_what_is_live_is_shown_with_its_age(workspace: Workspace) -> None:
+    release = publish(workspace)
+    status = examine(_config(workspace))
+    assert {channel: live.id for channel, live in status.live.items()} == {"production": release.id}
+    assert f"live production {release.id}, 10 images, 0 seconds ago" in _status(workspace).output
+
+
+@pytest.mark.parametrize(
+    ("state", "pending"), [("failed", (3, 2, 1)), ("published", (0, 0, 0)), ("running", (3, 2, 1))]
+)
+def test_the_lag_is_what_the_latest_plan_found_and_its_run_did_not_do(
+    workspace: Workspace, state: journal.State, pending: tuple[int, ...]
+) -> None:
+    run = write_run(workspace, state, 2)
+    lag = examine(_config(workspace)).lag
+    assert lag and (lag.added, lag.changed, lag.removed) == pending
+    assert (lag.listed, lag.items) == (run.started, PLAN.items)
+
+
+def test_the_lag_of_now_is_found_by_listing_the_corpus(workspace: Workspace, tmp_path: Path) -> None:
+    commit_encoder(workspace, "tiny")
+    write_run(workspace, "failed", 2, failures=1)
+    (tmp_path / "corpus").mkdir()
+    for colour in ("red", "green"):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / "corpus" / f"{colour}.png")
+    result = _status(workspace, "--lag", "--json", "--set", f"corpus.source={tmp_path}/corpus")
+    lag = json.loads(result.stdout)["lag"]
+    assert (lag["items"], lag["added"], lag["changed"], lag["removed"]) == (2, 2, 0, 0)
+    assert lag["listed"] == json.loads(result.stdout)["time"]
+
+
+def test_a_release_that_was_rolled_back_leaves_the_index_as_old_as_the_one_before(workspace: Workspace) -> None:
+    first = publish(workspace, "a")
+    before = write_run(workspace, "published", 50, release=first.id)
+    second = publish(workspace, "b")
+    write_run(workspace, "published", 26, release=second.id)
+    assert examine(_config(workspace)).lag == Lag(ANY, PLAN.items, 0, 0, 0)
+    rollback(workspace)
+    write_run(workspace, "unchanged", 2, release=second.id)
+    status = examine(_config(workspace))
+    assert status.fresh == before.started
+    assert status.lag and status.lag.withheld == second.id
+    assert f"release {second.id}, which is not live and has all of 100 items" in _status(workspace).output
+
+
+def test_a_run_in_progress_is_shown_with_its_holder_and_stage(workspace: Workspace) -> None:
+    plan = PLAN.model_copy(update={"embed": True, "index": True, "check": True, "publish": True})
+    run = write_run(workspace, "running", 0.1, plan=plan, stages=(stage("embed", 3.0), stage("index", 1.0, "503")))
+    with lease.acquire(workspace.storage, run.run, lease_seconds=60):
+        status = examine(_config(workspace))
+        assert status.running and (status.running.run, status.running.stage) == (run.run, "index")
+        assert status.state(run) == "running" and not status.running.died
+    status = examine(_config(workspace))
+    assert status.running is None and status.state(run) == "died"
+
+
+def test_a_run_that_was_killed_is_known_to_have_died(workspace: Workspace) -> None:
+    run = write_run(workspace, "running", 0.1)
+    process = os.fork()
+    if process == 0:
+        try:
+            lease.acquire(workspace.storage, run.run, lease_seconds=3600)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
+    status = examine(_config(workspace))
+    assert status.running and status.running.died and status.state(run) == "died"
+    assert "died; the next run takes over" in _status(workspace).output
+
+
+def test_the_next_run_is_that_of_the_configured_schedule(workspace: Workspace) -> None:
+    next_run = examine(_config(workspace, cron="30 3 * * *", timezone="Asia/Kolkata")).next_run
+    assert next_run and next_run.endswith("T03:30:00+05:30")
+    result = _status(workspace, "--set", "schedule.cron=61 3 * * *")
+    assert result.exit_code == 2 and "'61' is no minute" in result.output
+
+
+def test_a_stop_and_an_old_index_fail_the_check(workspace: Workspace) -> None:
+    write_run(workspace, "unchanged", 30, release=publish(workspace).id)
+    assert _status(workspace, "--check").exit_code == 0
+    assert _status(workspace, "--check", "--max-age", "31h").exit_code == 0
+    assert _status(workspace, "--check", "--max-age", "29h").exit_code == 1
+    for number in (1, 2):
+        write_run(workspace, "failed", 10 - number, failures=number)
+    assert _status(workspace, "--check").exit_code == 0
+    write_run(workspace, "failed", 1, failures=3)
+    result = _status(workspace, "--check")
+    assert result.exit_code == 1
+    assert "3 runs failed in a row; `searchforge reindex --resume` starts again" in result.output
+    assert _status(workspace).exit_code == 0
+
+
+def test_an_index_that_no_run_vouches_for_is_too_old(workspace: Workspace) -> None:
+    write_run(workspace, "failed", 1, failures=1)
+    assert _status(workspace, "--check", "--max-age", "1000d").exit_code == 1
+
+
+def test_the_age_counts_from_when_the_corpus_was_listed_however_long_ago(workspace: Workspace) -> None:
+    success = write_run(workspace, "published", 50, release=publish(workspace).id)
+    for hours in range(1, 20):
+        write_run(workspace, "failed", hours, failures=1)
+    assert examine(_config(workspace), count=5).fresh == success.started
+
+
+def test_the_status_is_json_on_request(workspace: Workspace) -> None:
+    release, run = publish(workspace), write_run(workspace, "published", 1)
+    report = json.loads(_status(workspace, "--json").stdout)
+    assert report["live"]["production"]["id"] == release.id
+    assert report["runs"][0]["run"] == run.run and report["runs"][0]["plan"]["added"] == 3
+
+
+def test_a_status_changes_nothing(workspace: Workspace) -> None:
+    publish(workspace)
+    write_run(workspace, "published", 1)
+    before = {path: path.stat().st_mtime_ns for path in Path(workspace.root).rglob("*")}
+    assert _status(workspace).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in Path(workspace.root).rglob("*")} == before
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5m", 90), ("26h", 93600), ("2d", 172800)])
+def test_ages_are_read_with_their_unit(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["26", "h", "-1h", "1 h", "1w", "1e9s"])
+def test_an_age_without_a_known_unit_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="such as 26h"):
+        parse_age(text)

@@ -1,0 +1,53 @@
+"""A run that is asked to end writes down that it was, frees its lease, and leaves the rest to the next one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.cli.commands import main
+from infra.reindex import journal, lease
+from searchforge.config import TrainConfig
+from searchforge.console.options import import_quietly
+from tests.infra.forked import fork
+from tests.infra.reindex.tiny_reindex import make_world
+from trainer.ray_cluster import ray_cluster
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) -> None:
+    world = make_world(tmp_path)
+    config, output = tmp_path / "config.yaml", tmp_path / "output"
+    config.write_text(world.config.model_dump_json())
+    import_quietly("apache_beam")
+    process = fork(lambda: main(["reindex", "--config", str(config)]), output)
+    while "\nindex\n" not in (output.read_text() if output.exists() else ""):
+        assert not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT), output.read_text()
+        time.sleep(0.002)
+    os.kill(process, number)
+    _, status = os.waitpid(process, 0)
+    said = output.read_text()
+    assert os.waitstatus_to_exitcode(status) == 1, said
+    assert f"stopped by {number.name} at index" in said.splitlines()[-1] and "Traceback" not in said
+    (run,) = journal.runs(world.workspace.storage)
+    assert (run.state, run.error, run.failed_stage) == ("failed", f"stopped by {number.name}", "index")
+    assert run.failures == 0  # nothing is wrong with the corpus or the configuration
+    held = lease.read(world.workspace.storage)
+    assert held and held.state == "free"
+
+
+def test_ray_leaves_the_handlers_of_signals_alone() -> None:
+    def stop(*_: object) -> None: ...
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with ray_cluster(TrainConfig()):
+            assert signal.getsignal(signal.SIGTERM) is stop and signal.getsignal(signal.SIGINT) is stop
+        assert signal.getsignal(signal.SIGTERM) is stop and signal.getsignal(signal.SIGINT) is stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

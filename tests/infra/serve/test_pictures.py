@@ -1,0 +1,165 @@
+"""Pictures come from the very image that was embedded, small and without its private parts, or there is a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra.serve.pictures import SIDES, Pictures
+from infra.serve.refusal import Refusal
+from infra.serve.source_table import build_table, find_source, table_path
+from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.records import EmbeddingRecord
+from searchforge.artifacts.workspace import Workspace
+from searchforge.hashing import sha256_bytes, sha256_file
+from tests.indexer.tiny_corpus import DIM, TinyCorpus, commit_embeddings, make_corpus
+from tests.infra.forked import fork
+from tests.infra.serve.serve_world import wait_for
+
+MAX_PIXELS = 10_000_000
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> TinyCorpus:
+    return make_corpus(tmp_path, 12)
+
+
+def _record(id: str, uri: str, data: bytes, place: str = "") -> EmbeddingRecord:
+    embedding = np.zeros(DIM, np.float32)
+    embedding[0] = 1
+    return EmbeddingRecord(id, embedding, uri, sha256_bytes(data), {}, place=place)
+
+
+def _photo(size: tuple[int, int], **saving: object) -> bytes:
+    file = io.BytesIO()
+    pixels = np.linspace(0, 255, size[0] * size[1] * 3).reshape(size[1], size[0], 3).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", **saving)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def _ready(workspace: Workspace, embeddings: str = "corpus") -> Pictures:
+    pictures = Pictures([workspace], embeddings, MAX_PIXELS)
+    pictures.start()
+    wait_for(lambda: pictures.state.name != "preparing")
+    return pictures
+
+
+def _refusal(pictures: Pictures, id: str) -> Refusal:
+    with pytest.raises(Refusal) as refused:
+        pictures.thumbnail(id, "small")
+    return refused.value
+
+
+def test_pictures_are_prepared_in_the_background(corpus: TinyCorpus) -> None:
+    pictures = Pictures([corpus.workspace], "corpus", MAX_PIXELS)
+    refusal = _refusal(pictures, "00003.png")
+    assert (refusal.status, refusal.retry_after) == (503, 2) and "being prepared" in refusal.reason
+    pictures.start()
+    wait_for(lambda: pictures.state.name == "ready")
+    assert pictures.thumbnail("00003.png", "small").startswith(b"\xff\xd8")
+    again = Pictures([corpus.workspace], "corpus", MAX_PIXELS)
+    again.start()
+    assert again.state.name == "ready"
+
+
+def test_a_photo_is_turned_shrunk_and_loses_its_metadata(corpus: TinyCorpus, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x010E] = "a private description"
+    data = _photo((2000, 1000), exif=exif, comment="a private comment")
+    (tmp_path / "photo.jpg").write_bytes(data)
+    commit_embeddings(corpus.workspace, [_record("photo", str(tmp_path / "photo.jpg"), data)], "photos", 1)
+    pictures = _ready(corpus.workspace, "photos")
+    for size, side in SIDES.items():
+        encoded = pictures.thumbnail("photo", size)
+        with Image.open(io.BytesIO(encoded)) as image:
+            assert image.size == (side // 2, side)
+            assert not image.getexif()
+        assert b"private" not in encoded
+
+
+def test_a_member_of_an_archive_is_read_where_it_lies(corpus: TinyCorpus, tmp_path: Path) -> None:
+    first, second = _photo((30, 20)), _photo((20, 30))
+    archive = tmp_path / "photos.tar"
+    archive.write_bytes(bytes(512) + first + second)
+    records = [
+        _record("a", f"{archive}/a.jpg", first, f"512+{len(first)}@{archive}"),
+        _record("b", f"{archive}/b.jpg", second, f"{512 + len(first)}+{len(second)}@{archive}"),
+    ]
+    commit_embeddings(corpus.workspace, records, "members", 1)
+    pictures = _ready(corpus.workspace, "members")
+    sizes = [Image.open(io.BytesIO(pictures.thumbnail(id, "small"))).size for id in "ab"]
+    assert sizes == [(30, 20), (20, 30)]
+
+
+def test_images_that_cannot_be_decoded_are_refused(corpus: TinyCorpus, tmp_path: Path) -> None:
+    bomb = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(bomb, "PNG")
+    records = []
+    for name, data in (("bomb", bomb.getvalue()), ("text", b"no image")):
+        (tmp_path / name).write_bytes(data)
+        records.append(_record(name, str(tmp_path / name), data))
+    commit_embeddings(corpus.workspace, records, "odd", 1)
+    pictures = _ready(corpus.workspace, "odd")
+    for name, reason in (("bomb", "too_many_pixels"), ("text", "not_an_image")):
+        refusal = _refusal(pictures, name)
+        assert refusal.status == 404 and reason in refusal.reason
+
+
+def test_only_live_records_have_pictures(corpus: TinyCorpus) -> None:
+    manifest = Manifest.model_validate(corpus.workspace.marker("embeddings", "corpus"))
+    shard = manifest.shards[0].model_copy(update={"run": "corpus", "dead": (0, 2)})
+    content = manifest.model_dump() | {"id": "later", "inputs": 4, "embedded": 4, "shards": [shard.model_dump()]}
+    with corpus.workspace.create("embeddings", "later") as staging:
+        staging.commit(content)
+    path = build_table(corpus.workspace, "later")
+    known = {record.id for record in corpus.records if find_source(path, record.id)}
+    assert known == {record.id for number, record in enumerate(corpus.records[::2]) if number not in (0, 2)}
+
+
+def test_a_damaged_run_is_named(corpus: TinyCorpus) -> None:
+    folder = corpus.workspace.local("embeddings", "corpus")
+    shard = next(folder.glob("*.tfrecord"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    pictures = _ready(corpus.workspace)
+    assert pictures.state.name == "none" and shard.name in pictures.state.reason
+    refusal = _refusal(pictures, "00003.png")
+    assert refusal.status == 404 and shard.name in refusal.reason
+    assert not table_path(corpus.workspace, "corpus").exists()
+
+
+def test_texts_have_no_pictures(corpus: TinyCorpus) -> None:
+    manifest = Manifest.model_validate(corpus.workspace.marker("embeddings", "corpus"))
+    with corpus.workspace.create("embeddings", "texts") as staging:
+        staging.commit(manifest.model_dump() | {"id": "texts", "modality": "texts"})
+    pictures = _ready(corpus.workspace, "texts")
+    assert _refusal(pictures, "00003.png").reason == "there are no pictures: the corpus is made of texts"
+
+
+def test_racing_processes_build_one_table_over_what_a_killed_one_left(corpus: TinyCorpus, tmp_path: Path) -> None:
+    path = table_path(corpus.workspace, "corpus")
+    path.with_suffix(".tmp").write_bytes(b"half a table")
+    output = tmp_path / "output"
+    racing = [fork(lambda: build_table(corpus.workspace, "corpus"), output) for _ in range(4)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in racing]
+    assert codes == [0] * 4, output.read_text()
+    for record in corpus.records:
+        source = find_source(path, record.id)
+        assert source and dataclasses.astuple(source) == (record.uri, "", sha256_file(Path(record.uri)))
+    assert not path.with_suffix(".tmp").exists()
+
+
+def test_closing_ends_the_background_work(corpus: TinyCorpus) -> None:
+    pictures = Pictures([corpus.workspace], "corpus", MAX_PIXELS)
+    pictures.start()
+    start = time.monotonic()
+    pictures.close()
+    assert time.monotonic() - start < 60
+    assert _ready(corpus.workspace).thumbnail("00000.png", "small")

@@ -1,0 +1,92 @@
+"""An artifact is there when its last file is; what a killed process leaves is never taken for whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from searchforge.artifacts.workspace import Workspace
+from searchforge.errors import UsageError
+
+
+def test_a_committed_artifact_is_whole(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path))
+    with workspace.create("searchers", "abc") as staging:
+        (staging.path / "sub").mkdir()
+        (staging.path / "sub" / "file").write_text("content")
+        assert not workspace.committed("searchers", "abc")
+        staging.commit({"id": "abc"})
+    assert workspace.ids("searchers") == ["abc"]
+    assert workspace.marker("searchers", "abc") == {"id": "abc"}
+    assert (workspace.local("searchers", "abc") / "sub" / "file").read_text() == "content"
+
+
+def test_a_failed_artifact_leaves_nothing(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path))
+    with pytest.raises(RuntimeError), workspace.create("encoders", "abc") as staging:
+        (staging.path / "file").write_text("half")
+        raise RuntimeError
+    assert workspace.ids("encoders") == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_folder_without_its_last_file_is_no_artifact(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path))
+    (tmp_path / "encoders" / "half").mkdir(parents=True)
+    (tmp_path / "encoders" / "half" / "weights").write_text("old")
+    assert workspace.ids("encoders") == []
+    with workspace.create("encoders", "half") as staging:
+        staging.commit({"whole": True})
+    assert workspace.marker("encoders", "half") == {"whole": True}
+    assert not (tmp_path / "encoders" / "half" / "weights").exists()
+
+
+def test_the_first_commit_of_an_id_is_kept(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path))
+    for writer in (1, 2):
+        with workspace.create("searchers", "same") as staging:
+            staging.commit({"writer": writer})
+    assert workspace.marker("searchers", "same") == {"writer": 1}
+
+
+def test_what_a_killed_process_left_is_removed_and_what_runs_is_kept(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom searchforge.artifacts.workspace import Workspace\n"
+        "with Workspace(sys.argv[1]).create('encoders', 'x') as staging:\n"
+        "    (staging.path / 'file').write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    processes = []
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        processes.append(process)
+    running, killed = processes
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    try:
+        with Workspace(str(tmp_path)).create("encoders", "x") as staging:
+            left = [path for path in (tmp_path / ".staging").iterdir() if path.is_dir() and path != staging.path]
+            assert len(left) == 1
+            assert (left[0] / "file").exists()
+    finally:
+        running.kill()
+        running.wait()
+
+
+@pytest.mark.parametrize("id", ["../x", "a/b", "", ".hidden", "x" * 100])
+def test_an_id_cannot_leave_its_folder(tmp_path: Path, id: str) -> None:
+    with pytest.raises(UsageError, match="is not an artifact id"):
+        Workspace(str(tmp_path)).committed("encoders", id)
+
+
+def test_a_missing_artifact_lists_those_there_are(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path))
+    with workspace.create("encoders", "abc") as staging:
+        staging.commit({})
+    with pytest.raises(UsageError, match=r"encoders/xyz is not in workspace .*; there: abc"):
+        workspace.local("encoders", "xyz")

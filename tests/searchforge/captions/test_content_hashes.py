@@ -1,0 +1,77 @@
+"""Remembered hashes are those of the files as they are now; what cannot be hashed is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from searchforge.captions.content_hashes import content_hashes
+from searchforge.hashing import sha256_bytes
+from tests.opened_files import opened_files
+
+OLD = (1_000_000_000, 1_000_000_000)
+
+
+def _settled(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    os.utime(path, OLD)
+    return path
+
+
+def _hashes(paths: list[Path], cache: Path) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Files count as settled at once."""
+    return content_hashes(paths, cache, settled_seconds=0)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    return folder
+
+
+def test_unchanged_files_are_read_once(files: Path, tmp_path: Path) -> None:
+    paths = [_settled(files / name, name.encode()) for name in "ab"]
+    cache = tmp_path / "cache.json"
+    expected = {path: sha256_bytes(path.name.encode()) for path in paths}
+    with opened_files(files) as opened:
+        assert _hashes(paths, cache) == _hashes([*paths, paths[0]], cache) == (expected, {})
+    assert sorted(opened) == paths
+
+
+def test_a_file_of_the_same_size_and_time_but_other_content_is_noticed(tmp_path: Path) -> None:
+    path = _settled(tmp_path / "a", b"one")
+    _hashes([path], tmp_path / "cache.json")
+    _settled(path, b"two")
+    assert _hashes([path], tmp_path / "cache.json")[0] == {path: sha256_bytes(b"two")}
+
+
+def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    content_hashes([path], tmp_path / "cache.json")
+    assert (tmp_path / "cache.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 1}', b'{"a": [1, 2]}', b"\xff"])
+def test_a_damaged_cache_is_made_anew(files: Path, tmp_path: Path, content: bytes) -> None:
+    path = _settled(files / "a", b"one")
+    cache = tmp_path / "cache.json"
+    cache.write_bytes(content)
+    with opened_files(files) as opened:
+        for _ in range(2):
+            assert _hashes([path], cache)[0] == {path: sha256_bytes(b"one")}
+    assert opened == [path]
+
+
+def test_missing_and_empty_files_are_said(tmp_path: Path) -> None:
+    empty = _settled(tmp_path / "empty", b"")
+    hashes, failed = content_hashes([empty, tmp_path / "gone", tmp_path], tmp_path / "cache.json")
+    assert hashes == {}
+    assert failed == {
+        empty: "0 bytes",
+        tmp_path / "gone": "No such file or directory",
+        tmp_path: "Is a directory",
+    }

@@ -1,0 +1,34 @@
+"""The hostile pictures: their size is configured, and so is part of a check's id where it is not the default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from searchforge.config import CheckConfig, load_config
+from searchforge.errors import UsageError
+from serving_check.gates.hostile_queries import hostile_images
+
+
+@pytest.mark.parametrize("megapixels", [CheckConfig().hostile_megapixels, 0.3, 1e-9])
+def test_the_largest_pictures_have_the_configured_size(tmp_path: Path, megapixels: float) -> None:
+    files = dict(hostile_images(tmp_path, megapixels))
+    assert len(set(files.values())) == len(files) == 12
+    for kind in ("JPEG", "PNG"):
+        with Image.open(files[f"{megapixels:g} megapixels, {kind}"]) as image:
+            assert image.format == kind
+            assert image.width * image.height == pytest.approx(max(1, megapixels * 1e6), rel=0.01)
+
+
+@pytest.mark.parametrize("megapixels", [0, -1, 100.1])
+def test_a_size_that_nothing_draws_or_decodes_is_refused(megapixels: float) -> None:
+    with pytest.raises(UsageError, match=r"check\.hostile_megapixels: "):
+        load_config(None, {"check.hostile_megapixels": megapixels})
+
+
+def test_the_default_size_is_no_part_of_what_decides_a_checks_id() -> None:
+    assert CheckConfig().content() == CheckConfig(hostile_megapixels=50).content()
+    assert "hostile_megapixels" not in CheckConfig().content()
+    assert CheckConfig(hostile_megapixels=3).content()["hostile_megapixels"] == 3

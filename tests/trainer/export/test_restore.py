@@ -1,0 +1,75 @@
+"""A text encoder that is rebuilt from a bundle is the one that was exported, or its absence is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from searchforge.artifacts.encoder import TEXT_SAVED_MODEL, EncoderInfo
+from searchforge.config import TrainConfig
+from searchforge.errors import JobError, UsageError
+from trainer.export.export import TextEncoder
+from trainer.export.restore import restore_text_encoder
+from trainer.model.dual_encoder import DualEncoder
+from trainer.model.ensemble import fuse
+from trainer.towers import TextTower, load_text_tower, tower_specs
+
+DIM = 16
+TEXTS = ["a red dog on sand", "blue", "number 7 is all green"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_text_model: Path) -> str:
+    """The name of a tower that tokenizes by itself."""
+    return f"saved_model:{tiny_text_model}"
+
+
+def _export(folder: Path, settings: TrainConfig, tower: TextTower) -> tuple[EncoderInfo, TextEncoder]:
+    """Exports a text encoder with heads of random weights, as training does; returns its description and itself."""
+    random = np.random.default_rng(0)
+    images, texts = (random.normal(size=(40, width)).astype(np.float32) for width in (5, tower.width))
+    _, head = fuse(DualEncoder(settings, 5, tower.width), images, texts, DIM, settings.hub_correction, seed=0)
+    encoder = TextEncoder(tower, head)
+    encoder.save(folder / TEXT_SAVED_MODEL)
+    info = EncoderInfo(
+        id="exported",
+        fingerprint="",
+        preprocessing="",
+        dim=DIM,
+        image_tower="",
+        text_tower=settings.text_tower,
+        sequence_length=tower.sequence_length,
+        files={},
+        report={"settings": settings.model_dump()},
+    )
+    return info, encoder
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"heads": 1, "hub_correction": 0.0}, {"preset": "recipe2022", "heads": 2, "hub_correction": 0.0}]
+)
+def test_heads_of_every_structure_are_restored(changes: dict[str, Any], model: str, tmp_path: Path) -> None:
+    settings = TrainConfig(text_tower=model, dim=DIM, **changes)
+    info, encoder = _export(tmp_path, settings, load_text_tower(tower_specs(settings, TEXTS)[1]))
+    restored = restore_text_encoder(info, tmp_path)
+    np.testing.assert_allclose(restored(tf.constant(TEXTS)), encoder(tf.constant(TEXTS)), atol=1e-6)
+    assert restored.forms == encoder.forms
+
+
+def test_what_is_missing_is_an_error(model: str, tmp_path: Path) -> None:
+    settings = TrainConfig(text_tower=model, dim=DIM, heads=1)
+    info, _ = _export(tmp_path, settings, load_text_tower(tower_specs(settings, TEXTS)[1]))
+
+    def trained_with(**changes: Any) -> EncoderInfo:
+        return info.model_copy(update={"report": {"settings": {**info.report["settings"], **changes}}})
+
+    with pytest.raises(UsageError, match="of exported cannot be rebuilt: tower 'saved_model:/gone' cannot"):
+        restore_text_encoder(trained_with(text_tower="saved_model:/gone"), tmp_path)
+    with pytest.raises(UsageError, match="does not hold the settings of its training"):
+        restore_text_encoder(info.model_copy(update={"report": {}}), tmp_path)
+    with pytest.raises(JobError, match=r"weights in .*variables do not fit the text encoder of exported"):
+        restore_text_encoder(trained_with(heads=2), tmp_path)

@@ -1,0 +1,155 @@
+"""Features are computed once, whatever is killed or added, and inputs that cannot be read are reported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from searchforge.errors import JobError
+from searchforge.hashing import sha256_bytes
+from tests.trainer import tiny_towers
+from trainer.data import UNSEEN, Rejected
+from trainer.features import extraction
+from trainer.features.cache import FeatureCache, Rows
+from trainer.features.extraction import Features, Wanted, extract
+from trainer.towers import TowerSpec
+
+TEXTS = {sha256_bytes(text.encode()): text for text in (" ".join(["word"] * i) for i in range(1, 11))}
+CHUNK = 4
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(scope="module")
+def text_tower(tiny_text_model: Path) -> TowerSpec:
+    return TowerSpec("text", f"saved_model:{tiny_text_model}")
+
+
+@pytest.fixture(scope="module")
+def image_tower(tiny_image_model: Path) -> TowerSpec:
+    return TowerSpec("image", f"saved_model:{tiny_image_model}")
+
+
+class DyingCache(FeatureCache):
+    """A cache whose process is interrupted when it writes for the third time."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.written: list[Path] = []
+
+    def write(self, name: str, keys: Sequence[str], values: Any) -> Rows:
+        if len(self.written) == 2:
+            raise KeyboardInterrupt
+        rows = super().write(name, keys, values)
+        self.written.append(rows[keys[0]][0])
+        return rows
+
+
+def _extract(wanted: Wanted, cache: FeatureCache) -> Features:
+    (found,) = extract([wanted], cache, workers=1, chunk={"image": CHUNK, "text": CHUNK})
+    return found
+
+
+def _words(found: Features, texts: dict[str, str]) -> list[float]:
+    return [float(found.values[found.rows[key]].sum()) for key in texts]
+
+
+def _expected(texts: dict[str, str]) -> list[float]:
+    return [float(len(text.split())) for text in texts.values()]
+
+
+def test_only_what_is_missing_is_computed_whatever_was_killed_damaged_or_added(
+    text_tower: TowerSpec, tmp_path: Path
+) -> None:
+    dying, cache = DyingCache(tmp_path), FeatureCache(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        _extract(Wanted(text_tower, "tower", TEXTS), dying)
+    assert [len(np.load(path)["keys"]) for path in dying.written] == [CHUNK, CHUNK]
+    dying.written[0].write_bytes(dying.written[0].read_bytes()[:50])  # a damaged file counts as absent
+    changed = TEXTS | {"f" * 64: "another text"}
+    again = _extract(Wanted(text_tower, "tower", changed), cache)
+    assert again.computed == len(changed) - CHUNK
+    assert again.seconds > 0
+    assert _words(again, changed) == _expected(changed)
+    assert _extract(Wanted(text_tower, "tower", TEXTS), cache).computed == 0
+
+
+def test_images_that_cannot_be_read_are_reported_beside_the_texts_of_another_tower(
+    image_tower: TowerSpec, text_tower: TowerSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_bytes(b"not an image")
+    paths = {name: str(tmp_path / name) for name in ("empty.jpg", "good.png", "missing.png", "text.jpg")}
+    wanted = [Wanted(image_tower, "tower", paths), Wanted(text_tower, "tower", TEXTS)]
+    found, texts = extract(wanted, FeatureCache(tmp_path / "cache"), workers=2)
+    assert list(found.rows) == ["good.png"] and found.values.shape == (1, tiny_towers.IMAGE_WIDTH)
+    reasons = {item.key: item.reason for item in found.rejected}
+    assert reasons == {"empty.jpg": "empty", "missing.png": "unseen", "text.jpg": "not_an_image"}
+    assert _words(texts, TEXTS) == _expected(TEXTS) and texts.rejected == []
+    assert (found.computed, texts.computed) == (4, 10) and min(found.seconds, texts.seconds) > 0
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.partition(" in ")[0].strip() for line in shown if " in " in line] == [
+        "images through their tower: 4/4",
+        "captions through their tower: 10/10",
+    ]
+
+
+def test_an_image_that_only_this_machine_sees_is_the_clusters_fault(tmp_path: Path) -> None:
+    path = tmp_path / "here.png"
+    path.write_bytes(b"")
+    item = Rejected("key", UNSEEN, f"{path}: No such file or directory on node-2")
+    with pytest.raises(JobError, match=r"here\.png: No such file .* on node-2, a node of the Ray cluster; every node"):
+        extraction.require_seen([item], {"key": str(path)})
+
+
+def test_views_are_cached_by_themselves_and_rows_agree(image_tower: TowerSpec, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    paths = {}
+    for name in ("a.png", "b.png", "symmetric.png"):
+        pixels = random.integers(0, 256, (30, 40, 3), np.uint8)
+        if name == "symmetric.png":
+            pixels[:, 20:] = pixels[:, 19::-1]
+        Image.fromarray(pixels).save(tmp_path / name)
+        paths[name] = str(tmp_path / name)
+    mirrored = {}
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.asarray(Image.open(paths[name]))[:, ::-1]).save(tmp_path / f"mirrored-{name}")
+        mirrored[f"m{name}"] = str(tmp_path / f"mirrored-{name}")
+    cache = FeatureCache(tmp_path / "cache")
+    first = [Wanted(image_tower, "tower", paths), Wanted(image_tower, "tower", mirrored)]
+    plain, of_mirrored = extract(first, cache, workers=1)
+    both = _extract(Wanted(image_tower, "tower", paths, ("plain", "mirrored")), cache)
+    assert both.computed == 3  # of which the plain views were there
+    np.testing.assert_array_equal(both.values, plain.values)
+    np.testing.assert_allclose(both.views["mirrored"][both.rows["symmetric.png"]], plain.values[2], atol=1e-4)
+    for name in ("a.png", "b.png"):
+        flipped = both.views["mirrored"][both.rows[name]]
+        np.testing.assert_allclose(flipped, of_mirrored.values[of_mirrored.rows[f"m{name}"]], atol=2e-2)
+        assert np.abs(flipped - both.values[both.rows[name]]).max() > 0.1
+    assert _extract(Wanted(image_tower, "tower", paths, ("mirrored", "plain")), cache).computed == 0
+
+
+def test_a_tower_that_fails_in_a_worker_is_one_line(tmp_path: Path) -> None:
+    missing = Wanted(TowerSpec("text", f"saved_model:{tmp_path / 'nothing'}"), "tower", TEXTS)
+    with pytest.raises(JobError, match=r"the text tower .* failed in a worker: .*cannot be loaded") as caught:
+        _extract(missing, FeatureCache(tmp_path / "cache"))
+    assert "\n" not in str(caught.value)
+
+
+def test_where_everything_is_cached_no_cluster_is_needed(
+    text_tower: TowerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache(tmp_path)
+    name = cache.name("text", "tower", "plain")
+    cache.write(name, list(TEXTS), np.arange(len(TEXTS), dtype=np.float32)[:, np.newaxis])
+    monkeypatch.setitem(sys.modules, "ray.data", None)  # what starts workers
+    found = _extract(Wanted(text_tower, "tower", TEXTS), cache)
+    assert (found.computed, found.seconds) == (0, 0.0)
+    assert _words(found, TEXTS) == list(range(len(TEXTS)))

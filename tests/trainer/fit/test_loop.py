@@ -1,0 +1,98 @@
+"""The training loop: it continues where it was, and stops where going on is useless."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from searchforge.config import TrainConfig
+from searchforge.errors import JobError
+from trainer.features.batches import TrainingSet, draw
+from trainer.fit.checkpoints import CheckpointStore
+from trainer.fit.head_training import HeadRun, HeadTask
+from trainer.fit.loop import fit, run_epochs
+
+CONFIG = TrainConfig(epochs=10, batch_size=8, dim=16, heads=2, workers=1)
+
+
+def random_set(images: int) -> TrainingSet:
+    """Random features, with one to three captions an image."""
+    random = np.random.default_rng(0)
+    return TrainingSet(
+        images=random.normal(size=(1, images, 5)).astype(np.float32),
+        texts=random.normal(size=(3 * images, 7)).astype(np.float32),
+        captions=np.arange(3 * images, dtype=np.int32).reshape(images, 3),
+        caption_counts=random.integers(1, 4, images).astype(np.int32),
+    )
+
+
+class DivergesLater(HeadTask):
+    """Its batches hold no numbers any more after 7 steps of a process."""
+
+    @functools.cached_property
+    def calls(self) -> Iterator[int]:
+        return itertools.count()
+
+    def batch(self, rows: Any, random: np.random.Generator, part: slice) -> tuple[Any, ...]:
+        images, *others = super().batch(rows, random, part)
+        return images * (np.nan if next(self.calls) >= 7 else 1.0), *others
+
+
+def test_a_run_continues_from_its_state_as_if_undisturbed() -> None:
+    data = random_set(8)
+
+    def new_run() -> HeadRun:
+        return HeadRun(CONFIG, data, tf.distribute.OneDeviceStrategy("cpu:0"), steps=4)
+
+    def steps(run: HeadRun, numbers: range) -> None:
+        for number in numbers:
+            batch = draw(CONFIG, data, np.arange(8), np.random.default_rng(number), slice(0, 8))
+            run.step(*batch, np.array([0, number], np.int32))
+
+    whole, resumed = new_run(), new_run()
+    steps(whole, range(2))
+    resumed.load(whole.state())
+    for run in (whole, resumed):
+        steps(run, range(2, 4))
+    expected, found = whole.state(), resumed.state()
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_a_loss_that_is_not_a_number_stops_after_the_last_good_epoch() -> None:
+    diverging = DivergesLater(CONFIG, random_set(16))  # 2 steps an epoch
+    epochs = run_epochs(diverging, diverging.start(tf.distribute.OneDeviceStrategy("cpu:0"), steps=2), done=0, rank=0)
+    assert [figures[0] for figures in itertools.islice(epochs, 3)] == [1, 2, 3]
+    with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(epochs of the heads\)"):
+        next(epochs)
+
+
+@pytest.mark.proof
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(ray_local: None, tmp_path: Path) -> None:
+    store, data = CheckpointStore(str(tmp_path)), random_set(16)  # 2 steps an epoch
+    # Tried again, it would get beyond this step.
+    with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(epochs of the heads\)"):
+        fit(DivergesLater(CONFIG, data), store, "run", threads=1)
+    (checkpoint,) = tmp_path.rglob("checkpoint.npz")
+    kept = np.load(checkpoint)["history"].tolist()
+    trained = fit(HeadTask(CONFIG, data), store, "run", threads=1)
+    assert len(kept) == 3 and [list(epoch.values()) for epoch in trained.history[:3]] == kept
+    undisturbed = HeadTask(CONFIG, data)
+    run = undisturbed.start(tf.distribute.OneDeviceStrategy("cpu:0"), steps=2)
+    losses = [figures[1] for figures in run_epochs(undisturbed, run, done=0, rank=0)]
+    state = run.state()
+    assert trained.weights.keys() == {name.removeprefix("result/") for name in state if name.startswith("result/")}
+    for name, value in trained.weights.items():
+        np.testing.assert_array_equal(state[f"result/{name}"], value, err_msg=name)
+    assert [epoch["epoch"] for epoch in trained.history] == list(range(1, 11))
+    assert [epoch["loss"] for epoch in trained.history] == losses
+    assert trained.history[0]["learning_rate"] > trained.history[-1]["learning_rate"] >= 0
+    assert set(trained.history[0]) == {"epoch", "loss", "learning_rate", "temperature", "seconds"}

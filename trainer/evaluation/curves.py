@@ -1,0 +1,40 @@
+"""Training curves in the encoder bundle: as TensorBoard events and as a PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from searchforge.reporting.charts import CURVES, SIZE, History, draw_curve, names
+
+LOGS = "logs"
+"""Folder of the bundle for `tensorboard --logdir`."""
+
+PNG = "curves.png"
+
+_EVENTS = "events.out.tfevents.training"  # TensorFlow's own name holds the machine's and the process's
+
+
+def write(folder: Path, history: History) -> None:
+    """Writes LOGS and PNG into a folder."""
+    _write_events(folder / LOGS, history)
+    drawn = names(history)
+    figure = Figure(figsize=(SIZE[0] * len(drawn), SIZE[1]), dpi=120, layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        draw_curve(axes, name, history, "black")
+        axes.set_title(CURVES[name])
+    figure.savefig(folder / PNG, metadata={"Software": None})
+
+
+def _write_events(folder: Path, history: History) -> None:
+    import tensorflow as tf
+
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default():
+        for epoch in history:
+            for name in epoch.keys() - {"epoch"}:
+                tf.summary.scalar(name, epoch[name], step=int(epoch["epoch"]))
+    writer.close()
+    for path in folder.iterdir():
+        path.rename(folder / _EVENTS)

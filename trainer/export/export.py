@@ -1,0 +1,234 @@
+"""Exports the encoders: SavedModels for servers and batch jobs, TensorFlow Lite for phones.
+
+    image_encoder/        images uint8 [n, h, w, 3] -> {"embedding": float32 [n, dim]}
+    text_encoder/         texts string [n] -> {"embedding": float32 [n, dim]}
+    image_encoder.tflite  image float32 [1, h, w, 3], scaled by the metadata -> [1, dim]; float16 weights
+    text_encoder.tflite   ids, mask, segment_ids int32 [1, length] (or one string [1]) -> [1, dim]; length is the
+                          encoder's sequence length, and free with `dynamic_int8`
+
+All embeddings are L2-normalised in the graph. Loading text_encoder/ needs tensorflow_text imported.
+
+The forms of a text encoder: `float32`; `float16` (weights only: half the size, computed in float32); `dynamic_int8`
+(8-bit weights, activations quantized while it runs); `int8` (dense layers in 8 bits throughout, by ranges observed on
+texts; the fastest). A model that tokenizes by itself has no `int8`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import tensorflow as tf
+
+from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL
+from searchforge.errors import JobError, UsageError
+from searchforge.processes import isolated
+from trainer.towers import ImageTower, TextTower
+from trainer.towers.layers import Ranges, for_device, observe
+
+Quantization = Literal["int8", "dynamic_int8", "float16", "float32"]
+
+
+Projection = Callable[[tf.Tensor], tf.Tensor]
+"""A head: float32 [n, d] features to float32 [n, dim] embeddings."""
+
+_METADATA = "trainer.export.tflite_metadata"
+
+_SENTENCEPIECE = "TFText>FastSentencepieceTokenize"
+_TASK_LIBRARY_SENTENCEPIECE = "TFSentencepieceTokenizeOp"
+
+
+class ImageEncoder(tf.Module):
+    """An image tower and its head."""
+
+    def __init__(self, tower: ImageTower, head: Projection) -> None:
+        super().__init__(name="image_encoder")
+        self._tower, self._head = tower, head
+
+    def save(self, folder: Path) -> None:
+        """Writes the SavedModel."""
+        preprocessing = self._tower.preprocessing
+
+        @tf.function(input_signature=[tf.TensorSpec([None, *self._size, 3], tf.uint8, name="images")])
+        def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            scaled = (tf.cast(images, tf.float32) - preprocessing.mean) / preprocessing.std
+            return {"embedding": self._head(self._tower(scaled))}
+
+        _save(self, serve, folder)
+
+    def save_tflite(self, path: Path) -> None:
+        """Writes the TFLite model with metadata for the ImageEmbedder and the ImageSearcher."""
+
+        @tf.function(input_signature=[tf.TensorSpec([1, *self._size, 3], tf.float32, name="image")])
+        def embed(image: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"embedding": self._head(self._tower(image))}
+
+        path.write_bytes(_convert(self, embed, "float16", "image tower"))
+        preprocessing = self._tower.preprocessing
+        scaling = {"mean": preprocessing.mean, "std": preprocessing.std}
+        isolated.call(_METADATA, {"do": "describe_image", "model": str(path), **scaling})
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self._tower.preprocessing.height, self._tower.preprocessing.width
+
+
+class TextEncoder(tf.Module):
+    """A text tower and its head."""
+
+    def __init__(self, tower: TextTower, head: Projection) -> None:
+        super().__init__(name="text_encoder")
+        self._tower, self._head = tower, head
+
+    def __call__(self, texts: tf.Tensor) -> tf.Tensor:
+        """Returns the embeddings, float32 [n, dim], of texts, string [n]."""
+        return self._head(self._tower(texts))
+
+    def save(self, folder: Path) -> None:
+        """Writes the SavedModel."""
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")])
+        def serve(texts: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"embedding": self(texts)}
+
+        _save(self, serve, folder)
+
+    def save_tflite(self, path: Path, quantization: Quantization, calibration: Sequence[str] = ()) -> None:
+        """Writes the TFLite model with metadata for the TextEmbedder and the TextSearcher.
+
+        Args:
+          path: of the file.
+          quantization: see above.
+          calibration: texts like the queries, whose activations give the ranges of `int8`.
+
+        Raises:
+          JobError: the tower uses operations that the Task Library does not have.
+        """
+        tokenizer = self._tower.tokenizer
+        length = self._tower.sequence_length
+        ranges: Ranges | None = None
+        if tokenizer is None:
+            if quantization == "int8":
+                raise UsageError(
+                    "train.text_quantization is int8, but the text tower tokenizes by itself; leave it out, or take "
+                    + ", ".join(self.forms)
+                )
+            specs = [tf.TensorSpec([1], tf.string, name="text")]
+            run: Any = self._tower.__call__
+        else:
+            # The Task Library gives a model with inputs of free length its tokens without padding or truncation, which
+            # saves time where XNNPACK does not take part; it takes models of fixed shapes only, and saves more.
+            free = quantization == "dynamic_int8"
+            shape = [1, None if free else length]
+            specs = [tf.TensorSpec(shape, tf.int32, name=name) for name in ("ids", "mask", "segment_ids")]
+            if quantization == "int8":
+                ranges = self._observe(calibration)
+
+            def run(*tokens: tf.Tensor) -> tf.Tensor:
+                return self._tower.encode(*((_truncated(part, length) for part in tokens) if free else tokens))
+
+        @tf.function(input_signature=specs)
+        def embed(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"embedding": self._head(run(*inputs))}
+
+        path.write_bytes(_convert(self, embed, quantization, "text tower", ranges))
+        vocabulary = str(tokenizer.vocabulary) if tokenizer else None
+        isolated.call(_METADATA, {"do": "describe_text", "model": str(path), "vocabulary": vocabulary})
+
+    @property
+    def forms(self) -> tuple[Quantization, ...]:
+        """What `save_tflite` can write, the fastest first."""
+        return get_args(Quantization) if self._tower.tokenizer else get_args(Quantization)[1:]
+
+    def _observe(self, texts: Sequence[str]) -> Ranges:
+        """Runs texts, without padding, and returns the ranges of all dense layers."""
+        if not texts:
+            raise ValueError("8-bit layers need texts to observe their ranges on")
+        assert self._tower.tokenizer
+        ids, mask, segment_ids = self._tower.tokenizer(tf.constant(list(texts)), self._tower.sequence_length)
+        lengths = mask.numpy().sum(1)
+        ranges = Ranges()
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            with observe(ranges):
+                self._head(
+                    self._tower.encode(*(tf.gather(part, rows)[:, :length] for part in (ids, mask, segment_ids)))
+                )
+        return ranges
+
+
+def export(folder: Path, images: ImageEncoder, texts: TextEncoder) -> None:
+    """Writes all of a bundle's models but the text encoder's TFLite form, see `TextEncoder.save_tflite`.
+
+    Raises:
+      JobError: the image tower cannot be converted for the Task Library.
+    """
+    images.save(folder / IMAGE_SAVED_MODEL)
+    texts.save(folder / TEXT_SAVED_MODEL)
+    images.save_tflite(folder / IMAGE_TFLITE)
+
+
+def _truncated(tokens: tf.Tensor, length: int) -> tf.Tensor:
+    """Cuts [1, any] to at most `length` tokens and keeps the last one, which is [SEP]."""
+    kept = tf.minimum(tf.shape(tokens)[1], length)
+    return tf.concat([tokens[:, : kept - 1], tokens[:, -1:]], 1)
+
+
+def _save(module: tf.Module, serve: Any, folder: Path) -> None:
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": serve})
+    # Its content is random, and nothing reads it: without it, the same weights give the same files.
+    (folder / "fingerprint.pb").unlink(missing_ok=True)
+
+
+def _convert(
+    module: tf.Module, function: Any, quantization: Quantization, what: str, ranges: Ranges | None = None
+) -> bytes:
+    with for_device(ranges):
+        concrete = function.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
+    if quantization != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    converter.allow_custom_ops = what == "text tower"  # the Task Library has those of tensorflow_text's tokenizers
+    try:
+        with _quiet():
+            model: bytes = converter.convert()
+    except Exception as error:  # the converter raises its own and MLIR's errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise JobError(
+            f"the {what} cannot be converted to TensorFlow Lite with the operations that the Task Library has: "
+            f"{reason}; choose another tower"
+        ) from error
+    return _renamed_tokenizer(model)
+
+
+def _renamed_tokenizer(model: bytes) -> bytes:
+    """Gives SentencePiece's operation the name that the Task Library knows it by."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    if _SENTENCEPIECE.encode() not in model:
+        return model
+    parsed = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+    for code in parsed.operatorCodes:
+        if code.customCode == _SENTENCEPIECE.encode():
+            code.customCode = _TASK_LIBRARY_SENTENCEPIECE.encode()
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(parsed))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the converter's notices, which come from native code, off standard error."""
+    saved = os.dup(2)
+    with Path(os.devnull).open("wb") as nothing, contextlib.redirect_stderr(io.StringIO()):
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

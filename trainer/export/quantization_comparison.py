@@ -1,0 +1,79 @@
+"""Compares the forms that a text encoder can be exported in: size, time, and what quantizing costs in R@10.
+
+Each form is exported, run by the Task Library on held-out captions, and removed again: a bundle holds the chosen one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from searchforge.artifacts.encoder import TEXT_TFLITE
+from searchforge.errors import JobError
+from searchforge.processes import isolated
+from trainer.evaluation import retrieval
+from trainer.evaluation.report import FormsComparison, TextForm
+from trainer.export.export import Quantization, TextEncoder
+
+QUERIES = 1000
+"""Most captions that are searched for."""
+
+Array = npt.NDArray[np.float32]
+
+
+def compare_texts(
+    encoder: TextEncoder,
+    chosen: tuple[Quantization, Path],
+    calibration: Sequence[str],
+    captions: Sequence[str],
+    owners: npt.NDArray[np.int64],
+    expected: Array,
+    gallery: Array,
+) -> FormsComparison:
+    """Exports and measures all forms of a text encoder.
+
+    Args:
+      chosen: the form that the bundle holds, and its file, which is not exported again.
+      calibration: see `TextEncoder.save_tflite`.
+      captions: held-out captions; at most QUERIES of them are used, evenly chosen.
+      owners: int [n], row of the gallery that each caption belongs to.
+      expected: float32 [n, dim], the captions' embeddings by TensorFlow.
+      gallery: float32 [m, dim], the images' embeddings.
+    """
+    sample = np.unique(np.linspace(0, len(captions) - 1, min(QUERIES, len(captions))).astype(np.int64))
+    texts, owners, expected = [captions[i] for i in sample], owners[sample], expected[sample]
+    found: dict[str, TextForm] = {}
+    for form in encoder.forms:
+        with tempfile.TemporaryDirectory() as folder:
+            model = chosen[1] if form == chosen[0] else Path(folder) / TEXT_TFLITE
+            try:
+                if form != chosen[0]:
+                    encoder.save_tflite(model, form, calibration)
+                embedded, ms = _embed(model, texts, Path(folder) / "embeddings.npy")
+            except JobError as error:
+                found[form] = TextForm(error=str(error))
+                continue
+            found[form] = TextForm(
+                bytes=model.stat().st_size,
+                ms=ms,
+                r_at_10=retrieval.text_to_image(embedded, gallery, owners)["r_at_10"],
+                mean_cosine=float((embedded * expected).sum(1).mean()),
+            )
+    return FormsComparison(
+        queries=len(texts),
+        gallery=len(gallery),
+        tensorflow=retrieval.text_to_image(expected, gallery, owners)["r_at_10"],
+        chosen=chosen[0],
+        forms=found,
+    )
+
+
+def _embed(model: Path, texts: list[str], output: Path) -> tuple[Array, float]:
+    request = {"do": "embed_texts", "model": str(model), "texts": texts, "output": str(output)}
+    ms: float = isolated.call("trainer.export.tflite_metadata", request)["ms"]
+    embedded: Array = np.load(output, allow_pickle=False)
+    return embedded, ms

@@ -1,0 +1,75 @@
+"""Whether the exported TFLite encoders say what the TensorFlow ones say: proven with the Task Library before commit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tensorflow_text  # noqa: F401  registers the tokenizer's operations, for loading text encoders
+
+from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, TEXT_TFLITE
+from searchforge.errors import JobError
+from searchforge.processes import isolated
+
+MIN_COSINE = 0.995
+"""Least mean cosine between the embeddings of both forms."""
+
+MIN_LEAST_COSINE = 0.98
+"""Least cosine of any one input."""
+
+SAMPLES = 200
+"""Most inputs that are compared."""
+
+
+def check_texts(bundle: Path, texts: Sequence[str]) -> dict[str, Any]:
+    """Compares text_encoder.tflite, run by the TextEmbedder on raw strings, with text_encoder/.
+
+    Returns:
+      `inputs`, `mean_cosine`, `min_cosine` and `ms`, the median time of one text on one thread.
+
+    Raises:
+      JobError: the mean cosine is below MIN_COSINE, or the Task Library cannot run the model.
+    """
+    signature = tf.saved_model.load(str(bundle / TEXT_SAVED_MODEL)).signatures["serving_default"]
+    expected = signature(tf.constant(list(texts)))["embedding"].numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "embeddings.npy"
+        request = {"do": "embed_texts", "model": str(bundle / TEXT_TFLITE), "texts": list(texts)}
+        answer = isolated.call("trainer.export.tflite_metadata", {**request, "output": str(output)})
+        return _compare(TEXT_TFLITE, expected, np.load(output, allow_pickle=False), answer["ms"])
+
+
+def check_images(bundle: Path, images: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    """Compares image_encoder.tflite, run by the ImageEmbedder, with image_encoder/.
+
+    Args:
+      images: uint8 [n, h, w, 3], decoded and resized.
+
+    Returns, raises: as `check_texts`.
+    """
+    signature = tf.saved_model.load(str(bundle / IMAGE_SAVED_MODEL)).signatures["serving_default"]
+    expected = signature(tf.constant(images))["embedding"].numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        pixels, output = Path(folder) / "images.npy", Path(folder) / "embeddings.npy"
+        np.save(pixels, images, allow_pickle=False)
+        request = {"do": "embed_images", "model": str(bundle / IMAGE_TFLITE), "images": str(pixels)}
+        answer = isolated.call("trainer.export.tflite_metadata", {**request, "output": str(output)})
+        return _compare(IMAGE_TFLITE, expected, np.load(output, allow_pickle=False), answer["ms"])
+
+
+def _compare(name: str, expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32], ms: float) -> dict[str, Any]:
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    cosines = (expected * found).sum(1) / np.maximum(norms, 1e-12)
+    mean, least = float(cosines.mean()), float(cosines.min())
+    if not (mean >= MIN_COSINE and least >= MIN_LEAST_COSINE):  # also refuses NaN
+        raise JobError(
+            f"{name} disagrees with TensorFlow: cosine {mean:.4f} in the mean and {least:.4f} at the least over "
+            f"{len(cosines)} inputs, expected at least {MIN_COSINE} and {MIN_LEAST_COSINE}; the bundle is not kept. "
+            "Try train.text_quantization=float16, or another tower"
+        )
+    return {"inputs": len(cosines), "mean_cosine": mean, "min_cosine": least, "ms": ms}

@@ -1,0 +1,1 @@
+"""Features of frozen towers: extracted once, cached, and served in batches."""

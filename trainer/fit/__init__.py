@@ -1,0 +1,1 @@
+"""Training loops: of the projection heads and of whole towers, with their checkpoints."""

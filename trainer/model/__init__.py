@@ -1,0 +1,1 @@
+"""The dual encoder: projection heads, loss, optimizer and ensembling."""
