@@ -24,7 +24,7 @@ def embed_command(modality: Modality, help: str) -> click.Command:
     for decorate in (
         click.argument("embed__beam_options", nargs=-1, type=click.UNPROCESSED),
         click.option("--runner", "embed__runner", help="Any Beam runner."),
-        click.option("--base", "embed__base", help="Id of an earlier run to build on, auto or none."),
+        click.option("--reuse-from", "embed__reuse_from", help="Id of an earlier run to build on, auto or none."),
         click.option("--shards", "embed__shards", type=int, help="Number of output shards."),
         click.option("--encoder", required=True, help="Id of the encoder bundle."),
         click.option("--corpus-split", "corpus__splits", multiple=True, help="Only images of this split."),

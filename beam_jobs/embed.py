@@ -35,7 +35,7 @@ _MARKER = MARKERS["embeddings"]
 def embed(config: Config, encoder: str, modality: Modality, listing: Listing | None = None) -> Manifest:
     """Embeds the corpus of `config` with an encoder of its workspace. A finished run is found, not repeated.
 
-    What an earlier run of the same encoder holds is not embedded again (see `embed.base`).
+    What an earlier run of the same encoder holds is not embedded again (see `embed.reuse_from`).
 
     Args:
       encoder: id of a committed encoder bundle.
@@ -192,7 +192,7 @@ class _Run(Method):
 
     def base(self, earlier: Sequence[Manifest]) -> Manifest | None:
         """Returns the run to build on: the asked one, else the latest one of this corpus, else the latest one."""
-        asked = self.config.embed.base
+        asked = self.config.embed.reuse_from
         if asked == "none":
             return None
         if asked != "auto":
@@ -292,7 +292,7 @@ class _Run(Method):
 def _pinned(workspace: Workspace, id: str, config: Config, base: Manifest | None) -> Plan | None:
     """Returns the plan of a run that was killed, if it suits: its finished shards are kept."""
     plan = planning.read(workspace, _folder(id))
-    if plan is None or config.embed.base == "auto":
+    if plan is None or config.embed.reuse_from == "auto":
         return plan
     return plan if plan.base == (base.id if base else None) else None
 

@@ -20,7 +20,7 @@ from searchforge.console.options import config_options, reports_errors, show
 @click.option("--code-bytes", "index__code_bytes", type=int, help="Of an item; tuned by default.")
 @click.option("--partitions", "index__partitions", type=int, help="Tuned by default.")
 @click.option("--partitions-searched", "index__partitions_searched", type=int, help="By a query; tuned by default.")
-@click.option("--base", "index__base", help="Earlier searcher whose quantizer is used again; auto or none.")
+@click.option("--reuse-from", "index__reuse_from", help="Earlier searcher whose quantizer is used again; auto or none.")
 @reports_errors
 @config_options
 def main(config: Config, embeddings: str, encoder: str | None, as_json: bool) -> None:

@@ -138,7 +138,7 @@ def _write(
                 encoded.merged,
                 quantizer.centroids,
                 quantizer.codebooks,
-                setting.lookup,
+                setting.lut_type,
                 setting.search_fraction,
                 config.compression,
                 json.dumps(user_info, sort_keys=True),
@@ -198,7 +198,7 @@ def _searcher_id(config: Config, manifest: Manifest, bundle: EncoderInfo, texts:
             "fingerprint": bundle.fingerprint,
             "files": bundle.files,
             "config": training_config(config.index),
-            "base": [config.index.base, config.index.max_drift],
+            "reuse": config.index.changed(IndexConfig.model_fields.keys() - {"reuse_from", "max_drift"}),
             "captions": texts.id if texts else None,
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -74,6 +75,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def changed(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """Returns the keys whose value is not the default, as JSON values.
+
+        Ids are hashes of this, so that adding a key with a default changes no id. If the default of a key is ever
+        changed, the version that is part of the ids must be raised.
+
+        Args:
+          exclude: keys that are left out.
+        """
+        return self.model_dump(mode="json", exclude=set(exclude), exclude_defaults=True)
+
 
 class DataConfig(Section):
     """Captioned images to train on.
@@ -135,12 +147,12 @@ class TrainConfig(Section):
         `saved_model:<folder>`.
       dim: dimension of the shared space.
       batch_size: global batch, in images, over all workers.
-      heads: pairs of an image head and a text head that are trained side by side and fused.
+      ensemble_size: pairs of an image head and a text head that are trained side by side and fused.
       views: of each image that training draws from: the whole image, its mirror image, then crops.
       captions_per_image: captions drawn for an image in a step.
       mixup: parameter of the Beta distribution that mixes features; 0 turns it off.
       ema: decay of the moving average of the heads' weights; 0 turns it off.
-      hub_correction: how much of an image's nearness to training captions at large is taken off its scores.
+      hubness_correction: how much of an image's nearness to training captions at large is taken off its scores.
       sequence_length: tokens that the text encoder reads; chosen from the captions by default.
       text_quantization: form of the text encoder's TFLite model, see trainer.export.export; by default the fastest one
         that agrees with TensorFlow.
@@ -164,12 +176,12 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     temperature: Annotated[float, Field(gt=0)] = 0.05
     learn_temperature: bool = True
-    heads: Annotated[int, Field(ge=1, le=16)] = 4
+    ensemble_size: Annotated[int, Field(ge=1, le=16)] = 4
     views: Annotated[int, Field(ge=1, le=6)] = 6
     captions_per_image: Annotated[int, Field(ge=1, le=2)] = 2
     mixup: Annotated[float, Field(ge=0)] = 0.4
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    hub_correction: Fraction = 0.8
+    hubness_correction: Fraction = 0.8
     sequence_length: Annotated[int, Field(ge=4, le=512)] | None = None
     text_quantization: Literal["int8", "dynamic_int8", "float16", "float32"] | None = None
     tune_image: Annotated[str, Field(pattern=r"^(frozen|full|last_[1-9]\d*_blocks)$")] = "frozen"
@@ -196,7 +208,7 @@ class EmbedConfig(Section):
     """How the Beam job runs.
 
     Attributes:
-      base: id of an earlier run of the same encoder, whose embeddings are reused; `auto`: the latest; `none`.
+      reuse_from: id of an earlier run of the same encoder, whose embeddings are reused; `auto`: the latest; `none`.
       max_dead_fraction: of the records in earlier runs' shards; with more of them dead, all are written anew.
       shards: number of shards that are written; derived from the size of the corpus by default.
       backend: what runs the encoder; `auto`: TensorFlow on a GPU and for texts, LiteRT on a CPU.
@@ -206,7 +218,7 @@ class EmbedConfig(Section):
       beam_options: passed to the runner as they are, e.g. `--direct_num_workers=2`.
     """
 
-    base: ArtifactId = "auto"
+    reuse_from: ArtifactId = "auto"
     max_dead_fraction: Fraction = 0.3
     shards: Count | None = None
     backend: Literal["auto", "litert", "tensorflow"] = "auto"
@@ -229,16 +241,16 @@ class IndexConfig(Section):
       code_bytes: of an item.
       partitions: of the corpus.
       partitions_searched: by a query.
-      lookup: type of the look-up tables on the device.
+      lut_type: type of the look-up tables on the device.
       compression: of metadata (codes do not compress).
       query_aware: whether codes are made under a map that knows how queries lie, see indexer.quantization.query_map.
-      parallel: weight of a code's error in the direction of the queries near its vector, see
+      anisotropic_weight: weight of a code's error in the direction of the queries near its vector, see
         indexer.quantization.codebooks.
       queries: captions of the training split that the map is fitted to, at most; a third as many held-out ones tune and
         verify.
       training_sample, training_iterations: of the partitioning and of the codebooks.
-      base: id of an earlier searcher whose quantizer is used again, so that only the change of a corpus is encoded;
-        `auto`: the latest of the same encoder and settings, until the corpus has drifted; `none`.
+      reuse_from: id of an earlier searcher whose quantizer is used again, so that only the change of a corpus is
+        encoded; `auto`: the latest of the same encoder and settings, until the corpus has drifted; `none`.
       max_drift: of an index on the quantizer of an earlier one, see indexer.encoding.drift; beyond it a quantizer is
         trained.
       runner: Beam runner of the encoding, for corpora too big for one machine; null: threads of this process.
@@ -254,14 +266,14 @@ class IndexConfig(Section):
     code_bytes: Count | None = None
     partitions: Count | None = None
     partitions_searched: Count | None = None
-    lookup: LutType = "float"
+    lut_type: LutType = "float"
     compression: bool = True
     query_aware: bool = True
-    parallel: Annotated[float, Field(ge=0)] = 6.0
+    anisotropic_weight: Annotated[float, Field(ge=0)] = 6.0
     queries: Annotated[int, Field(ge=0)] = 6_000
     training_sample: Count = 100_000
     training_iterations: Count = 12
-    base: ArtifactId = "auto"
+    reuse_from: ArtifactId = "auto"
     max_drift: Annotated[float, Field(ge=0)] = 0.1
     runner: str | None = None
     beam_options: tuple[str, ...] = ()
@@ -309,11 +321,6 @@ class CheckConfig(Section):
     max_size_growth: Annotated[float, Field(ge=0)] | None = 0.5
     min_overlap_at_10: Fraction | None = None
     seed: Seed = 0
-
-    def content(self) -> dict[str, Any]:
-        """Returns what decides a check's id, as JSON: every key, but `hostile_megapixels` only where it is not 50."""
-        default = CheckConfig.model_fields["hostile_megapixels"].default
-        return self.model_dump(exclude={"hostile_megapixels"} if self.hostile_megapixels == default else None)
 
 
 class ReindexConfig(Section):
@@ -379,20 +386,30 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "learning_rate": 1e-3,
             "weight_decay": 1e-3,
             "learn_temperature": False,
-            "heads": 1,
+            "ensemble_size": 1,
             "views": 1,
             "captions_per_image": 1,
             "mixup": 0.0,
             "ema": 0.0,
-            "hub_correction": 0.0,
+            "hubness_correction": 0.0,
         },
-        "index": {"lookup": "int8", "partitions_searched": 4},
+        "index": {"lut_type": "int8", "partitions_searched": 4},
         "check": {"min_recall_at_10": 0.6},  # it searches few partitions, which costs small corpora most
     }
 }
 """TensorFlow's "On-device Text-to-Image Search" of 2022; `best` is the sections' own defaults."""
 
 _SECTIONS = ("data", "corpus", "train", "embed", "index", "check", "reindex", "schedule")
+
+_RENAMED = {
+    "train.heads": "train.ensemble_size",
+    "train.hub_correction": "train.hubness_correction",
+    "embed.base": "embed.reuse_from",
+    "index.base": "index.reuse_from",
+    "index.lookup": "index.lut_type",
+    "index.parallel": "index.anisotropic_weight",
+}
+"""Names of keys in earlier releases; they are refused with the current name."""
 
 _PRESET_OF = {"train": "train", "index": "index", "check": "index"}
 """The section whose `preset` sets the defaults of a section."""
@@ -495,6 +512,8 @@ def _relative_to(folder: Path, value: str) -> str:
 
 def _describe(fault: Any) -> str:
     place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden" and place in _RENAMED:
+        return f"{place}: unknown key; it is called {_RENAMED[place]}"
     if fault["type"] == "extra_forbidden":
         allowed = ", ".join(_keys_at(fault["loc"][:-1]))
         return f"{place}: unknown key; allowed here: {allowed}"

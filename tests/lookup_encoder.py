@@ -35,7 +35,7 @@ def write(vectors: str, encoder: str) -> dict[str, Any]:
 
 def write_index(
     arrays: str,
-    lookup: str,
+    lut_type: str,
     search_fraction: float,
     index: str,
     metadata: str | None = None,
@@ -58,7 +58,7 @@ def write_index(
     config.partitioner.search_fraction = search_fraction
     hashing = config.indexer.asymmetric_hashing
     hashing.query_distance = schema.DOT_PRODUCT
-    hashing.lookup_type = getattr(schema.AsymmetricHashingProto, lookup.upper())
+    hashing.lookup_type = getattr(schema.AsymmetricHashingProto, lut_type.upper())
     with np.load(arrays, allow_pickle=False) as parts:
         for centroid in parts["centroids"]:
             config.partitioner.leaf.add().dimension.extend(centroid.tolist())

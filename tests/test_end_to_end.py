@@ -23,7 +23,7 @@ VALUES = {
     "train.text_quantization": "float16",
     "train.epochs": 8,
     "train.batch_size": 100,
-    "train.heads": 1,
+    "train.ensemble_size": 1,
     "train.views": 1,
     "index.queries": 400,
     "check.queries": 100,

@@ -136,7 +136,7 @@ def _step(settings: TrainConfig, amount: Amount, widths: tuple[int, int], speed:
     hidden = 0 if settings.preset == "recipe2022" else HIDDEN
     weights = [width * (settings.dim + hidden) + hidden * settings.dim for width in widths]
     passes = amount.batch * (weights[0] + settings.captions_per_image * weights[1])
-    return settings.heads * BACKWARD * 2 * passes * speed.operation
+    return settings.ensemble_size * BACKWARD * 2 * passes * speed.operation
 
 
 def _seconds(work: Callable[[], Any]) -> float:

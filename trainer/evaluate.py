@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from trainer.evaluation.report import (
     Retrieval,
     WorstQuery,
 )
+from trainer.identity import same_settings
 
 VERSION = 1
 """Part of every evaluation's id: raise it when the same encoder and captions give another report."""
@@ -162,9 +163,8 @@ def choose_encoder(workspace: Workspace, config: Config) -> str:
         )
     if len(ids) == 1:
         return ids[0]
-    wanted = _settings(config.train.model_dump(mode="json"))
     trained = [
-        id for id in ids if _settings(workspace.marker("encoders", id)["report"].get("settings") or {}) == wanted
+        id for id in ids if same_settings(workspace.marker("encoders", id)["report"].get("settings"), config.train)
     ]
     if len(trained) == 1:
         return trained[0]
@@ -197,11 +197,6 @@ def retrieval_metrics(ranks: retrieval.Ints, images: retrieval.Ints, gallery: in
 
 def _estimate(value: float, interval: tuple[float, float]) -> Estimate:
     return Estimate(value=value, low=interval[0], high=interval[1])
-
-
-def _settings(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the training's settings makes the encoder; where the cluster is does not."""
-    return {key: value for key, value in report.items() if key != "ray_address"}
 
 
 def _evaluation_id(info: EncoderInfo, images: Sequence[CaptionedImage], compare_forms: bool) -> str:

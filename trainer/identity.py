@@ -14,9 +14,14 @@ FREE = {"ray_address"}
 
 def has_settings(bundle: EncoderInfo, settings: TrainConfig) -> bool:
     """Whether a bundle was trained with these settings by this version, on whatever data."""
-    trained = bundle.report.get("settings")
-    if not isinstance(trained, dict) or bundle.report.get("version", VERSION) != VERSION:
+    return bundle.report.get("version", VERSION) == VERSION and same_settings(bundle.report.get("settings"), settings)
+
+
+def same_settings(trained: object, settings: TrainConfig) -> bool:
+    """Whether settings train what those in an encoder's report trained; keys that are not in it had their defaults."""
+    if not isinstance(trained, dict):
         return False
-    return {key: value for key, value in trained.items() if key not in FREE} == settings.model_dump(
+    known = TrainConfig().model_dump(mode="json", exclude=FREE)
+    return {**known, **{key: value for key, value in trained.items() if key not in FREE}} == settings.model_dump(
         mode="json", exclude=FREE
     )

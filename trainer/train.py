@@ -277,7 +277,7 @@ def _bundle_id(settings: TrainConfig, data: Data, image_tower: ImageTower, text_
     return content_id(
         {
             "version": VERSION,
-            "settings": settings.model_dump(exclude={*FREE, "image_tower", "text_tower"}),
+            "settings": settings.changed({*FREE, "image_tower", "text_tower"}),
             "towers": [image_tower.fingerprint, str(image_tower.preprocessing), text_tower.fingerprint],
             "data": {
                 side: [[image.id, image.content_hash, list(image.captions)] for image in images]
@@ -321,7 +321,7 @@ def _announce(
 def fused_heads(settings: TrainConfig, model: DualEncoder, training_set: TrainingSet) -> tuple[FusedHead, FusedHead]:
     """Returns the image head and the text head that a trained model's pairs make; see trainer.model.ensemble."""
     plain = training_set.images[0]
-    return fuse(model, plain, training_set.texts, settings.dim, settings.hub_correction, settings.seed)
+    return fuse(model, plain, training_set.texts, settings.dim, settings.hubness_correction, settings.seed)
 
 
 def heldout_retrieval(heads: tuple[FusedHead, FusedHead], data: Data, features: FeatureSets) -> dict[str, Any] | None:

@@ -254,7 +254,7 @@ class _EarlierRecords:
         except (OSError, SearchforgeError) as error:
             raise JobError(
                 f"the record of {items[0].id!r} in embeddings {source.run} cannot be read ({error}); run again, with "
-                "--set embed.base=none if embeddings were deleted"
+                "--set embed.reuse_from=none if embeddings were deleted"
             ) from error
         return [
             replace(

@@ -25,7 +25,7 @@ _VARINT, _LENGTH_DELIMITED, _FIXED32 = 0, 2, 5
 def index_config(
     centroids: npt.NDArray[np.float32],
     codebooks: Sequence[npt.NDArray[np.float32]],
-    lookup: LutType,
+    lut_type: LutType,
     search_fraction: float,
     partition_sizes: npt.NDArray[np.int64],
 ) -> bytes:
@@ -34,7 +34,7 @@ def index_config(
     Args:
       centroids: [partitions, dim] float32.
       codebooks: for each block of dimensions, [256, dimensions of the block] float32.
-      lookup: type of the device's look-up tables.
+      lut_type: type of the device's look-up tables.
       search_fraction: of the partitions, that a query searches; a float32 on the device.
       partition_sizes: [partitions], items of each partition.
 
@@ -56,7 +56,7 @@ def index_config(
     hashing = (
         b"".join(_field(1, _each_in_a_message(book)) for book in codebooks)
         + _integer(2, _DOT_PRODUCT)
-        + _integer(3, _LOOKUP_TYPES[lookup])
+        + _integer(3, _LOOKUP_TYPES[lut_type])
     )
     scann_config = _integer(1, _DOT_PRODUCT) + _field(2, _field(1, hashing)) + _field(3, partitioner)
     offsets = np.cumsum(partition_sizes) - partition_sizes

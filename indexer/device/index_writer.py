@@ -30,7 +30,7 @@ def write_index(
     merged: Merged,
     centroids: npt.NDArray[np.float32],
     codebooks: Sequence[npt.NDArray[np.float32]],
-    lookup: LutType,
+    lut_type: LutType,
     search_fraction: float,
     compression: bool,
     user_info: str,
@@ -41,7 +41,7 @@ def write_index(
     Args:
       centroids: [partitions, dim] float32.
       codebooks: for each block of dimensions, [256, dimensions of the block] float32.
-      lookup: type of the device's look-up tables.
+      lut_type: type of the device's look-up tables.
       search_fraction: of the partitions, that a query searches; see IndexParameters.search_fraction.
       compression: of metadata and `user_info`. Codes and floats hardly shrink, and a device reads a raw block from
         where it is mapped.
@@ -54,7 +54,7 @@ def write_index(
     Raises:
       ValueError: the arrays do not fit together.
     """
-    config = index_config(centroids, codebooks, lookup, search_fraction, merged.partition_sizes)
+    config = index_config(centroids, codebooks, lut_type, search_fraction, merged.partition_sizes)
     if merged.codes.shape != (merged.partition_sizes.sum(), len(codebooks)):
         raise ValueError(
             f"codes are {list(merged.codes.shape)}, expected [{merged.partition_sizes.sum()}, {len(codebooks)}] as the "

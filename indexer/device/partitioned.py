@@ -74,7 +74,7 @@ def write_partitioned(
             part,
             centroids,
             quantizer.codebooks,
-            setting.lookup,
+            setting.lut_type,
             searched.search_fraction,
             config.compression,
             json.dumps({**info, "parameters": searched.to_json()}, sort_keys=True),
@@ -123,7 +123,7 @@ def _restricted(
     """Returns the corpus of some items, its centroids, and what of it is searched."""
     dim = quantizer.transform.shape[1]
     limit = config.max_latency_ms if config.max_latency_ms is not None else np.inf
-    whole = Setting(setting.code_bytes, 1, 1, setting.lookup)
+    whole = Setting(setting.code_bytes, 1, 1, setting.lut_type)
     if search_ms(dim, whole, len(items)) <= limit:
         sizes, searched = np.array([len(items)]), whole
         centroids = quantizer.centroids.mean(axis=0, keepdims=True)
@@ -135,11 +135,11 @@ def _restricted(
             (
                 step
                 for step in range(1, len(filled) + 1)
-                if search_ms(dim, Setting(setting.code_bytes, len(filled), step, setting.lookup), step * sizes.mean())
+                if search_ms(dim, Setting(setting.code_bytes, len(filled), step, setting.lut_type), step * sizes.mean())
                 <= limit
             ),
             default=1,
         )
-        searched = Setting(setting.code_bytes, len(filled), most, setting.lookup)
+        searched = Setting(setting.code_bytes, len(filled), most, setting.lut_type)
     part = Merged(merged.codes[items], sizes, merged.metadata_blob, merged.metadata_offsets, merged.order[items], 0.0)
     return part, centroids, searched

@@ -70,7 +70,7 @@ def settle(
 
 def _searcher(quantizer: Quantizer, merged: Merged, setting: Setting) -> ReferenceSearcher:
     return ReferenceSearcher(
-        quantizer.centroids, quantizer.codebooks, merged.codes, merged.partition_sizes, setting.lookup
+        quantizer.centroids, quantizer.codebooks, merged.codes, merged.partition_sizes, setting.lut_type
     )
 
 

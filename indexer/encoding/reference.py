@@ -45,7 +45,7 @@ class ReferenceSearcher:
       codebooks: for each block of dimensions, [256, dimensions of the block] float32; their dimensions add up to dim.
       codes: [n, blocks] uint8.
       partition_sizes: [partitions], items of each partition; they add up to n.
-      lookup: type of the look-up tables.
+      lut_type: type of the look-up tables.
       threads: how many queries are searched at once; by default one for each core of this process.
 
     Raises:
@@ -58,7 +58,7 @@ class ReferenceSearcher:
         codebooks: Sequence[npt.NDArray[np.float32]],
         codes: npt.NDArray[np.uint8],
         partition_sizes: npt.NDArray[np.integer],
-        lookup: LutType,
+        lut_type: LutType,
         threads: int | None = None,
     ) -> None:
         widths = [book.shape[1] for book in codebooks]
@@ -72,15 +72,15 @@ class ReferenceSearcher:
                 f"{len(widths)} codebooks of {sum(widths)} dimensions, "
                 f"expected {codes.shape[1]} of {centroids.shape[1]}"
             )
-        if lookup not in get_args(LutType):
-            raise ValueError(f"look-up type {lookup!r}, expected one of {', '.join(get_args(LutType))}")
+        if lut_type not in get_args(LutType):
+            raise ValueError(f"look-up type {lut_type!r}, expected one of {', '.join(get_args(LutType))}")
         self.partition_sizes = np.asarray(partition_sizes, np.int64)
         self._centroids = np.ascontiguousarray(centroids.T, np.float32)
         self._entries = np.ascontiguousarray(np.concatenate(codebooks, axis=1).T, np.float32)
         self._block_ends = np.cumsum(widths)
         self._codes = np.ascontiguousarray(codes, np.uint8)
         self._offsets = np.concatenate([[0], np.cumsum(self.partition_sizes)])
-        self._levels = _LEVELS[lookup]
+        self._levels = _LEVELS[lut_type]
         self._threads = threads or len(os.sched_getaffinity(0))
 
     def route(self, queries: npt.NDArray[np.float32], searched: int) -> npt.NDArray[np.int64]:

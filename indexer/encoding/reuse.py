@@ -15,7 +15,7 @@ from searchforge.errors import UsageError
 QUANTIZER = "quantizer.safetensors"
 """File of a searcher's quantizer."""
 
-_FREE = {"base", "max_drift", "runner", "beam_options"}
+_FREE = {"reuse_from", "max_drift", "runner", "beam_options"}
 """Keys of the configuration that do not change what is trained."""
 
 
@@ -38,20 +38,22 @@ class Base:
 
 
 def training_config(config: IndexConfig) -> dict[str, Any]:
-    """Returns the keys that decide what is trained."""
-    return config.model_dump(mode="json", exclude=_FREE)
+    """Returns the settings that decide what is trained, without those that have their defaults."""
+    return config.changed(_FREE)
 
 
 def find_base(workspace: Workspace, manifest: Manifest, encoder: str, config: IndexConfig) -> Base | None:
-    """Returns what `index.base` names; `auto`: the latest searcher of the same encoder and settings, if there is one.
+    """Returns what `index.reuse_from` names; `auto`: the latest searcher of the same encoder and settings, if any.
 
     Raises:
       UsageError: the searcher that is named has another encoder or other settings, or is not there.
     """
-    if config.base == "none":
+    if config.reuse_from == "none":
         return None
-    named = config.base != "auto"
-    builds = [workspace.marker("searchers", id) for id in ([config.base] if named else workspace.ids("searchers"))]
+    named = config.reuse_from != "auto"
+    builds = [
+        workspace.marker("searchers", id) for id in ([config.reuse_from] if named else workspace.ids("searchers"))
+    ]
     fitting = []
     for build in builds:
         wanted = {"encoder": encoder, "fingerprint": manifest.fingerprint, "config": training_config(config)}
@@ -60,7 +62,7 @@ def find_base(workspace: Workspace, manifest: Manifest, encoder: str, config: In
             fitting.append(build)
         elif named:
             raise UsageError(
-                f"index.base is {config.base}, but that searcher has another {' and '.join(differs) or 'corpus'}; "
+                f"searcher {config.reuse_from} (index.reuse_from) has another {' and '.join(differs) or 'corpus'}; "
                 "name another one, or leave it out"
             )
     if not fitting:

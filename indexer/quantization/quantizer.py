@@ -28,14 +28,14 @@ class Quantizer:
       clusters: [partitions, dim] float32, means of clusters of vectors: the nearest one is a vector's partition.
       codebooks: for each block of mapped dimensions, in their order, [256, dimensions of the block] float32.
       leaning: where the queries of a vector lie.
-      parallel: squared length that directions are given, see indexer.quantization.codebooks.
+      anisotropic_weight: squared length that directions are given, see indexer.quantization.codebooks.
     """
 
     transform: Matrix
     clusters: Matrix
     codebooks: tuple[Matrix, ...]
     leaning: Leaning
-    parallel: float
+    anisotropic_weight: float
 
     @cached_property
     def _assigner(self) -> Assigner:
@@ -62,7 +62,7 @@ class Quantizer:
     def codes(self, vectors: Matrix) -> npt.NDArray[np.uint8]:
         """Returns the codes [n, blocks] of vectors [n, dim]."""
         mapped = self.map(vectors)
-        return encode(mapped, self.leaning.directions(vectors, mapped, self.parallel), self.codebooks)
+        return encode(mapped, self.leaning.directions(vectors, mapped, self.anisotropic_weight), self.codebooks)
 
     def to_bytes(self) -> bytes:
         """Returns one safetensors file."""
@@ -74,7 +74,7 @@ class Quantizer:
             "block_ends": ends,
             "landmarks": self.leaning.landmarks,
             "weights": self.leaning.weights,
-            "parallel": np.array([self.parallel]),
+            "parallel": np.array([self.anisotropic_weight]),
         }
         written: bytes = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
         return written
@@ -89,9 +89,9 @@ class Quantizer:
         try:
             parts = load(data)
             books = np.split(parts["entries"].T, parts["block_ends"][:-1], axis=1)
-            (parallel,) = parts["parallel"].tolist()
+            (anisotropic_weight,) = parts["parallel"].tolist()
             codebooks = tuple(map(np.ascontiguousarray, books))
             leaning = Leaning(parts["landmarks"], parts["weights"])
-            return cls(parts["transform"], parts["clusters"], codebooks, leaning, parallel)
+            return cls(parts["transform"], parts["clusters"], codebooks, leaning, anisotropic_weight)
         except (SafetensorError, KeyError, ValueError) as error:
             raise JobError(f"{name} is not a quantizer: {error}; delete it and index again") from None

@@ -65,11 +65,11 @@ class Leaning:
         weights = np.linalg.lstsq(gram, sides, rcond=None)[0]
         return cls(np.ascontiguousarray(landmarks), np.ascontiguousarray(weights.T, np.float32))
 
-    def directions(self, vectors: Matrix, mapped: Matrix, parallel: float) -> Matrix:
-        """Returns [n, dim] float32 of squared length `parallel`, each by itself: not of its batch."""
+    def directions(self, vectors: Matrix, mapped: Matrix, anisotropic_weight: float) -> Matrix:
+        """Returns [n, dim] float32 of squared length `anisotropic_weight`, each by itself: not of its batch."""
         found = product(_inputs(vectors, mapped, self.landmarks), self.weights)
         norms = np.sqrt(np.einsum("nd,nd->n", found, found))
-        scale = np.divide(np.float32(parallel**0.5), norms, out=np.zeros_like(norms), where=norms > 0)
+        scale = np.divide(np.float32(anisotropic_weight**0.5), norms, out=np.zeros_like(norms), where=norms > 0)
         return found * scale[:, None]
 
 

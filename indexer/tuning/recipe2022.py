@@ -34,7 +34,7 @@ def recipe_quantizer(
     partitions = config.partitions or default_partitions(items)
     dims_per_block = -(-dim // (config.code_bytes or dim))
     searched = min(config.partitions_searched or _SEARCHED, partitions)
-    setting = Setting(-(-dim // dims_per_block), partitions, searched, config.lookup)
+    setting = Setting(-(-dim // dims_per_block), partitions, searched, config.lut_type)
     no_queries = np.empty((0, dim), np.float32)
     paths = {"sample": str(scratch / "sample.npy"), "quantizer": str(scratch / "quantizer.safetensors")}
     np.save(paths["sample"], survey(shards, dim, config.training_sample, config.seed, no_queries, 1, threads).sample)

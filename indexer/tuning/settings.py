@@ -18,13 +18,13 @@ class Setting:
     Attributes:
       code_bytes: of an item; 8 bits for each block of dimensions.
       partitions, partitions_searched: leaves of the tree; those that a query searches.
-      lookup: type of the device's look-up tables.
+      lut_type: type of the device's look-up tables.
     """
 
     code_bytes: int
     partitions: int
     partitions_searched: int
-    lookup: LutType
+    lut_type: LutType
 
     @property
     def search_fraction(self) -> float:

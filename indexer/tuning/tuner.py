@@ -181,7 +181,9 @@ class Explorer:
             iterations, seed = self._config.training_iterations, self._config.seed
             books = train_codebooks(self._mapped, widths, iterations, seed, self._threads)
             self._codebooks[code_bytes] = tuple(books)
-        return Quantizer(self._transform, clusters, self._codebooks[code_bytes], self._leaning, self._config.parallel)
+        return Quantizer(
+            self._transform, clusters, self._codebooks[code_bytes], self._leaning, self._config.anisotropic_weight
+        )
 
     @property
     def curve(self) -> list[Point]:
@@ -205,7 +207,7 @@ class Explorer:
             reached = np.where(self._known & (ranks < searched), scores, -np.inf)
             best = np.argpartition(-reached, min(count, reached.shape[1]) - 1, axis=1)[:, :count]
             found = np.take_along_axis(good & np.isfinite(reached), best, axis=1).sum(axis=1) / count
-            setting = Setting(code_bytes, partitions, searched, self._config.lookup)
+            setting = Setting(code_bytes, partitions, searched, self._config.lut_type)
             within = (good & (ranks < searched)).sum(axis=1).clip(max=count) / count
             points.append(
                 Point(

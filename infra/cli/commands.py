@@ -70,7 +70,9 @@ _TEXTS = (
     click.option("--encoder", help="Id; default: the workspace's only one."),
 )
 _BEAM = (
-    click.option("--base", "embed__base", help="Id of an earlier run to build on; default: the latest; or none."),
+    click.option(
+        "--reuse-from", "embed__reuse_from", help="Id of an earlier run to build on; default: the latest; or none."
+    ),
     click.option("--runner", "embed__runner", help="Beam runner."),
     click.option("--beam-option", "embed__beam_options", multiple=True, help="Passed to Beam as it is."),
 )

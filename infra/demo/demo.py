@@ -16,7 +16,7 @@ from searchforge.errors import UsageError
 if TYPE_CHECKING:
     from serving_check.measurement.search import Hit
 
-LIGHT = {"heads": 1, "views": 1}
+LIGHT = {"ensemble_size": 1, "views": 1}
 """Settings of training unless they are given: drawn scenes need no more, and are done sooner."""
 
 QUERIES = 5

@@ -201,7 +201,8 @@ def _changed_settings(config: Config, release: Release) -> list[str]:
         if version[0] != version[1]:
             found.append(f"this version of searchforge makes another {name}")
         elif made_with != asked:
-            keys = sorted(key for key in asked if (made_with or {}).get(key) != asked[key])
+            before = made_with or {}
+            keys = sorted(key for key in {*before, *asked} if before.get(key) != asked.get(key))
             found.append(f"{', '.join(f'{name}.{key}' for key in keys)} changed")
     return found
 

@@ -177,7 +177,7 @@ def test_too_many_rejects_fail_the_job(workspace: Workspace, photos: Path) -> No
 
 def test_rejects_that_failed_a_job_are_tried_again(workspace: Workspace, photos: Path) -> None:
     """The photos are away after the corpus was listed, as those of a file server that is down for a while."""
-    config = embed_config(workspace, photos, embed__base="none")
+    config = embed_config(workspace, photos, embed__reuse_from="none")
     with Listing() as listing:
         listing.add(list_corpus(config, "images"))
         photos.rename(photos.with_name("away"))
@@ -207,7 +207,7 @@ def test_an_unknown_encoder_is_refused(workspace: Workspace, photos: Path) -> No
 def test_the_report_adds_up(workspace: Workspace, photos: Path) -> None:
     (photos / "copy.png").write_bytes(png(0))
     (photos / "bad.png").write_bytes(b"?")
-    manifest = embed_images(embed_config(workspace, photos, embed__base="none"), "tiny")
+    manifest = embed_images(embed_config(workspace, photos, embed__reuse_from="none"), "tiny")
     report = json.loads(workspace.storage.read(f"embeddings/{manifest.id}/report.json"))
     assert (report["inputs"], report["embedded"], report["reused"], report["rejected"]) == (22, 20, 1, 1)
     assert report["bytes_read"] == 1 + sum(len(png(index)) for index in range(20))
@@ -217,7 +217,7 @@ def test_the_report_adds_up(workspace: Workspace, photos: Path) -> None:
 
 def test_the_command_passes_beam_its_options(workspace: Workspace, photos: Path) -> None:
     arguments = ["--workspace", workspace.root, "--encoder", "tiny", "--corpus", str(photos), "--json"]
-    result = CliRunner().invoke(main, [*arguments, "--base", "none", "--direct_num_workers=1"])
+    result = CliRunner().invoke(main, [*arguments, "--reuse-from", "none", "--direct_num_workers=1"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["embedded"] == 20
     result = CliRunner().invoke(main, [*arguments, "--corpus", str(photos / "sub"), "--runner", "NoSuchRunner"])

@@ -185,7 +185,7 @@ def test_a_deleted_base_is_named(workspace: Workspace, photos: Path) -> None:
 def test_no_base_embeds_everything(workspace: Workspace, photos: Path) -> None:
     embed_images(embed_config(workspace, photos), "tiny")
     (photos / "new.png").write_bytes(png(100))
-    manifest = embed_images(embed_config(workspace, photos, embed__base="none"), "tiny")
+    manifest = embed_images(embed_config(workspace, photos, embed__reuse_from="none"), "tiny")
     assert (_counts(manifest), manifest.base) == ((21, 21, 0, 0), None)
 
 
@@ -195,13 +195,13 @@ def test_another_encoder_s_run_is_no_base(workspace: Workspace, photos: Path) ->
     manifest = embed_images(embed_config(workspace, photos), "other")
     assert (manifest.embedded, manifest.base) == (20, None)
     with pytest.raises(UsageError, match="cannot be the base"):
-        embed_images(embed_config(workspace, photos / "sub", embed__base=first.id), "other")
+        embed_images(embed_config(workspace, photos / "sub", embed__reuse_from=first.id), "other")
 
 
 def test_the_base_may_be_chosen(workspace: Workspace, photos: Path) -> None:
     first = embed_images(embed_config(workspace, photos), "tiny")
     embed_images(embed_config(workspace, photos / "sub"), "tiny")
     (photos / "new.png").write_bytes(png(100))
-    assert embed_images(embed_config(workspace, photos, embed__base=first.id), "tiny").base == first.id
+    assert embed_images(embed_config(workspace, photos, embed__reuse_from=first.id), "tiny").base == first.id
     with pytest.raises(UsageError, match="embeddings/unknown is not in workspace"):
-        embed_images(embed_config(workspace, photos / "sub" / "*.png", embed__base="unknown"), "tiny")
+        embed_images(embed_config(workspace, photos / "sub" / "*.png", embed__reuse_from="unknown"), "tiny")

@@ -97,11 +97,11 @@ def _recall(
     vectors = answers.vectors.reshape(-1, dim)[first]
     directions = np.zeros_like(vectors)
     if direction == OWN:
-        weight = parallel_weight(THRESHOLD, dim) if kind == "identity" else config.parallel
+        weight = parallel_weight(THRESHOLD, dim) if kind == "identity" else config.anisotropic_weight
         directions = Leaning.own(dim).directions(vectors, vectors @ transform.T, weight)
     elif direction == LEARNED:
         leaning = _leaning(sample, queries.training, transform)
-        directions = leaning.directions(vectors, vectors @ transform.T, config.parallel)
+        directions = leaning.directions(vectors, vectors @ transform.T, config.anisotropic_weight)
     decoded = decode(encode(vectors @ transform.T, directions, books), books)
     asked = queries.verification @ inverse_transpose(transform).T
     recalls = []

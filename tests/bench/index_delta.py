@@ -71,7 +71,7 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int, de
         fresh_vectors, first = _fresh(vectors, each, delta), count + delta * each
         added = write_like(store, base, f"{id}-added-{delta}", fresh_vectors, each, first)
         manifest = _changed(store, manifest, added, f"{id}-delta-{delta}", each, generator)
-        built = _index(data, manifest.id, {**settings, "index.base": full["id"]})
+        built = _index(data, manifest.id, {**settings, "index.reuse_from": full["id"]})
         seconds.append(_work(built))
         drifts.append(built["training"]["drift"]["drift"])
         click.echo(f"delta {delta}: {seconds[-1]:.2f} s, drift {drifts[-1]:.4f}", err=True)
@@ -95,7 +95,7 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int, de
 def _whole(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Trains and encodes everything."""
     shutil.rmtree(Workspace(data["workspace"]).cache("parts"))
-    return _index(data, embeddings, {**settings, "index.base": "none"})
+    return _index(data, embeddings, {**settings, "index.reuse_from": "none"})
 
 
 def _index(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -43,9 +43,9 @@ from tests.bench.grown_set import grow
 ROUNDS, K = 3, 10
 
 BASELINES: dict[str, dict[str, Any]] = {
-    "recipe": {"dims_per_block": 1, "lookup": "int8", "searched": 4},
-    "Model Maker, 64 bytes, 3 percent searched": {"dims_per_block": 2, "lookup": "float", "searched": 0.03},
-    "Model Maker, 128 bytes, 3 percent searched": {"dims_per_block": 1, "lookup": "float", "searched": 0.03},
+    "recipe": {"dims_per_block": 1, "lut_type": "int8", "searched": 4},
+    "Model Maker, 64 bytes, 3 percent searched": {"dims_per_block": 2, "lut_type": "float", "searched": 0.03},
+    "Model Maker, 128 bytes, 3 percent searched": {"dims_per_block": 1, "lut_type": "float", "searched": 0.03},
 }
 """ScaNN on all vectors at once, sqrt(N) partitions; `searched` below 1 is a share of them."""
 
@@ -133,7 +133,7 @@ def _build_ours(
     for id in store.ids("searchers"):
         if store.marker("searchers", id)["embeddings"] == embeddings:
             shutil.rmtree(store.local("searchers", id))
-    keys = {**data, **{f"index.{name}": value for name, value in settings.items()}, "index.base": "none"}
+    keys = {**data, **{f"index.{name}": value for name, value in settings.items()}, "index.reuse_from": "none"}
     options = [f"--set={key}={value}" for key, value in keys.items()]
     command = [sys.executable, "-c", _MEASURED, "--embeddings", embeddings, "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

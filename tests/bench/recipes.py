@@ -17,7 +17,7 @@ import click
 from searchforge.config import Config, load_config
 from searchforge.console.options import import_quietly, quiet_libraries
 
-PLAIN: dict[str, Any] = {"heads": 1, "views": 1, "hub_correction": 0.0}
+PLAIN: dict[str, Any] = {"ensemble_size": 1, "views": 1, "hubness_correction": 0.0}
 TOWERS = {"image_tower": "pypi:efficientnet-lite0", "text_tower": "pypi:minilm-l6"}
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -25,7 +25,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "best, one pair of heads, whole images": PLAIN,
     "+ mirror images": {**PLAIN, "views": 2},
     "+ crops": {**PLAIN, "views": 6},
-    "+ four pairs of heads": {"hub_correction": 0.0},
+    "+ four pairs of heads": {"hubness_correction": 0.0},
     "+ hub correction (best)": {},
 }
 """Settings of `train` by row."""
@@ -67,7 +67,7 @@ def _measure(config: Config) -> dict[str, float]:
 
     # The correction of hubs comes after training: both of its rows share one.
     data, features, widths, weights, seconds = _trained(
-        config.model_copy(update={"train": config.train.model_copy(update={"hub_correction": 0.0})})
+        config.model_copy(update={"train": config.train.model_copy(update={"hubness_correction": 0.0})})
     )
     model = DualEncoder(config.train, *widths)
     model.load(weights)

@@ -19,7 +19,9 @@ MODULE = "tests.bench.scann_baseline"
 """What a Session runs; a request is the arguments of `build` or `search`, and `do`, the name."""
 
 
-def build(vectors: str, partitions: int, dims_per_block: int, lookup: str, searched: int, index: str) -> dict[str, Any]:
+def build(
+    vectors: str, partitions: int, dims_per_block: int, lut_type: str, searched: int, index: str
+) -> dict[str, Any]:
     """Builds the index of a .npy matrix [n, dim] float32; an item's metadata is a JSON object with its number as id."""
     from scann.scann_ops.py import scann_ops_pybind
     from tensorflow_lite_support.scann_ondevice.cc.core import serialized_searcher_pb2 as schema
@@ -45,7 +47,7 @@ def build(vectors: str, partitions: int, dims_per_block: int, lookup: str, searc
         device.partitioner.leaf.add().dimension.extend(cluster.tolist())
     hashing = device.indexer.asymmetric_hashing
     hashing.query_distance = schema.DOT_PRODUCT
-    hashing.lookup_type = getattr(schema.AsymmetricHashingProto, lookup.upper())
+    hashing.lookup_type = getattr(schema.AsymmetricHashingProto, lut_type.upper())
     for codebook in codebooks:
         subspace = hashing.subspace.add()
         for entry in codebook:

@@ -104,7 +104,7 @@ FAULTS: dict[str, tuple[Change, type[SearchforgeError], str]] = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
-    return make_corpus(tmp_path_factory.mktemp("bad"), count=COUNT, data__captions=[], index__base="none")
+    return make_corpus(tmp_path_factory.mktemp("bad"), count=COUNT, data__captions=[], index__reuse_from="none")
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_the_command_builds_and_says_what_is_wrong(tmp_path: Path) -> None:
     arguments = ["--workspace", corpus.workspace.root, "--embeddings", "corpus"]
     built = CliRunner().invoke(main, [*arguments, "--preset", "recipe2022", "--json"])
     assert built.exit_code == 0
-    assert json.loads(built.stdout)["parameters"]["lookup"] == "int8"
+    assert json.loads(built.stdout)["parameters"]["lut_type"] == "int8"
     refused = CliRunner().invoke(main, [*arguments, "--partitions", "21"])
     assert refused.exit_code == 2
     assert "partitions is 21, but the corpus has 20 images" in refused.output

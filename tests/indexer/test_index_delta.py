@@ -171,7 +171,7 @@ def test_a_second_change_is_held_against_the_corpus_that_was_trained_on(history:
 
 def test_a_named_base_of_other_settings_is_refused(history: History) -> None:
     named = history.first["id"]
-    with pytest.raises(UsageError, match=f"index.base is {named}, but that searcher has another config"):
+    with pytest.raises(UsageError, match=f"index.reuse_from is {named}, but that searcher has another config"):
         history.build(base=named, code_bytes=2)
 
 
@@ -183,7 +183,9 @@ def test_a_named_base_of_another_encoder_is_refused(history: History) -> None:
             shutil.copy(path, staging.path)
         staging.commit(encoder)
     commit_embeddings(history.workspace, history.live, "foreign", fingerprint="e" * 64)
-    with pytest.raises(UsageError, match=f"index.base is {history.first['id']}, .* another encoder and fingerprint"):
+    with pytest.raises(
+        UsageError, match=f"index.reuse_from is {history.first['id']}, .* another encoder and fingerprint"
+    ):
         history.build("foreign", "other", base=history.first["id"])
 
 

@@ -40,7 +40,7 @@ def build(corpus: TinyCorpus) -> Build:
 
 
 def test_settings_that_are_fixed_by_hand_are_built(build: Build) -> None:
-    fixed = {"code_bytes": 5, "partitions": 7, "partitions_searched": 3, "lookup": "int16"}
+    fixed = {"code_bytes": 5, "partitions": 7, "partitions_searched": 3, "lut_type": "int16"}
     report = build(**fixed, recall_at_10=None)
     assert report["parameters"] == fixed
     assert report["sizes"]["codes"] == 5 * IMAGES
@@ -66,7 +66,7 @@ def test_the_device_searches_the_partitions_that_were_fixed(corpus: TinyCorpus, 
     [
         {"recall_at_10": 0.7, "partitions": 8},
         {"recall_at_10": None, "code_bytes": 4, "partitions": 8, "partitions_searched": 2, "query_aware": False},
-        {"recall_at_10": None, "code_bytes": 6, "partitions": 8, "partitions_searched": 4, "lookup": "int8"},
+        {"recall_at_10": None, "code_bytes": 6, "partitions": 8, "partitions_searched": 4, "lut_type": "int8"},
     ],
 )
 def test_the_task_library_returns_the_recall_that_the_report_promises(
@@ -157,7 +157,7 @@ def test_the_limit_of_the_index_file_is_one_of_its_metadata_too(corpus: TinyCorp
 
 def test_the_recipe_is_that_of_2022(corpus: TinyCorpus, build: Build) -> None:
     report = build(preset="recipe2022")
-    assert report["parameters"] == {"code_bytes": DIM, "partitions": 20, "partitions_searched": 4, "lookup": "int8"}
+    assert report["parameters"] == {"code_bytes": DIM, "partitions": 20, "partitions_searched": 4, "lut_type": "int8"}
     assert report["training"]["tuning"] == {}
     with _searcher(corpus, report) as searcher:
         right = [searcher.search_text(f"w{i}", 1)[0].id == f"{i:05d}.png" for i in range(40)]
@@ -194,8 +194,8 @@ def test_options_of_the_command_are_settings(corpus: TinyCorpus) -> None:
         "--code-bytes": "4",
         "--partitions": "5",
         "--partitions-searched": "2",
-        "--base": "none",
-        "--set": "index.lookup=int16",
+        "--reuse-from": "none",
+        "--set": "index.lut_type=int16",
     }
     arguments = [text for option in options.items() for text in option]
     result = CliRunner().invoke(main, ["--workspace", corpus.workspace.root, "--json", *arguments])
@@ -203,18 +203,18 @@ def test_options_of_the_command_are_settings(corpus: TinyCorpus) -> None:
     report = json.loads(result.stdout)
     expected = {"preset": "best", "recall_at_10": 0.2, "max_latency_ms": 1.5, "max_index_size": 10**6}
     assert {key: report["config"][key] for key in expected} == expected
-    assert report["parameters"] == {"code_bytes": 4, "partitions": 5, "partitions_searched": 2, "lookup": "int16"}
+    assert report["parameters"] == {"code_bytes": 4, "partitions": 5, "partitions_searched": 2, "lut_type": "int16"}
     assert (report["encoder"], report["training"]["tuning"]["query_kind"]) == ("tiny", "caption")
 
 
 def test_a_named_base_is_an_option_of_the_command(corpus: TinyCorpus) -> None:
-    arguments = ["--workspace", corpus.workspace.root, "--embeddings", "corpus", "--base", "missing"]
+    arguments = ["--workspace", corpus.workspace.root, "--embeddings", "corpus", "--reuse-from", "missing"]
     result = CliRunner().invoke(main, arguments)
     assert (result.exit_code, "searchers/missing is not in workspace" in result.output) == (2, True)
 
 
 def test_a_failure_of_the_command_is_its_exit_code_and_a_message(corpus: TinyCorpus) -> None:
-    arguments = ["--workspace", corpus.workspace.root, "--embeddings", "corpus", "--base", "none"]
+    arguments = ["--workspace", corpus.workspace.root, "--embeddings", "corpus", "--reuse-from", "none"]
     result = CliRunner().invoke(main, [*arguments, "--max-index-size", "1KB"])
     assert (result.exit_code, result.stdout) == (1, "")
     assert (
@@ -226,7 +226,9 @@ def test_a_failure_of_the_command_is_its_exit_code_and_a_message(corpus: TinyCor
 def _with(config: Config, **settings: Any) -> Config:
     """Returns the configuration of a file with these settings of the index; no quantizer is used again."""
     values = {"workspace": config.workspace, "data.captions": config.data.captions, "data.images": config.data.images}
-    return load_config(None, {**values, "index.base": "none", **{f"index.{key}": settings[key] for key in settings}})
+    return load_config(
+        None, {**values, "index.reuse_from": "none", **{f"index.{key}": settings[key] for key in settings}}
+    )
 
 
 def _tuned(report: dict[str, Any]) -> float:

@@ -138,7 +138,7 @@ def test_a_run_goes_all_the_way_in_a_bucket(bucket: str, tmp_path: Path) -> None
         "train.text_tower": "pypi:minilm-l6@2",
         "train.epochs": 2,
         "train.batch_size": 50,
-        "train.heads": 1,
+        "train.ensemble_size": 1,
         "train.views": 1,
         "check.min_recall_at_10": 0.8,
     }

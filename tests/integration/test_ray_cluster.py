@@ -183,7 +183,7 @@ def _configuration(corpus: Path, workspace: Path) -> Path:
         "epochs": EPOCHS,
         "batch_size": 8,
         "dim": 16,
-        "heads": 1,
+        "ensemble_size": 1,
         "views": 1,
         "text_quantization": "float32",
     }

@@ -20,7 +20,7 @@ EPOCHS = 10
 
 
 def main(address: str, workspace: str, name: str, images: str, result: str) -> None:
-    config = TrainConfig(epochs=EPOCHS, batch_size=8, dim=16, heads=1, workers=2, ray_address=address)
+    config = TrainConfig(epochs=EPOCHS, batch_size=8, dim=16, ensemble_size=1, workers=2, ray_address=address)
     task = HeadTask(config, random_set(int(images)))
     with ray_cluster(config):
         trained = fit(task, CheckpointStore(workspace), name, threads=1)

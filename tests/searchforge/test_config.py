@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from searchforge.config import Config, load_config
+from searchforge.config import Config, Section, load_config
 from searchforge.errors import UsageError
 
 
@@ -43,18 +43,18 @@ def test_a_preset_fills_in_and_given_values_win() -> None:
     config = load_config(None, {"train.preset": "recipe2022", "train.epochs": 2, "index.preset": "recipe2022"})
     assert (config.train.epochs, config.train.batch_size, config.train.learn_temperature) == (2, 256, False)
     assert config.check.min_recall_at_10 == 0.6
-    assert (config.index.partitions_searched, config.index.lookup) == (4, "int8")
+    assert (config.index.partitions_searched, config.index.lut_type) == (4, "int8")
 
 
 def test_every_fault_is_named_with_its_place(tmp_path: Path) -> None:
-    path = _write(tmp_path, "train: {epoch: 3, workers: 0}\nindex: {lookup: float64}\nchekc: {}")
+    path = _write(tmp_path, "train: {epoch: 3, workers: 0}\nindex: {lut_type: float64}\nchekc: {}")
     with pytest.raises(UsageError) as error:
         load_config(path)
     message = str(error.value)
     assert str(path) in message
     assert "train.epoch: unknown key; allowed here: preset," in message
     assert "train.workers: " in message and "got 0" in message
-    assert "index.lookup: Input should be 'float', 'int16' or 'int8'; got 'float64'" in message
+    assert "index.lut_type: Input should be 'float', 'int16' or 'int8'; got 'float64'" in message
     assert "chekc: unknown key; allowed here: workspace," in message
 
 
@@ -89,3 +89,28 @@ def test_sizes_are_written_as_people_write_them(written: str | int, size: int) -
 def test_other_sizes_are_refused(written: str) -> None:
     with pytest.raises(UsageError, match=r"index\.max_index_size"):
         load_config(None, {"index.max_index_size": written})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("train.heads", "train.ensemble_size"),
+        ("train.hub_correction", "train.hubness_correction"),
+        ("embed.base", "embed.reuse_from"),
+        ("index.base", "index.reuse_from"),
+        ("index.lookup", "index.lut_type"),
+        ("index.parallel", "index.anisotropic_weight"),
+    ],
+)
+def test_a_renamed_key_is_refused_with_its_current_name(old: str, new: str) -> None:
+    with pytest.raises(UsageError, match=f"{old}: unknown key; it is called {new}"):
+        load_config(overrides={old: 1})
+
+
+def test_ids_are_made_of_what_differs_from_the_defaults() -> None:
+    sections = [value for value in vars(Config()).values() if isinstance(value, Section)]
+    assert sections and all(section.changed() == {} for section in sections)
+    config = load_config(None, {"train.epochs": 5, "train.workers": 3, "index.recall_at_10": 0.9, "check.queries": 7})
+    assert config.train.changed({"workers"}) == {"epochs": 5}
+    assert config.index.changed() == {"recall_at_10": 0.9}
+    assert config.check.changed() == {"queries": 7}

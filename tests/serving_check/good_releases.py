@@ -42,13 +42,13 @@ class Corpora:
     def corpus(self, count: int = IMAGES, **settings: Any) -> TinyCorpus:
         """Returns the corpus of so many captioned images; arguments as of `make_corpus`.
 
-        Kinds that share it do not share a quantizer: `index.base` is `none`.
+        Kinds that share it do not share a quantizer: `index.reuse_from` is `none`.
         """
         if count not in self._made:
             self._made[count] = make_corpus(self._root / f"of-{count}", count)
         made = self._made[count]
         data = {"captions": made.config.data.captions, "images": made.config.data.images}
-        values = {"workspace": made.workspace.root, "data": data, "index.base": "none"}
+        values = {"workspace": made.workspace.root, "data": data, "index.reuse_from": "none"}
         config = load_config(None, {**values, **{key.replace("__", "."): value for key, value in settings.items()}})
         return dataclasses.replace(made, config=config)
 
@@ -98,11 +98,11 @@ _of_settings("codes_of_two_bytes", 0.1, code_bytes=2, partitions=7, partitions_s
 _of_settings("one_partition", 0.9, partitions=1)
 _of_settings("more_partitions_than_fit_the_corpus", 0.1, partitions=150, partitions_searched=15, recall_at_10=None)
 _of_settings("one_partition_searched", 0.05, code_bytes=8, partitions=8, partitions_searched=1, recall_at_10=None)
-_of_settings("look_ups_of_16_bits", 0.9, lookup="int16")
-_of_settings("look_ups_of_8_bits", 0.5, lookup="int8", code_bytes=8, recall_at_10=None)
+_of_settings("look_ups_of_16_bits", 0.9, lut_type="int16")
+_of_settings("look_ups_of_8_bits", 0.5, lut_type="int8", code_bytes=8, recall_at_10=None)
 _of_settings("no_compression", 0.9, compression=False)
 _of_settings("no_map", 0.5, query_aware=False, code_bytes=8, recall_at_10=None)
-_of_settings("the_recipe_of_2022", 0.5, preset="recipe2022", lookup="int8")
+_of_settings("the_recipe_of_2022", 0.5, preset="recipe2022", lut_type="int8")
 _of_settings("one_image", 0.9, count=1)
 _of_settings("two_images", 0.9, count=2)
 _of_settings("ten_images", 0.9, count=10)

@@ -172,7 +172,7 @@ def make_template(root: Path) -> Specimen:
     corpus = make_corpus(
         root,
         COUNT,
-        index__base="none",
+        index__reuse_from="none",
         index__max_drift=1e6,
         index__code_bytes=4,
         index__partitions=PARTITIONS,

@@ -29,7 +29,7 @@ def test_features_that_are_cached_take_no_time() -> None:
 def test_more_work_takes_longer() -> None:
     plain = _seconds()
     assert _seconds(TrainConfig(epochs=60)) > plain
-    assert _seconds(TrainConfig(heads=1)) < plain
+    assert _seconds(TrainConfig(ensemble_size=1)) < plain
     assert _seconds(TrainConfig(tune_text="full")) > plain
     assert _seconds(amount=dataclasses.replace(AMOUNT, steps=8)) > plain
 

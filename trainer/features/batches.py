@@ -56,7 +56,7 @@ def draw(
       images float32 [n, pairs, image width], texts float32 [n, pairs, k, text width] and text ids int32 [n, pairs, k].
     """
     drawn = []
-    for pair in range(config.heads):
+    for pair in range(config.ensemble_size):
         own = _order(config.seed, pair, data.images.shape[1])[rows] if pair else rows
         drawn.append(_draw_pair(config, data, own, random, part))
     images, texts, ids = (np.stack(parts, 1) for parts in zip(*drawn, strict=True))

@@ -20,8 +20,8 @@ MIN_TEMPERATURE = 0.01
 
 
 def new_heads(config: TrainConfig, modality: Literal["image", "text"], width: int) -> list[Head]:
-    """Returns `config.heads` untrained heads of one modality for features of a width."""
-    seeds = [(config.seed, member, int(modality == "text")) for member in range(config.heads)]
+    """Returns `config.ensemble_size` untrained heads of one modality for features of a width."""
+    seeds = [(config.seed, member, int(modality == "text")) for member in range(config.ensemble_size)]
     if config.preset == "recipe2022":
         return [ResidualHead(width, config.dim, seed, modality) for seed in seeds]
     rates = {"image": (0.2, 0.5), "text": (0.1, 0.3)}[modality]
@@ -35,7 +35,7 @@ class DualEncoder(tf.Module):
     `trainer.model.ensemble` makes one encoder of them.
 
     Attributes:
-      image_heads, text_heads: see trainer.model.projection_heads; `config.heads` of each.
+      image_heads, text_heads: see trainer.model.projection_heads; `config.ensemble_size` of each.
       log_temperature: float32 scalar; trained or not.
     """
 

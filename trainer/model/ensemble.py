@@ -117,17 +117,17 @@ class _ImageHead(FusedHead):
 
 
 def fuse(
-    model: DualEncoder, images: Array, texts: Array, dim: int, hub_correction: float, seed: int
+    model: DualEncoder, images: Array, texts: Array, dim: int, hubness_correction: float, seed: int
 ) -> tuple[FusedHead, FusedHead]:
     """Makes one image head and one text head of a trained model.
 
     Args:
       images, texts: float32 [n, d] and [m, d], features of the training set; the plain view of images.
       dim: of the embeddings.
-      hub_correction: strength of the correction; 0 leaves it out, and then a single pair of heads stays as it is.
+      hubness_correction: strength of the correction; 0 leaves it out, and then a single pair of heads stays as it is.
       seed: of the samples that the axes and the bank are made of.
     """
-    if _stays_single(model.image_heads, hub_correction):
+    if _stays_single(model.image_heads, hubness_correction):
         return FusedHead(model.image_heads, None, "image"), FusedHead(model.text_heads, None, "text")
     random = np.random.default_rng(seed)
     images, texts = (part[_sample(random, len(part), SAMPLE)] for part in (images, texts))
@@ -135,38 +135,38 @@ def fuse(
         _embed(lambda x, heads=heads: tf.concat([head(x) for head in heads], -1), features)
         for heads, features in ((model.image_heads, images), (model.text_heads, texts))
     ]
-    axes = _principal_axes(embedded, _fused_dim(dim, hub_correction))
-    text_head = _text_kind(hub_correction)(model.text_heads, axes, "text")
-    if not hub_correction:
+    axes = _principal_axes(embedded, _fused_dim(dim, hubness_correction))
+    text_head = _text_kind(hubness_correction)(model.text_heads, axes, "text")
+    if not hubness_correction:
         return FusedHead(model.image_heads, axes, "image"), text_head
     plain = FusedHead(model.image_heads, axes, "image")
     bank = _embed(text_head.project, texts[_sample(random, len(texts), BANK)])
     temperature = float(model.temperature)
     image_head = _ImageHead(
-        model.image_heads, axes, "image", hub_correction, temperature, bank, _embed(plain.project, images)
+        model.image_heads, axes, "image", hubness_correction, temperature, bank, _embed(plain.project, images)
     )
     return image_head, text_head
 
 
-def blank_text_head(heads: Sequence[Head], dim: int, hub_correction: float) -> FusedHead:
+def blank_text_head(heads: Sequence[Head], dim: int, hubness_correction: float) -> FusedHead:
     """Returns a text head of the structure that `fuse` gives, whose weights are still to be loaded."""
-    if _stays_single(heads, hub_correction):
+    if _stays_single(heads, hubness_correction):
         return FusedHead(heads, None, "text")
-    axes = np.zeros((len(heads) * heads[0].dim, _fused_dim(dim, hub_correction)), np.float32)
-    return _text_kind(hub_correction)(heads, axes, "text")
+    axes = np.zeros((len(heads) * heads[0].dim, _fused_dim(dim, hubness_correction)), np.float32)
+    return _text_kind(hubness_correction)(heads, axes, "text")
 
 
-def _stays_single(heads: Sequence[Head], hub_correction: float) -> bool:
-    return len(heads) == 1 and not hub_correction
+def _stays_single(heads: Sequence[Head], hubness_correction: float) -> bool:
+    return len(heads) == 1 and not hubness_correction
 
 
-def _fused_dim(dim: int, hub_correction: float) -> int:
+def _fused_dim(dim: int, hubness_correction: float) -> int:
     """Dimensions that are left for the principal axes."""
-    return dim - 1 if hub_correction else dim
+    return dim - 1 if hubness_correction else dim
 
 
-def _text_kind(hub_correction: float) -> type[FusedHead]:
-    return _TextHead if hub_correction else FusedHead
+def _text_kind(hubness_correction: float) -> type[FusedHead]:
+    return _TextHead if hubness_correction else FusedHead
 
 
 def _principal_axes(parts: Sequence[Array], count: int) -> Array:

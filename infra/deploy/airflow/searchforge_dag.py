@@ -1,4 +1,4 @@
-"""A nightly re-index by Airflow 3, in place of the CronJob of infra/deploy/kubernetes, with its account and configuration.
+"""A nightly re-index by Airflow 3, instead of the CronJob of infra/deploy/kubernetes; it uses the same account.
 
 Goes into Airflow's DAG folder together with pod.yaml.
 """

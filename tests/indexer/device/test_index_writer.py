@@ -34,7 +34,7 @@ class Setting:
 
     count: int
     partitions: int
-    lookup: LutType = "float"
+    lut_type: LutType = "float"
     widths: tuple[int, ...] = (1, 2, 3, 5, 7)
     filled: float = 1.0  # share of partitions that are not empty
     metadata: str = "numbers"
@@ -89,11 +89,11 @@ def test_json_shrinks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [False, True])
-@pytest.mark.parametrize("lookup", ["float", "int16", "int8"])
+@pytest.mark.parametrize("lut_type", ["float", "int16", "int8"])
 def test_the_task_library_finds_the_same_in_both(
-    lookup: LutType, compression: bool, task_library: isolated.Session, tmp_path: Path
+    lut_type: LutType, compression: bool, task_library: isolated.Session, tmp_path: Path
 ) -> None:
-    setting = Setting(4_000, 50, lookup, filled=0.8)
+    setting = Setting(4_000, 50, lut_type, filled=0.8)
     ours = write_ours(setting, tmp_path, compression)
     theirs = write_theirs(setting, task_library, tmp_path, compression)
     queries = np.random.default_rng(2).normal(size=(QUERIES, sum(setting.widths))).astype(np.float32)
@@ -165,7 +165,7 @@ def write(setting: Setting, folder: Path, compression: bool) -> dict[str, int]:
         order=np.argsort(blob_order),
         squared_error=0.0,
     )
-    given = (arrays["centroids"], codebooks(arrays), setting.lookup, SEARCH_FRACTION, compression, USER_INFO)
+    given = (arrays["centroids"], codebooks(arrays), setting.lut_type, SEARCH_FRACTION, compression, USER_INFO)
     return write_index(merged, *given, folder / "ours.ldb")
 
 
@@ -175,7 +175,7 @@ def write_theirs(setting: Setting, task_library: isolated.Session, folder: Path,
     np.savez(paths["arrays"], **make_arrays(setting))
     np.savez(paths["metadata"], data=data, offsets=offsets)
     index = folder / "theirs.ldb"
-    request = {"lookup": setting.lookup, "search_fraction": SEARCH_FRACTION, "user_info": USER_INFO}
+    request = {"lut_type": setting.lut_type, "search_fraction": SEARCH_FRACTION, "user_info": USER_INFO}
     request |= {"compression": compression, "index": str(index)}
     task_library.call({"do": "write_index", **paths, **request})
     return index

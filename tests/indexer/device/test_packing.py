@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "queries.npy", rng.normal(size=(QUERIES, DIM)).astype(np.float32))
     with isolated.Session(lookup_encoder.MODULE) as session:
         session.call({"do": "write", "vectors": str(folder / "queries.npy"), "encoder": str(folder / "encoder.tflite")})
-        index = {"lookup": "float", "search_fraction": 1.0, "index": str(folder / "index.ldb")}
+        index = {"lut_type": "float", "search_fraction": 1.0, "index": str(folder / "index.ldb")}
         session.call({"do": "write_index", "arrays": str(folder / "arrays.npz"), **index})
     return folder
 

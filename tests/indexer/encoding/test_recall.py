@@ -25,7 +25,7 @@ from tests.indexer.tiny_encoder import unit
 
 DIM = 16
 PARTITIONS = 40
-EXACT = Setting(code_bytes=DIM, partitions=PARTITIONS, partitions_searched=PARTITIONS, lookup="float")
+EXACT = Setting(code_bytes=DIM, partitions=PARTITIONS, partitions_searched=PARTITIONS, lut_type="float")
 """Codes of one byte a dimension, of which hardly any recall is lost."""
 
 

@@ -27,7 +27,7 @@ def task_library() -> Iterator[isolated.Session]:
 class Setting:
     """An index of random codes."""
 
-    lookup: LutType
+    lut_type: LutType
     widths: list[int]
     partitions: int = 40
     search_fraction: float = 0.16
@@ -158,7 +158,7 @@ def search_both(
     np.save(paths["queries.npy"], queries)
     np.savez(paths["arrays.npz"], **make_arrays(setting))
     task_library.call({"do": "write", "vectors": paths["queries.npy"], "encoder": paths["e.tflite"]})
-    index = {"lookup": setting.lookup, "search_fraction": setting.search_fraction, "index": paths["index.ldb"]}
+    index = {"lut_type": setting.lut_type, "search_fraction": setting.search_fraction, "index": paths["index.ldb"]}
     task_library.call({"do": "write_index", "arrays": paths["arrays.npz"], **index})
     query = {"queries": count, "k": setting.k, "output": paths["hits.npz"], "index": paths["index.ldb"]}
     task_library.call({"do": "search", "searcher": paths["e.tflite"], **query})
@@ -171,7 +171,7 @@ def random_searcher(
 ) -> tuple[ReferenceSearcher, np.ndarray]:
     arrays = make_arrays(setting)
     searcher = ReferenceSearcher(
-        arrays["centroids"], codebooks(arrays), arrays["codes"], sizes(arrays), setting.lookup, threads
+        arrays["centroids"], codebooks(arrays), arrays["codes"], sizes(arrays), setting.lut_type, threads
     )
     queries = np.random.default_rng(2).normal(size=(count, sum(setting.widths))).astype(np.float32)
     queries[0] = 0  # every distance is the same

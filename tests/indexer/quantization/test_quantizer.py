@@ -58,7 +58,7 @@ CHANGES: dict[str, Callable[[Quantizer], Quantizer]] = {
     "where blocks end": with_uneven_blocks,
     "landmarks": lambda q: dataclasses.replace(q, leaning=Leaning(changed(q.leaning.landmarks), q.leaning.weights)),
     "weights": lambda q: dataclasses.replace(q, leaning=Leaning(q.leaning.landmarks, changed(q.leaning.weights))),
-    "parallel": lambda q: dataclasses.replace(q, parallel=q.parallel + 1e-9),
+    "parallel": lambda q: dataclasses.replace(q, anisotropic_weight=q.anisotropic_weight + 1e-9),
 }
 
 
@@ -135,8 +135,8 @@ def test_knowing_where_a_vectors_queries_lie_lowers_the_error_of_their_scores() 
     learned = Leaning.fit(vectors, vectors @ transform.T, towards @ inverse_transpose(transform).T, sample[:100])
     hits = exact_search(queries, fresh, 10).items
 
-    def error(leaning: Leaning, parallel: float) -> float:
-        return hit_error(trained(sample, transform, leaning, parallel), fresh, queries, hits)
+    def error(leaning: Leaning, anisotropic_weight: float) -> float:
+        return hit_error(trained(sample, transform, leaning, anisotropic_weight), fresh, queries, hits)
 
     assert error(learned, 6.0) < 0.8 * error(learned, 0.0)
     assert error(learned, 6.0) < error(Leaning.own(DIM), 6.0)
@@ -147,7 +147,7 @@ def assert_equal(one: Quantizer, other: Quantizer) -> None:
     np.testing.assert_array_equal(one.clusters, other.clusters)
     np.testing.assert_array_equal(one.leaning.landmarks, other.leaning.landmarks)
     np.testing.assert_array_equal(one.leaning.weights, other.leaning.weights)
-    assert one.parallel == other.parallel
+    assert one.anisotropic_weight == other.anisotropic_weight
     for mine, theirs in zip(one.codebooks, other.codebooks, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
@@ -169,13 +169,13 @@ def some_quantizer() -> Quantizer:
 
 
 def trained(
-    sample: np.ndarray, transform: np.ndarray, leaning: Leaning | None = None, parallel: float = 6.0
+    sample: np.ndarray, transform: np.ndarray, leaning: Leaning | None = None, anisotropic_weight: float = 6.0
 ) -> Quantizer:
     """Returns a quantizer of BLOCKS bytes a code."""
     mapped = sample @ transform.T
     widths = block_widths(np.sort(mapped.var(axis=0))[::-1], BLOCKS)
     books = train_codebooks(mapped, widths, iterations=6, seed=0)
-    return Quantizer(transform, sample[:1], tuple(books), leaning or Leaning.own(DIM), parallel)
+    return Quantizer(transform, sample[:1], tuple(books), leaning or Leaning.own(DIM), anisotropic_weight)
 
 
 def score_error(quantizer: Quantizer, vectors: np.ndarray, queries: np.ndarray) -> float:

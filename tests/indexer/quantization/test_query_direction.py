@@ -18,11 +18,11 @@ def test_a_vectors_own_direction_is_that_of_the_mapped_vector() -> None:
 
 
 @pytest.mark.parametrize("parallel", [0.0, 1.0, 6.0])
-def test_directions_have_the_squared_length_that_is_asked_for(parallel: float) -> None:
+def test_directions_have_the_squared_length_that_is_asked_for(anisotropic_weight: float) -> None:
     vectors, mapped = pairs(200)[:2]
     for leaning in (Leaning.own(DIM), fitted()):
-        lengths = (leaning.directions(vectors, mapped, parallel) ** 2).sum(axis=1)
-        np.testing.assert_allclose(lengths, parallel, rtol=1e-5)
+        lengths = (leaning.directions(vectors, mapped, anisotropic_weight) ** 2).sum(axis=1)
+        np.testing.assert_allclose(lengths, anisotropic_weight, rtol=1e-5)
 
 
 def test_queries_that_depend_linearly_on_vectors_are_found() -> None:

@@ -45,7 +45,7 @@ def test_a_point_of_another_setting_is_not_marked(tmp_path: Path, other: dict[st
     assert "chosen" not in legend([point(ms=1, recall=0.9, **setting)], CHOSEN, tmp_path)
 
 
-CHOSEN = Setting(code_bytes=32, partitions=20, partitions_searched=3, lookup="float")
+CHOSEN = Setting(code_bytes=32, partitions=20, partitions_searched=3, lut_type="float")
 
 
 def points() -> list[dict[str, Any]]:

@@ -168,7 +168,7 @@ def test_near_misses_of_a_search_are_of_every_size() -> None:
 
 
 def test_settings_that_are_given_are_kept() -> None:
-    config = IndexConfig(recall_at_10=None, code_bytes=11, partitions=30, partitions_searched=7, lookup="int8")
+    config = IndexConfig(recall_at_10=None, code_bytes=11, partitions=30, partitions_searched=7, lut_type="int8")
     found = explore(make_explorer(config), config)
     assert found is not None
     assert found.setting == Setting(11, 30, 7, "int8")

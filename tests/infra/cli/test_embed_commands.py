@@ -57,7 +57,7 @@ def test_texts_are_embedded(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--corpus", "nowhere"], "corpus nowhere does not exist"),
-        (["--corpus", ".", "--base", "unknown"], "embeddings/unknown is not in workspace"),
+        (["--corpus", ".", "--reuse-from", "unknown"], "embeddings/unknown is not in workspace"),
         (["--corpus", ".", "--set", "embed.backend=gpu"], "embed.backend"),
     ],
 )

@@ -326,7 +326,7 @@ def _tradeoff() -> dict[str, Any]:
                         "code_bytes": code_bytes,
                         "partitions": partitions,
                         "partitions_searched": searched,
-                        "lookup": "float",
+                        "lut_type": "float",
                         "recall_at_10": round(of_codes * (1 - math.exp(-9 * searched / partitions)), 4),
                         "bytes_per_image": code_bytes + 23.9,
                         "search_ms": round(0.02 + partitions / 2500 + code_bytes * searched / partitions / 112, 4),
@@ -334,7 +334,7 @@ def _tradeoff() -> dict[str, Any]:
                 )
     good = [point for point in points if point["code_bytes"] == 64 and point["recall_at_10"] >= 0.95]
     chosen = min(good, key=lambda point: point["search_ms"])
-    setting = ("code_bytes", "partitions", "partitions_searched", "lookup")
+    setting = ("code_bytes", "partitions", "partitions_searched", "lut_type")
     return {"chosen": {name: chosen[name] for name in setting}, "points": points}
 
 

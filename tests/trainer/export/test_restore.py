@@ -32,7 +32,7 @@ def _export(folder: Path, settings: TrainConfig, tower: TextTower) -> tuple[Enco
     """Exports a text encoder with heads of random weights, as training does; returns its description and itself."""
     random = np.random.default_rng(0)
     images, texts = (random.normal(size=(40, width)).astype(np.float32) for width in (5, tower.width))
-    _, head = fuse(DualEncoder(settings, 5, tower.width), images, texts, DIM, settings.hub_correction, seed=0)
+    _, head = fuse(DualEncoder(settings, 5, tower.width), images, texts, DIM, settings.hubness_correction, seed=0)
     encoder = TextEncoder(tower, head)
     encoder.save(folder / TEXT_SAVED_MODEL)
     info = EncoderInfo(
@@ -50,7 +50,12 @@ def _export(folder: Path, settings: TrainConfig, tower: TextTower) -> tuple[Enco
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"heads": 1, "hub_correction": 0.0}, {"preset": "recipe2022", "heads": 2, "hub_correction": 0.0}]
+    "changes",
+    [
+        {},
+        {"ensemble_size": 1, "hubness_correction": 0.0},
+        {"preset": "recipe2022", "ensemble_size": 2, "hubness_correction": 0.0},
+    ],
 )
 def test_heads_of_every_structure_are_restored(changes: dict[str, Any], model: str, tmp_path: Path) -> None:
     settings = TrainConfig(text_tower=model, dim=DIM, **changes)
@@ -61,7 +66,7 @@ def test_heads_of_every_structure_are_restored(changes: dict[str, Any], model: s
 
 
 def test_what_is_missing_is_an_error(model: str, tmp_path: Path) -> None:
-    settings = TrainConfig(text_tower=model, dim=DIM, heads=1)
+    settings = TrainConfig(text_tower=model, dim=DIM, ensemble_size=1)
     info, _ = _export(tmp_path, settings, load_text_tower(tower_specs(settings, TEXTS)[1]))
 
     def trained_with(**changes: Any) -> EncoderInfo:
@@ -72,4 +77,4 @@ def test_what_is_missing_is_an_error(model: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not hold the settings of its training"):
         restore_text_encoder(info.model_copy(update={"report": {}}), tmp_path)
     with pytest.raises(JobError, match=r"weights in .*variables do not fit the text encoder of exported"):
-        restore_text_encoder(trained_with(heads=2), tmp_path)
+        restore_text_encoder(trained_with(ensemble_size=2), tmp_path)

@@ -52,7 +52,7 @@ Frozen = tuple[ImageTower, TextTower]
 
 
 def _task(image_spec: TowerSpec, paths: list[str], frozen: Frozen, **settings: Any) -> TuningTask:
-    config = TrainConfig(dim=16, heads=2, batch_size=IMAGES, workers=1, **settings)
+    config = TrainConfig(dim=16, ensemble_size=2, batch_size=IMAGES, workers=1, **settings)
     texts = [f"caption {'word ' * (i % 3)}{i}" for i in range(CAPTIONS * IMAGES)]
     image_tower, text_tower = frozen
     pixels = np.stack([np.asarray(Image.open(path).resize((16, 16)), np.float32) for path in paths])

@@ -19,7 +19,7 @@ from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.head_training import HeadRun, HeadTask
 from trainer.fit.loop import fit, run_epochs
 
-CONFIG = TrainConfig(epochs=10, batch_size=8, dim=16, heads=2, workers=1)
+CONFIG = TrainConfig(epochs=10, batch_size=8, dim=16, ensemble_size=2, workers=1)
 
 
 def random_set(images: int) -> TrainingSet:

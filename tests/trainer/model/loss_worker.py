@@ -27,7 +27,7 @@ def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> Non
     part = slice(rank * share, (rank + 1) * share)
     for preset in ("best", "recipe2022"):
         captions = 1 if preset == "recipe2022" else CAPTIONS
-        model = DualEncoder(TrainConfig(preset=preset, dim=8, heads=PAIRS, seed=5), IMAGE_WIDTH, TEXT_WIDTH)
+        model = DualEncoder(TrainConfig(preset=preset, dim=8, ensemble_size=PAIRS, seed=5), IMAGE_WIDTH, TEXT_WIDTH)
         random = np.random.default_rng(1)
         images = random.normal(size=(IMAGES, PAIRS, IMAGE_WIDTH)).astype(np.float32)
         texts = random.normal(size=(IMAGES, PAIRS, captions, TEXT_WIDTH)).astype(np.float32)
@@ -38,7 +38,7 @@ def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> Non
         arrays = {f"{i} {name}": g.numpy() for i, (name, g) in enumerate(zip(names, gradients, strict=True))}
         np.savez(folder / f"{preset}.npz", loss=loss.numpy(), **arrays)
 
-    config = TrainConfig(dim=8, heads=PAIRS, seed=5, tune_image="full", tune_micro_batch=4)
+    config = TrainConfig(dim=8, ensemble_size=PAIRS, seed=5, tune_image="full", tune_micro_batch=4)
     specs = TowerSpec("image", f"saved_model:{tower}"), TowerSpec("text", "frozen")
     nothing = np.zeros(IMAGES, np.int32)
     features = np.zeros((1, IMAGES, tiny_towers.IMAGE_WIDTH), np.float32), np.zeros((IMAGES, TEXT_WIDTH), np.float32)

@@ -17,7 +17,7 @@ WIDTHS = (12, 10)
 
 @pytest.fixture(scope="module")
 def model() -> DualEncoder:
-    return DualEncoder(TrainConfig(dim=DIM, heads=PAIRS, temperature=0.05, seed=3), *WIDTHS)
+    return DualEncoder(TrainConfig(dim=DIM, ensemble_size=PAIRS, temperature=0.05, seed=3), *WIDTHS)
 
 
 def features(count: int, width: int) -> np.ndarray:
@@ -33,13 +33,13 @@ def mean_scores(model: DualEncoder) -> np.ndarray:
 
 
 def test_in_a_space_that_holds_all_pairs_scores_are_their_means(model: DualEncoder) -> None:
-    image_head, text_head = fuse(model, IMAGES, TEXTS, PAIRS * DIM, hub_correction=0.0, seed=0)
+    image_head, text_head = fuse(model, IMAGES, TEXTS, PAIRS * DIM, hubness_correction=0.0, seed=0)
     np.testing.assert_allclose(text_head(TEXTS).numpy() @ image_head(IMAGES).numpy().T, mean_scores(model), atol=1e-5)
 
 
 def test_a_single_pair_without_correction_stays_as_it_is() -> None:
-    model = DualEncoder(TrainConfig(dim=DIM, heads=1), *WIDTHS)
-    image_head, text_head = fuse(model, IMAGES, TEXTS, DIM, hub_correction=0.0, seed=0)
+    model = DualEncoder(TrainConfig(dim=DIM, ensemble_size=1), *WIDTHS)
+    image_head, text_head = fuse(model, IMAGES, TEXTS, DIM, hubness_correction=0.0, seed=0)
     np.testing.assert_array_equal(image_head(IMAGES), model.image_heads[0](IMAGES))
     np.testing.assert_array_equal(text_head(TEXTS), model.text_heads[0](TEXTS))
 

@@ -98,7 +98,7 @@ def test_soft_targets_of_unlike_pairs_are_one_hot() -> None:
 
 
 def test_an_image_and_its_caption_are_dropped_out_independently() -> None:
-    config = TrainConfig(preset="recipe2022", dim=64, captions_per_image=1, mixup=0.0, heads=2)
+    config = TrainConfig(preset="recipe2022", dim=64, captions_per_image=1, mixup=0.0, ensemble_size=2)
     model = DualEncoder(config, 64, 64)
     for head in (*model.image_heads, *model.text_heads):
         for name, variable in zip(("bias", "kernel"), head._second[::-1], strict=True):  # type: ignore[attr-defined]
