@@ -114,7 +114,7 @@ def test_the_index_is_that_of_the_corpus_encoded_afresh(history: History) -> Non
     grown = history.build()
     shutil.rmtree(history.workspace.cache("parts"))
     commit_embeddings(history.workspace, history.live, "afresh", shards=3)
-    afresh = history.build("afresh", base=history.first["id"], max_drift=10)
+    afresh = history.build("afresh", reuse_from=history.first["id"], max_drift=10)
     assert afresh["quantizer"] == grown["quantizer"]
     tables = [_table(history, report) for report in (grown, afresh)]
     assert tables[0].keys() == tables[1].keys()
@@ -154,7 +154,7 @@ def test_a_corpus_of_other_vectors_has_drifted(history: History) -> None:
 
 
 def test_base_none_trains(history: History) -> None:
-    report = history.build(base="none")
+    report = history.build(reuse_from="none")
     assert (report["training"]["embeddings"], report["training"]["drift"]) == ("grown", None)
 
 
@@ -172,7 +172,7 @@ def test_a_second_change_is_held_against_the_corpus_that_was_trained_on(history:
 def test_a_named_base_of_other_settings_is_refused(history: History) -> None:
     named = history.first["id"]
     with pytest.raises(UsageError, match=rf"searcher {named} \(index.reuse_from\) has another config"):
-        history.build(base=named, code_bytes=2)
+        history.build(reuse_from=named, code_bytes=2)
 
 
 def test_a_named_base_of_another_encoder_is_refused(history: History) -> None:
@@ -186,12 +186,12 @@ def test_a_named_base_of_another_encoder_is_refused(history: History) -> None:
     with pytest.raises(
         UsageError, match=rf"searcher {history.first['id']} \(index.reuse_from\) has another encoder and fingerprint"
     ):
-        history.build("foreign", "other", base=history.first["id"])
+        history.build("foreign", "other", reuse_from=history.first["id"])
 
 
 def test_a_named_base_that_is_not_there_is_refused(history: History) -> None:
     with pytest.raises(UsageError, match=f"searchers/missing is not in workspace .*{history.first['id']}"):
-        history.build(base="missing")
+        history.build(reuse_from="missing")
 
 
 def test_searchers_of_another_encoder_are_no_base(history: History) -> None:

@@ -165,7 +165,7 @@ def test_the_flex_template_stages_a_job_whose_shards_are_committed_by_the_next_r
 ) -> None:
     here, there = workspaces
     metadata = json.loads((TEMPLATE / "metadata.json").read_text())
-    given = {"workspace": there.root, "encoder": "tiny", "corpus": photos, "shards": "2", "base": "none"}
+    given = {"workspace": there.root, "encoder": "tiny", "corpus": photos, "shards": "2", "reuse_from": "none"}
     assert given.keys() == {parameter["name"] for parameter in metadata["parameters"]}
     for parameter in metadata["parameters"]:
         assert all(re.search(regex, given[parameter["name"]]) for regex in parameter.get("regexes", ()))

@@ -254,7 +254,7 @@ def embeddings_of_another_backend(corpora: Corpora) -> Release:
 
 def _build_on(first: dict[str, Any], corpus: TinyCorpus, embeddings: str) -> Release:
     """Builds a searcher with the quantizer of an earlier one."""
-    index = corpus.config.index.model_copy(update={"base": first["id"]})
+    index = corpus.config.index.model_copy(update={"reuse_from": first["id"]})
     second = build_index(corpus.config.model_copy(update={"index": index}), embeddings)
     assert second["quantizer"] == first["quantizer"]
     return Release(corpus.config, second["id"])

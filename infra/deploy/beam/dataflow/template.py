@@ -17,7 +17,7 @@ from searchforge.errors import JobError
 @click.option("--encoder", required=True, help="Id of the encoder bundle.")
 @click.option("--corpus", "corpus__source", required=True, help="Folder, glob, archive or list.")
 @click.option("--shards", "embed__shards", type=int, help="Number of output shards.")
-@click.option("--reuse-from", "embed__reuse_from", help="Id of an earlier run to build on, auto or none.")
+@click.option("--reuse_from", "embed__reuse_from", help="Id of an earlier run to build on, auto or none.")
 @click.option("--runner", "embed__runner", default="DataflowRunner", help="Given by the launcher.")
 @click.option("--template_location", required=True, help="Given by the launcher: where the job is staged.")
 @click.argument("embed__beam_options", nargs=-1, type=click.UNPROCESSED)
