@@ -18,7 +18,7 @@ from indexer.device import worker
 from indexer.device.index_writer import write_index
 from indexer.device.partitioned import write_partitioned
 from indexer.encoding.local_run import forget_unused
-from indexer.encoding.reuse import QUANTIZER, find_base, training_config
+from indexer.encoding.reuse import NOT_TRAINED, QUANTIZER, find_base, training_config
 from indexer.quantization.quantizer import Quantizer
 from indexer.quantization.query_map import inverse_transpose
 from indexer.quantizer_choice import CorpusEncoder, Encoded
@@ -197,7 +197,7 @@ def _searcher_id(config: Config, manifest: Manifest, bundle: EncoderInfo, texts:
             "encoder": bundle.id,
             "fingerprint": bundle.fingerprint,
             "files": bundle.files,
-            "config": training_config(config.index),
+            "config": config.index.changed(NOT_TRAINED),
             "reuse": config.index.changed(IndexConfig.model_fields.keys() - {"reuse_from", "max_drift"}),
             "captions": texts.id if texts else None,
         }

@@ -86,6 +86,19 @@ class Section(BaseModel):
         """
         return self.model_dump(mode="json", exclude=set(exclude), exclude_defaults=True)
 
+    def changed_since(self, stored: object, exclude: Collection[str] = ()) -> list[str]:
+        """Returns the keys, sorted, whose value differs from stored settings; keys that those lack had their defaults.
+
+        Args:
+          stored: JSON values by key, as an artifact records them; anything else differs in every key.
+          exclude: keys that are left out.
+        """
+        current = self.model_dump(mode="json", exclude=set(exclude))
+        if not isinstance(stored, dict):
+            return sorted(current)
+        before = {**type(self)().model_dump(mode="json"), **stored}
+        return sorted(key for key in {*current, *before} - {*exclude} if before.get(key) != current.get(key))
+
 
 class DataConfig(Section):
     """Captioned images to train on.

@@ -34,7 +34,7 @@ from trainer.evaluation.report import (
     Retrieval,
     WorstQuery,
 )
-from trainer.identity import same_settings
+from trainer.identity import FREE
 
 VERSION = 1
 """Part of every evaluation's id: raise it when the same encoder and captions give another report."""
@@ -163,9 +163,8 @@ def choose_encoder(workspace: Workspace, config: Config) -> str:
         )
     if len(ids) == 1:
         return ids[0]
-    trained = [
-        id for id in ids if same_settings(workspace.marker("encoders", id)["report"].get("settings"), config.train)
-    ]
+    settings = {id: workspace.marker("encoders", id)["report"].get("settings") for id in ids}
+    trained = [id for id in ids if not config.train.changed_since(settings[id], FREE)]
     if len(trained) == 1:
         return trained[0]
     fitting = f"{len(trained)} of them" if trained else "none of them"

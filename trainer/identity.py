@@ -14,14 +14,5 @@ FREE = {"ray_address"}
 
 def has_settings(bundle: EncoderInfo, settings: TrainConfig) -> bool:
     """Whether a bundle was trained with these settings by this version, on whatever data."""
-    return bundle.report.get("version", VERSION) == VERSION and same_settings(bundle.report.get("settings"), settings)
-
-
-def same_settings(trained: object, settings: TrainConfig) -> bool:
-    """Whether settings train what those in an encoder's report trained; keys that are not in it had their defaults."""
-    if not isinstance(trained, dict):
-        return False
-    known = TrainConfig().model_dump(mode="json", exclude=FREE)
-    return {**known, **{key: value for key, value in trained.items() if key not in FREE}} == settings.model_dump(
-        mode="json", exclude=FREE
-    )
+    report = bundle.report
+    return report.get("version", VERSION) == VERSION and not settings.changed_since(report.get("settings"), FREE)

@@ -15,7 +15,7 @@ from searchforge.errors import UsageError
 QUANTIZER = "quantizer.safetensors"
 """File of a searcher's quantizer."""
 
-_FREE = {"reuse_from", "max_drift", "runner", "beam_options"}
+NOT_TRAINED = {"reuse_from", "max_drift", "runner", "beam_options"}
 """Keys of the configuration that do not change what is trained."""
 
 
@@ -38,8 +38,8 @@ class Base:
 
 
 def training_config(config: IndexConfig) -> dict[str, Any]:
-    """Returns the settings that decide what is trained, without those that have their defaults."""
-    return config.changed(_FREE)
+    """Returns the settings that decide what is trained."""
+    return config.model_dump(mode="json", exclude=NOT_TRAINED)
 
 
 def find_base(workspace: Workspace, manifest: Manifest, encoder: str, config: IndexConfig) -> Base | None:
@@ -56,8 +56,10 @@ def find_base(workspace: Workspace, manifest: Manifest, encoder: str, config: In
     ]
     fitting = []
     for build in builds:
-        wanted = {"encoder": encoder, "fingerprint": manifest.fingerprint, "config": training_config(config)}
+        wanted = {"encoder": encoder, "fingerprint": manifest.fingerprint}
         differs = [key for key, value in wanted.items() if build.get(key) != value]
+        if config.changed_since(build.get("config"), NOT_TRAINED):
+            differs.append("config")
         if not differs and workspace.committed("embeddings", build["training"]["embeddings"]):
             fitting.append(build)
         elif named:

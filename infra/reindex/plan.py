@@ -19,7 +19,7 @@ from searchforge.artifacts.encoder import EncoderInfo
 from searchforge.artifacts.manifest import Manifest, Modality, read_shards
 from searchforge.artifacts.workspace import Kind, Workspace
 from searchforge.captions.dataset import has_captions
-from searchforge.config import CheckConfig, Config
+from searchforge.config import Config
 from searchforge.errors import UsageError
 from searchforge.hashing import canonical_json, sha256_bytes
 
@@ -186,23 +186,20 @@ def _differences(config: Config, release: Release, manifest: Manifest) -> list[s
 
 def _changed_settings(config: Config, release: Release) -> list[str]:
     from indexer.build import FORMAT_VERSION
-    from indexer.encoding.reuse import training_config
+    from indexer.encoding.reuse import NOT_TRAINED
     from serving_check.schema import REPORT_VERSION
 
     workspace = Workspace(config.workspace)
     build = workspace.marker("searchers", release.provenance["searcher"])
     report = workspace.marker("checks", release.provenance["check"])
-    checked_with = {**CheckConfig().model_dump(mode="json"), **(report.get("config") or {})}
     found = []
-    for name, version, made_with, asked in (
-        ("index", (build.get("version"), FORMAT_VERSION), build.get("config"), training_config(config.index)),
-        ("check", (report.get("version"), REPORT_VERSION), checked_with, config.check.model_dump(mode="json")),
+    for name, version, keys in (
+        ("index", (build.get("version"), FORMAT_VERSION), config.index.changed_since(build.get("config"), NOT_TRAINED)),
+        ("check", (report.get("version"), REPORT_VERSION), config.check.changed_since(report.get("config") or {})),
     ):
         if version[0] != version[1]:
             found.append(f"this version of searchforge makes another {name}")
-        elif made_with != asked:
-            before = made_with or {}
-            keys = sorted(key for key in {*before, *asked} if before.get(key) != asked.get(key))
+        elif keys:
             found.append(f"{', '.join(f'{name}.{key}' for key in keys)} changed")
     return found
 

@@ -17,7 +17,7 @@ def test_a_vectors_own_direction_is_that_of_the_mapped_vector() -> None:
     np.testing.assert_allclose(found, 2 * unit(mapped), atol=1e-5)
 
 
-@pytest.mark.parametrize("parallel", [0.0, 1.0, 6.0])
+@pytest.mark.parametrize("anisotropic_weight", [0.0, 1.0, 6.0])
 def test_directions_have_the_squared_length_that_is_asked_for(anisotropic_weight: float) -> None:
     vectors, mapped = pairs(200)[:2]
     for leaning in (Leaning.own(DIM), fitted()):
