@@ -207,17 +207,25 @@ def _work(source: str, root: str, environment: dict[str, str], pipe: Connection)
 
 @contextlib.contextmanager
 def _reading(root: str, readers: int) -> Iterator[tuple[Any, Any]]:
-    """Runs readers; yields an event that says that releases are deleted now, and what stops them and adds them up."""
+    """Runs readers, each of which has read once before the race and reads once more after it.
+
+    Yields:
+      An event that says that releases are deleted from now on, and a function that stops the readers and adds up their
+      counts.
+    """
     stop, deleting, results = _CONTEXT.Event(), _CONTEXT.Event(), _CONTEXT.Queue()
+    started = _CONTEXT.Semaphore(0)
     share = [len(range(part, readers, READER_PROCESSES)) for part in range(READER_PROCESSES)]
     processes = [
         _CONTEXT.Process(
-            target=_read_all, args=(root, _environment(), count, part, stop, deleting, results), daemon=True
+            target=_read_all, args=(root, _environment(), count, part, started, stop, deleting, results), daemon=True
         )
         for part, count in enumerate(share)
     ]
     for process in processes:
         process.start()
+    for _ in range(readers):
+        started.acquire()
 
     def gather() -> dict[str, Any]:
         stop.set()
@@ -235,14 +243,16 @@ def _reading(root: str, readers: int) -> Iterator[tuple[Any, Any]]:
 
 
 def _read_all(
-    root: str, environment: dict[str, str], count: int, part: int, stop: Any, deleting: Any, results: Any
+    root: str, environment: dict[str, str], count: int, part: int, started: Any, stop: Any, deleting: Any, results: Any
 ) -> None:
     """Runs `count` readers as threads until `stop`; hands their counts over."""
     os.environ.update(environment)
     threading.stack_size(256 << 10)
     totals = [Counter[str]() for _ in range(count)]
     threads = [
-        threading.Thread(target=_read_round, args=(root, random.Random(part * 10_000 + index), stop, deleting, total))
+        threading.Thread(
+            target=_read_round, args=(root, random.Random(part * 10_000 + index), started, stop, deleting, total)
+        )
         for index, total in enumerate(totals)
     ]
     for thread in threads:
@@ -252,15 +262,20 @@ def _read_all(
     results.put(dict(sum(totals, Counter())))
 
 
-def _read_round(root: str, rng: random.Random, stop: Any, deleting: Any, total: Counter[str]) -> None:
+def _read_round(root: str, rng: random.Random, started: Any, stop: Any, deleting: Any, total: Counter[str]) -> None:
     source = BucketSource(root) if "://" in root else FolderSource(root)
     pause, serial = PAUSE_SECONDS["bucket" if "://" in root else "folder"], -1
-    time.sleep(rng.uniform(0, pause))
-    while not stop.is_set():
+    last = False
+    while not last:
+        last = stop.is_set()
+        first = serial < 0
         fault, serial = _read_once(source, serial, deleting, total)
         if fault:
             total["violations"] += 1
             total[f"violation: {fault}"] += 1
+        if first:
+            started.release()
+            time.sleep(rng.uniform(0, pause))  # so that the readers do not stay in step
         time.sleep(rng.uniform(0.5, 1.5) * pause)
 
 
