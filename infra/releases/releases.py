@@ -2,7 +2,7 @@
 
 What is live in a channel is decided in infra.releases.channels.
 
-releases/<id>/text_searcher.tflite, image_searcher.tflite, report.json, release.json
+releases/<id>/text_searcher.tflite, image_searcher.tflite, report.json, report.html, release.json
 refused/<time>-<check>.json      what was not published, and why
 pruning/<id>.json                a release that is being deleted; see infra.releases.tombstones
 
@@ -35,6 +35,9 @@ from searchforge.hashing import content_id, sha256_file
 MINIMUM_TASK_LIBRARY = "0.4.4"
 """Version of the TFLite Task Library that a check opens the files with."""
 
+REPORT_PAGE = "report.html"
+"""The check's report as a page, if the check has one."""
+
 REFUSED = "refused"
 
 _READ_BYTES = 8 << 20
@@ -46,7 +49,8 @@ class Release:
 
     Attributes:
       created: UTC time of publication, ISO 8601, by the storage's clock.
-      files: size in bytes and SHA-256 by file name.
+      files: size in bytes and SHA-256 by file name; apps download these.
+      documents: the same of files for people, which no pointer names: the check's report as a page.
       figures: what the check measured: images, recall, retrieval quality, latency, bytes an image.
       provenance: ids of the encoder, embeddings, searcher and check it was made from.
       reason: why it was published.
@@ -63,6 +67,7 @@ class Release:
     provenance: dict[str, str]
     reason: str = ""
     gates: dict[str, str] = field(default_factory=dict)
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     damaged: str = ""
 
@@ -73,8 +78,13 @@ class Release:
 
     @property
     def bytes(self) -> int:
-        """Size of its files."""
+        """Size of the files that apps download."""
         return sum(file["bytes"] for file in self.files.values())
+
+    @property
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """Size in bytes and SHA-256 of every file and document."""
+        return {**self.files, **self.documents}
 
 
 @dataclass(frozen=True)
@@ -325,7 +335,7 @@ def _faults(target: Workspace, id: str) -> list[str]:
     sizes = {name: object.bytes for name, object in there.items()}
     return [
         f"{name} has {sizes.get(name, 'no')} bytes, expected {file['bytes']}"
-        for name, file in read_release(target, id).files.items()
+        for name, file in read_release(target, id).listed.items()
         if sizes.get(name) != file["bytes"]
     ]
 
@@ -359,7 +369,12 @@ def _store(
             shutil.copyfile(searcher / name, staging.path / name)
             if sha256_file(staging.path / name) != report["files"][name]["sha256"]:
                 raise GateError(f"{name} changed while it was copied; publish again")
-        shutil.copy(workspace.local("checks", report["id"]) / MARKERS["checks"], staging.path)
+        check = workspace.local("checks", report["id"])
+        shutil.copy(check / MARKERS["checks"], staging.path)
+        documents = {}
+        if (check / REPORT_PAGE).is_file():
+            page = Path(shutil.copy(check / REPORT_PAGE, staging.path))
+            documents[REPORT_PAGE] = {"bytes": page.stat().st_size, "sha256": sha256_file(page)}
         staging.commit(
             {
                 "version": 1,
@@ -369,13 +384,14 @@ def _store(
                 "figures": report["figures"],
                 "reason": f"check {report['id']} passed all its gates",
                 "gates": {gate["name"]: gate.get("detail", "") for gate in report["gates"]},
+                "documents": documents,
             }
         )
 
 
 def _require_intact(target: Workspace, release: Release) -> None:
     """Raises GateError unless every file has the bytes that were published."""
-    for name, expected in release.files.items():
+    for name, expected in release.listed.items():
         path, digest, size = f"releases/{release.id}/{name}", hashlib.sha256(), 0
         try:
             while block := target.storage.read(path, size, _READ_BYTES):

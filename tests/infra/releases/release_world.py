@@ -43,11 +43,18 @@ def commit_searcher(workspace: Workspace, id: str, kilobytes: int = 0, **marker:
 
 
 def commit_check(
-    workspace: Workspace, id: str, searcher: str, passed: bool = True, latency: float = 5.0, **report: Any
+    workspace: Workspace,
+    id: str,
+    searcher: str,
+    passed: bool = True,
+    latency: float = 5.0,
+    page: str | None = None,
+    **report: Any,
 ) -> dict[str, Any]:
     """Commits a check of a searcher; returns report.json.
 
     Args:
+      page: content of report.html; None leaves the file out.
       report: fields in place of these.
     """
     folder = workspace.local("searchers", searcher)
@@ -65,13 +72,20 @@ def commit_check(
         **report,
     }
     with workspace.create("checks", id) as staging:
+        if page is not None:
+            (staging.path / "report.html").write_text(page)
         staging.commit(content)
     return content
 
 
 def commit_checked(
-    workspace: Workspace, name: str, passed: bool = True, latency: float = 5.0, kilobytes: int = 0
+    workspace: Workspace,
+    name: str,
+    passed: bool = True,
+    latency: float = 5.0,
+    kilobytes: int = 0,
+    page: str | None = None,
 ) -> str:
     """Commits a searcher with files of its own and a check of it; returns the check's id."""
     commit_searcher(workspace, name, kilobytes)
-    return str(commit_check(workspace, f"check-{name}-{passed}", name, passed, latency)["id"])
+    return str(commit_check(workspace, f"check-{name}-{passed}", name, passed, latency, page)["id"])

@@ -120,6 +120,13 @@ def test_the_live_release_is_installed_and_followed(
     assert {path.name for path in (tmp_path / "app" / "versions").iterdir()} == {first, third}
 
 
+def test_the_report_page_is_not_downloaded(target: Workspace, server: _Server, tmp_path: Path) -> None:
+    publish(target, target, commit_checked(target, "a", page="report"))
+    client = Client(server.url, tmp_path / "app")
+    assert client.update().state == "updated"
+    assert not list((tmp_path / "app").rglob("report.html"))
+
+
 def test_a_channel_of_its_own(target: Workspace, server: _Server, tmp_path: Path) -> None:
     _publish(target, "a")
     staged = publish(target, target, commit_checked(target, "b"), channel="staging").id

@@ -55,6 +55,14 @@ def test_the_latest_and_the_protected_ones_stay(workspace: Workspace) -> None:
     assert prune(workspace, keep=0, min_age_days=0).releases == []
 
 
+def test_the_report_page_is_pruned_with_its_release(workspace: Workspace) -> None:
+    release = publish(workspace, workspace, commit_checked(workspace, "first", page="report"))
+    assert Path(workspace.root, "releases", release.id, "report.html").exists()
+    _publish(workspace, "a", "b")
+    assert prune(workspace, keep=0, min_age_days=0).releases == [release.id]
+    assert not Path(workspace.root, "releases", release.id).exists()
+
+
 def test_every_channel_protects_its_own(workspace: Workspace) -> None:
     ids = _publish(workspace, *NAMES)
     for id in ids[:2]:

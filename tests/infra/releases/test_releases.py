@@ -49,6 +49,38 @@ def test_a_passed_searcher_becomes_live(workspace: Workspace) -> None:
         assert release.files[file]["sha256"] == sha256_file(folder / file)
 
 
+def test_the_report_page_is_part_of_the_release_but_not_of_the_pointer(workspace: Workspace) -> None:
+    release = publish(workspace, workspace, commit_checked(workspace, "a", page="<p>report</p>"))
+    page = find_release(workspace)[1] / "report.html"
+    assert page.read_text() == "<p>report</p>"
+    content = json.loads(workspace.storage.read(f"releases/{release.id}/release.json"))
+    assert content["documents"] == {"report.html": {"bytes": page.stat().st_size, "sha256": sha256_file(page)}}
+    assert content["files"].keys() == set(FILES) == json.loads(workspace.storage.read(CURRENT))["files"].keys()
+
+
+def test_the_id_does_not_depend_on_the_report_page(workspace: Workspace, tmp_path: Path) -> None:
+    other = Workspace(str(tmp_path / "other"))
+    ids = {
+        publish(place, place, commit_checked(place, "a", page=page)).id
+        for place, page in ((workspace, "held for 5 ms"), (other, None))
+    }
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed"])
+def test_the_report_page_is_verified_with_the_release(workspace: Workspace, damage: str) -> None:
+    check = commit_checked(workspace, "a", page="report")
+    release = publish(workspace, workspace, check)
+    _publish(workspace, "b")
+    page = workspace.local("releases", release.id) / "report.html"
+    page.write_text("REPORT") if damage == "changed" else page.unlink()
+    with pytest.raises(GateError, match=f"report.html of release {release.id} is (damaged|missing)"):
+        rollback(workspace)
+    page.unlink(missing_ok=True)
+    assert publish(workspace, workspace, check).live
+    assert page.read_text() == "report"
+
+
 def test_the_pointer_is_all_that_an_app_needs(workspace: Workspace) -> None:
     first, second = _publish(workspace, "a", "b")
     pointer = json.loads(workspace.storage.read(CURRENT))
