@@ -19,17 +19,17 @@ from searchforge.preprocessing import Preprocessing, RejectedInput
 
 Item = TypeVar("Item")
 
-CALIBRATION = 1000
+MAX_CALIBRATION_TEXTS = 1000
 """Most captions that the ranges of an 8-bit text encoder are observed on."""
 
 
-UNSEEN = "unseen"
+UNREADABLE_ON_WORKER = "unseen"
 """Reason of a rejection: the file cannot be opened where the tower runs."""
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """An input that has no features; reason and detail as of RejectedInput, or UNSEEN."""
+class Rejection:
+    """An input that has no features; reason and detail as of RejectedInput, or UNREADABLE_ON_WORKER."""
 
     key: str
     reason: str
@@ -37,7 +37,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """Captioned images of both sides.
 
     Attributes:
@@ -77,7 +77,7 @@ class Data:
         }
 
 
-def load_data(config: Config) -> Data:
+def load_data(config: Config) -> TrainingData:
     """Loads the captioned images of `config.data`.
 
     Raises:
@@ -86,10 +86,10 @@ def load_data(config: Config) -> Data:
     captions = load_captions(config)
     split = split_heldout(captions, config)
     unreadable = [{"id": image.id, "reason": "unreadable", "detail": detail} for image, detail in split.unreadable]
-    return Data(split.train, split.heldout, captions, split, unreadable)
+    return TrainingData(split.train, split.heldout, captions, split, unreadable)
 
 
-def read_again(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def reread_pixels(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Returns the pixels, uint8 [height, width, 3], of an image whose features were computed before.
 
     Raises:
@@ -101,17 +101,17 @@ def read_again(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8
         raise JobError(f"{path} changed while training ran: {error}; start again") from error
 
 
-def sampled(items: Sequence[Item], most: int) -> Sequence[Item]:
+def subsample(items: Sequence[Item], most: int) -> Sequence[Item]:
     """Returns at most that many of the items, evenly chosen."""
     return items[:: max(1, len(items) // most)][:most]
 
 
 def calibration_texts(train: Sequence[CaptionedImage]) -> Sequence[str]:
     """Returns the captions of training images that the ranges of an 8-bit text encoder are observed on."""
-    return sampled([text for image in train for text in image.captions], CALIBRATION)
+    return subsample([text for image in train for text in image.captions], MAX_CALIBRATION_TEXTS)
 
 
-def announce_unused(data: Data) -> None:
+def report_unused_images(data: TrainingData) -> None:
     """Says what of the images is not used as they are."""
     split = data.split
     if split.unused:
@@ -126,7 +126,7 @@ def announce_unused(data: Data) -> None:
         progress.say("  no image is held out, so retrieval is not measured (data.heldout_splits, data.holdout)")
 
 
-def without_rejected(data: Data, unreadable: Sequence[Rejected], max_fraction: float) -> Data:
+def drop_rejected(data: TrainingData, unreadable: Sequence[Rejection], max_fraction: float) -> TrainingData:
     """Returns the data without images that have no features.
 
     Args:

@@ -21,7 +21,7 @@ from searchforge.config import DEFAULT_MAX_PIXELS, TrainConfig
 from searchforge.preprocessing import RejectedInput
 from searchforge.processes.fork_server import python_path
 from trainer.export import tflite_parity
-from trainer.fit.finetuning import FROZEN, tunes
+from trainer.fit import finetuning
 from trainer.model.projection_heads import HIDDEN
 from trainer.towers import ImageTower, TextTower
 
@@ -40,7 +40,7 @@ INPUTS = 16
 
 
 @dataclass(frozen=True)
-class Speed:
+class MachineSpeed:
     """What this machine takes, in seconds of wall time while all cores may work.
 
     Attributes:
@@ -57,7 +57,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Amount:
+class Workload:
     """What a training has to do.
 
     Attributes:
@@ -75,7 +75,9 @@ class Amount:
     steps: int
 
 
-def measure(towers: tuple[ImageTower, TextTower], image: Path, texts: Sequence[str], workers: int) -> Speed:
+def measure_speed(
+    towers: tuple[ImageTower, TextTower], image: Path, texts: Sequence[str], workers: int
+) -> MachineSpeed:
     """Measures this machine; takes a second or two on a quiet one.
 
     Args:
@@ -97,15 +99,15 @@ def measure(towers: tuple[ImageTower, TextTower], image: Path, texts: Sequence[s
 
     factors = tf.ones([256, HIDDEN]), tf.ones([HIDDEN, HIDDEN])
     operations = 2 * 256 * HIDDEN * HIDDEN
-    return Speed(
-        start=_seconds_to_start(workers),
-        image=_seconds(lambda: towers[0](pixels)) / INPUTS + _seconds(decode) / workers,
-        text=_seconds(lambda: towers[1](captions)) / INPUTS,
-        operation=_seconds(lambda: tf.matmul(*factors).numpy()) / operations,
+    return MachineSpeed(
+        start=_time_process_start(workers),
+        image=_time_second_call(lambda: towers[0](pixels)) / INPUTS + _time_second_call(decode) / workers,
+        text=_time_second_call(lambda: towers[1](captions)) / INPUTS,
+        operation=_time_second_call(lambda: tf.matmul(*factors).numpy()) / operations,
     )
 
 
-def seconds(settings: TrainConfig, amount: Amount, widths: tuple[int, int], speed: Speed) -> float:
+def estimate_seconds(settings: TrainConfig, amount: Workload, widths: tuple[int, int], speed: MachineSpeed) -> float:
     """Returns how long a training takes.
 
     Args:
@@ -114,24 +116,24 @@ def seconds(settings: TrainConfig, amount: Amount, widths: tuple[int, int], spee
     found = RAY * speed.start
     if amount.image_passes or amount.captions:
         found += POOL * speed.start + amount.image_passes * speed.image + amount.captions * speed.text
-    found += TRAIN * speed.start + settings.epochs * amount.steps * _step(settings, amount, widths, speed)
-    if tunes(settings):
+    found += TRAIN * speed.start + settings.epochs * amount.steps * _step_seconds(settings, amount, widths, speed)
+    if finetuning.is_enabled(settings):
         # A tuned tower runs once without gradients and once with them, and afterwards over everything.
-        images = speed.image * (settings.tune_image != FROZEN)
-        texts = speed.text * settings.captions_per_image * (settings.tune_text != FROZEN)
+        images = speed.image * (settings.tune_image != finetuning.FROZEN)
+        texts = speed.text * settings.captions_per_image * (settings.tune_text != finetuning.FROZEN)
         found += settings.tune_epochs * amount.images * (1 + BACKWARD) * (images + texts)
         found += (TRAIN + POOL) * speed.start + amount.images * (images + texts)
     return found + EXPORT * speed.start + tflite_parity.SAMPLES * 2 * (speed.image + speed.text)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns a duration for people: `50 s`, `3 min`, `2.5 h`."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _step(settings: TrainConfig, amount: Amount, widths: tuple[int, int], speed: Speed) -> float:
+def _step_seconds(settings: TrainConfig, amount: Workload, widths: tuple[int, int], speed: MachineSpeed) -> float:
     """Seconds of a step of all pairs of heads."""
     hidden = 0 if settings.preset == "recipe2022" else HIDDEN
     weights = [width * (settings.dim + hidden) + hidden * settings.dim for width in widths]
@@ -139,7 +141,7 @@ def _step(settings: TrainConfig, amount: Amount, widths: tuple[int, int], speed:
     return settings.ensemble_size * BACKWARD * 2 * passes * speed.operation
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _time_second_call(work: Callable[[], Any]) -> float:
     """Seconds of the second of two calls: the first one prepares what later ones use."""
     work()
     start = time.monotonic()
@@ -147,7 +149,7 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.monotonic() - start
 
 
-def _seconds_to_start(count: int) -> float:
+def _time_process_start(count: int) -> float:
     start = time.monotonic()
     command, environment = [sys.executable, "-c", PROBE], {**os.environ, "PYTHONPATH": python_path()}
     count, quiet = min(count, os.cpu_count() or 1), subprocess.DEVNULL

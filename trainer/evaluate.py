@@ -27,14 +27,14 @@ from trainer.evaluation import report_html, retrieval
 from trainer.evaluation.report import (
     Estimate,
     EvaluationReport,
-    FormsComparison,
     FoundImage,
     Group,
+    QuantizationComparison,
     RejectedImage,
-    Retrieval,
+    RetrievalMetrics,
     WorstQuery,
 )
-from trainer.identity import FREE
+from trainer.identity import IGNORED_SETTINGS
 
 VERSION = 1
 """Part of every evaluation's id: raise it when the same encoder and captions give another report."""
@@ -45,7 +45,7 @@ WORST = 20
 HITS = 5
 """Hits that are shown of each."""
 
-SAME = 8
+RESTORE_CHECK_TEXTS = 8
 """Captions on which a rebuilt text encoder is compared with the bundle's."""
 
 HTML = "report.html"
@@ -93,7 +93,7 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
     )
     start = time.monotonic()
     bundle = workspace.local("encoders", info.id)
-    compared = _FormsToCompare(bundle, info, split) if compare_forms else None  # what is missing shows at once
+    compared = _QuantizationBenchmark(bundle, info, split) if compare_forms else None  # what is missing shows at once
     vectors, rejected = _embed_images(bundle, info, images)
     rejected += [
         _rejected(image, RejectedInput("unreadable", detail))
@@ -164,7 +164,7 @@ def choose_encoder(workspace: Workspace, config: Config) -> str:
     if len(ids) == 1:
         return ids[0]
     settings = {id: workspace.marker("encoders", id)["report"].get("settings") for id in ids}
-    trained = [id for id in ids if not config.train.changed_since(settings[id], FREE)]
+    trained = [id for id in ids if not config.train.changed_since(settings[id], IGNORED_SETTINGS)]
     if len(trained) == 1:
         return trained[0]
     fitting = f"{len(trained)} of them" if trained else "none of them"
@@ -174,7 +174,7 @@ def choose_encoder(workspace: Workspace, config: Config) -> str:
     )
 
 
-def retrieval_metrics(ranks: retrieval.Ints, images: retrieval.Ints, gallery: int) -> Retrieval:
+def retrieval_metrics(ranks: retrieval.Ints, images: retrieval.Ints, gallery: int) -> RetrievalMetrics:
     """Returns the figures of queries.
 
     Args:
@@ -185,7 +185,7 @@ def retrieval_metrics(ranks: retrieval.Ints, images: retrieval.Ints, gallery: in
     shares = {
         f"r_at_{k}": _estimate(float((ranks <= k).mean()), share_interval(ranks <= k, images)) for k in retrieval.KS
     }
-    return Retrieval(
+    return RetrievalMetrics(
         queries=len(ranks),
         images=len(np.unique(images)),
         gallery=gallery,
@@ -209,7 +209,7 @@ def _evaluation_id(info: EncoderInfo, images: Sequence[CaptionedImage], compare_
     )
 
 
-class _FormsToCompare:
+class _QuantizationBenchmark:
     """The text encoder of a bundle, ready to be exported in every form; raises as `evaluate_bundle` says."""
 
     def __init__(self, bundle: Path, info: EncoderInfo, split: Split) -> None:
@@ -238,12 +238,12 @@ class _FormsToCompare:
         owners: retrieval.Ints,
         queries: npt.NDArray[np.float32],
         vectors: npt.NDArray[np.float32],
-    ) -> FormsComparison:
+    ) -> QuantizationComparison:
         from trainer.export import quantization_comparison
 
-        rebuilt = self._encoder(texts[:SAME]).numpy()
+        rebuilt = self._encoder(texts[:RESTORE_CHECK_TEXTS]).numpy()
         # A tower without variables restores without an error even if it is another one.
-        if not np.allclose(rebuilt, queries[:SAME], atol=1e-3):
+        if not np.allclose(rebuilt, queries[:RESTORE_CHECK_TEXTS], atol=1e-3):
             raise JobError(
                 "the text encoder that was rebuilt to compare its forms gives other embeddings than the bundle's "
                 f"{TEXT_SAVED_MODEL}; give the text tower that it was trained with, or run without --compare-forms"

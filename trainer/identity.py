@@ -1,4 +1,4 @@
-"""What makes an encoder the one that a configuration asks for; light to import, so that asking is cheap."""
+"""Decides whether an encoder matches a configuration; imports nothing heavy, so that the question is cheap."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from searchforge.artifacts.encoder import EncoderInfo
 from searchforge.config import TrainConfig
 
 VERSION = 2
-"""Part of every encoder's id: raise it when the same settings train or export something else."""
+"""Part of every encoder's id; raise it whenever the same settings would train or export a different encoder."""
 
-FREE = {"ray_address"}
-"""Settings that do not change what is trained."""
+IGNORED_SETTINGS = {"ray_address"}
+"""Settings that have no influence on the trained encoder."""
 
 
 def has_settings(bundle: EncoderInfo, settings: TrainConfig) -> bool:
-    """Whether a bundle was trained with these settings by this version, on whatever data."""
+    """Returns whether this version trained the bundle with these settings, on any data."""
     report = bundle.report
-    return report.get("version", VERSION) == VERSION and not settings.changed_since(report.get("settings"), FREE)
+    if report.get("version", VERSION) != VERSION:
+        return False
+    return not settings.changed_since(report.get("settings"), IGNORED_SETTINGS)

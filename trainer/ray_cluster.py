@@ -149,7 +149,7 @@ def gpus_per_worker(workers: int) -> int:
     return int(ray.cluster_resources().get("GPU", 0) >= workers)
 
 
-def cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """Returns what went wrong in a worker, in one line, out of Ray's wrapping."""
     failures = getattr(error, "worker_failures", None)
     if failures:

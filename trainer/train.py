@@ -21,35 +21,35 @@ from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_file
 from trainer import estimate
 from trainer.data import (
-    Data,
-    announce_unused,
+    TrainingData,
     calibration_texts,
+    drop_rejected,
     load_data,
-    read_again,
-    sampled,
-    without_rejected,
+    report_unused_images,
+    reread_pixels,
+    subsample,
 )
 from trainer.evaluation import curves, retrieval
 from trainer.export import tflite_parity
 from trainer.export.export import ImageEncoder, Quantization, TextEncoder, export
 from trainer.features.batches import TrainingSet, batch_plan
 from trainer.features.cache import FeatureCache
-from trainer.features.sets import FeatureSets, extract_all, wanted_sets
+from trainer.features.sets import FeatureSets, extract_all, extraction_requests
 from trainer.fit import finetuning
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.head_training import train_heads
-from trainer.identity import FREE, VERSION
+from trainer.identity import IGNORED_SETTINGS, VERSION
 from trainer.model.dual_encoder import DualEncoder
-from trainer.model.ensemble import FusedHead, fuse
+from trainer.model.ensemble import EnsembleHead, combine_heads
 from trainer.ray_cluster import cluster_address, ray_cluster, threads_per_worker
 from trainer.towers import ImageTower, TextTower, TowerSpec, load_image_tower, load_text_tower, tower_specs
 
 
 @dataclass(frozen=True)
-class _Learned:
+class _TrainedEncoders:
     """What training gives, before it is exported."""
 
-    data: Data
+    data: TrainingData
     image_encoder: ImageEncoder
     text_encoder: TextEncoder
     fingerprint: str
@@ -71,18 +71,18 @@ def train(config: Config) -> EncoderInfo:
       JobError: training failed, or the TFLite encoders disagree with the TensorFlow ones.
     """
     settings, workspace = config.train, Workspace(config.workspace)
-    data, specs, towers = _inputs(config)
+    data, specs, towers = _load_inputs(config)
     bundle = _bundle_id(settings, data, *towers)
     store = CheckpointStore(workspace.root)
     if workspace.committed("encoders", bundle):
         progress.say(f"train: encoder {bundle} is already there")
-        _forget(store, bundle)
+        _delete_checkpoints(store, bundle)
         return EncoderInfo(**workspace.marker("encoders", bundle))
 
-    _announce(config, data, specs, towers, bundle)
-    announce_unused(data)
+    _report_plan(config, data, specs, towers, bundle)
+    report_unused_images(data)
     start = time.monotonic()
-    learned = _learn(config, data, specs, towers, workspace.cache("features"), store, bundle)
+    learned = _train_encoders(config, data, specs, towers, workspace.cache("features"), store, bundle)
     export_start = time.monotonic()
     with workspace.create("encoders", bundle) as staging:
         exported = _export(staging.path, settings, learned, towers[0])
@@ -104,44 +104,44 @@ def train(config: Config) -> EncoderInfo:
             image_tower=settings.image_tower,
             text_tower=settings.text_tower,
             sequence_length=towers[1].sequence_length,
-            files=_hashes(staging.path),
+            files=_file_hashes(staging.path),
             report=report,
         )
         staging.commit(info.model_dump())
-    _forget(store, bundle)
+    _delete_checkpoints(store, bundle)
     return info
 
 
 def planned_id(config: Config) -> str:
     """Returns the id of the bundle that `train` makes, or finds; raises what it does for unusable inputs."""
-    data, _, towers = _inputs(config)
+    data, _, towers = _load_inputs(config)
     return _bundle_id(config.train, data, *towers)
 
 
-def _inputs(config: Config) -> tuple[Data, tuple[TowerSpec, TowerSpec], tuple[ImageTower, TextTower]]:
+def _load_inputs(config: Config) -> tuple[TrainingData, tuple[TowerSpec, TowerSpec], tuple[ImageTower, TextTower]]:
     settings, data = config.train, load_data(config)
-    _check(settings, data.train)
+    _check_settings(settings, data.train)
     specs = tower_specs(settings, [text for image in data.images for text in image.captions])
     towers = load_image_tower(specs[0]), load_text_tower(specs[1])
-    finetuning.check(settings, *towers)
+    finetuning.check_settings(settings, *towers)
     return data, specs, towers
 
 
-def _forget(store: CheckpointStore, bundle: str) -> None:
+def _delete_checkpoints(store: CheckpointStore, bundle: str) -> None:
     """Deletes checkpoints, which have done their work."""
     for run in (f"{bundle}-heads", f"{bundle}-towers"):
         store.delete(run)
 
 
-def _learn(
+def _train_encoders(
     config: Config,
-    data: Data,
+    data: TrainingData,
     specs: tuple[TowerSpec, TowerSpec],
     towers: tuple[ImageTower, TextTower],
     cache: Path,
     store: CheckpointStore,
     bundle: str,
-) -> _Learned:
+) -> _TrainedEncoders:
     """Features, heads, and the towers where they are tuned."""
     settings = config.train
     seconds: dict[str, float] = {}
@@ -153,29 +153,29 @@ def _learn(
         seconds["features"] = time.monotonic() - start
         seconds |= {"image_features": features.image_seconds, "text_features": features.captions.seconds}
         computed = features.train.computed + features.heldout.computed, features.captions.computed
-        data = without_rejected(data, features.rejected, config.data.max_reject_fraction)
-        _check(settings, data.train)
+        data = drop_rejected(data, features.rejected, config.data.max_reject_fraction)
+        _check_settings(settings, data.train)
         training_set = features.training_set(data)
         start = time.monotonic()
         trained = train_heads(settings, training_set, store, bundle, threads)
         seconds["heads"] = time.monotonic() - start
         model = DualEncoder(settings, towers[0].width, towers[1].width)
         model.load(trained.weights)
-        heads = fused_heads(settings, model, training_set)
+        heads = ensemble_heads(settings, model, training_set)
         heldout = heldout_retrieval(heads, data, features)
-        if finetuning.tunes(settings):
+        if finetuning.is_enabled(settings):
             start, before = time.monotonic(), heldout
             paths = [str(image.path) for image in data.train]
-            task = finetuning.TuningTask(
+            task = finetuning.FinetuningTask(
                 settings, training_set, specs, paths, features.training_texts(data), trained.weights
             )
-            tuned = finetuning.tune(task, store, bundle, threads)
+            tuned = finetuning.finetune(task, store, bundle, threads)
             weights = tuned.towers["image"], tuned.towers["text"]
             for tower, tower_weights in zip(towers, weights, strict=True):
                 tower.assign(tower_weights)
             features = extract_all(settings, data, towers, specs, cache, 1, weights)
             model.load(tuned.heads)
-            heads = fused_heads(settings, model, features.training_set(data))
+            heads = ensemble_heads(settings, model, features.training_set(data))
             heldout = heldout_retrieval(heads, data, features)
             seconds["tuning"] = time.monotonic() - start
             tuned_report = {"history": tuned.history, "heldout_before": before}
@@ -184,7 +184,7 @@ def _learn(
             f"  R@1/5/10 of {heldout['captions']} held-out captions among {heldout['gallery']} images: "
             + " / ".join(f"{heldout[f'r_at_{k}']:.3f}" for k in retrieval.KS)
         )
-    return _Learned(
+    return _TrainedEncoders(
         data,
         ImageEncoder(towers[0], heads[0]),
         TextEncoder(towers[1], heads[1]),
@@ -201,13 +201,15 @@ def _learn(
     )
 
 
-def _export(folder: Path, settings: TrainConfig, learned: _Learned, image_tower: ImageTower) -> dict[str, Any]:
+def _export(folder: Path, settings: TrainConfig, learned: _TrainedEncoders, image_tower: ImageTower) -> dict[str, Any]:
     """Writes the bundle's models, proves that their forms agree, and returns their part of the report."""
     data, encoder = learned.data, learned.text_encoder
     proof = data.heldout or data.train
     export(folder, learned.image_encoder, encoder)
     form, agreed = _export_text(folder, settings, encoder, calibration_texts(data.train), proof)
-    pixels = np.stack([read_again(i.path, image_tower.preprocessing) for i in sampled(proof, tflite_parity.SAMPLES)])
+    pixels = np.stack(
+        [reread_pixels(i.path, image_tower.preprocessing) for i in subsample(proof, tflite_parity.SAMPLES)]
+    )
     return {
         "agreement": {"text": agreed, "image": tflite_parity.check_images(folder, pixels)},
         "tflite_bytes": {name: (folder / name).stat().st_size for name in (IMAGE_TFLITE, TEXT_TFLITE)},
@@ -223,7 +225,7 @@ def _export_text(
     proof: Sequence[CaptionedImage],
 ) -> tuple[Quantization, dict[str, Any]]:
     """Writes the text encoder's TFLite form, and returns which one it is and how it agrees with TensorFlow."""
-    sample = sampled([text for image in proof for text in image.captions], tflite_parity.SAMPLES)
+    sample = subsample([text for image in proof for text in image.captions], tflite_parity.SAMPLES)
     candidates = (settings.text_quantization,) if settings.text_quantization else encoder.forms[:-1]
     for form in candidates:
         try:
@@ -253,7 +255,7 @@ def summary(info: EncoderInfo) -> str:
     return "\n".join(lines)
 
 
-def _check(settings: TrainConfig, images: Sequence[CaptionedImage]) -> None:
+def _check_settings(settings: TrainConfig, images: Sequence[CaptionedImage]) -> None:
     if len(images) < 2 * settings.workers:
         raise UsageError(
             f"{len(images)} readable training images are too few for {settings.workers} workers, "
@@ -272,12 +274,12 @@ def _check(settings: TrainConfig, images: Sequence[CaptionedImage]) -> None:
         )
 
 
-def _bundle_id(settings: TrainConfig, data: Data, image_tower: ImageTower, text_tower: TextTower) -> str:
+def _bundle_id(settings: TrainConfig, data: TrainingData, image_tower: ImageTower, text_tower: TextTower) -> str:
     sides = {"train": data.train, "heldout": data.heldout}
     return content_id(
         {
             "version": VERSION,
-            "settings": settings.changed({*FREE, "image_tower", "text_tower"}),
+            "settings": settings.changed({*IGNORED_SETTINGS, "image_tower", "text_tower"}),
             "towers": [image_tower.fingerprint, str(image_tower.preprocessing), text_tower.fingerprint],
             "data": {
                 side: [[image.id, image.content_hash, list(image.captions)] for image in images]
@@ -287,9 +289,9 @@ def _bundle_id(settings: TrainConfig, data: Data, image_tower: ImageTower, text_
     )
 
 
-def _announce(
+def _report_plan(
     config: Config,
-    data: Data,
+    data: TrainingData,
     specs: tuple[TowerSpec, TowerSpec],
     towers: tuple[ImageTower, TextTower],
     bundle: str,
@@ -298,19 +300,19 @@ def _announce(
     settings = config.train
     share, steps = batch_plan(settings, len(data.train))
     cache = FeatureCache(Workspace(config.workspace).cache("features"))
-    train, heldout, captions = (w.passes(cache) for w in wanted_sets(data, towers, specs, settings.views))
-    amount = estimate.Amount(train + heldout, captions, len(data.train), share * settings.workers, steps)
-    texts = [text for image in sampled(data.train, estimate.INPUTS) for text in image.captions]
+    train, heldout, captions = (w.passes(cache) for w in extraction_requests(data, towers, specs, settings.views))
+    amount = estimate.Workload(train + heldout, captions, len(data.train), share * settings.workers, steps)
+    texts = [text for image in subsample(data.train, estimate.INPUTS) for text in image.captions]
     try:
-        speed = estimate.measure(towers, data.train[0].path, texts, settings.workers)
+        speed = estimate.measure_speed(towers, data.train[0].path, texts, settings.workers)
     except (tf.errors.OpError, ValueError):
         takes = "how long it takes cannot be measured with these towers"
     else:
-        seconds = estimate.seconds(settings, amount, (towers[0].width, towers[1].width), speed)
-        takes = f"about {estimate.duration(seconds)} at the speed that this machine has now"
+        seconds = estimate.estimate_seconds(settings, amount, (towers[0].width, towers[1].width), speed)
+        takes = f"about {estimate.format_duration(seconds)} at the speed that this machine has now"
         if cluster_address(settings):
             takes += ", if the cluster's nodes are as fast as it"
-    tuned = f"{settings.tune_epochs} epochs of the towers, " if finetuning.tunes(settings) else ""
+    tuned = f"{settings.tune_epochs} epochs of the towers, " if finetuning.is_enabled(settings) else ""
     progress.say(
         f"train: encoder {bundle}, preset {settings.preset}, {settings.workers} workers: {amount.image_passes} passes "
         f"of the image tower over {len(data.images)} images, {captions} captions through theirs, then "
@@ -318,13 +320,17 @@ def _announce(
     )
 
 
-def fused_heads(settings: TrainConfig, model: DualEncoder, training_set: TrainingSet) -> tuple[FusedHead, FusedHead]:
+def ensemble_heads(
+    settings: TrainConfig, model: DualEncoder, training_set: TrainingSet
+) -> tuple[EnsembleHead, EnsembleHead]:
     """Returns the image head and the text head that a trained model's pairs make; see trainer.model.ensemble."""
     plain = training_set.images[0]
-    return fuse(model, plain, training_set.texts, settings.dim, settings.hubness_correction, settings.seed)
+    return combine_heads(model, plain, training_set.texts, settings.dim, settings.hubness_correction, settings.seed)
 
 
-def heldout_retrieval(heads: tuple[FusedHead, FusedHead], data: Data, features: FeatureSets) -> dict[str, Any] | None:
+def heldout_retrieval(
+    heads: tuple[EnsembleHead, EnsembleHead], data: TrainingData, features: FeatureSets
+) -> dict[str, Any] | None:
     """Returns how well held-out captions find their images; None where nothing is held out."""
     if not data.heldout:
         return None
@@ -332,7 +338,7 @@ def heldout_retrieval(heads: tuple[FusedHead, FusedHead], data: Data, features: 
     return retrieval.text_to_image(heads[1](captions).numpy(), heads[0](features.heldout_images(data)).numpy(), owners)
 
 
-def _fingerprint(image_tower: ImageTower, text_tower: TextTower, *heads: FusedHead) -> str:
+def _fingerprint(image_tower: ImageTower, text_tower: TextTower, *heads: EnsembleHead) -> str:
     digest = hashlib.sha256()
     for part in (image_tower.fingerprint, text_tower.fingerprint, str(image_tower.preprocessing)):
         digest.update(part.encode())
@@ -344,6 +350,6 @@ def _fingerprint(image_tower: ImageTower, text_tower: TextTower, *heads: FusedHe
     return digest.hexdigest()
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def _file_hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}

@@ -93,19 +93,19 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
 
 def _tower_rate(spec: Any, inputs: dict[str, str], workers: int) -> float:
     """Inputs a second once every worker has finished a chunk."""
-    from trainer.features.cache import FeatureCache, Rows
-    from trainer.features.extraction import CHUNK, Wanted, extract
+    from trainer.features.cache import FeatureCache, RowLocations
+    from trainer.features.extraction import CHUNK, ExtractionRequest, extract
 
     finished: list[tuple[float, int]] = []
 
     class Timed(FeatureCache):
-        def write(self, name: str, keys: Sequence[str], values: Any) -> Rows:
+        def write(self, name: str, keys: Sequence[str], values: Any) -> RowLocations:
             finished.append((time.monotonic(), len(keys)))
             return super().write(name, keys, values)
 
     chunk = {**CHUNK, spec.modality: -(-len(inputs) // CHUNKS)}
     with tempfile.TemporaryDirectory() as folder:
-        extract([Wanted(spec, "rate", inputs)], Timed(Path(folder)), workers, threads=1, chunk=chunk)
+        extract([ExtractionRequest(spec, "rate", inputs)], Timed(Path(folder)), workers, threads=1, chunk=chunk)
     counted = sum(count for _, count in finished[workers:])
     return counted / (finished[-1][0] - finished[workers - 1][0])
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from searchforge.config import Config, load_config
 from searchforge.console.options import import_quietly, quiet_libraries
-from trainer.features.batches import TrainingSet, draw
+from trainer.features.batches import TrainingSet, draw_batch
 from trainer.fit.head_training import HeadTask
 
 
@@ -41,7 +41,7 @@ class RecomputingTask(HeadTask):
         numbers = dataclasses.replace(
             self.data, images=np.arange(len(self.inputs[0]))[np.newaxis], texts=np.arange(len(self.inputs[1]))
         )
-        images, texts, ids = draw(self.config, numbers, rows, random, part)
+        images, texts, ids = draw_batch(self.config, numbers, rows, random, part)
         features = [
             _tower(spec)([inputs[i] for i in wanted.ravel()])["plain"]
             for spec, inputs, wanted in zip(self.specs, self.inputs, (images, texts), strict=True)

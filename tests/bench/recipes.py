@@ -71,7 +71,7 @@ def _measure(config: Config) -> dict[str, float]:
     )
     model = DualEncoder(config.train, *widths)
     model.load(weights)
-    heads = train.fused_heads(config.train, model, features.training_set(data))
+    heads = train.ensemble_heads(config.train, model, features.training_set(data))
     retrieval = train.heldout_retrieval(heads, data, features)
     assert retrieval is not None
     return {key: retrieval[key] for key in ("r_at_1", "r_at_5", "r_at_10")} | {"seconds": seconds}

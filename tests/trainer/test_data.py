@@ -9,11 +9,11 @@ import pytest
 
 from searchforge.config import Config, DataConfig
 from searchforge.errors import UsageError
-from trainer.data import Data, Rejected, load_data, without_rejected
+from trainer.data import Rejection, TrainingData, drop_rejected, load_data
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Data:
+def data(tmp_path: Path) -> TrainingData:
     """Ten images, of which one has no bytes."""
     (tmp_path / "images").mkdir()
     rows = []
@@ -25,16 +25,16 @@ def data(tmp_path: Path) -> Data:
     return load_data(Config(workspace=str(tmp_path / "workspace"), data=section))
 
 
-def _unreadable(data: Data, *ids: str) -> list[Rejected]:
+def _unreadable(data: TrainingData, *ids: str) -> list[Rejection]:
     keys = {image.id: image.content_hash for image in data.images}
-    return [Rejected(keys[id], "truncated", "cut off") for id in ids]
+    return [Rejection(keys[id], "truncated", "cut off") for id in ids]
 
 
 def test_unreadable_images_of_both_kinds_are_left_out_and_listed(
-    data: Data, capsys: pytest.CaptureFixture[str]
+    data: TrainingData, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert [item["id"] for item in data.rejected] == ["0.jpg"]
-    left = without_rejected(data, _unreadable(data, "3.jpg", "9.jpg"), 0.3)
+    left = drop_rejected(data, _unreadable(data, "3.jpg", "9.jpg"), 0.3)
     assert [image.id for image in left.train] == [f"{i}.jpg" for i in (1, 2, 4, 5, 6, 7)]
     assert [image.id for image in left.heldout] == ["8.jpg"]
     report = left.report()["images"]
@@ -47,13 +47,13 @@ def test_unreadable_images_of_both_kinds_are_left_out_and_listed(
     assert "3 of 10 images cannot be read" in capsys.readouterr().err
 
 
-def test_too_many_unreadable_images_stop_the_training(data: Data) -> None:
+def test_too_many_unreadable_images_stop_the_training(data: TrainingData) -> None:
     with pytest.raises(
         UsageError, match=r"3 of 10 images cannot be read .*more than data\.max_reject_fraction \(0\.2\)"
     ):
-        without_rejected(data, _unreadable(data, "3.jpg", "9.jpg"), 0.2)
+        drop_rejected(data, _unreadable(data, "3.jpg", "9.jpg"), 0.2)
 
 
-def test_without_faults_nothing_is_left_out(data: Data) -> None:
-    left = without_rejected(data, _unreadable(data), 0.1)
+def test_without_faults_nothing_is_left_out(data: TrainingData) -> None:
+    left = drop_rejected(data, _unreadable(data), 0.1)
     assert (left.train, left.heldout, len(left.rejected)) == (data.train, data.heldout, 1)

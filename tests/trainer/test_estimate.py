@@ -9,16 +9,16 @@ import pytest
 
 from searchforge.config import TrainConfig
 from trainer import estimate
-from trainer.estimate import Amount, Speed
+from trainer.estimate import MachineSpeed, Workload
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 
-SPEED = Speed(start=1.0, image=0.01, text=0.002, operation=1e-11)
-AMOUNT = Amount(image_passes=2000, captions=10_000, images=2000, batch=500, steps=4)
+SPEED = MachineSpeed(start=1.0, image=0.01, text=0.002, operation=1e-11)
+AMOUNT = Workload(image_passes=2000, captions=10_000, images=2000, batch=500, steps=4)
 WIDTHS = (1712, 1536)
 
 
-def _seconds(settings: TrainConfig | None = None, amount: Amount = AMOUNT, speed: Speed = SPEED) -> float:
-    return estimate.seconds(settings or TrainConfig(), amount, WIDTHS, speed)
+def _seconds(settings: TrainConfig | None = None, amount: Workload = AMOUNT, speed: MachineSpeed = SPEED) -> float:
+    return estimate.estimate_seconds(settings or TrainConfig(), amount, WIDTHS, speed)
 
 
 def test_features_that_are_cached_take_no_time() -> None:
@@ -35,7 +35,7 @@ def test_more_work_takes_longer() -> None:
 
 
 def test_a_machine_that_is_half_as_fast_takes_twice_as_long() -> None:
-    slower = Speed(*(2 * value for value in dataclasses.astuple(SPEED)))
+    slower = MachineSpeed(*(2 * value for value in dataclasses.astuple(SPEED)))
     assert _seconds(speed=slower) == pytest.approx(2 * _seconds())
 
 
@@ -44,10 +44,10 @@ def test_this_machine_is_measured(tiny_image_model: Path, tiny_text_model: Path)
         load_image_tower(TowerSpec("image", f"saved_model:{tiny_image_model}")),
         load_text_tower(TowerSpec("text", f"saved_model:{tiny_text_model}")),
     )
-    found = estimate.measure(towers, Path("no such image"), ["a text"], workers=2)
+    found = estimate.measure_speed(towers, Path("no such image"), ["a text"], workers=2)
     assert all(value > 0 for value in dataclasses.astuple(found))
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(1, "10 s"), (84, "80 s"), (236, "4 min"), (9000, "2.5 h")])
 def test_durations_are_round(seconds: float, text: str) -> None:
-    assert estimate.duration(seconds) == text
+    assert estimate.format_duration(seconds) == text

@@ -25,7 +25,7 @@ from trainer.evaluation.report import EvaluationReport
 from trainer.export import tflite_parity
 from trainer.export.export import ImageEncoder, TextEncoder
 from trainer.export.restore import restore_text_encoder
-from trainer.features.batches import TrainingSet, draw
+from trainer.features.batches import TrainingSet, draw_batch
 from trainer.model.projection_heads import ResidualHead
 from trainer.towers import TextTower, TowerSpec, load_image_tower, load_text_tower
 from trainer.train import train
@@ -170,7 +170,7 @@ def test_batches_follow_from_the_seed_and_join_to_the_global_batch() -> None:
     )
 
     def drawn(part: slice) -> tuple[Any, Any, Any]:
-        return draw(settings, data, np.arange(12), np.random.default_rng(3), part)
+        return draw_batch(settings, data, np.arange(12), np.random.default_rng(3), part)
 
     whole, halves = drawn(slice(0, 12)), [drawn(slice(0, 6)), drawn(slice(6, 12))]
     for joined, *parts in zip(whole, *halves, strict=True):

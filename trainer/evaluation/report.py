@@ -10,11 +10,11 @@ from searchforge.artifacts.encoder import EncoderInfo
 from trainer.evaluation.retrieval import KS
 
 
-class _Part(BaseModel):
+class _ReportModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Estimate(_Part):
+class Estimate(_ReportModel):
     """A measured value, and the 95 percent interval around it (see searchforge.reporting.intervals)."""
 
     value: float
@@ -22,8 +22,8 @@ class Estimate(_Part):
     high: float
 
 
-class Retrieval(_Part):
-    """Retrieval by exact search for one set of queries.
+class RetrievalMetrics(_ReportModel):
+    """RetrievalMetrics by exact search for one set of queries.
 
     Attributes:
       queries: number of queries.
@@ -47,21 +47,21 @@ class Retrieval(_Part):
         return {k: getattr(self, f"r_at_{k}") for k in KS}
 
 
-class Group(_Part):
+class Group(_ReportModel):
     """The captions of one length or of one category, searched for among all images."""
 
     name: str
-    text_to_image: Retrieval
+    text_to_image: RetrievalMetrics
 
 
-class FoundImage(_Part):
+class FoundImage(_ReportModel):
     """An image of the gallery: its id, and its cosine to the query."""
 
     id: str
     score: float
 
 
-class WorstQuery(_Part):
+class WorstQuery(_ReportModel):
     """A caption that finds other images before its own.
 
     Attributes:
@@ -77,7 +77,7 @@ class WorstQuery(_Part):
     hits: tuple[FoundImage, ...]
 
 
-class RejectedImage(_Part):
+class RejectedImage(_ReportModel):
     """A held-out image that could not be read, and so is not part of the figures; its captions neither.
 
     Attributes:
@@ -90,7 +90,7 @@ class RejectedImage(_Part):
     captions: int
 
 
-class TextForm(_Part):
+class QuantizedTextEncoder(_ReportModel):
     """A TFLite form of the text encoder, run by the Task Library; see trainer.export.export for the forms.
 
     Attributes:
@@ -108,7 +108,7 @@ class TextForm(_Part):
     error: str = ""
 
 
-class FormsComparison(_Part):
+class QuantizationComparison(_ReportModel):
     """The TFLite forms of the text encoder on the same held-out captions.
 
     Attributes:
@@ -123,10 +123,10 @@ class FormsComparison(_Part):
     gallery: int
     tensorflow: float
     chosen: str
-    forms: dict[str, TextForm]
+    forms: dict[str, QuantizedTextEncoder]
 
 
-class EvaluationReport(_Part):
+class EvaluationReport(_ReportModel):
     """Contents of evaluations/<id>/report.json.
 
     Attributes:
@@ -149,13 +149,13 @@ class EvaluationReport(_Part):
     id: str
     encoder: EncoderInfo
     data: dict[str, Any]
-    text_to_image: Retrieval
-    image_to_text: Retrieval
+    text_to_image: RetrievalMetrics
+    image_to_text: RetrievalMetrics
     by_length: tuple[Group, ...]
     by_category: tuple[Group, ...]
     worst: tuple[WorstQuery, ...]
     rejected: tuple[RejectedImage, ...]
-    forms: FormsComparison | None = None
+    forms: QuantizationComparison | None = None
     versions: dict[str, str]
     seconds: dict[str, float] = Field(description="wall time")
 
@@ -185,7 +185,7 @@ def summary(report: EvaluationReport) -> str:
     return "\n".join(lines)
 
 
-def _forms(compared: FormsComparison) -> list[str]:
+def _forms(compared: QuantizationComparison) -> list[str]:
     lines = [
         f"  forms of the text encoder, {compared.queries} captions among {compared.gallery} images "
         f"(TensorFlow: R@10 {100 * compared.tensorflow:.1f}):"
@@ -208,7 +208,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _figures(found: Retrieval) -> str:
+def _figures(found: RetrievalMetrics) -> str:
     shares = ", ".join(f"R@{k} {_percent(share)}" for k, share in found.r_at.items())
     median = found.median_rank
     return f"{shares}, median rank {median.value:g} ({median.low:g} to {median.high:g})"

@@ -23,10 +23,10 @@ from searchforge.reporting.page import (
 from trainer.evaluation.report import (
     Estimate,
     EvaluationReport,
-    FormsComparison,
     FoundImage,
     Group,
-    Retrieval,
+    QuantizationComparison,
+    RetrievalMetrics,
     WorstQuery,
 )
 from trainer.evaluation.retrieval import KS
@@ -85,7 +85,7 @@ def _training(report: EvaluationReport) -> str:
     return f" Training measured R@10 {100 * before['r_at_10']:.1f} before it exported them."
 
 
-def _cards(title: str, subject: str, found: Retrieval) -> str:
+def _cards(title: str, subject: str, found: RetrievalMetrics) -> str:
     figures = [(f"R@{k}", f"{100 * share.value:.1f}", _interval(share, 100)) for k, share in found.r_at.items()]
     figures.append(("Median rank", f"{found.median_rank.value:g}", _interval(found.median_rank)))
     shown_as = cards((name, value, f"<small>{about}</small>") for name, value, about in figures)
@@ -144,7 +144,7 @@ def _curves(training: Mapping[str, Any]) -> str:
     return f"<section><h2>Training</h2>{charts(drawn)}</section>" if drawn else ""
 
 
-def _forms(compared: FormsComparison | None) -> str:
+def _forms(compared: QuantizationComparison | None) -> str:
     if compared is None:
         return ""
     rows = [

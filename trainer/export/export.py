@@ -29,7 +29,7 @@ from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_
 from searchforge.errors import JobError, UsageError
 from searchforge.processes import isolated
 from trainer.towers import ImageTower, TextTower
-from trainer.towers.layers import Ranges, for_device, observe
+from trainer.towers.layers import ActivationRanges, observe_ranges, trace_for_device
 
 Quantization = Literal["int8", "dynamic_int8", "float16", "float32"]
 
@@ -111,7 +111,7 @@ class TextEncoder(tf.Module):
         """
         tokenizer = self._tower.tokenizer
         length = self._tower.sequence_length
-        ranges: Ranges | None = None
+        ranges: ActivationRanges | None = None
         if tokenizer is None:
             if quantization == "int8":
                 raise UsageError(
@@ -145,17 +145,17 @@ class TextEncoder(tf.Module):
         """What `save_tflite` can write, the fastest first."""
         return get_args(Quantization) if self._tower.tokenizer else get_args(Quantization)[1:]
 
-    def _observe(self, texts: Sequence[str]) -> Ranges:
+    def _observe(self, texts: Sequence[str]) -> ActivationRanges:
         """Runs texts, without padding, and returns the ranges of all dense layers."""
         if not texts:
             raise ValueError("8-bit layers need texts to observe their ranges on")
         assert self._tower.tokenizer
         ids, mask, segment_ids = self._tower.tokenizer(tf.constant(list(texts)), self._tower.sequence_length)
         lengths = mask.numpy().sum(1)
-        ranges = Ranges()
+        ranges = ActivationRanges()
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
-            with observe(ranges):
+            with observe_ranges(ranges):
                 self._head(
                     self._tower.encode(*(tf.gather(part, rows)[:, :length] for part in (ids, mask, segment_ids)))
                 )
@@ -186,9 +186,9 @@ def _save(module: tf.Module, serve: Any, folder: Path) -> None:
 
 
 def _convert(
-    module: tf.Module, function: Any, quantization: Quantization, what: str, ranges: Ranges | None = None
+    module: tf.Module, function: Any, quantization: Quantization, what: str, ranges: ActivationRanges | None = None
 ) -> bytes:
-    with for_device(ranges):
+    with trace_for_device(ranges):
         concrete = function.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
     if quantization != "float32":

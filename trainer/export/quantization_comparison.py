@@ -16,7 +16,7 @@ from searchforge.artifacts.encoder import TEXT_TFLITE
 from searchforge.errors import JobError
 from searchforge.processes import isolated
 from trainer.evaluation import retrieval
-from trainer.evaluation.report import FormsComparison, TextForm
+from trainer.evaluation.report import QuantizationComparison, QuantizedTextEncoder
 from trainer.export.export import Quantization, TextEncoder
 
 QUERIES = 1000
@@ -33,7 +33,7 @@ def compare_texts(
     owners: npt.NDArray[np.int64],
     expected: Array,
     gallery: Array,
-) -> FormsComparison:
+) -> QuantizationComparison:
     """Exports and measures all forms of a text encoder.
 
     Args:
@@ -46,7 +46,7 @@ def compare_texts(
     """
     sample = np.unique(np.linspace(0, len(captions) - 1, min(QUERIES, len(captions))).astype(np.int64))
     texts, owners, expected = [captions[i] for i in sample], owners[sample], expected[sample]
-    found: dict[str, TextForm] = {}
+    found: dict[str, QuantizedTextEncoder] = {}
     for form in encoder.forms:
         with tempfile.TemporaryDirectory() as folder:
             model = chosen[1] if form == chosen[0] else Path(folder) / TEXT_TFLITE
@@ -55,15 +55,15 @@ def compare_texts(
                     encoder.save_tflite(model, form, calibration)
                 embedded, ms = _embed(model, texts, Path(folder) / "embeddings.npy")
             except JobError as error:
-                found[form] = TextForm(error=str(error))
+                found[form] = QuantizedTextEncoder(error=str(error))
                 continue
-            found[form] = TextForm(
+            found[form] = QuantizedTextEncoder(
                 bytes=model.stat().st_size,
                 ms=ms,
                 r_at_10=retrieval.text_to_image(embedded, gallery, owners)["r_at_10"],
                 mean_cosine=float((embedded * expected).sum(1).mean()),
             )
-    return FormsComparison(
+    return QuantizationComparison(
         queries=len(texts),
         gallery=len(gallery),
         tensorflow=retrieval.text_to_image(expected, gallery, owners)["r_at_10"],

@@ -12,7 +12,7 @@ from searchforge.config import TrainConfig
 from searchforge.errors import JobError, UsageError
 from trainer.export.export import TextEncoder
 from trainer.model.dual_encoder import new_heads
-from trainer.model.ensemble import blank_text_head
+from trainer.model.ensemble import uninitialized_text_head
 from trainer.towers import load_text_tower, tower_specs
 
 
@@ -41,7 +41,7 @@ def restore_text_encoder(info: EncoderInfo, bundle: Path) -> TextEncoder:
     except UsageError as error:
         raise UsageError(f"the text encoder of {info.id} cannot be rebuilt: {error}") from error
     heads = new_heads(settings, "text", tower.width)
-    encoder = TextEncoder(tower, blank_text_head(heads, settings.dim, settings.hubness_correction))
+    encoder = TextEncoder(tower, uninitialized_text_head(heads, settings.dim, settings.hubness_correction))
     weights = bundle / TEXT_SAVED_MODEL / "variables" / "variables"
     try:
         tf.train.Checkpoint(root=encoder).read(str(weights)).assert_existing_objects_matched()

@@ -13,7 +13,7 @@ from searchforge.preprocessing import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 
-PLAIN = "plain"
+UNAUGMENTED = "plain"
 """The whole image, as searches see it."""
 
 
@@ -30,8 +30,8 @@ def _view(image: Image.Image, preprocessing: Preprocessing, corner: tuple[int, i
     return pixels[:, ::-1] if mirrored else pixels
 
 
-VIEWS: Mapping[str, Callable[[Image.Image, Preprocessing], Pixels]] = {
-    PLAIN: functools.partial(_view, corner=None, mirrored=False),
+AUGMENTATIONS: Mapping[str, Callable[[Image.Image, Preprocessing], Pixels]] = {
+    UNAUGMENTED: functools.partial(_view, corner=None, mirrored=False),
     "mirrored": functools.partial(_view, corner=None, mirrored=True),
     "top-left": functools.partial(_view, corner=(0, 0), mirrored=False),
     "top-right-mirrored": functools.partial(_view, corner=(1, 0), mirrored=True),

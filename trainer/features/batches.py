@@ -41,7 +41,7 @@ def batch_plan(config: TrainConfig, images: int) -> tuple[int, int]:
     return (images // (steps * config.workers), steps) if steps else (0, 0)
 
 
-def draw(
+def draw_batch(
     config: TrainConfig, data: TrainingSet, rows: Array, random: np.random.Generator, part: slice
 ) -> tuple[Array, Array, Array]:
     """Draws views, captions and mixing partners for a global batch, and returns one worker's part of it.

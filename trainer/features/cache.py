@@ -24,7 +24,7 @@ from searchforge.hashing import content_id
 _DAMAGE = (EOFError, ValueError, KeyError, BadZipFile, zlib.error)
 
 Array = npt.NDArray[Any]
-Rows = dict[str, tuple[Path, int]]
+RowLocations = dict[str, tuple[Path, int]]
 """File and row in it by key."""
 
 
@@ -50,9 +50,9 @@ class FeatureCache:
                 found.update(key.decode() for key in file["keys"])
         return found
 
-    def index(self, name: str) -> Rows:
+    def index(self, name: str) -> RowLocations:
         """Returns where every cached input is; a damaged file counts as absent and is computed again."""
-        found: Rows = {}
+        found: RowLocations = {}
         for path in sorted((self._root / name).glob("*.npz")):
             try:
                 with np.load(path, allow_pickle=False) as file:
@@ -64,7 +64,7 @@ class FeatureCache:
                 continue
         return found
 
-    def write(self, name: str, keys: Sequence[str], values: Array) -> Rows:
+    def write(self, name: str, keys: Sequence[str], values: Array) -> RowLocations:
         """Writes the features of a chunk, float32 [n, width], and returns where they are.
 
         Raises:

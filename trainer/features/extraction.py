@@ -27,10 +27,10 @@ from searchforge.config import DEFAULT_MAX_PIXELS
 from searchforge.console import progress
 from searchforge.errors import JobError
 from searchforge.preprocessing import RejectedInput
-from trainer.data import UNSEEN, Rejected
-from trainer.features.augmentations import PLAIN, VIEWS
-from trainer.features.cache import FeatureCache, Rows
-from trainer.ray_cluster import cause, gpus_per_worker, threads_per_worker
+from trainer.data import UNREADABLE_ON_WORKER, Rejection
+from trainer.features.augmentations import AUGMENTATIONS, UNAUGMENTED
+from trainer.features.cache import FeatureCache, RowLocations
+from trainer.ray_cluster import gpus_per_worker, root_cause, threads_per_worker
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 
 CHUNK = {"image": 256, "text": 1024}
@@ -45,7 +45,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExtractionRequest:
     """Inputs of one tower whose features are wanted.
 
     Attributes:
@@ -59,7 +59,7 @@ class Wanted:
     spec: TowerSpec
     fingerprint: str
     inputs: Mapping[str, str]
-    views: Sequence[str] = (PLAIN,)
+    views: Sequence[str] = (UNAUGMENTED,)
     weights: Mapping[str, Array] = field(default_factory=dict)
 
     def names(self, cache: FeatureCache) -> dict[str, str]:
@@ -86,7 +86,7 @@ class Features:
 
     rows: dict[str, int]
     views: dict[str, Array]
-    rejected: list[Rejected]
+    rejected: list[Rejection]
     computed: int
     seconds: float
 
@@ -97,7 +97,7 @@ class Features:
 
 
 def extract(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[ExtractionRequest],
     cache: FeatureCache,
     workers: int,
     threads: int | None = None,
@@ -116,7 +116,7 @@ def extract(
     Raises:
       JobError: a tower failed in a worker, or a node does not see an image.
     """
-    sets = [_Set(one, cache) for one in wanted]
+    sets = [_RequestState(one, cache) for one in wanted]
     jobs = [job for number, one in enumerate(sets) for job in one.missing(number)]
     if jobs:
         totals = Counter[str]()
@@ -140,7 +140,7 @@ def extract(
 
 
 @dataclass(frozen=True)
-class _Job:
+class _TowerJob:
     """Inputs that lack the same views.
 
     Attributes:
@@ -157,12 +157,12 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ChunkResult:
     """A finished chunk: its keys with float32 [n, width] by view, what was rejected, and a worker's seconds."""
 
     keys: list[str]
     values: dict[str, Array]
-    rejected: list[Rejected]
+    rejected: list[Rejection]
     seconds: float
 
     @property
@@ -170,17 +170,17 @@ class _Part:
         return len(self.keys) + len(self.rejected)
 
 
-class _Set:
-    """What is known of the features of one `Wanted`."""
+class _RequestState:
+    """What is known of the features of one `ExtractionRequest`."""
 
-    def __init__(self, wanted: Wanted, cache: FeatureCache) -> None:
+    def __init__(self, wanted: ExtractionRequest, cache: FeatureCache) -> None:
         self._wanted, self._cache = wanted, cache
         self._names = wanted.names(cache)
-        self._cached: dict[str, Rows] = {view: cache.index(name) for view, name in self._names.items()}
-        self._rejected: list[Rejected] = []
+        self._cached: dict[str, RowLocations] = {view: cache.index(name) for view, name in self._names.items()}
+        self._rejected: list[Rejection] = []
         self._computed, self._parts, self._seconds = 0, 0, 0.0
 
-    def missing(self, number: int) -> list[_Job]:
+    def missing(self, number: int) -> list[_TowerJob]:
         """Returns the inputs that are not cached; those that lack the same views go through the tower together."""
         lacking: dict[tuple[str, ...], list[tuple[str, str]]] = {}
         wanted = self._wanted
@@ -189,13 +189,13 @@ class _Set:
                 lacking.setdefault(views, []).append((key, value))
         self._computed = sum(map(len, lacking.values()))
         return [
-            _Job(number, wanted.spec, wanted.fingerprint, views, wanted.weights, items)
+            _TowerJob(number, wanted.spec, wanted.fingerprint, views, wanted.weights, items)
             for views, items in lacking.items()
         ]
 
-    def add(self, views: Sequence[str], part: _Part) -> None:
+    def add(self, views: Sequence[str], part: _ChunkResult) -> None:
         """Writes a finished chunk."""
-        require_seen(part.rejected, self._wanted.inputs)
+        require_visible_on_workers(part.rejected, self._wanted.inputs)
         if part.keys:
             for view in views:
                 self._cached[view] |= self._cache.write(self._names[view], part.keys, part.values[view])
@@ -212,8 +212,8 @@ class _Set:
 
 
 def _run(
-    jobs: Sequence[_Job], workers: int, threads: int | None, chunk: Mapping[str, int]
-) -> Generator[tuple[_Job, _Part], None, None]:
+    jobs: Sequence[_TowerJob], workers: int, threads: int | None, chunk: Mapping[str, int]
+) -> Generator[tuple[_TowerJob, _ChunkResult], None, None]:
     """Yields the finished chunks of all jobs, roughly in the order of the jobs."""
     import pyarrow
     import ray
@@ -244,16 +244,21 @@ def _run(
             job, good = jobs[int(found["job"][0])], found["reason"] == ""
             bad = zip(*(found[name][~good] for name in ("key", "reason", "detail")), strict=True)
             values = {view: found[view][good] for view in job.views}
-            yield job, _Part(list(found["key"][good]), values, [Rejected(*b) for b in bad], float(found["seconds"][0]))
+            yield (
+                job,
+                _ChunkResult(
+                    list(found["key"][good]), values, [Rejection(*b) for b in bad], float(found["seconds"][0])
+                ),
+            )
     except ray.exceptions.RayError as error:
         towers = " or ".join(dict.fromkeys(f"the {job.spec.modality} tower {job.spec.name!r}" for job in jobs))
-        raise JobError(f"{towers} failed in a worker: {cause(error)}") from error
+        raise JobError(f"{towers} failed in a worker: {root_cause(error)}") from error
 
 
-def require_seen(rejected: Sequence[Rejected], inputs: Mapping[str, str]) -> None:
+def require_visible_on_workers(rejected: Sequence[Rejection], inputs: Mapping[str, str]) -> None:
     """Raises JobError where a worker did not see a file that this process sees: no fault of the image."""
     for item in rejected:
-        if item.reason == UNSEEN and os.access(inputs[item.key], os.R_OK):
+        if item.reason == UNREADABLE_ON_WORKER and os.access(inputs[item.key], os.R_OK):
             raise JobError(
                 f"{item.detail}, a node of the Ray cluster; every node must see the images under the same path"
             )
@@ -267,7 +272,7 @@ class Extractor:
       threads: that TensorFlow and decoding may use.
     """
 
-    def __init__(self, jobs: Sequence[_Job], threads: int) -> None:
+    def __init__(self, jobs: Sequence[_TowerJob], threads: int) -> None:
         self._jobs, self._threads = jobs, threads
         self._towers: dict[tuple[TowerSpec, str], TowerRunner] = {}
 
@@ -315,7 +320,7 @@ class TowerRunner:
             call = self._text_tower.encode if self._text_tower.tokenizer else self._text_tower.__call__
         self._call = tf.function(call, reduce_retracing=True)
 
-    def __call__(self, inputs: Sequence[str], views: Sequence[str] = (PLAIN,)) -> dict[str, Array]:
+    def __call__(self, inputs: Sequence[str], views: Sequence[str] = (UNAUGMENTED,)) -> dict[str, Array]:
         """Computes features.
 
         Args:
@@ -328,7 +333,7 @@ class TowerRunner:
         """
         if self._spec.modality == "text":
             nothing = np.full(len(inputs), "", object)
-            return {"reason": nothing, "detail": nothing, PLAIN: self._texts(list(inputs))}
+            return {"reason": nothing, "detail": nothing, UNAUGMENTED: self._texts(list(inputs))}
         return self._images(inputs, views)
 
     def _images(self, paths: Sequence[str], names: Sequence[str]) -> dict[str, Array]:
@@ -359,12 +364,12 @@ class TowerRunner:
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            return UNSEEN, f"{path}: {error.strerror} on {os.uname().nodename}"
+            return UNREADABLE_ON_WORKER, f"{path}: {error.strerror} on {os.uname().nodename}"
         try:
             image = self._image_tower.preprocessing.decode(data, DEFAULT_MAX_PIXELS)
         except RejectedInput as error:
             return error.reason, f"{path}: {error}"
-        return [VIEWS[view](image, self._image_tower.preprocessing) for view in names]
+        return [AUGMENTATIONS[view](image, self._image_tower.preprocessing) for view in names]
 
     def _texts(self, texts: list[str]) -> Array:
         tower, size = self._text_tower, BATCH["text"]

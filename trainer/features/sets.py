@@ -13,11 +13,11 @@ import numpy.typing as npt
 from searchforge.captions.dataset import CaptionedImage
 from searchforge.config import TrainConfig
 from searchforge.hashing import sha256_bytes
-from trainer.data import Data, Rejected
-from trainer.features.augmentations import PLAIN, VIEWS
+from trainer.data import Rejection, TrainingData
+from trainer.features.augmentations import AUGMENTATIONS, UNAUGMENTED
 from trainer.features.batches import TrainingSet
 from trainer.features.cache import FeatureCache
-from trainer.features.extraction import Features, Wanted, extract
+from trainer.features.extraction import ExtractionRequest, Features, extract
 from trainer.towers import ImageTower, TextTower, TowerSpec
 
 Array = npt.NDArray[Any]
@@ -39,7 +39,7 @@ class FeatureSets:
     captions: Features
 
     @property
-    def rejected(self) -> list[Rejected]:
+    def rejected(self) -> list[Rejection]:
         """Images that have no features."""
         return self.train.rejected + self.heldout.rejected
 
@@ -48,7 +48,7 @@ class FeatureSets:
         """Of the image tower; see Features."""
         return self.train.seconds + self.heldout.seconds
 
-    def training_set(self, data: Data) -> TrainingSet:
+    def training_set(self, data: TrainingData) -> TrainingSet:
         """Returns the training side of `data`, whose images all have features."""
         rows = [[self.captions.rows[caption_key(text)] for text in dict.fromkeys(i.captions)] for i in data.train]
         used = sorted({row for caption_rows in rows for row in caption_rows})
@@ -64,16 +64,16 @@ class FeatureSets:
             caption_counts=np.array([len(caption_rows) for caption_rows in rows], np.int32),
         )
 
-    def training_texts(self, data: Data) -> list[str]:
+    def training_texts(self, data: TrainingData) -> list[str]:
         """Returns the captions in the order of the training set's rows."""
         rows = {self.captions.rows[caption_key(text)]: text for image in data.train for text in image.captions}
         return [text for _, text in sorted(rows.items())]
 
-    def heldout_images(self, data: Data) -> Array:
+    def heldout_images(self, data: TrainingData) -> Array:
         """Returns the held-out images' features, float32 [n, width]."""
         return self.heldout.values[[self.heldout.rows[image.content_hash] for image in data.heldout]]
 
-    def heldout_captions(self, data: Data) -> tuple[list[str], Array, Array]:
+    def heldout_captions(self, data: TrainingData) -> tuple[list[str], Array, Array]:
         """Returns the held-out captions, their features, float32 [m, width], and rows of their images, int64 [m]."""
         pairs = [(i, text) for i, image in enumerate(data.heldout) for text in image.captions]
         values = self.captions.values[[self.captions.rows[caption_key(text)] for _, text in pairs]]
@@ -82,7 +82,7 @@ class FeatureSets:
 
 def extract_all(
     settings: TrainConfig,
-    data: Data,
+    data: TrainingData,
     towers: tuple[ImageTower, TextTower],
     specs: tuple[TowerSpec, TowerSpec],
     cache: Path,
@@ -93,19 +93,19 @@ def extract_all(
 
     Args:
       cache: folder for all towers' features.
-      data, towers, specs, views, weights: see `wanted_sets`.
+      data, towers, specs, views, weights: see `extraction_requests`.
     """
-    wanted = wanted_sets(data, towers, specs, views, weights)
+    wanted = extraction_requests(data, towers, specs, views, weights)
     return FeatureSets(*extract(wanted, FeatureCache(cache), settings.workers))
 
 
-def wanted_sets(
-    data: Data,
+def extraction_requests(
+    data: TrainingData,
     towers: tuple[ImageTower, TextTower],
     specs: tuple[TowerSpec, TowerSpec],
     views: int,
     weights: tuple[Weights, Weights] | None = None,
-) -> tuple[Wanted, Wanted, Wanted]:
+) -> tuple[ExtractionRequest, ExtractionRequest, ExtractionRequest]:
     """Returns what a training needs the features of: training images, held-out images and captions.
 
     Args:
@@ -116,15 +116,15 @@ def wanted_sets(
     image_key = f"{towers[0].fingerprint} {towers[0].preprocessing}"
     image_weights, text_weights = weights or ({}, {})
 
-    def images(side: Sequence[CaptionedImage], names: Sequence[str]) -> Wanted:
+    def images(side: Sequence[CaptionedImage], names: Sequence[str]) -> ExtractionRequest:
         paths = {image.content_hash: str(image.path) for image in side}
-        return Wanted(specs[0], image_key, paths, names, image_weights)
+        return ExtractionRequest(specs[0], image_key, paths, names, image_weights)
 
     texts = {caption_key(text): text for image in data.images for text in image.captions}
     return (
-        images(data.train, tuple(VIEWS)[:views]),
-        images(data.heldout, (PLAIN,)),
-        Wanted(specs[1], towers[1].fingerprint, texts, weights=text_weights),
+        images(data.train, tuple(AUGMENTATIONS)[:views]),
+        images(data.heldout, (UNAUGMENTED,)),
+        ExtractionRequest(specs[1], towers[1].fingerprint, texts, weights=text_weights),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Counter:
+class EpochCounter:
     """The highest number that it was given."""
 
     def __init__(self) -> None:

@@ -25,10 +25,10 @@ import numpy.typing as npt
 from searchforge.config import TrainConfig
 from searchforge.errors import UsageError
 from searchforge.preprocessing import Preprocessing
-from trainer.data import read_again
+from trainer.data import reread_pixels
 from trainer.features.batches import TrainingSet, choose_captions
 from trainer.fit.checkpoints import CheckpointStore
-from trainer.fit.loop import Trained, fit
+from trainer.fit.loop import TrainingResult, fit
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 
 Array = npt.NDArray[Any]
@@ -37,13 +37,13 @@ FROZEN = "frozen"
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FinetuningResult:
     """What tuning gives.
 
     Attributes:
       heads: of the dual encoder, see DualEncoder.state.
       towers: by modality, weights for Tower.assign; empty where it stayed frozen.
-      history: see loop.Trained.
+      history: see loop.TrainingResult.
     """
 
     heads: dict[str, Array]
@@ -51,12 +51,12 @@ class Tuned:
     history: list[dict[str, float]]
 
 
-def tunes(config: TrainConfig) -> bool:
+def is_enabled(config: TrainConfig) -> bool:
     """Whether any tower is tuned."""
     return config.tune_image != FROZEN or config.tune_text != FROZEN
 
 
-def tunable(tower: Any, part: str) -> dict[str, Any]:
+def tunable_variables(tower: Any, part: str) -> dict[str, Any]:
     """Returns the variables of a part of a tower, `last_<k>_...` or `full`, by name; none of a frozen one.
 
     Raises:
@@ -65,36 +65,37 @@ def tunable(tower: Any, part: str) -> dict[str, Any]:
     if part == FROZEN:
         return {}
     last = re.fullmatch(r"last_(\d+)_\w+", part)
-    found: dict[str, Any] = tower.tunable(int(last[1]) if last else None)
+    found: dict[str, Any] = tower.tunable_variables(int(last[1]) if last else None)
     return found
 
 
-def check(config: TrainConfig, image_tower: Any, text_tower: Any) -> None:
+def check_settings(config: TrainConfig, image_tower: Any, text_tower: Any) -> None:
     """Raises UsageError where a part that is to be tuned is not there."""
     for key, part, tower in (
         ("tune_image", config.tune_image, image_tower),
         ("tune_text", config.tune_text, text_tower),
     ):
         try:
-            tunable(tower, part)
+            tunable_variables(tower, part)
         except UsageError as error:
             raise UsageError(f"train.{key} is {part}, but {error}") from error
 
 
-def tune(task: TuningTask, store: CheckpointStore, name: str, threads: int) -> Tuned:
+def finetune(task: FinetuningTask, store: CheckpointStore, name: str, threads: int) -> FinetuningResult:
     """Tunes towers and heads; see `loop.fit` for the arguments and errors."""
     trained = fit(task, store, f"{name}-towers", threads)
-    return Tuned(_part(trained, "heads"), {side: _part(trained, side) for side in ("image", "text")}, trained.history)
+    towers = {modality: _weights(trained, modality) for modality in ("image", "text")}
+    return FinetuningResult(_weights(trained, "heads"), towers, trained.history)
 
 
-def _part(trained: Trained, prefix: str) -> dict[str, Array]:
+def _weights(trained: TrainingResult, prefix: str) -> dict[str, Array]:
     return {
         key.removeprefix(f"{prefix}/"): value for key, value in trained.weights.items() if key.startswith(f"{prefix}/")
     }
 
 
 @dataclass(frozen=True)
-class TuningTask:
+class FinetuningTask:
     """See loop.Task.
 
     Attributes:
@@ -120,8 +121,8 @@ class TuningTask:
     def images(self) -> int:
         return len(self.paths)
 
-    def start(self, strategy: Any, steps: int) -> TuningRun:
-        return TuningRun(self, strategy, steps)
+    def start(self, strategy: Any, steps: int) -> FinetuningRun:
+        return FinetuningRun(self, strategy, steps)
 
     def batch(self, rows: Array, random: np.random.Generator, part: slice) -> tuple[Any, ...]:
         ids = choose_captions(self.config, self.data, rows, random)[part]
@@ -136,10 +137,10 @@ class TuningTask:
         return images, texts, ids
 
 
-class TuningRun:
+class FinetuningRun:
     """See loop.Run; `result/heads/...`, `result/image/...` and `result/text/...` are the weights."""
 
-    def __init__(self, task: TuningTask, strategy: Any, steps: int) -> None:
+    def __init__(self, task: FinetuningTask, strategy: Any, steps: int) -> None:
         import tensorflow as tf
 
         from trainer.model.dual_encoder import DualEncoder
@@ -148,18 +149,18 @@ class TuningRun:
         config, data = task.config, task.data
         self._model = DualEncoder(config, data.images.shape[-1], data.texts.shape[-1])
         self._model.load(task.heads)
-        self._sides: dict[str, MicroBatches] = {}
+        self._sides: dict[str, MicroBatchedTower] = {}
         rates = []
         if config.tune_image != FROZEN:
             tower = load_image_tower(task.specs[0])
             self._preprocessing = tower.preprocessing
-            run, variables = functools.partial(_of_pixels, tower), tunable(tower, config.tune_image)
-            self._sides["image"] = MicroBatches(run, variables, config.tune_micro_batch)
+            run, variables = functools.partial(_run_on_pixels, tower), tunable_variables(tower, config.tune_image)
+            self._sides["image"] = MicroBatchedTower(run, variables, config.tune_micro_batch)
             rates.append(config.tune_image_learning_rate)
         if config.tune_text != FROZEN:
             text_tower = load_text_tower(task.specs[1])
-            variables = tunable(text_tower, config.tune_text)
-            self._sides["text"] = MicroBatches(text_tower, variables, config.tune_micro_batch)
+            variables = tunable_variables(text_tower, config.tune_text)
+            self._sides["text"] = MicroBatchedTower(text_tower, variables, config.tune_micro_batch)
             rates.append(config.tune_text_learning_rate)
 
         def optimizer(variables: Sequence[Any], rate: float) -> AdamW:
@@ -201,12 +202,12 @@ class TuningRun:
     def gradients(self, images: Array, texts: Array, text_ids: Array, seed: Array | None) -> tuple[Any, list[Any]]:
         """Returns the loss over the global batch, and its gradients for the heads and for each tuned tower.
 
-        Arguments are what `TuningTask.batch` returned, and a dropout seed, or None for no dropout.
+        Arguments are what `FinetuningTask.batch` returned, and a dropout seed, or None for no dropout.
         """
         inputs: dict[str, Any] = {}
         if "image" in self._sides:
             paths = map(Path, images)
-            pixels = self._pool.map(functools.partial(read_again, preprocessing=self._preprocessing), paths)
+            pixels = self._pool.map(functools.partial(reread_pixels, preprocessing=self._preprocessing), paths)
             inputs["image"] = images = np.stack(list(pixels))
             images = self._sides["image"].features(images)
         if "text" in self._sides:
@@ -263,7 +264,7 @@ class TuningRun:
                 variable.assign(state[f"optimizer/{i}/{j}"])
 
 
-class MicroBatches:
+class MicroBatchedTower:
     """A tower that takes as many inputs at once as its memory allows, and its gradient for all of them.
 
     On a GPU its products are of bfloat16 numbers, as far as it is made of trainer.towers.layers.
@@ -316,7 +317,7 @@ class MicroBatches:
         return [slice(i, i + self._size) for i in range(0, count, self._size)]
 
 
-def _of_pixels(tower: Any, pixels: Any) -> Any:
+def _run_on_pixels(tower: Any, pixels: Any) -> Any:
     """Features of uint8 [n, h, w, 3]."""
     import tensorflow as tf
 

@@ -11,14 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from searchforge.config import TrainConfig
-from trainer.features.batches import TrainingSet, draw
+from trainer.features.batches import TrainingSet, draw_batch
 from trainer.fit.checkpoints import CheckpointStore
-from trainer.fit.loop import Trained, fit
+from trainer.fit.loop import TrainingResult, fit
 
 Array = npt.NDArray[Any]
 
 
-def train_heads(config: TrainConfig, data: TrainingSet, store: CheckpointStore, name: str, threads: int) -> Trained:
+def train_heads(
+    config: TrainConfig, data: TrainingSet, store: CheckpointStore, name: str, threads: int
+) -> TrainingResult:
     """Trains the heads; see `loop.fit`. The weights are the dual encoder's, see DualEncoder.state."""
     return fit(HeadTask(config, data), store, f"{name}-heads", threads)
 
@@ -43,7 +45,7 @@ class HeadTask:
         return HeadRun(self.config, self.data, strategy, steps)
 
     def batch(self, rows: Array, random: np.random.Generator, part: slice) -> tuple[Array, ...]:
-        return draw(self.config, self.data, rows, random, part)
+        return draw_batch(self.config, self.data, rows, random, part)
 
 
 class HeadRun:

@@ -25,8 +25,8 @@ from searchforge.console import progress
 from searchforge.errors import JobError
 from trainer.features.batches import batch_plan
 from trainer.fit.checkpoints import CheckpointStore
-from trainer.fit.epoch_counter import Counter
-from trainer.ray_cluster import cause, gpus_per_worker
+from trainer.fit.epoch_counter import EpochCounter
+from trainer.ray_cluster import gpus_per_worker, root_cause
 
 Array = npt.NDArray[Any]
 
@@ -98,7 +98,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What training gives.
 
     Attributes:
@@ -111,7 +111,7 @@ class Trained:
     history: list[dict[str, float]]
 
 
-def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Trained:
+def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> TrainingResult:
     """Trains; call it inside `cluster.ray_cluster`. A run of the same name continues where it was killed.
 
     A worker that is lost is replaced, and training goes on from the last checkpoint.
@@ -134,7 +134,7 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Trained:
     if (cpus := ray.cluster_resources().get("CPU", 0)) < workers:
         # Ray would wait for ever.
         progress.say(f"the Ray cluster has {cpus:g} CPUs, but train.workers is {workers}: it waits for more nodes")
-    counter = ray.remote(num_cpus=0)(Counter).remote()
+    counter = ray.remote(num_cpus=0)(EpochCounter).remote()
     trainer = TensorflowTrainer(
         _worker,
         tensorflow_config=TensorFlowBackend(),
@@ -157,7 +157,7 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Trained:
         with _shown_progress(counter, task.label, task.epochs):
             result = trainer.fit()
     except Exception as error:  # Ray wraps what a worker raised in errors of its own
-        raise JobError(f"training failed ({task.label}): {cause(error)}") from error
+        raise JobError(f"training failed ({task.label}): {root_cause(error)}") from error
     if result.return_value:
         raise JobError(result.return_value)
     if result.checkpoint is None:
@@ -166,7 +166,7 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Trained:
         state = _read(Path(directory) / _CHECKPOINT)
     weights = {key.removeprefix("result/"): value for key, value in state.items() if key.startswith("result/")}
     history = [dict(zip(_HISTORY, row, strict=True)) for row in state["history"].tolist()]
-    return Trained(weights, [{**epoch, "epoch": int(epoch["epoch"])} for epoch in history])
+    return TrainingResult(weights, [{**epoch, "epoch": int(epoch["epoch"])} for epoch in history])
 
 
 @contextlib.contextmanager
@@ -233,12 +233,12 @@ def _worker(settings: dict[str, Any]) -> str | None:
                     np.savez(Path(folder) / _CHECKPOINT, history=np.array(history), **state)
                     saved = ray.train.Checkpoint.from_directory(folder)
                 ray.train.report({"epoch": done, "loss": figures[1]}, checkpoint=saved)
-    except Diverged as error:
+    except DivergedError as error:
         return str(error)  # the same for all workers; an exception would have Ray try again, to the same end
     return None
 
 
-class Diverged(JobError):
+class DivergedError(JobError):
     """The loss is not a number any more."""
 
 
@@ -253,7 +253,7 @@ def run_epochs(task: Task, run: Run, done: int, rank: int) -> Iterator[list[floa
       After each epoch its number (from 1), mean loss, learning rate, temperature and seconds.
 
     Raises:
-      Diverged: the loss is not a number any more.
+      DivergedError: the loss is not a number any more.
     """
     config = task.config
     share, steps = batch_plan(config, task.images)
@@ -267,7 +267,7 @@ def run_epochs(task: Task, run: Run, done: int, rank: int) -> Iterator[list[floa
             seed = np.array([config.seed, (epoch * steps + step) * config.workers + rank], np.int32)
             loss = float(run.step(*batch, seed))
             if not math.isfinite(loss):
-                raise Diverged(
+                raise DivergedError(
                     f"the loss is {loss} in epoch {epoch + 1}, step {step + 1} ({task.label}); lower the learning rate"
                 )
             total += loss

@@ -31,7 +31,7 @@ SAMPLE = 50_000
 MIN_TEMPERATURE = 0.03
 """Of the nearness to the bank: with a lower one, an image that is far from all captions would underflow."""
 
-TEXT_HUB = 0.5
+TEXT_HUBNESS = 0.5
 """What every text has in the dimension of hubs."""
 
 _ROWS = 4096  # inputs of a head at once
@@ -39,7 +39,7 @@ _ROWS = 4096  # inputs of a head at once
 Array = npt.NDArray[Any]
 
 
-class FusedHead(tf.Module):
+class EnsembleHead(tf.Module):
     """Heads, one space for all of them, and the correction of hubs.
 
     Args:
@@ -67,15 +67,15 @@ class FusedHead(tf.Module):
         return embedded
 
 
-class _TextHead(FusedHead):
+class _TextHead(EnsembleHead):
     """Adds the constant that an image's nearness to the bank is multiplied with."""
 
     def _correct(self, embedded: tf.Tensor) -> tf.Tensor:
-        hub = tf.fill([tf.shape(embedded)[0], 1], TEXT_HUB)
-        return tf.concat([embedded * (1.0 - TEXT_HUB**2) ** 0.5, hub], -1)
+        hub = tf.fill([tf.shape(embedded)[0], 1], TEXT_HUBNESS)
+        return tf.concat([embedded * (1.0 - TEXT_HUBNESS**2) ** 0.5, hub], -1)
 
 
-class _ImageHead(FusedHead):
+class _ImageHead(EnsembleHead):
     """Adds the nearness to the bank.
 
     Args:
@@ -97,7 +97,7 @@ class _ImageHead(FusedHead):
         super().__init__(heads, axes, name)
         self._temperature = max(temperature, MIN_TEMPERATURE)
         # The rest of a text's embedding is shorter by the constant.
-        self._factor = strength * (1.0 - TEXT_HUB**2) ** 0.5 / TEXT_HUB
+        self._factor = strength * (1.0 - TEXT_HUBNESS**2) ** 0.5 / TEXT_HUBNESS
         self._bank = tf.Variable(np.ascontiguousarray(bank.T), trainable=False, name="bank")
         self._mean = tf.Variable(0.0, trainable=False, name="mean_nearness")
         nearness = [self._nearness(tf.constant(part)).numpy() for part in _parts(images)]
@@ -116,9 +116,9 @@ class _ImageHead(FusedHead):
         )
 
 
-def fuse(
+def combine_heads(
     model: DualEncoder, images: Array, texts: Array, dim: int, hubness_correction: float, seed: int
-) -> tuple[FusedHead, FusedHead]:
+) -> tuple[EnsembleHead, EnsembleHead]:
     """Makes one image head and one text head of a trained model.
 
     Args:
@@ -128,7 +128,7 @@ def fuse(
       seed: of the samples that the axes and the bank are made of.
     """
     if _stays_single(model.image_heads, hubness_correction):
-        return FusedHead(model.image_heads, None, "image"), FusedHead(model.text_heads, None, "text")
+        return EnsembleHead(model.image_heads, None, "image"), EnsembleHead(model.text_heads, None, "text")
     random = np.random.default_rng(seed)
     images, texts = (part[_sample(random, len(part), SAMPLE)] for part in (images, texts))
     embedded = [
@@ -138,8 +138,8 @@ def fuse(
     axes = _principal_axes(embedded, _fused_dim(dim, hubness_correction))
     text_head = _text_kind(hubness_correction)(model.text_heads, axes, "text")
     if not hubness_correction:
-        return FusedHead(model.image_heads, axes, "image"), text_head
-    plain = FusedHead(model.image_heads, axes, "image")
+        return EnsembleHead(model.image_heads, axes, "image"), text_head
+    plain = EnsembleHead(model.image_heads, axes, "image")
     bank = _embed(text_head.project, texts[_sample(random, len(texts), BANK)])
     temperature = float(model.temperature)
     image_head = _ImageHead(
@@ -148,10 +148,10 @@ def fuse(
     return image_head, text_head
 
 
-def blank_text_head(heads: Sequence[Head], dim: int, hubness_correction: float) -> FusedHead:
-    """Returns a text head of the structure that `fuse` gives, whose weights are still to be loaded."""
+def uninitialized_text_head(heads: Sequence[Head], dim: int, hubness_correction: float) -> EnsembleHead:
+    """Returns a text head of the structure that `combine_heads` gives, whose weights are still to be loaded."""
     if _stays_single(heads, hubness_correction):
-        return FusedHead(heads, None, "text")
+        return EnsembleHead(heads, None, "text")
     axes = np.zeros((len(heads) * heads[0].dim, _fused_dim(dim, hubness_correction)), np.float32)
     return _text_kind(hubness_correction)(heads, axes, "text")
 
@@ -165,8 +165,8 @@ def _fused_dim(dim: int, hubness_correction: float) -> int:
     return dim - 1 if hubness_correction else dim
 
 
-def _text_kind(hubness_correction: float) -> type[FusedHead]:
-    return _TextHead if hubness_correction else FusedHead
+def _text_kind(hubness_correction: float) -> type[EnsembleHead]:
+    return _TextHead if hubness_correction else EnsembleHead
 
 
 def _principal_axes(parts: Sequence[Array], count: int) -> Array:

@@ -23,13 +23,13 @@ __all__ = [
     "Layers",
     "TextTower",
     "TowerSpec",
-    "fitting_length",
+    "choose_sequence_length",
     "load_image_tower",
     "load_text_tower",
     "tower_specs",
 ]
 
-WHOLE = 0.98
+COVERAGE = 0.98
 """Share of the texts that fit into the sequence length that is chosen for them: its time grows with every token."""
 
 
@@ -62,8 +62,8 @@ def load_text_tower(spec: TowerSpec) -> TextTower:
     return saved_models.text_tower(spec.name)
 
 
-def fitting_length(name: str, texts: Sequence[str]) -> int:
-    """Returns the least even sequence length that holds `WHOLE` of the texts whole; 8 at least.
+def choose_sequence_length(name: str, texts: Sequence[str]) -> int:
+    """Returns the least even sequence length that holds `COVERAGE` of the texts whole; 8 at least.
 
     A tower that tokenizes by itself has none; what is returned then has no effect.
 
@@ -76,7 +76,7 @@ def fitting_length(name: str, texts: Sequence[str]) -> int:
     if scheme != "pypi":
         return TowerSpec.sequence_length
     lengths = sorted(packaged.token_counts(texts))
-    return max(8, -(-lengths[int(WHOLE * (len(lengths) - 1))] // 2) * 2)
+    return max(8, -(-lengths[int(COVERAGE * (len(lengths) - 1))] // 2) * 2)
 
 
 def tower_specs(settings: TrainConfig, texts: Sequence[str]) -> tuple[TowerSpec, TowerSpec]:
@@ -85,6 +85,9 @@ def tower_specs(settings: TrainConfig, texts: Sequence[str]) -> tuple[TowerSpec,
     return (
         TowerSpec("image", settings.image_tower, layers),
         TowerSpec(
-            "text", settings.text_tower, layers, settings.sequence_length or fitting_length(settings.text_tower, texts)
+            "text",
+            settings.text_tower,
+            layers,
+            settings.sequence_length or choose_sequence_length(settings.text_tower, texts),
         ),
     )

@@ -49,7 +49,7 @@ class Tower(tf.Module):
     width: int
     fingerprint: str
 
-    def tunable(self, last: int | None = None) -> dict[str, tf.Variable]:
+    def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
         """Returns the variables that training may change, by name.
 
         Args:
@@ -61,10 +61,10 @@ class Tower(tf.Module):
         raise UsageError("this tower cannot be tuned; leave it frozen (train.tune_image, train.tune_text)")
 
     def assign(self, weights: Mapping[str, Any]) -> None:
-        """Replaces variables of `tunable` by arrays; with any, the fingerprint becomes another one."""
+        """Replaces variables of `tunable_variables` by arrays; with any, the fingerprint becomes another one."""
         if not weights:
             return
-        variables = self.tunable()
+        variables = self.tunable_variables()
         for name, value in weights.items():
             variables[name].assign(value)
         self.fingerprint = hash_variables(variables.values(), f"{self.fingerprint} tuned")

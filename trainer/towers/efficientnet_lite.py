@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from searchforge.errors import UsageError
-from trainer.towers.layers import halved
+from trainer.towers.layers import cast_for_product
 
 _STAGES = (  # repeats, stride, expansion
     (1, 1, 1),
@@ -62,7 +62,7 @@ class EfficientNetLite(tf.Module):
             raise UsageError(f"EfficientNet-Lite weights have {found} blocks, expected {blocks} for depth {depth}")
         self._weights = {
             name: tf.Variable(value, trainable=False, name=name.lstrip("_"))
-            for name, value in fold(weights, blocks).items()
+            for name, value in fold_batch_norms(weights, blocks).items()
         }
         middle = sum(self._repeats[: _MIDDLE_STAGE + 1]) - 1
         ends = {"middle": f"_blocks.{middle}._project_conv", "last": f"_blocks.{blocks - 1}._project_conv"}
@@ -70,7 +70,7 @@ class EfficientNetLite(tf.Module):
             name: int(self._weights[f"{conv}.bias"].shape[0]) for name, conv in {**ends, "head": "_conv_head"}.items()
         }
 
-    def tunable(self, last: int | None = None) -> dict[str, tf.Variable]:
+    def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
         """Returns weights by name: all, or those of the last blocks and of what comes after them."""
         if last is None:
             return dict(self._weights)
@@ -119,12 +119,12 @@ class EfficientNetLite(tf.Module):
         if depthwise:  # bound by memory, so that conversions would not pay
             x = tf.nn.depthwise_conv2d(x, kernel, strides, "SAME")
         else:
-            x = tf.cast(tf.nn.conv2d(*halved(x, kernel), strides, "SAME"), tf.float32)
+            x = tf.cast(tf.nn.conv2d(*cast_for_product(x, kernel), strides, "SAME"), tf.float32)
         x = tf.nn.bias_add(x, self._weights[f"{name}.bias"])
         return tf.nn.relu6(x) if activation else x
 
 
-def fold(weights: Mapping[str, Array], blocks: int) -> dict[str, Array]:
+def fold_batch_norms(weights: Mapping[str, Array], blocks: int) -> dict[str, Array]:
     """Folds every batch normalisation into its convolution, and brings kernels into TensorFlow's layouts.
 
     Returns:

@@ -18,7 +18,7 @@ from searchforge.errors import UsageError
 from searchforge.hashing import sha256_bytes, sha256_file
 from searchforge.preprocessing import Preprocessing
 from trainer.towers.base import DEFAULT_SIZE, ImageTower
-from trainer.towers.saved_models import tunable_of
+from trainer.towers.saved_models import model_tunable_variables
 
 
 def image_tower(name: str) -> ImageTower:
@@ -52,10 +52,10 @@ class _KerasTower(ImageTower):
         self.width = int(self._model.output_shape[-1])
         self.fingerprint = sha256_bytes(f"keras {network} {sha256_file(path)}".encode())
 
-    def tunable(self, last: int | None = None) -> dict[str, tf.Variable]:
+    def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
         self._model.trainable = True
         try:
-            return tunable_of(self._model, last)
+            return model_tunable_variables(self._model, last)
         finally:
             self._model.trainable = False
 

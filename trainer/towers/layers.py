@@ -1,15 +1,14 @@
-"""Layers in two forms: plain float operations for training and batch embedding, and what phones run fast and exactly.
+"""Layers in two variants: float operations for training and batch embedding, and TFLite-friendly ones for export.
 
-The runtimes of the Task Library quantize a convolution correctly, with a scale for each output channel; a quantized
-fully-connected layer is either a version that they do not know, or has one scale for its whole matrix, which costs
-accuracy. So on the device a dense layer is a 1x1 convolution, in one of two ways:
+The Task Library's runtimes quantize convolutions correctly, with one scale per output channel. A quantized
+fully-connected layer, however, is either of a version that they do not support, or has a single scale for its whole
+matrix, which costs accuracy. For export, a dense layer is therefore a 1x1 convolution, in one of two ways:
 
-- with ranges (`for_device(ranges)`): 8-bit activations whose ranges were observed beforehand. XNNPACK then packs the
-  weights once, when the model is opened. Every channel of the input and of the output is brought into -1..1 by factors
-  that are folded into the kernel, so that a channel with large values (transformers have some) does not cost the
-  others their resolution; the idea is SmoothQuant's (Xiao et al. 2022, arXiv:2211.10438).
-- without: float, or quantized row by row while it runs (the converter's dynamic range), which packs the weights anew
-  for every query.
+- With activation ranges (`trace_for_device(ranges)`): static 8-bit quantization with ranges that were observed
+  beforehand. XNNPACK then packs the weights once, when the model is opened. Each input and output channel is scaled to
+  -1..1 by factors that are folded into the kernel, so that an outlier channel, as transformers have them, does not cost
+  the other channels their resolution; this is the idea of SmoothQuant (Xiao et al. 2022, arXiv:2211.10438).
+- Without ranges: float, or the converter's dynamic-range quantization, which packs the weights anew for every query.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ import tensorflow as tf
 Array = npt.NDArray[np.float32]
 
 _HEADROOM = 1.1
-"""Ranges are this much wider than what was observed."""
+"""Factor by which ranges are widened beyond the observed values."""
 
 _LEAST = 1e-3
 """Least range of a channel as a share of its layer's widest: a channel that was always 0 needs one too."""
 
 
 @dataclass
-class Ranges:
+class ActivationRanges:
     """Largest absolute values of the inputs and outputs of dense layers, a pair for each layer in the order of calls.
 
     Attributes:
@@ -48,7 +47,7 @@ class Ranges:
 class _Pass:
     """One pass through a network: which form its layers take, and how many dense ones were called."""
 
-    ranges: Ranges | None
+    ranges: ActivationRanges | None
     observing: bool
     called: int = 0
 
@@ -58,14 +57,14 @@ _current: contextvars.ContextVar[_Pass | None] = contextvars.ContextVar("layers_
 
 
 @contextlib.contextmanager
-def observe(ranges: Ranges) -> Iterator[None]:
+def observe_ranges(ranges: ActivationRanges) -> Iterator[None]:
     """Inside, one eager pass widens the ranges to what it meets."""
     with _passing(_Pass(ranges, observing=True)):
         yield
 
 
 @contextlib.contextmanager
-def for_device(ranges: Ranges | None = None) -> Iterator[None]:
+def trace_for_device(ranges: ActivationRanges | None = None) -> Iterator[None]:
     """Inside, one function is traced in the form that is exported to TFLite; with ranges, in 8-bit dense layers."""
     with _passing(_Pass(ranges, observing=False)):
         yield
@@ -81,7 +80,7 @@ def mixed_precision() -> Iterator[None]:
         _half.reset(token)
 
 
-def halved(*tensors: tf.Tensor) -> list[tf.Tensor]:
+def cast_for_product(*tensors: tf.Tensor) -> list[tf.Tensor]:
     """Returns the factors of a product as they are, or as bfloat16 inside `mixed_precision`."""
     return [tf.cast(tensor, tf.bfloat16) for tensor in tensors] if _half.get() else list(tensors)
 
@@ -92,7 +91,7 @@ def dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     rows = tf.reshape(x, [-1, kernel.shape[0]])
     current = _current.get()
     if current is None:
-        rows = tf.nn.bias_add(tf.cast(tf.matmul(*halved(rows, kernel)), tf.float32), bias)
+        rows = tf.nn.bias_add(tf.cast(tf.matmul(*cast_for_product(rows, kernel)), tf.float32), bias)
     elif current.observing:
         rows = _observed(rows, kernel, bias, current)
     elif current.ranges is not None:

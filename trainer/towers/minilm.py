@@ -70,7 +70,7 @@ class MiniLM(tf.Module):
                 kept |= {f"{layer}.{name}.{part}": weights[f"{layer}.{name}.{part}"] for part in ("weight", "bias")}
         return {name: np.ascontiguousarray(v, np.float32) for name, v in kept.items() if v.dtype == np.float32}
 
-    def tunable(self, last: int | None = None) -> dict[str, tf.Variable]:
+    def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
         """Returns weights by name: all, or those of the last layers."""
         if last is None:
             return dict(self._weights)

@@ -60,7 +60,7 @@ class _Package:
 
 
 @dataclass(frozen=True)
-class _Lite:
+class _EfficientNetLiteSize:
     """A size of EfficientNet-Lite: its weights, its depth (see EfficientNetLite) and the image size it was made for."""
 
     package: _Package
@@ -78,13 +78,13 @@ def _lite(number: int, file_hash: str, sha256: str) -> _Package:
 
 
 _LITES = {
-    "efficientnet-lite0": _Lite(
+    "efficientnet-lite0": _EfficientNetLiteSize(
         _lite(0, "57934424", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"), 1.0, 224
     ),
-    "efficientnet-lite1": _Lite(
+    "efficientnet-lite1": _EfficientNetLiteSize(
         _lite(1, "77cc7160", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"), 1.1, 240
     ),
-    "efficientnet-lite2": _Lite(
+    "efficientnet-lite2": _EfficientNetLiteSize(
         _lite(2, "9656183e", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"), 1.2, 260
     ),
 }
@@ -143,8 +143,8 @@ class _EfficientNet(ImageTower):
         self.width = sum(self._network.widths[stage] for stage in self._stages)
         self.fingerprint = hash_variables(self._network.variables, f"{name} {self._stages}")
 
-    def tunable(self, last: int | None = None) -> dict[str, tf.Variable]:
-        return self._network.tunable(last)
+    def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
+        return self._network.tunable_variables(last)
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         stages = self._network.stages(images)
@@ -166,8 +166,8 @@ class _MiniLM(TextTower):
         about = f"minilm-l6 {self._network.layers} {layers} {sequence_length} {vocabulary}"
         self.fingerprint = hash_variables(self._network.variables, about)
 
-    def tunable(self, last: int | None = None) -> dict[str, tf.Variable]:
-        return self._network.tunable(last)
+    def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
+        return self._network.tunable_variables(last)
 
     def encode(self, ids: tf.Tensor, mask: tf.Tensor, segment_ids: tf.Tensor) -> tf.Tensor:
         states = self._network.hidden_states(ids, mask, segment_ids)

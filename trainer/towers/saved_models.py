@@ -29,7 +29,7 @@ def image_tower(name: str) -> ImageTower:
 def text_tower(name: str) -> TextTower:
     """Returns the tower `hub:<handle or folder>` or `saved_model:<folder>`."""
     folder = _folder(name)
-    if sentence_pieces.describes(folder):
+    if sentence_pieces.takes_token_ids(folder):
         try:
             return sentence_pieces.SentencePieceTower(folder, _hash(folder))
         except UsageError as error:
@@ -37,7 +37,7 @@ def text_tower(name: str) -> TextTower:
     return _SavedTextTower(name)
 
 
-def width_of(name: str, run: Callable[[], tf.Tensor], expected: str) -> int:
+def infer_width(name: str, run: Callable[[], tf.Tensor], expected: str) -> int:
     """Returns the length of a tower's vectors by running it.
 
     Raises:
@@ -52,7 +52,7 @@ def width_of(name: str, run: Callable[[], tf.Tensor], expected: str) -> int:
     return int(shape[1])
 
 
-def tunable_of(model: Any, last: int | None) -> dict[str, tf.Variable]:
+def model_tunable_variables(model: Any, last: int | None) -> dict[str, tf.Variable]:
     """See Tower.tunable; of a model in one piece."""
     if last is not None:
         raise UsageError("blocks and layers of this tower are not known; tune it in full, or leave it frozen")
@@ -73,10 +73,10 @@ class _SavedImageTower(ImageTower):
         found = shape[1:3] if len(shape) == 4 else [None, None]
         height, width = (size or found[0] or DEFAULT_SIZE), (size or found[1] or DEFAULT_SIZE)
         self.preprocessing = Preprocessing(height, width, low=0.0, high=1.0)
-        self.width = width_of(name, lambda: self(tf.zeros([1, height, width, 3])), "float32 [n, h, w, 3]")
+        self.width = infer_width(name, lambda: self(tf.zeros([1, height, width, 3])), "float32 [n, h, w, 3]")
 
-    def tunable(self, last: int | None = None) -> dict[str, tf.Variable]:
-        return tunable_of(self._model, last)
+    def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
+        return model_tunable_variables(self._model, last)
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         return self._call(images)
@@ -86,10 +86,10 @@ class _SavedTextTower(TextTower):
     def __init__(self, name: str) -> None:
         super().__init__(name="text_tower")
         self._model, self._call, _, self.fingerprint = _load(name)
-        self.width = width_of(name, lambda: self(tf.constant(["text"])), "string [n]")
+        self.width = infer_width(name, lambda: self(tf.constant(["text"])), "string [n]")
 
-    def tunable(self, last: int | None = None) -> dict[str, tf.Variable]:
-        return tunable_of(self._model, last)
+    def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
+        return model_tunable_variables(self._model, last)
 
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
         return self._call(texts)

@@ -19,7 +19,7 @@ _SIGNATURE = "default"
 _INPUTS = ("values", "indices", "dense_shape")
 
 
-def describes(folder: Path) -> bool:
+def takes_token_ids(folder: Path) -> bool:
     """Whether a SavedModel takes token ids as the parts of a sparse tensor."""
     meta = _meta_graph(folder)
     return meta is not None and set(meta.signature_def[_SIGNATURE].inputs) == set(_INPUTS)

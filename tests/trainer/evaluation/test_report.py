@@ -16,12 +16,12 @@ from tests.html_page import HOSTILE, LONG, Page
 from trainer.evaluation.report import (
     Estimate,
     EvaluationReport,
-    FormsComparison,
     FoundImage,
     Group,
+    QuantizationComparison,
+    QuantizedTextEncoder,
     RejectedImage,
-    Retrieval,
-    TextForm,
+    RetrievalMetrics,
     WorstQuery,
     summary,
 )
@@ -29,12 +29,12 @@ from trainer.evaluation.report_html import render
 
 
 def _report(
-    texts: list[str], training: dict[str, Any] | None = None, forms: FormsComparison | None = None
+    texts: list[str], training: dict[str, Any] | None = None, forms: QuantizationComparison | None = None
 ) -> EvaluationReport:
     """A report in which each text is a caption, an image's id, a category, a reason and a setting."""
     share = Estimate(value=0.7, low=0.65, high=0.75)
     median = Estimate(value=3, low=2, high=4)
-    found = Retrieval(
+    found = RetrievalMetrics(
         queries=5000, images=1000, gallery=1000, r_at_1=share, r_at_5=share, r_at_10=share, median_rank=median
     )
     encoder = EncoderInfo(
@@ -72,10 +72,10 @@ def _report(
     )
 
 
-def _failed(text: str) -> FormsComparison:
+def _failed(text: str) -> QuantizationComparison:
     """A comparison in which the text is the name of a form and its error."""
-    forms = {text: TextForm(error=text)}
-    return FormsComparison(queries=1, gallery=1, tensorflow=1.0, chosen="int8", forms=forms)
+    forms = {text: QuantizedTextEncoder(error=text)}
+    return QuantizationComparison(queries=1, gallery=1, tensorflow=1.0, chosen="int8", forms=forms)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -119,10 +119,10 @@ def test_characters_that_html_cannot_hold_are_replaced() -> None:
 
 def test_the_figures_are_there_with_their_gallery() -> None:
     compared = {
-        "int8": TextForm(bytes=23_000_000, ms=3.94, r_at_10=0.7, mean_cosine=1.0),
-        "float32": TextForm(error="x"),
+        "int8": QuantizedTextEncoder(bytes=23_000_000, ms=3.94, r_at_10=0.7, mean_cosine=1.0),
+        "float32": QuantizedTextEncoder(error="x"),
     }
-    forms = FormsComparison(queries=100, gallery=1000, tensorflow=0.71, chosen="int8", forms=compared)
+    forms = QuantizationComparison(queries=100, gallery=1000, tensorflow=0.71, chosen="int8", forms=compared)
     report = _report(["a"], forms=forms)
     text = Page(render(report, {})).text
     assert "70.0 of 100 captions find their own image among the first 10 of 1,000 images" in text

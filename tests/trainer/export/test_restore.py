@@ -15,7 +15,7 @@ from searchforge.errors import JobError, UsageError
 from trainer.export.export import TextEncoder
 from trainer.export.restore import restore_text_encoder
 from trainer.model.dual_encoder import DualEncoder
-from trainer.model.ensemble import fuse
+from trainer.model.ensemble import combine_heads
 from trainer.towers import TextTower, load_text_tower, tower_specs
 
 DIM = 16
@@ -32,7 +32,9 @@ def _export(folder: Path, settings: TrainConfig, tower: TextTower) -> tuple[Enco
     """Exports a text encoder with heads of random weights, as training does; returns its description and itself."""
     random = np.random.default_rng(0)
     images, texts = (random.normal(size=(40, width)).astype(np.float32) for width in (5, tower.width))
-    _, head = fuse(DualEncoder(settings, 5, tower.width), images, texts, DIM, settings.hubness_correction, seed=0)
+    _, head = combine_heads(
+        DualEncoder(settings, 5, tower.width), images, texts, DIM, settings.hubness_correction, seed=0
+    )
     encoder = TextEncoder(tower, head)
     encoder.save(folder / TEXT_SAVED_MODEL)
     info = EncoderInfo(

@@ -14,10 +14,10 @@ from PIL import Image
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes
 from tests.trainer import tiny_towers
-from trainer.data import UNSEEN, Rejected
+from trainer.data import UNREADABLE_ON_WORKER, Rejection
 from trainer.features import extraction
-from trainer.features.cache import FeatureCache, Rows
-from trainer.features.extraction import Features, Wanted, extract
+from trainer.features.cache import FeatureCache, RowLocations
+from trainer.features.extraction import ExtractionRequest, Features, extract
 from trainer.towers import TowerSpec
 
 TEXTS = {sha256_bytes(text.encode()): text for text in (" ".join(["word"] * i) for i in range(1, 11))}
@@ -43,7 +43,7 @@ class DyingCache(FeatureCache):
         super().__init__(root)
         self.written: list[Path] = []
 
-    def write(self, name: str, keys: Sequence[str], values: Any) -> Rows:
+    def write(self, name: str, keys: Sequence[str], values: Any) -> RowLocations:
         if len(self.written) == 2:
             raise KeyboardInterrupt
         rows = super().write(name, keys, values)
@@ -51,7 +51,7 @@ class DyingCache(FeatureCache):
         return rows
 
 
-def _extract(wanted: Wanted, cache: FeatureCache) -> Features:
+def _extract(wanted: ExtractionRequest, cache: FeatureCache) -> Features:
     (found,) = extract([wanted], cache, workers=1, chunk={"image": CHUNK, "text": CHUNK})
     return found
 
@@ -69,15 +69,15 @@ def test_only_what_is_missing_is_computed_whatever_was_killed_damaged_or_added(
 ) -> None:
     dying, cache = DyingCache(tmp_path), FeatureCache(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        _extract(Wanted(text_tower, "tower", TEXTS), dying)
+        _extract(ExtractionRequest(text_tower, "tower", TEXTS), dying)
     assert [len(np.load(path)["keys"]) for path in dying.written] == [CHUNK, CHUNK]
     dying.written[0].write_bytes(dying.written[0].read_bytes()[:50])  # a damaged file counts as absent
     changed = TEXTS | {"f" * 64: "another text"}
-    again = _extract(Wanted(text_tower, "tower", changed), cache)
+    again = _extract(ExtractionRequest(text_tower, "tower", changed), cache)
     assert again.computed == len(changed) - CHUNK
     assert again.seconds > 0
     assert _words(again, changed) == _expected(changed)
-    assert _extract(Wanted(text_tower, "tower", TEXTS), cache).computed == 0
+    assert _extract(ExtractionRequest(text_tower, "tower", TEXTS), cache).computed == 0
 
 
 def test_images_that_cannot_be_read_are_reported_beside_the_texts_of_another_tower(
@@ -87,7 +87,7 @@ def test_images_that_cannot_be_read_are_reported_beside_the_texts_of_another_tow
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_bytes(b"not an image")
     paths = {name: str(tmp_path / name) for name in ("empty.jpg", "good.png", "missing.png", "text.jpg")}
-    wanted = [Wanted(image_tower, "tower", paths), Wanted(text_tower, "tower", TEXTS)]
+    wanted = [ExtractionRequest(image_tower, "tower", paths), ExtractionRequest(text_tower, "tower", TEXTS)]
     found, texts = extract(wanted, FeatureCache(tmp_path / "cache"), workers=2)
     assert list(found.rows) == ["good.png"] and found.values.shape == (1, tiny_towers.IMAGE_WIDTH)
     reasons = {item.key: item.reason for item in found.rejected}
@@ -104,9 +104,9 @@ def test_images_that_cannot_be_read_are_reported_beside_the_texts_of_another_tow
 def test_an_image_that_only_this_machine_sees_is_the_clusters_fault(tmp_path: Path) -> None:
     path = tmp_path / "here.png"
     path.write_bytes(b"")
-    item = Rejected("key", UNSEEN, f"{path}: No such file or directory on node-2")
+    item = Rejection("key", UNREADABLE_ON_WORKER, f"{path}: No such file or directory on node-2")
     with pytest.raises(JobError, match=r"here\.png: No such file .* on node-2, a node of the Ray cluster; every node"):
-        extraction.require_seen([item], {"key": str(path)})
+        extraction.require_visible_on_workers([item], {"key": str(path)})
 
 
 def test_views_are_cached_by_themselves_and_rows_agree(image_tower: TowerSpec, tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_views_are_cached_by_themselves_and_rows_agree(image_tower: TowerSpec, t
         Image.fromarray(np.asarray(Image.open(paths[name]))[:, ::-1]).save(tmp_path / f"mirrored-{name}")
         mirrored[f"m{name}"] = str(tmp_path / f"mirrored-{name}")
     cache = FeatureCache(tmp_path / "cache")
-    first = [Wanted(image_tower, "tower", paths), Wanted(image_tower, "tower", mirrored)]
+    first = [ExtractionRequest(image_tower, "tower", paths), ExtractionRequest(image_tower, "tower", mirrored)]
     plain, of_mirrored = extract(first, cache, workers=1)
-    both = _extract(Wanted(image_tower, "tower", paths, ("plain", "mirrored")), cache)
+    both = _extract(ExtractionRequest(image_tower, "tower", paths, ("plain", "mirrored")), cache)
     assert both.computed == 3  # of which the plain views were there
     np.testing.assert_array_equal(both.values, plain.values)
     np.testing.assert_allclose(both.views["mirrored"][both.rows["symmetric.png"]], plain.values[2], atol=1e-4)
@@ -133,11 +133,11 @@ def test_views_are_cached_by_themselves_and_rows_agree(image_tower: TowerSpec, t
         flipped = both.views["mirrored"][both.rows[name]]
         np.testing.assert_allclose(flipped, of_mirrored.values[of_mirrored.rows[f"m{name}"]], atol=2e-2)
         assert np.abs(flipped - both.values[both.rows[name]]).max() > 0.1
-    assert _extract(Wanted(image_tower, "tower", paths, ("mirrored", "plain")), cache).computed == 0
+    assert _extract(ExtractionRequest(image_tower, "tower", paths, ("mirrored", "plain")), cache).computed == 0
 
 
 def test_a_tower_that_fails_in_a_worker_is_one_line(tmp_path: Path) -> None:
-    missing = Wanted(TowerSpec("text", f"saved_model:{tmp_path / 'nothing'}"), "tower", TEXTS)
+    missing = ExtractionRequest(TowerSpec("text", f"saved_model:{tmp_path / 'nothing'}"), "tower", TEXTS)
     with pytest.raises(JobError, match=r"the text tower .* failed in a worker: .*cannot be loaded") as caught:
         _extract(missing, FeatureCache(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
@@ -150,6 +150,6 @@ def test_where_everything_is_cached_no_cluster_is_needed(
     name = cache.name("text", "tower", "plain")
     cache.write(name, list(TEXTS), np.arange(len(TEXTS), dtype=np.float32)[:, np.newaxis])
     monkeypatch.setitem(sys.modules, "ray.data", None)  # what starts workers
-    found = _extract(Wanted(text_tower, "tower", TEXTS), cache)
+    found = _extract(ExtractionRequest(text_tower, "tower", TEXTS), cache)
     assert (found.computed, found.seconds) == (0, 0.0)
     assert _words(found, TEXTS) == list(range(len(TEXTS)))

@@ -15,7 +15,7 @@ from searchforge.config import TrainConfig
 from searchforge.errors import UsageError
 from trainer.features.batches import TrainingSet
 from trainer.fit import finetuning
-from trainer.fit.finetuning import TuningRun, TuningTask
+from trainer.fit.finetuning import FinetuningRun, FinetuningTask
 from trainer.model.dual_encoder import DualEncoder
 from trainer.towers import ImageTower, TextTower, TowerSpec, load_text_tower
 from trainer.towers.layers import mixed_precision
@@ -51,7 +51,7 @@ def frozen(
 Frozen = tuple[ImageTower, TextTower]
 
 
-def _task(image_spec: TowerSpec, paths: list[str], frozen: Frozen, **settings: Any) -> TuningTask:
+def _task(image_spec: TowerSpec, paths: list[str], frozen: Frozen, **settings: Any) -> FinetuningTask:
     config = TrainConfig(dim=16, ensemble_size=2, batch_size=IMAGES, workers=1, **settings)
     texts = [f"caption {'word ' * (i % 3)}{i}" for i in range(CAPTIONS * IMAGES)]
     image_tower, text_tower = frozen
@@ -63,14 +63,14 @@ def _task(image_spec: TowerSpec, paths: list[str], frozen: Frozen, **settings: A
         caption_counts=np.full(IMAGES, CAPTIONS, np.int32),
     )
     model = DualEncoder(config, image_tower.width, text_tower.width)
-    return TuningTask(config, data, (image_spec, TEXT_SPEC), paths, texts, model.state())
+    return FinetuningTask(config, data, (image_spec, TEXT_SPEC), paths, texts, model.state())
 
 
-def _run(task: TuningTask) -> TuningRun:
-    return TuningRun(task, tf.distribute.OneDeviceStrategy("cpu:0"), steps=1)
+def _run(task: FinetuningTask) -> FinetuningRun:
+    return FinetuningRun(task, tf.distribute.OneDeviceStrategy("cpu:0"), steps=1)
 
 
-def _batch(task: TuningTask) -> Any:
+def _batch(task: FinetuningTask) -> Any:
     return task.batch(np.arange(IMAGES), np.random.default_rng(0), slice(0, IMAGES))
 
 
@@ -85,7 +85,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     image_tower, text_tower = frozen
     model = DualEncoder(task.config, image_tower.width, text_tower.width)
     model.load(task.heads)
-    groups = [model.trainable_variables, *(list(t.tunable().values()) for t in (image_tower, text_tower))]
+    groups = [model.trainable_variables, *(list(t.tunable_variables().values()) for t in (image_tower, text_tower))]
     batch_paths, texts, ids = _batch(task)
     pixels = np.stack([image_tower.preprocessing.pixels(Path(path).read_bytes(), 10**6) for path in batch_paths])
 
@@ -112,7 +112,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
 def test_only_the_part_that_was_asked_for_changes(image_spec: TowerSpec, paths: list[str], frozen: Frozen) -> None:
     task = _task(image_spec, paths, frozen, tune_text="last_1_layers", tune_text_learning_rate=1e-2)
     run = _run(task)
-    before = frozen[1].tunable()
+    before = frozen[1].tunable_variables()
     for number in range(2):  # the rate rises from 0
         run.step(*_batch(task), np.array([0, number], np.int32))
     state = run.state()
@@ -121,11 +121,14 @@ def test_only_the_part_that_was_asked_for_changes(image_spec: TowerSpec, paths: 
     assert all(np.abs(value - before[name]).max() > 0 for name, value in text.items())
     assert not any(name.startswith("result/image/") for name in state)
     whole = load_text_tower(TEXT_SPEC)
-    fingerprint, others = whole.fingerprint, {k: v.numpy() for k, v in whole.tunable().items() if k not in text}
+    fingerprint, others = (
+        whole.fingerprint,
+        {k: v.numpy() for k, v in whole.tunable_variables().items() if k not in text},
+    )
     whole.assign(text)
     assert whole.fingerprint != fingerprint
     for name, value in others.items():
-        np.testing.assert_array_equal(whole.tunable()[name], value, err_msg=name)
+        np.testing.assert_array_equal(whole.tunable_variables()[name], value, err_msg=name)
 
 
 def test_a_run_continues_from_its_state_as_if_undisturbed(
@@ -133,7 +136,7 @@ def test_a_run_continues_from_its_state_as_if_undisturbed(
 ) -> None:
     task = _task(image_spec, paths, frozen, tune_image="full", tune_image_learning_rate=1e-2, tune_micro_batch=4)
 
-    def steps(run: TuningRun, numbers: range) -> None:
+    def steps(run: FinetuningRun, numbers: range) -> None:
         for number in numbers:
             run.step(*_batch(task), np.array([0, number], np.int32))
 
@@ -150,25 +153,25 @@ def test_a_run_continues_from_its_state_as_if_undisturbed(
 
 def test_parts_of_the_packaged_towers(shared_image_tower: Callable[[TowerSpec], ImageTower]) -> None:
     image_tower = shared_image_tower(TowerSpec("image", "pypi:efficientnet-lite0"))
-    names = finetuning.tunable(image_tower, "last_2_blocks")
+    names = finetuning.tunable_variables(image_tower, "last_2_blocks")
     assert {name.rsplit(".", 2)[0] if "blocks" in name else "head" for name in names} == {
         "_blocks.14",
         "_blocks.15",
         "head",
     }
-    assert len(finetuning.tunable(image_tower, "full")) == len(image_tower.variables)
-    assert finetuning.tunable(image_tower, "frozen") == {}
+    assert len(finetuning.tunable_variables(image_tower, "full")) == len(image_tower.variables)
+    assert finetuning.tunable_variables(image_tower, "frozen") == {}
 
 
 def test_a_part_that_is_not_there_is_refused(frozen: Frozen, tiny_text_model: Path) -> None:
     image_tower, text_tower = frozen
     with pytest.raises(UsageError, match=r"train\.tune_image is last_2_blocks, but .* tune it in full"):
-        finetuning.check(TrainConfig(tune_image="last_2_blocks"), image_tower, text_tower)
+        finetuning.check_settings(TrainConfig(tune_image="last_2_blocks"), image_tower, text_tower)
     with pytest.raises(UsageError, match=r"train\.tune_text is last_9_layers, but this MiniLM has 2 layers"):
-        finetuning.check(TrainConfig(tune_text="last_9_layers"), image_tower, text_tower)
+        finetuning.check_settings(TrainConfig(tune_text="last_9_layers"), image_tower, text_tower)
     without = load_text_tower(TowerSpec("text", f"saved_model:{tiny_text_model}"))
     with pytest.raises(UsageError, match="no variables that can be trained"):
-        finetuning.check(TrainConfig(tune_text="full"), image_tower, without)
+        finetuning.check_settings(TrainConfig(tune_text="full"), image_tower, without)
 
 
 def test_mixed_precision_is_close_to_full_precision(frozen: Frozen) -> None:

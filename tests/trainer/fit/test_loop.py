@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from searchforge.config import TrainConfig
 from searchforge.errors import JobError
-from trainer.features.batches import TrainingSet, draw
+from trainer.features.batches import TrainingSet, draw_batch
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.head_training import HeadRun, HeadTask
 from trainer.fit.loop import fit, run_epochs
@@ -53,7 +53,7 @@ def test_a_run_continues_from_its_state_as_if_undisturbed() -> None:
 
     def steps(run: HeadRun, numbers: range) -> None:
         for number in numbers:
-            batch = draw(CONFIG, data, np.arange(8), np.random.default_rng(number), slice(0, 8))
+            batch = draw_batch(CONFIG, data, np.arange(8), np.random.default_rng(number), slice(0, 8))
             run.step(*batch, np.array([0, number], np.int32))
 
     whole, resumed = new_run(), new_run()

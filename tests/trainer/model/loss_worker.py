@@ -19,7 +19,7 @@ def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> Non
 
     from searchforge.config import TrainConfig
     from trainer.features.batches import TrainingSet
-    from trainer.fit.finetuning import TuningRun, TuningTask
+    from trainer.fit.finetuning import FinetuningRun, FinetuningTask
     from trainer.model.dual_encoder import DualEncoder, gradient_step
     from trainer.towers import TowerSpec
 
@@ -45,7 +45,7 @@ def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> Non
     model = DualEncoder(config, tiny_towers.IMAGE_WIDTH, TEXT_WIDTH)
     paths = [f"{tower}/{index}.png" for index in range(IMAGES)]
     data = TrainingSet(*features, captions=nothing[:, np.newaxis], caption_counts=nothing)
-    tuning = TuningRun(TuningTask(config, data, specs, paths, [], model.state()), strategy, steps=1)
+    tuning = FinetuningRun(FinetuningTask(config, data, specs, paths, [], model.state()), strategy, steps=1)
     texts, ids = random.normal(size=(IMAGES, 1, TEXT_WIDTH)).astype(np.float32), np.arange(IMAGES, dtype=np.int32)
     loss, (heads, kernels) = tuning.gradients(np.array(paths)[part], texts[part], ids[part, np.newaxis], None)
     arrays = {f"{i}": gradient.numpy() for i, gradient in enumerate([*heads, *kernels])}

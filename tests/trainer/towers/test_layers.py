@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.towers.layers import Ranges, dense, embedding, for_device, gelu, observe
+from trainer.towers.layers import ActivationRanges, dense, embedding, gelu, observe_ranges, trace_for_device
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def _inputs(rows: int, seed: int) -> np.ndarray:
     return x
 
 
-def _tflite(network: tf.Module, ranges: Ranges | None, path: Path) -> Path:
+def _tflite(network: tf.Module, ranges: ActivationRanges | None, path: Path) -> Path:
     signature = [tf.TensorSpec([4, 32], tf.float32)]
-    with for_device(ranges):
+    with trace_for_device(ranges):
         function = tf.function(lambda x: _run(network, x), input_signature=signature).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], network)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -43,9 +43,9 @@ def _tflite(network: tf.Module, ranges: Ranges | None, path: Path) -> Path:
 
 
 def test_static_int8_keeps_small_channels_beside_an_outlier(network: tf.Module, tmp_path: Path) -> None:
-    ranges = Ranges()
+    ranges = ActivationRanges()
     for seed in range(10):
-        with observe(ranges):
+        with observe_ranges(ranges):
             _run(network, tf.constant(_inputs(20, seed)))
     assert len(ranges.layers) == 2
     interpreter = tf.lite.Interpreter(str(_tflite(network, ranges, tmp_path / "int8.tflite")))
@@ -64,16 +64,16 @@ def test_static_int8_keeps_small_channels_beside_an_outlier(network: tf.Module, 
 
 
 def test_observing_changes_nothing_and_widens_only(network: tf.Module) -> None:
-    ranges = Ranges()
+    ranges = ActivationRanges()
     x = tf.constant(_inputs(20, 0))
-    with observe(ranges):
+    with observe_ranges(ranges):
         observed = _run(network, x)
     np.testing.assert_array_equal(observed, _run(network, x))
     before = [part.copy() for layer in ranges.layers for part in layer]
-    with observe(ranges):
+    with observe_ranges(ranges):
         _run(network, x * 0.5)
     np.testing.assert_array_equal(np.concatenate(before), np.concatenate([p for layer in ranges.layers for p in layer]))
-    with observe(ranges):
+    with observe_ranges(ranges):
         _run(network, x * 2.0)
     np.testing.assert_allclose(ranges.layers[0][0], before[0] * 2)
 
@@ -82,7 +82,7 @@ def test_device_forms_of_gelu_and_embeddings_are_close() -> None:
     x = tf.constant(np.linspace(-8, 8, 1001, dtype=np.float32))
     table = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32) * np.logspace(-3, 3, 50)[:, None]
     table, ids = tf.constant(table.astype(np.float32)), tf.constant([[0, 3], [49, 7]])
-    with for_device(Ranges()):
+    with trace_for_device(ActivationRanges()):
         near, rows = gelu(x).numpy(), embedding(table, ids).numpy()
     np.testing.assert_allclose(near, gelu(x).numpy(), atol=6e-4)
     exact = tf.gather(table, ids).numpy()

@@ -23,7 +23,7 @@ from trainer.towers import (
     ImageTower,
     TextTower,
     TowerSpec,
-    fitting_length,
+    choose_sequence_length,
     keras_applications,
     load_image_tower,
     load_text_tower,
@@ -206,8 +206,8 @@ def test_minilm_keeps_its_first_layers(shared_text_tower: TextTowers) -> None:
 
 def test_the_sequence_length_that_fits_most_texts() -> None:
     short = ["a dog runs on the beach"] * 97  # 8 tokens with [CLS] and [SEP]
-    assert fitting_length("pypi:minilm-l6", [*short, "a dog " * 100]) == 8
-    assert fitting_length("pypi:minilm-l6", ["a dog " * 7] * 100) == 16
+    assert choose_sequence_length("pypi:minilm-l6", [*short, "a dog " * 100]) == 8
+    assert choose_sequence_length("pypi:minilm-l6", ["a dog " * 7] * 100) == 16
 
 
 def test_a_tower_that_is_not_there_is_a_usage_error(tmp_path: Path, tiny_text_model: Path) -> None:
