@@ -16,8 +16,8 @@ from beam_jobs.embedding.models import choose_backend
 from beam_jobs.embedding.pipeline import run_pipeline, threads_per_worker
 from beam_jobs.planning import plan as planning
 from beam_jobs.planning.distributions import Distribution
-from beam_jobs.planning.listing import Listing
-from beam_jobs.planning.plan import Plan
+from beam_jobs.planning.listing import CorpusListing
+from beam_jobs.planning.plan import EmbedPlan
 from beam_jobs.planning.shards import ShardReport, read_report, rejected_by_reason, remove_leftovers
 from searchforge.artifacts.encoder import EncoderInfo
 from searchforge.artifacts.manifest import Manifest, Modality, ShardInfo
@@ -32,7 +32,7 @@ REPORT = "report.json"
 _MARKER = MARKERS["embeddings"]
 
 
-def embed(config: Config, encoder: str, modality: Modality, listing: Listing | None = None) -> Manifest:
+def embed(config: Config, encoder: str, modality: Modality, listing: CorpusListing | None = None) -> Manifest:
     """Embeds the corpus of `config` with an encoder of its workspace. A finished run is found, not repeated.
 
     What an earlier run of the same encoder holds is not embedded again (see `embed.reuse_from`).
@@ -51,7 +51,7 @@ def embed(config: Config, encoder: str, modality: Modality, listing: Listing | N
     run = _Run(config, encoder, modality)
     with contextlib.ExitStack() as stack:
         if listing is None:
-            listing = stack.enter_context(Listing())
+            listing = stack.enter_context(CorpusListing())
             listing.add(list_corpus(config, modality))
         digest = run.digest_of(listing)
         earlier = run.earlier()
@@ -94,12 +94,12 @@ def compact(config: Config, embeddings: str) -> Manifest:
         return Manifest.model_validate(workspace.marker("embeddings", id))
     plan = planning.read(workspace, _folder(id))
     if plan is None:
-        with Listing() as listing:
+        with CorpusListing() as listing:
             plan = planning.write_compaction(listing, workspace, _folder(id), manifest, shards=config.embed.shards)
     return run.finish(id, manifest.digest, plan, compacts=manifest)
 
 
-def finished_run(config: Config, encoder: str, modality: Modality, listing: Listing) -> Manifest | None:
+def finished_run(config: Config, encoder: str, modality: Modality, listing: CorpusListing) -> Manifest | None:
     """Returns the run in which `embed` would find everything done; None where there is work.
 
     Args:
@@ -178,7 +178,7 @@ class _Run(Method):
         super().__init__(config, encoder, modality, backend)
         self._start = time.monotonic()
 
-    def digest_of(self, listing: Listing) -> str:
+    def digest_of(self, listing: CorpusListing) -> str:
         """Returns what names the result of embedding a corpus in this way."""
         return content_id([self.digest, listing.digest()])
 
@@ -208,7 +208,7 @@ class _Run(Method):
         same_source = [manifest for manifest in earlier if manifest.source == source]
         return next(reversed(same_source or list(earlier)), None)
 
-    def finish(self, id: str, digest: str, plan: Plan, compacts: Manifest | None = None) -> Manifest:
+    def finish(self, id: str, digest: str, plan: EmbedPlan, compacts: Manifest | None = None) -> Manifest:
         """Does what the plan says and commits the manifest."""
         config, workspace, folder = self.config, self.workspace, _folder(id)
         options = self.options(folder)
@@ -244,7 +244,7 @@ class _Run(Method):
         self,
         id: str,
         digest: str,
-        plan: Plan,
+        plan: EmbedPlan,
         reports: Sequence[ShardReport],
         kept: int,
         compacts: Manifest | None,
@@ -274,7 +274,7 @@ class _Run(Method):
             seconds=round(time.monotonic() - self._start, 3),
         )
 
-    def _require_few_rejects(self, manifest: Manifest, plan: Plan, reports: Sequence[ShardReport]) -> None:
+    def _require_few_rejects(self, manifest: Manifest, plan: EmbedPlan, reports: Sequence[ShardReport]) -> None:
         allowed = self.config.corpus.max_reject_fraction
         if manifest.records and manifest.rejected <= allowed * manifest.inputs:
             return
@@ -289,7 +289,7 @@ class _Run(Method):
         )
 
 
-def _pinned(workspace: Workspace, id: str, config: Config, base: Manifest | None) -> Plan | None:
+def _pinned(workspace: Workspace, id: str, config: Config, base: Manifest | None) -> EmbedPlan | None:
     """Returns the plan of a run that was killed, if it suits: its finished shards are kept."""
     plan = planning.read(workspace, _folder(id))
     if plan is None or config.embed.reuse_from == "auto":

@@ -14,7 +14,7 @@ from searchforge.errors import UsageError
 
 if TYPE_CHECKING:
     from beam_jobs.estimate import Estimate
-    from beam_jobs.planning.listing import Listing
+    from beam_jobs.planning.listing import CorpusListing
 
 KIND_OF_STAGE: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "searchers", "check": "checks"}
 """What each stage makes."""
@@ -42,7 +42,7 @@ def evaluate(config: Config, encoder: str | None = None, compare_forms: bool = F
 
 
 def embed(
-    config: Config, encoder: str | None = None, modality: Modality = "images", listing: Listing | None = None
+    config: Config, encoder: str | None = None, modality: Modality = "images", listing: CorpusListing | None = None
 ) -> dict[str, Any]:
     """Embeds the corpus with a Beam job, building on what an earlier run holds; returns MANIFEST.json.
 

@@ -11,15 +11,15 @@ from searchforge.storage.base import Storage
 from searchforge.storage.factory import open_storage
 
 
-def read_source(uri: str, place: str, open_folder: Callable[[str], Storage]) -> bytes | None:
+def read_source(uri: str, byte_range: str, open_folder: Callable[[str], Storage]) -> bytes | None:
     """Returns an item's bytes; None where they cannot be read.
 
     Args:
-      uri, place: where the item was read, as of EmbeddingRecord.
+      uri, byte_range: where the item was read, as of EmbeddingRecord.
       open_folder: opens `/` or a bucket's URL; `functools.cache(open_storage)` makes one client for each bucket.
     """
-    byte_range, _, file = place.partition("@")
-    offset, _, size = byte_range.partition("+")
+    extent, _, file = byte_range.partition("@")
+    offset, _, size = extent.partition("+")
     if "://" in (file := file or uri):
         scheme, _, rest = file.partition("://")
         bucket, _, name = rest.partition("/")
@@ -38,7 +38,7 @@ class SourceReader:
     def __init__(self) -> None:
         self._open = functools.cache(open_storage)
 
-    def read(self, uri: str, place: str, content_hash: str) -> bytes | None:
+    def read(self, uri: str, byte_range: str, content_hash: str) -> bytes | None:
         """Returns the bytes; None where they cannot be read, or are others."""
-        data = read_source(uri, place, self._open)
+        data = read_source(uri, byte_range, self._open)
         return data if data is not None and sha256_bytes(data) == content_hash else None

@@ -39,6 +39,6 @@ class Item:
     text: str | None = None
 
     @property
-    def place(self) -> str:
-        """As of EmbeddingRecord."""
+    def byte_range(self) -> str:
+        """The bytes of an archive member, formatted as in `EmbeddingRecord.byte_range`; "" for a whole file."""
         return "" if self.offset is None else f"{self.offset}+{self.size}@{self.file}"

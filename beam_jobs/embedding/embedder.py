@@ -20,7 +20,7 @@ from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import read_bytes
 from beam_jobs.embedding.models import Backend, Model, load_model
 from beam_jobs.planning.distributions import Distribution
-from beam_jobs.planning.shards import Shard, ShardReport, Source, Task, write_records
+from beam_jobs.planning.shards import RecordLocation, Shard, ShardReport, Task, write_records
 from searchforge.artifacts.manifest import Modality
 from searchforge.artifacts.records import EmbeddingRecord
 from searchforge.artifacts.workspace import Workspace
@@ -164,7 +164,7 @@ class Embedder:
 
     def _read_ahead(self, task: Task) -> Future[bytes] | None:
         item = task.items[0]
-        if task.source or item.reject or item.text is not None or "://" not in item.file:
+        if task.stored_at or item.reject or item.text is not None or "://" not in item.file:
             return None
         return self._readers.submit(self._read, item)
 
@@ -172,8 +172,8 @@ class Embedder:
         outcome = Outcome()
         inputs: list[_Input] = []
         for task, read in zip(batch, reads, strict=True):
-            if task.source:
-                outcome.records += self._records.copies(task.source, task.items)
+            if task.stored_at:
+                outcome.records += self._records.copies(task.stored_at, task.items)
             else:
                 inputs += self._inputs(task.items, read, outcome)
         if not inputs:
@@ -186,7 +186,7 @@ class Embedder:
         for entry, embedding in zip(inputs, embeddings, strict=True):
             outcome.records += [
                 EmbeddingRecord(
-                    item.id, embedding, item.uri, entry.content_hash, item.metadata, item.version, item.place
+                    item.id, embedding, item.uri, entry.content_hash, item.metadata, item.version, item.byte_range
                 )
                 for item in entry.items
             ]
@@ -240,20 +240,20 @@ class _EarlierRecords:
         self._workspace = workspace
         self._folders: dict[str, Path] = {}
 
-    def copies(self, source: Source, items: Sequence[Item]) -> list[EmbeddingRecord]:
-        """Returns the record at `source` as the record of each item.
+    def copies(self, location: RecordLocation, items: Sequence[Item]) -> list[EmbeddingRecord]:
+        """Returns the record at `location` as the record of each item.
 
         Raises:
           JobError: it is gone.
         """
         try:
-            path = self._folder(source.run) / source.name
+            path = self._folder(location.run) / location.name
             with path.open("rb") as file:
-                file.seek(source.offset)
-                record = EmbeddingRecord.from_bytes(file.read(source.size))
+                file.seek(location.offset)
+                record = EmbeddingRecord.from_bytes(file.read(location.size))
         except (OSError, SearchforgeError) as error:
             raise JobError(
-                f"the record of {items[0].id!r} in embeddings {source.run} cannot be read ({error}); run again, with "
+                f"the record of {items[0].id!r} in embeddings {location.run} cannot be read ({error}); run again, with "
                 "--set embed.reuse_from=none if embeddings were deleted"
             ) from error
         return [
@@ -263,7 +263,7 @@ class _EarlierRecords:
                 uri=item.uri,
                 metadata=item.metadata,
                 version=item.version,
-                place=item.place if item.file else record.place,  # a compaction knows the record, not the file
+                byte_range=item.byte_range if item.file else record.byte_range,
             )
             for item in items
         ]

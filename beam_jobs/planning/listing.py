@@ -20,7 +20,7 @@ from typing import Any
 
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import read_bytes
-from beam_jobs.planning.shards import USUAL_SHARDS, Source, Task, shard_count, shard_of
+from beam_jobs.planning.shards import USUAL_SHARDS, RecordLocation, Task, shard_count, shard_of
 from searchforge.artifacts.manifest import Manifest, ShardInfo, verified_shards
 from searchforge.artifacts.records import TFRECORD_FRAMING, TFRECORD_HEADER, iterate_tfrecords, record_fields
 from searchforge.artifacts.workspace import Workspace
@@ -54,7 +54,7 @@ class Changes:
     unchanged: int
 
 
-class Listing:
+class CorpusListing:
     """A listed corpus on disk. Use as a context manager, which deletes it."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Listing:
         )
         self.count = 0
 
-    def __enter__(self) -> Listing:
+    def __enter__(self) -> CorpusListing:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -290,7 +290,7 @@ class Listing:
             if number is not None:
                 assert base is not None
                 info = base.shards[number]
-                source = Source(info.run or base.id, info.name, offset, size)
+                source = RecordLocation(info.run or base.id, info.name, offset, size)
             yield Task(items, source)
 
     @contextlib.contextmanager

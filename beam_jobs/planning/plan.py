@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from beam_jobs.planning.listing import Listing
+from beam_jobs.planning.listing import CorpusListing
 from beam_jobs.planning.shards import Shard, write_plan
 from searchforge.artifacts.manifest import Manifest, ShardInfo
 from searchforge.artifacts.workspace import Workspace
@@ -15,7 +15,7 @@ from searchforge.artifacts.workspace import Workspace
 PLAN = "PLAN.json"
 
 
-class Plan(BaseModel):
+class EmbedPlan(BaseModel):
     """What a run does, as PLAN.json keeps it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Plan(BaseModel):
 
 
 def write(
-    listing: Listing,
+    listing: CorpusListing,
     workspace: Workspace,
     folder: str,
     base: Manifest | None,
@@ -48,7 +48,7 @@ def write(
     shards: int | None,
     max_bytes: int,
     max_dead_fraction: float,
-) -> Plan:
+) -> EmbedPlan:
     """Plans a run and writes the plan into `folder`.
 
     Args:
@@ -67,8 +67,8 @@ def write(
 
 
 def write_compaction(
-    listing: Listing, workspace: Workspace, folder: str, base: Manifest, *, shards: int | None
-) -> Plan:
+    listing: CorpusListing, workspace: Workspace, folder: str, base: Manifest, *, shards: int | None
+) -> EmbedPlan:
     """Plans a run that copies every live record of `base`."""
     listing.read_base(workspace, base)
     listing.add_base(base)
@@ -76,25 +76,25 @@ def write_compaction(
     return _commit(listing, workspace, folder, base, (), shards)
 
 
-def read(workspace: Workspace, folder: str) -> Plan | None:
+def read(workspace: Workspace, folder: str) -> EmbedPlan | None:
     """Returns the plan of an unfinished run; None where there is none that can be followed."""
     try:
-        plan = Plan.model_validate_json(workspace.storage.read(f"{folder}/{PLAN}"))
+        plan = EmbedPlan.model_validate_json(workspace.storage.read(f"{folder}/{PLAN}"))
     except (FileNotFoundError, ValueError):
         return None
     return plan if plan.base is None or workspace.committed("embeddings", plan.base) else None
 
 
 def _commit(
-    listing: Listing,
+    listing: CorpusListing,
     workspace: Workspace,
     folder: str,
     base: Manifest | None,
     carried: tuple[ShardInfo, ...],
     shards: int | None,
-) -> Plan:
+) -> EmbedPlan:
     sizes = listing.assign(shards)
-    plan = Plan(base=base.id if base else None, inputs=listing.count, carried=carried, sizes=sizes)
+    plan = EmbedPlan(base=base.id if base else None, inputs=listing.count, carried=carried, sizes=sizes)
     for shard in plan.shards:
         # A report of another plan would let this one skip the shard.
         workspace.storage.delete(f"{folder}/{shard.name('done', 'json')}")

@@ -40,7 +40,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordLocation:
     """Where an earlier run keeps a record: `size` bytes at `offset` in shard file `name` of run `run`."""
 
     run: str
@@ -59,7 +59,7 @@ class Task:
     """
 
     items: tuple[Item, ...]
-    source: Source | None = None
+    stored_at: RecordLocation | None = None
 
     def to_json(self) -> str:
         """Returns one line of a plan file."""
@@ -67,14 +67,16 @@ class Task:
             {key: value for key, value in vars(item).items() if key not in _DEFAULTS or value != _DEFAULTS[key]}
             for item in self.items
         ]
-        return json.dumps({"items": items, "source": asdict(self.source) if self.source else None}, ensure_ascii=False)
+        return json.dumps(
+            {"items": items, "source": asdict(self.stored_at) if self.stored_at else None}, ensure_ascii=False
+        )
 
     @classmethod
     def from_json(cls, line: str) -> Task:
         """Parses one line of a plan file."""
         value = json.loads(line)
         source = value["source"]
-        return cls(tuple(Item(**item) for item in value["items"]), Source(**source) if source else None)
+        return cls(tuple(Item(**item) for item in value["items"]), RecordLocation(**source) if source else None)
 
 
 _DEFAULTS = {key: value for key, value in vars(Item("", "", "")).items() if key not in ("id", "uri", "file")}

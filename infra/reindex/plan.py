@@ -24,7 +24,7 @@ from searchforge.errors import UsageError
 from searchforge.hashing import canonical_json, sha256_bytes
 
 if TYPE_CHECKING:
-    from beam_jobs.planning.listing import Listing
+    from beam_jobs.planning.listing import CorpusListing
 
 MODALITY: Modality = "images"
 
@@ -74,7 +74,7 @@ class Plan:
         )
 
 
-def make_plan(config: Config, listing: Listing, pointer: Pointer) -> Plan:
+def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Plan:
     """Compares the listed corpus with what is released.
 
     Args:

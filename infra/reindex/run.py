@@ -34,7 +34,7 @@ from searchforge.errors import ConflictError, GateError, JobError, SearchforgeEr
 from searchforge.storage.base import Storage
 
 if TYPE_CHECKING:
-    from beam_jobs.planning.listing import Listing
+    from beam_jobs.planning.listing import CorpusListing
 
 Result = TypeVar("Result")
 
@@ -182,13 +182,15 @@ def _bring_up(runner: _StageRunner) -> tuple[Literal["published", "unchanged"], 
     return "published" if release["live"] else "unchanged", release["id"]
 
 
-def _list_and_plan(config: Config, pointer: channels.Pointer, stack: contextlib.ExitStack) -> tuple[Plan, Listing]:
+def _list_and_plan(
+    config: Config, pointer: channels.Pointer, stack: contextlib.ExitStack
+) -> tuple[Plan, CorpusListing]:
     """Returns the plan and the listing that it was made on, which `stack` deletes."""
     import_quietly("apache_beam")
     from beam_jobs.embed import list_corpus
-    from beam_jobs.planning.listing import Listing
+    from beam_jobs.planning.listing import CorpusListing
 
-    listing = stack.enter_context(Listing())
+    listing = stack.enter_context(CorpusListing())
     listing.add(list_corpus(config, MODALITY))
     return make_plan(config, listing, pointer), listing
 

@@ -112,7 +112,7 @@ class Pictures:
         source = find_source(self._path, id)
         if source is None:
             raise Refusal(404, f"embeddings {self._embeddings} hold no item with this id")
-        data = self._sources.read(source.uri, source.place, source.content_hash)
+        data = self._sources.read(source.uri, source.byte_range, source.content_hash)
         if data is None:
             raise Refusal(404, f"the image {source.uri} cannot be read, or has changed since it was embedded")
         try:

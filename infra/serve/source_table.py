@@ -26,7 +26,7 @@ class Source:
     """Where an item lies, as of EmbeddingRecord."""
 
     uri: str
-    place: str
+    byte_range: str
     content_hash: str
 
 
@@ -58,7 +58,7 @@ def build_table(workspace: Workspace, embeddings: str) -> Path:
             unfinished = path.with_suffix(".tmp")
             unfinished.unlink(missing_ok=True)  # a killed process left it
             rows = (
-                (record.id, record.uri, record.place, record.content_hash)
+                (record.id, record.uri, record.byte_range, record.content_hash)
                 for record in read_shards(workspace, manifest)
             )
             _write(unfinished, rows)

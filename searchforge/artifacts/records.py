@@ -38,7 +38,7 @@ class EmbeddingRecord:
       content_hash: SHA-256 of the item's bytes, hexadecimal.
       metadata: JSON object that travels with the item to the device.
       version: of the file it was read from, which tells an incremental run whether it changed; "" where unknown.
-      place: of a member of an archive `offset+size@file`, its bytes there; "": all of `uri`.
+      byte_range: `offset+size@file` for an archive member; "" if the item is all of `uri`. Feature `place` in the file.
     """
 
     id: str
@@ -47,7 +47,7 @@ class EmbeddingRecord:
     content_hash: str
     metadata: dict[str, Any] = field(default_factory=dict)
     version: str = ""
-    place: str = ""
+    byte_range: str = ""
 
     def __post_init__(self) -> None:
         if self.embedding.ndim != 1 or self.embedding.dtype != np.float32:
@@ -64,7 +64,7 @@ class EmbeddingRecord:
             "embedding": _field(_FLOAT_LIST, _field(1, self.embedding.astype("<f4").tobytes())),
             "id": _field(_BYTES_LIST, _field(1, self.id.encode())),
             "metadata": _field(_BYTES_LIST, _field(1, metadata.encode())),
-            "place": _field(_BYTES_LIST, _field(1, self.place.encode())),
+            "place": _field(_BYTES_LIST, _field(1, self.byte_range.encode())),
             "uri": _field(_BYTES_LIST, _field(1, self.uri.encode())),
             "version": _field(_BYTES_LIST, _field(1, self.version.encode())),
         }
@@ -87,7 +87,7 @@ class EmbeddingRecord:
                 content_hash=features[b"content_hash"].decode(),
                 metadata=json.loads(features[b"metadata"].decode()),
                 version=features.get(b"version", b"").decode(),
-                place=features.get(b"place", b"").decode(),
+                byte_range=features.get(b"place", b"").decode(),
             )
         except (ValueError, KeyError, IndexError) as error:
             raise JobError(

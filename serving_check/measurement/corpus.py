@@ -51,7 +51,7 @@ class Sources:
         self._text, self._ends = bytearray(), array("Q", [0])
 
     def append(self, record: EmbeddingRecord) -> None:
-        self._text += "\n".join((record.content_hash, record.place, record.uri)).encode()
+        self._text += "\n".join((record.content_hash, record.byte_range, record.uri)).encode()
         self._ends.append(len(self._text))
 
     def __getitem__(self, row: int) -> tuple[str, str, str]:

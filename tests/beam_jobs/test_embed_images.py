@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from beam_jobs.embed import embed, list_corpus
 from beam_jobs.embed_images import embed_images, main
-from beam_jobs.planning.listing import Listing
+from beam_jobs.planning.listing import CorpusListing
 from beam_jobs.planning.shards import Shard
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
@@ -178,7 +178,7 @@ def test_too_many_rejects_fail_the_job(workspace: Workspace, photos: Path) -> No
 def test_rejects_that_failed_a_job_are_tried_again(workspace: Workspace, photos: Path) -> None:
     """The photos are away after the corpus was listed, as those of a file server that is down for a while."""
     config = embed_config(workspace, photos, embed__reuse_from="none")
-    with Listing() as listing:
+    with CorpusListing() as listing:
         listing.add(list_corpus(config, "images"))
         photos.rename(photos.with_name("away"))
         with pytest.raises(JobError, match="20 missing"):

@@ -9,7 +9,7 @@ import pytest
 
 from beam_jobs.embed import compact, embed, list_corpus
 from beam_jobs.embed_images import embed_images
-from beam_jobs.planning.listing import Listing
+from beam_jobs.planning.listing import CorpusListing
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
@@ -102,7 +102,7 @@ def test_a_copy_whose_original_changes_meanwhile_speaks_for_itself(workspace: Wo
     """The original changes between a run that planned and failed, and the one that does what was planned."""
     (photos / "zz.png").write_bytes(png(0))
     config = embed_config(workspace, photos)
-    with Listing() as before, Listing() as again:
+    with CorpusListing() as before, CorpusListing() as again:
         for listing in (before, again):
             listing.add(list_corpus(config, "images"))
         with pytest.raises(JobError, match="the Beam job failed"):

@@ -31,10 +31,10 @@ def corpus(tmp_path: Path) -> TinyCorpus:
     return make_corpus(tmp_path, 12)
 
 
-def _record(id: str, uri: str, data: bytes, place: str = "") -> EmbeddingRecord:
+def _record(id: str, uri: str, data: bytes, byte_range: str = "") -> EmbeddingRecord:
     embedding = np.zeros(DIM, np.float32)
     embedding[0] = 1
-    return EmbeddingRecord(id, embedding, uri, sha256_bytes(data), {}, place=place)
+    return EmbeddingRecord(id, embedding, uri, sha256_bytes(data), {}, byte_range=byte_range)
 
 
 def _photo(size: tuple[int, int], **saving: object) -> bytes:
