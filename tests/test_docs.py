@@ -11,6 +11,7 @@ from click import Group
 
 from infra.cli.commands import main
 from searchforge.config import Config, load_config
+from tests import layout
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,3 +47,15 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_files_that_are_named_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for path in re.findall(
+            r"`((?:searchforge|trainer|beam_jobs|indexer|serving_check|infra|tests)/[\w./-]+)`", page.read_text()
+        ):
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_the_layout_is_drawn_from_the_contracts() -> None:
+    assert layout.page_with_layout() == layout.PAGE.read_text(), "run `python -m tests.layout`"
