@@ -22,7 +22,7 @@ COLUMN = 22
 
 
 def draw() -> str:
-    """Returns a text picture: packages and their rooms, the highest floor first, each with the summary of its docstring."""
+    """Returns a text picture: packages and rooms from the top floor down, each with the summary of its docstring."""
     contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     packages, *rooms = contracts
     floors = {contract["containers"][0]: contract["layers"] for contract in rooms}

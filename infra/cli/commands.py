@@ -396,7 +396,7 @@ def status(
 
 
 @main.command()
-@click.option("--scenes", type=click.IntRange(100), default=2400, show_default=True, help="Images to draw.")
+@click.option("--scenes", type=click.IntRange(100), default=2000, show_default=True, help="Images to draw.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @reports_errors
 @config_options
