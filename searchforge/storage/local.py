@@ -272,25 +272,27 @@ def _reports_errors(path: Path) -> Iterator[None]:
 
 
 def _objects(folder: int, prefix: str = "") -> Iterator[tuple[str, Object]]:
-    """Yields the files below an open folder."""
+    """Yields the files below an open folder; those that are deleted meanwhile are left out."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_dir(follow_symlinks=False):
-                with _subfolder(folder, entry.name) as inner:
-                    yield from _objects(inner, f"{prefix}{entry.name}/")
-            else:
-                status = entry.stat(follow_symlinks=False)
-                yield f"{prefix}{entry.name}", Object(status.st_size, _time(status))
+            with contextlib.suppress(FileNotFoundError):  # it was deleted after it was listed
+                if entry.is_dir(follow_symlinks=False):
+                    with _subfolder(folder, entry.name) as inner:
+                        yield from _objects(inner, f"{prefix}{entry.name}/")
+                else:
+                    status = entry.stat(follow_symlinks=False)
+                    yield f"{prefix}{entry.name}", Object(status.st_size, _time(status))
 
 
 def _remove_empty_folders(folder: int) -> None:
     """Removes the empty folders below an open one."""
     for name in os.listdir(folder):
-        if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            with _subfolder(folder, name) as inner:
-                _remove_empty_folders(inner)
-            with contextlib.suppress(OSError):
-                os.rmdir(name, dir_fd=folder)
+        with contextlib.suppress(FileNotFoundError):  # it was deleted after it was listed
+            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                with _subfolder(folder, name) as inner:
+                    _remove_empty_folders(inner)
+                with contextlib.suppress(OSError):
+                    os.rmdir(name, dir_fd=folder)
 
 
 @contextlib.contextmanager

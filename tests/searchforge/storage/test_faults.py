@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -155,6 +156,28 @@ def test_a_lock_that_its_holder_deletes_never_lets_two_writers_in(tmp_path: Path
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
     assert most == [1]
+
+
+@pytest.mark.parametrize("gone", ["1", "sub", "sub/3"])
+def test_a_snapshot_lacks_only_what_is_deleted_while_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    storage = LocalStorage(str(tmp_path))
+    for name in ("1", "2", "sub/2", "sub/3"):
+        storage.write(f"a/{name}", b"data")
+    list_folder = os.scandir
+
+    def delete_after_listing(folder: int) -> contextlib.AbstractContextManager[list[os.DirEntry[str]]]:
+        with list_folder(folder) as entries:
+            listed = list(entries)
+        if gone.rpartition("/")[2] in {entry.name for entry in listed}:
+            (tmp_path / "a" / gone).rename(tmp_path / "gone")
+        return contextlib.nullcontext(listed)
+
+    monkeypatch.setattr(os, "scandir", delete_after_listing)
+    with storage.snapshot("a") as snapshot:
+        left = {name for name in ("1", "2", "sub/2", "sub/3") if name != gone and not name.startswith(f"{gone}/")}
+        assert snapshot.objects.keys() == left
 
 
 def test_a_snapshot_deletes_what_it_saw_and_nothing_else(tmp_path: Path) -> None:
