@@ -1,4 +1,4 @@
-"""The captioned images of a training run: loaded, split, and without what cannot be used, which is counted."""
+"""Loads the captioned images of a training run, splits them, and drops and counts the unusable ones."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ from searchforge.preprocessing import Preprocessing, RejectedInput
 Item = TypeVar("Item")
 
 MAX_CALIBRATION_TEXTS = 1000
-"""Most captions that the ranges of an 8-bit text encoder are observed on."""
+"""Maximum number of captions used to calibrate an 8-bit text encoder."""
 
 
 UNREADABLE_ON_WORKER = "unseen"
-"""Reason of a rejection: the file cannot be opened where the tower runs."""
+"""Rejection reason: the worker that runs the tower cannot open the file."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """An input that has no features; reason and detail as of RejectedInput, or UNREADABLE_ON_WORKER."""
+    """An input without features.
+
+    Attributes:
+      key: SHA-256 of the input's content.
+      reason: a reason of RejectedInput, or UNREADABLE_ON_WORKER.
+      detail: explanation for the user.
+    """
 
     key: str
     reason: str
@@ -38,12 +44,12 @@ class Rejection:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Captioned images of both sides.
+    """Captioned images, split into training and held-out images.
 
     Attributes:
-      train, heldout: with their content hashes.
-      captions, split: what was read, and how it was split.
-      rejected: id, reason and detail of the images that cannot be read.
+      train, heldout: images of each side, with their content hashes.
+      captions, split: the captions as read, and the result of splitting them.
+      rejected: `id`, `reason` and `detail` of each unreadable image.
     """
 
     train: list[CaptionedImage]
@@ -57,7 +63,7 @@ class TrainingData:
         return self.train + self.heldout
 
     def report(self) -> dict[str, Any]:
-        """Returns the counts of the encoder's report, in JSON types."""
+        """Returns the counts for the encoder's report, in JSON types."""
         return {
             "images": {
                 "train": len(self.train),
@@ -90,68 +96,72 @@ def load_data(config: Config) -> TrainingData:
 
 
 def reread_pixels(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Returns the pixels, uint8 [height, width, 3], of an image whose features were computed before.
+    """Reads an image whose features were extracted earlier in the same run.
+
+    Returns:
+      uint8 [height, width, 3].
 
     Raises:
-      JobError: the image cannot be read any more.
+      JobError: the image has become unreadable.
     """
     try:
         return preprocessing.pixels(path.read_bytes(), DEFAULT_MAX_PIXELS)
     except (RejectedInput, OSError) as error:
-        raise JobError(f"{path} changed while training ran: {error}; start again") from error
+        raise JobError(f"{path} changed during training: {error}; run the command again") from error
 
 
-def subsample(items: Sequence[Item], most: int) -> Sequence[Item]:
-    """Returns at most that many of the items, evenly chosen."""
-    return items[:: max(1, len(items) // most)][:most]
+def subsample(items: Sequence[Item], limit: int) -> Sequence[Item]:
+    """Returns at most `limit` items, evenly spaced."""
+    return items[:: max(1, len(items) // limit)][:limit]
 
 
 def calibration_texts(train: Sequence[CaptionedImage]) -> Sequence[str]:
-    """Returns the captions of training images that the ranges of an 8-bit text encoder are observed on."""
+    """Returns the training captions that calibrate an 8-bit text encoder."""
     return subsample([text for image in train for text in image.captions], MAX_CALIBRATION_TEXTS)
 
 
 def report_unused_images(data: TrainingData) -> None:
-    """Says what of the images is not used as they are."""
+    """Prints how many images are unused, dropped or merged, and whether none is held out."""
     split = data.split
     if split.unused:
         progress.say(
-            f"  {split.unused} images are of other splits and not used (data.train_splits, data.heldout_splits)"
+            f"  {split.unused} images belong to other splits and are not used (data.train_splits, data.heldout_splits)"
         )
     if split.leaked:
-        progress.say(f"  {split.leaked} training images are dropped: their content is held out too")
+        progress.say(f"  dropped {split.leaked} training images with the same content as a held-out image")
     if split.merged:
-        progress.say(f"  {split.merged} images are copies of others by content, which have their captions too")
+        progress.say(f"  merged {split.merged} images into others with the same content, including their captions")
     if not data.heldout:
         progress.say("  no image is held out, so retrieval is not measured (data.heldout_splits, data.holdout)")
 
 
-def drop_rejected(data: TrainingData, unreadable: Sequence[Rejection], max_fraction: float) -> TrainingData:
-    """Returns the data without images that have no features.
+def drop_rejected(data: TrainingData, rejections: Sequence[Rejection], max_fraction: float) -> TrainingData:
+    """Returns the data without the images that have no features.
 
     Args:
-      unreadable: by content hash.
-      max_fraction: more unreadable images than this share of all are an error.
+      rejections: rejected images; their keys are content hashes.
+      max_fraction: maximum fraction of all images that may be rejected.
 
     Raises:
-      UsageError: there are more.
+      UsageError: more images than that are rejected.
     """
-    reasons = {item.key: item for item in unreadable}
+    by_hash = {rejection.key: rejection for rejection in rejections}
     rejected = [*data.rejected]
     for image in data.images:
-        if item := reasons.get(image.content_hash):
-            rejected.append({"id": image.id, "reason": item.reason, "detail": item.detail})
+        if rejection := by_hash.get(image.content_hash):
+            rejected.append({"id": image.id, "reason": rejection.reason, "detail": rejection.detail})
     if not rejected:
         return data
-    kinds = ", ".join(sorted({item["reason"] for item in rejected}))
+    reasons = ", ".join(sorted({item["reason"] for item in rejected}))
     total = len(data.images) + len(data.rejected)
-    summary = f"{len(rejected)} of {total} images cannot be read ({kinds}), such as {rejected[0]['id']!r}"
+    summary = f"{len(rejected)} of {total} images cannot be read ({reasons}), for example {rejected[0]['id']!r}"
     if len(rejected) > max_fraction * total:
         raise UsageError(
-            f"{summary}, more than data.max_reject_fraction ({max_fraction:g}); mend or remove them, or raise it"
+            f"{summary}, which exceeds data.max_reject_fraction ({max_fraction:g}); "
+            "repair or remove them, or raise the limit"
         )
-    progress.say(f"  {summary}; they are left out and listed in the report")
+    progress.say(f"  {summary}; they are skipped and listed in the report")
     train, heldout = (
-        [image for image in side if image.content_hash not in reasons] for side in (data.train, data.heldout)
+        [image for image in side if image.content_hash not in by_hash] for side in (data.train, data.heldout)
     )
     return dataclasses.replace(data, train=train, heldout=heldout, rejected=rejected)

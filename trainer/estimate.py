@@ -1,7 +1,7 @@
-"""Estimates how long a training takes, from what this machine did in the second before.
+"""Estimates how long training takes, from a measurement of this machine that takes a second or two.
 
-Measured are the start of Python processes, since Ray starts about a dozen of them, the towers on a few inputs, and a
-product of matrices of the heads' size. A machine that is busy with other things takes longer for all of them.
+The measurement times the start of Python processes (Ray starts about a dozen), the towers on a small batch, and a
+matrix product of the heads' size. Other load on the machine slows down all three.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from trainer.model.projection_heads import HIDDEN
 from trainer.towers import ImageTower, TextTower
 
 PROBE = "import ray"
-"""What a process does whose start is measured."""
+"""Python code of the process whose start is timed."""
 
 RAY, POOL, TRAIN, EXPORT = 7.0, 10.0, 22.0, 25.0
-"""How many times the start of a probe these take: Ray, a pool of workers with TensorFlow, Ray Train up to its first
-step, and export with proof but for the encoders' own time. Ratios of work, which are much the same on every machine."""
+"""Durations in units of a probe's start: Ray itself, a pool of TensorFlow workers, Ray Train up to its first step, and
+export with parity checks, not counting the encoders' own inference time. The ratios hold on most machines."""
 
 BACKWARD = 3.0
-"""How many times as much a pass with gradients costs as one without."""
+"""Cost of a pass with gradients, relative to one without."""
 
 INPUTS = 16
-"""Inputs of the batch that a tower is measured with."""
+"""Batch size with which the towers are measured."""
 
 
 @dataclass(frozen=True)
 class MachineSpeed:
-    """What this machine takes, in seconds of wall time while all cores may work.
+    """Wall time in seconds of the basic operations, with all cores available.
 
     Attributes:
-      start: to start Python processes at once, one for each worker but at most one for each core.
-      image: to decode an image and run it through the tower.
-      text: to run a caption through its tower.
-      operation: for one floating-point operation of the heads.
+      start: starting one Python process per worker at once, but at most one per core.
+      image: decoding one image and running it through its tower.
+      text: running one caption through its tower.
+      operation: one floating-point operation of the heads.
     """
 
     start: float
@@ -58,14 +58,14 @@ class MachineSpeed:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a training has to do.
+    """Amount of work of a training run.
 
     Attributes:
-      image_passes: images that go through their tower, once for each view.
-      captions: that go through theirs.
-      images: training images.
-      batch: images of a step.
-      steps: of an epoch.
+      image_passes: number of image tower passes, one per image and augmentation.
+      captions: number of captions to run through the text tower.
+      images: number of training images.
+      batch: number of images per step.
+      steps: number of steps per epoch.
     """
 
     image_passes: int
@@ -78,14 +78,14 @@ class Workload:
 def measure_speed(
     towers: tuple[ImageTower, TextTower], image: Path, texts: Sequence[str], workers: int
 ) -> MachineSpeed:
-    """Measures this machine; takes a second or two on a quiet one.
+    """Measures this machine; takes a second or two when it is otherwise idle.
 
     Args:
-      image: one of the training images; one that cannot be read counts as decoded in no time.
-      texts: captions, at least one.
+      image: one of the training images; the decoding time of an unreadable one counts as zero.
+      texts: one or more captions.
 
     Raises:
-      tf.errors.OpError, ValueError: a tower does not take a batch of INPUTS.
+      tf.errors.OpError, ValueError: a tower does not accept a batch of INPUTS.
     """
     preprocessing = towers[0].preprocessing
     pixels = tf.zeros([INPUTS, preprocessing.height, preprocessing.width, 3])
@@ -107,42 +107,42 @@ def measure_speed(
     )
 
 
-def estimate_seconds(settings: TrainConfig, amount: Workload, widths: tuple[int, int], speed: MachineSpeed) -> float:
-    """Returns how long a training takes.
+def estimate_seconds(settings: TrainConfig, work: Workload, widths: tuple[int, int], speed: MachineSpeed) -> float:
+    """Returns the estimated wall time of training.
 
     Args:
-      widths: of the features of images and of captions.
+      widths: lengths of the image features and of the text features.
     """
-    found = RAY * speed.start
-    if amount.image_passes or amount.captions:
-        found += POOL * speed.start + amount.image_passes * speed.image + amount.captions * speed.text
-    found += TRAIN * speed.start + settings.epochs * amount.steps * _step_seconds(settings, amount, widths, speed)
+    total = RAY * speed.start
+    if work.image_passes or work.captions:
+        total += POOL * speed.start + work.image_passes * speed.image + work.captions * speed.text
+    total += TRAIN * speed.start + settings.epochs * work.steps * _step_seconds(settings, work, widths, speed)
     if finetuning.is_enabled(settings):
-        # A tuned tower runs once without gradients and once with them, and afterwards over everything.
+        # A fine-tuned tower runs once without and once with gradients in each epoch, and finally over all inputs.
         images = speed.image * (settings.tune_image != finetuning.FROZEN)
         texts = speed.text * settings.captions_per_image * (settings.tune_text != finetuning.FROZEN)
-        found += settings.tune_epochs * amount.images * (1 + BACKWARD) * (images + texts)
-        found += (TRAIN + POOL) * speed.start + amount.images * (images + texts)
-    return found + EXPORT * speed.start + tflite_parity.SAMPLES * 2 * (speed.image + speed.text)
+        total += settings.tune_epochs * work.images * (1 + BACKWARD) * (images + texts)
+        total += (TRAIN + POOL) * speed.start + work.images * (images + texts)
+    return total + EXPORT * speed.start + tflite_parity.SAMPLES * 2 * (speed.image + speed.text)
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a duration for people: `50 s`, `3 min`, `2.5 h`."""
+    """Formats a duration: `50 s`, `3 min`, `2.5 h`."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _step_seconds(settings: TrainConfig, amount: Workload, widths: tuple[int, int], speed: MachineSpeed) -> float:
-    """Seconds of a step of all pairs of heads."""
+def _step_seconds(settings: TrainConfig, work: Workload, widths: tuple[int, int], speed: MachineSpeed) -> float:
+    """Returns the estimated seconds per step for all ensemble members."""
     hidden = 0 if settings.preset == "recipe2022" else HIDDEN
     weights = [width * (settings.dim + hidden) + hidden * settings.dim for width in widths]
-    passes = amount.batch * (weights[0] + settings.captions_per_image * weights[1])
+    passes = work.batch * (weights[0] + settings.captions_per_image * weights[1])
     return settings.ensemble_size * BACKWARD * 2 * passes * speed.operation
 
 
 def _time_second_call(work: Callable[[], Any]) -> float:
-    """Seconds of the second of two calls: the first one prepares what later ones use."""
+    """Calls a function twice and returns the seconds of the second call; the first one warms up."""
     work()
     start = time.monotonic()
     work()
@@ -152,8 +152,8 @@ def _time_second_call(work: Callable[[], Any]) -> float:
 def _time_process_start(count: int) -> float:
     start = time.monotonic()
     command, environment = [sys.executable, "-c", PROBE], {**os.environ, "PYTHONPATH": python_path()}
-    count, quiet = min(count, os.cpu_count() or 1), subprocess.DEVNULL
-    children = [subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) for _ in range(count)]
+    count, devnull = min(count, os.cpu_count() or 1), subprocess.DEVNULL
+    children = [subprocess.Popen(command, env=environment, stdout=devnull, stderr=devnull) for _ in range(count)]
     for child in children:
         child.wait()
     return time.monotonic() - start

@@ -1,4 +1,4 @@
-"""`searchforge eval`: measures an encoder bundle on the held-out captions, with its SavedModels."""
+"""Evaluates the retrieval quality of an encoder bundle's SavedModels on held-out captions (`searchforge eval`)."""
 
 from __future__ import annotations
 
@@ -37,40 +37,39 @@ from trainer.evaluation.report import (
 from trainer.identity import IGNORED_SETTINGS
 
 VERSION = 1
-"""Part of every evaluation's id: raise it when the same encoder and captions give another report."""
+"""Part of every evaluation's id; raise it whenever the same encoder and captions would give a different report."""
 
 WORST = 20
-"""Queries that are shown with what they find."""
+"""Maximum number of worst queries in the report."""
 
 HITS = 5
-"""Hits that are shown of each."""
+"""Number of hits that the report shows for each worst query."""
 
 RESTORE_CHECK_TEXTS = 8
-"""Captions on which a rebuilt text encoder is compared with the bundle's."""
+"""Number of captions for comparing the restored text encoder with the bundle's."""
 
 HTML = "report.html"
 
 _BATCH = 64
-_LENGTHS = (5, 8, 11, 15)  # words: the upper ends of the groups; the last group is open
+_LENGTHS = (5, 8, 11, 15)  # upper bounds of the length groups, in words; the last group is unbounded
 _PACKAGES = ("searchforge", "tensorflow", "tensorflow-text", "numpy", "pillow")
 
 
 def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: bool = False) -> EvaluationReport:
-    """Measures an encoder on the held-out captions of `config.data`, and commits report.json and report.html.
+    """Evaluates an encoder on the held-out captions of `config.data`, and commits report.json and report.html.
 
-    The same encoder, images, captions and options give the same id; a report that is there already is returned as it
-    is.
+    The id is derived from the encoder, the images, the captions and the options. If the report already exists, it is
+    returned unchanged.
 
     Args:
-      encoder: id of a bundle in the workspace; by default see `choose_encoder`.
-      compare_forms: also export the text encoder in every TFLite form, and measure each (see
-        trainer.export.quantization_comparison). The towers must be there as they were for training, and `config.data`
-        must have the training captions.
+      encoder: id of a bundle in the workspace; see `choose_encoder` for the default.
+      compare_forms: also export the text encoder in every quantization and measure each (see
+        trainer.export.quantization_comparison). This needs the text tower and the training captions.
 
     Raises:
-      UsageError: there is no such encoder, no image is held out, none of them can be read, or forms are to be compared
-        and the text encoder cannot be rebuilt.
-      JobError: the bundle cannot be loaded, or does not give embeddings.
+      UsageError: the encoder does not exist, no image is held out or readable, or the text encoder cannot be restored
+        for the comparison.
+      JobError: the bundle cannot be loaded, or its embeddings are not finite.
     """
     workspace = Workspace(config.workspace)
     info = EncoderInfo.model_validate(workspace.marker("encoders", encoder or choose_encoder(workspace, config)))
@@ -79,12 +78,12 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
     if not images:
         raise UsageError(
             f"no captioned image is held out; data.heldout_splits is {', '.join(config.data.heldout_splits)} and "
-            f"data.holdout {config.data.holdout:g}: name a split of the captions, as in "
-            "--set 'data.heldout_splits=[dev]', or give more images"
+            f"data.holdout is {config.data.holdout:g}; choose a split of the captions, for example "
+            "--set 'data.heldout_splits=[dev]', or provide more images"
         )
     id = _evaluation_id(info, images, compare_forms)
     if workspace.committed("evaluations", id):
-        progress.say(f"evaluations/{id} is already there")
+        progress.say(f"evaluations/{id} already exists")
         return EvaluationReport.model_validate(workspace.marker("evaluations", id))
     captions = sum(len(image.captions) for image in images)
     progress.say(
@@ -93,19 +92,19 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
     )
     start = time.monotonic()
     bundle = workspace.local("encoders", info.id)
-    compared = _QuantizationBenchmark(bundle, info, split) if compare_forms else None  # what is missing shows at once
+    comparison = _QuantizationBenchmark(bundle, info, split) if compare_forms else None  # fails early
     vectors, rejected = _embed_images(bundle, info, images)
     rejected += [
-        _rejected(image, RejectedInput("unreadable", detail))
+        _rejected_image(image, RejectedInput("unreadable", detail))
         for image, detail in split.unreadable
         if image.split in config.data.heldout_splits
     ]
     image_seconds = time.monotonic() - start
-    lost = {image.id for image in rejected}
-    images = [image for image in images if image.id not in lost]
+    rejected_ids = {image.id for image in rejected}
+    images = [image for image in images if image.id not in rejected_ids]
     if not images:
         raise UsageError(
-            f"none of the {len(rejected)} held-out images can be read, such as {rejected[0].id!r} "
+            f"none of the {len(rejected)} held-out images can be read, for example {rejected[0].id!r} "
             f"({rejected[0].reason}: {rejected[0].detail}); check data.images (--images)"
         )
     texts = [text for image in images for text in image.captions]
@@ -114,13 +113,12 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
     queries = _embed_texts(bundle, info, texts)
     seconds = {"images": image_seconds, "captions": time.monotonic() - text_start}
     forms_start = time.monotonic()
-    forms = compared.measure(texts, owners, queries, vectors) if compared else None
+    forms = comparison.measure(texts, owners, queries, vectors) if comparison else None
     if forms:
         seconds["forms"] = time.monotonic() - forms_start
     seconds["total"] = time.monotonic() - start
 
     ranks = retrieval.text_ranks(queries, vectors, owners)
-    everyone = np.arange(len(images))
     image_ranks = retrieval.image_ranks(queries, vectors, owners)
     report = EvaluationReport(
         id=id,
@@ -131,7 +129,7 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
             "heldout_splits": list(config.data.heldout_splits),
         },
         text_to_image=retrieval_metrics(ranks, owners, len(images)),
-        image_to_text=retrieval_metrics(image_ranks, everyone, len(texts)),
+        image_to_text=retrieval_metrics(image_ranks, np.arange(len(images)), len(texts)),
         by_length=_by_length(texts, ranks, owners, len(images)),
         by_category=_by_category(images, ranks, owners),
         worst=_worst(images, texts, queries, vectors, ranks, owners),
@@ -151,10 +149,10 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
 
 
 def choose_encoder(workspace: Workspace, config: Config) -> str:
-    """Returns the id of the one encoder that was trained with `config.train`, or of the workspace's only one.
+    """Returns the id of the workspace's only encoder, or else of the only one trained with `config.train`.
 
     Raises:
-      UsageError: there is none, or more than one.
+      UsageError: there is no such encoder, or more than one.
     """
     ids = workspace.ids("encoders")
     if not ids:
@@ -167,22 +165,21 @@ def choose_encoder(workspace: Workspace, config: Config) -> str:
     trained = [id for id in ids if not config.train.changed_since(settings[id], IGNORED_SETTINGS)]
     if len(trained) == 1:
         return trained[0]
-    fitting = f"{len(trained)} of them" if trained else "none of them"
     raise UsageError(
-        f"workspace {workspace.root} holds {len(ids)} encoders ({', '.join(ids)}), {fitting} with the settings of this "
-        "configuration; choose one with --encoder, or run `searchforge train` with this configuration first"
+        f"workspace {workspace.root} holds {len(ids)} encoders ({', '.join(ids)}), of which {len(trained) or 'none'} "
+        "match this configuration; choose one with --encoder, or run `searchforge train` with this configuration first"
     )
 
 
 def retrieval_metrics(ranks: retrieval.Ints, images: retrieval.Ints, gallery: int) -> RetrievalMetrics:
-    """Returns the figures of queries.
+    """Returns the retrieval metrics of a set of queries.
 
     Args:
-      ranks: int64 [m], of each query's own counterpart.
-      images: int64 [m], the image that each query belongs to.
-      gallery: number of items that were ranked.
+      ranks: int64 [m], rank of each query's match.
+      images: int64 [m], index of the image that each query belongs to.
+      gallery: number of ranked items.
     """
-    shares = {
+    recalls = {
         f"r_at_{k}": _estimate(float((ranks <= k).mean()), share_interval(ranks <= k, images)) for k in retrieval.KS
     }
     return RetrievalMetrics(
@@ -190,7 +187,7 @@ def retrieval_metrics(ranks: retrieval.Ints, images: retrieval.Ints, gallery: in
         images=len(np.unique(images)),
         gallery=gallery,
         median_rank=_estimate(float(np.median(ranks)), median_interval(ranks, images)),
-        **shares,
+        **recalls,
     )
 
 
@@ -210,7 +207,7 @@ def _evaluation_id(info: EncoderInfo, images: Sequence[CaptionedImage], compare_
 
 
 class _QuantizationBenchmark:
-    """The text encoder of a bundle, ready to be exported in every form; raises as `evaluate_bundle` says."""
+    """Restores a bundle's text encoder and measures it in every quantization; errors as for `evaluate_bundle`."""
 
     def __init__(self, bundle: Path, info: EncoderInfo, split: Split) -> None:
         from trainer.data import calibration_texts
@@ -222,14 +219,14 @@ class _QuantizationBenchmark:
             rejected = {item["id"] for item in info.report["images"]["rejected"]}
         except KeyError as error:
             raise UsageError(
-                f"the report of encoder {info.id} lacks {error}, so its forms cannot be compared; "
+                f"the report of encoder {info.id} lacks {error}, so its quantizations cannot be compared; "
                 "train it again, or run without --compare-forms"
             ) from None
         self._calibration = calibration_texts([image for image in split.train if image.id not in rejected])
-        if "int8" in self._encoder.forms and not self._calibration:
+        if "int8" in self._encoder.quantizations and not self._calibration:
             raise UsageError(
-                "the captions hold no training image, and the form int8 needs training captions to observe its ranges "
-                "on; give the captions that the encoder was trained with (--captions), or run without --compare-forms"
+                "the captions contain no training image, but int8 needs training captions for calibration; provide the "
+                "captions that the encoder was trained with (--captions), or run without --compare-forms"
             )
 
     def measure(
@@ -241,26 +238,26 @@ class _QuantizationBenchmark:
     ) -> QuantizationComparison:
         from trainer.export import quantization_comparison
 
-        rebuilt = self._encoder(texts[:RESTORE_CHECK_TEXTS]).numpy()
-        # A tower without variables restores without an error even if it is another one.
-        if not np.allclose(rebuilt, queries[:RESTORE_CHECK_TEXTS], atol=1e-3):
+        restored = self._encoder(texts[:RESTORE_CHECK_TEXTS]).numpy()
+        # A tower without variables is restored without an error even if it is the wrong one.
+        if not np.allclose(restored, queries[:RESTORE_CHECK_TEXTS], atol=1e-3):
             raise JobError(
-                "the text encoder that was rebuilt to compare its forms gives other embeddings than the bundle's "
-                f"{TEXT_SAVED_MODEL}; give the text tower that it was trained with, or run without --compare-forms"
+                f"the embeddings of the restored text encoder differ from those of the bundle's {TEXT_SAVED_MODEL}; "
+                "provide the text tower that the encoder was trained with, or run without --compare-forms"
             )
         count = min(len(texts), quantization_comparison.QUERIES)
-        progress.say(f"  comparing forms of the text encoder on {count} held-out captions")
+        progress.say(f"  comparing the quantizations of the text encoder on {count} held-out captions")
         return quantization_comparison.compare_texts(
             self._encoder, self._chosen, self._calibration, texts, owners, queries, vectors
         )
 
 
-def _rejected(image: CaptionedImage, error: RejectedInput) -> RejectedImage:
+def _rejected_image(image: CaptionedImage, error: RejectedInput) -> RejectedImage:
     return RejectedImage(id=image.id, reason=error.reason, detail=error.detail, captions=len(image.captions))
 
 
-def _encoder(bundle: Path, name: str, input_name: str) -> Callable[[Any], npt.NDArray[np.float32]]:
-    """Loads an exported model; the function takes a batch and returns float32 [n, dim]."""
+def _load_encoder(bundle: Path, name: str, input_name: str) -> Callable[[Any], npt.NDArray[np.float32]]:
+    """Loads a SavedModel and returns a function from a batch to float32 [n, dim]."""
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  registers the tokenizer's operations
 
@@ -270,11 +267,11 @@ def _encoder(bundle: Path, name: str, input_name: str) -> Callable[[Any], npt.ND
     except (OSError, ValueError, KeyError) as error:
         raise JobError(f"{name} of encoder {bundle.name} cannot be loaded: {error}; train it again") from None
 
-    def encode(batch: Any, _model: Any = model) -> npt.NDArray[np.float32]:  # a signature does not keep its model
-        found: npt.NDArray[np.float32] = signature(**{input_name: tf.constant(batch)})["embedding"].numpy()
-        if not np.isfinite(found).all():
-            raise JobError(f"{name} of encoder {bundle.name} gives embeddings that are not numbers; train it again")
-        return found
+    def encode(batch: Any, _model: Any = model) -> npt.NDArray[np.float32]:  # a signature does not keep its model alive
+        embeddings: npt.NDArray[np.float32] = signature(**{input_name: tf.constant(batch)})["embedding"].numpy()
+        if not np.isfinite(embeddings).all():
+            raise JobError(f"{name} of encoder {bundle.name} returns embeddings that are not finite; train it again")
+        return embeddings
 
     return encode
 
@@ -282,13 +279,13 @@ def _encoder(bundle: Path, name: str, input_name: str) -> Callable[[Any], npt.ND
 def _embed_images(
     bundle: Path, info: EncoderInfo, images: Sequence[CaptionedImage]
 ) -> tuple[npt.NDArray[np.float32], list[RejectedImage]]:
-    encode = _encoder(bundle, IMAGE_SAVED_MODEL, "images")
+    encode = _load_encoder(bundle, IMAGE_SAVED_MODEL, "images")
     preprocessing = Preprocessing.parse(info.preprocessing)
     vectors, rejected = [np.empty((0, info.dim), np.float32)], []
-    with progress.track("held-out images", len(images)) as advance:
-        for batch in _decoded(images, preprocessing):
-            pixels = [found for _, found in batch if not isinstance(found, RejectedInput)]
-            rejected += [_rejected(image, found) for image, found in batch if isinstance(found, RejectedInput)]
+    with progress.track("embedding held-out images", len(images)) as advance:
+        for batch in _decode_batches(images, preprocessing):
+            pixels = [result for _, result in batch if not isinstance(result, RejectedInput)]
+            rejected += [_rejected_image(image, result) for image, result in batch if isinstance(result, RejectedInput)]
             if pixels:
                 vectors.append(encode(np.stack(pixels)))
             advance(len(batch))
@@ -298,8 +295,8 @@ def _embed_images(
 _Decoded = tuple[CaptionedImage, npt.NDArray[np.uint8] | RejectedInput]
 
 
-def _decoded(images: Sequence[CaptionedImage], preprocessing: Preprocessing) -> Iterator[list[_Decoded]]:
-    """Yields batches in order; the next one is decoded in threads while the model works on this one."""
+def _decode_batches(images: Sequence[CaptionedImage], preprocessing: Preprocessing) -> Iterator[list[_Decoded]]:
+    """Yields batches in order; threads decode the next batch while the model runs on the current one."""
 
     def decode(image: CaptionedImage) -> _Decoded:
         try:
@@ -311,17 +308,17 @@ def _decoded(images: Sequence[CaptionedImage], preprocessing: Preprocessing) -> 
 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as threads:
         batches = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]
-        ahead = threads.map(decode, batches[0])
+        pending = threads.map(decode, batches[0])
         for following in [*batches[1:], []]:
-            batch = list(ahead)
-            ahead = threads.map(decode, following)
+            batch = list(pending)
+            pending = threads.map(decode, following)
             yield batch
 
 
 def _embed_texts(bundle: Path, info: EncoderInfo, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    encode = _encoder(bundle, TEXT_SAVED_MODEL, "texts")
+    encode = _load_encoder(bundle, TEXT_SAVED_MODEL, "texts")
     vectors = np.empty((len(texts), info.dim), np.float32)
-    with progress.track("held-out captions", len(texts)) as advance:
+    with progress.track("embedding held-out captions", len(texts)) as advance:
         for i in range(0, len(texts), _BATCH):
             batch = [text.encode() for text in texts[i : i + _BATCH]]
             vectors[i : i + _BATCH] = encode(batch)
@@ -360,16 +357,16 @@ def _worst(
     ranks: retrieval.Ints,
     owners: retrieval.Ints,
 ) -> tuple[WorstQuery, ...]:
-    """The captions with the worst ranks that are not 1; one of an image, or one bad image could be the whole list."""
+    """Returns the captions with the worst ranks above 1, at most one per image so that no image fills the list."""
     chosen: dict[int, int] = {}
     for row in np.argsort(-ranks, kind="stable"):
         if ranks[row] == 1 or len(chosen) == WORST:
             break
         chosen.setdefault(int(owners[row]), int(row))
-    found = []
+    worst = []
     for owner, row in chosen.items():
         scores = vectors @ queries[row]
         hits = [FoundImage(id=images[i].id, score=float(scores[i])) for i in np.argsort(-scores, kind="stable")[:HITS]]
         own = FoundImage(id=images[owner].id, score=float(scores[owner]))
-        found.append(WorstQuery(caption=texts[row], own=own, rank=int(ranks[row]), hits=tuple(hits)))
-    return tuple(found)
+        worst.append(WorstQuery(caption=texts[row], own=own, rank=int(ranks[row]), hits=tuple(hits)))
+    return tuple(worst)

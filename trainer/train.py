@@ -1,4 +1,4 @@
-"""From captioned images to a committed encoder bundle: features, heads, evaluation, export, proof, commit."""
+"""Trains a dual encoder: extracts features, trains heads, evaluates, exports, checks parity, commits the bundle."""
 
 from __future__ import annotations
 
@@ -47,7 +47,13 @@ from trainer.towers import ImageTower, TextTower, TowerSpec, load_image_tower, l
 
 @dataclass(frozen=True)
 class _TrainedEncoders:
-    """What training gives, before it is exported."""
+    """Trained encoders before export.
+
+    Attributes:
+      data: the images that were usable.
+      fingerprint: SHA-256 of both towers, both heads and the preprocessing.
+      report: training's part of the bundle's report.
+    """
 
     data: TrainingData
     image_encoder: ImageEncoder
@@ -59,46 +65,46 @@ class _TrainedEncoders:
 def train(config: Config) -> EncoderInfo:
     """Trains a dual encoder on `config.data` and commits its bundle to the configured workspace.
 
-    The id is derived from the data, the settings and the towers' weights: the same inputs give the same bundle,
-    and one that is there already is returned as it is.
+    The id is derived from the data, the settings and the towers' weights. If the bundle already exists, it is returned
+    unchanged.
 
     Returns:
-      The bundle's description; its report has the settings, the losses, the retrieval of held-out captions, the
-      agreement of the TFLite forms, sizes and times.
+      The bundle's description. Its report has the settings, the losses, retrieval metrics on held-out captions, the
+      parity of the TFLite models with TensorFlow, sizes and times.
 
     Raises:
-      UsageError: the captions, the images or a tower are not usable.
-      JobError: training failed, or the TFLite encoders disagree with the TensorFlow ones.
+      UsageError: the captions, the images or a tower are unusable.
+      JobError: training failed, or a TFLite encoder deviates from its SavedModel.
     """
     settings, workspace = config.train, Workspace(config.workspace)
     data, specs, towers = _load_inputs(config)
     bundle = _bundle_id(settings, data, *towers)
     store = CheckpointStore(workspace.root)
     if workspace.committed("encoders", bundle):
-        progress.say(f"train: encoder {bundle} is already there")
+        progress.say(f"train: encoder {bundle} already exists")
         _delete_checkpoints(store, bundle)
         return EncoderInfo(**workspace.marker("encoders", bundle))
 
     _report_plan(config, data, specs, towers, bundle)
     report_unused_images(data)
     start = time.monotonic()
-    learned = _train_encoders(config, data, specs, towers, workspace.cache("features"), store, bundle)
+    trained = _train_encoders(config, data, specs, towers, workspace.cache("features"), store, bundle)
     export_start = time.monotonic()
     with workspace.create("encoders", bundle) as staging:
-        exported = _export(staging.path, settings, learned, towers[0])
-        curves.write(staging.path, learned.report["history"])
+        exported = _export(staging.path, settings, trained, towers[0])
+        curves.write(staging.path, trained.report["history"])
         report = {
             "version": VERSION,
             "settings": settings.model_dump(),
-            **learned.data.report(),
-            **learned.report,
+            **trained.data.report(),
+            **trained.report,
             **exported,
         }
         report["seconds"]["export"] = time.monotonic() - export_start
         report["seconds"]["total"] = time.monotonic() - start
         info = EncoderInfo(
             id=bundle,
-            fingerprint=learned.fingerprint,
+            fingerprint=trained.fingerprint,
             preprocessing=str(towers[0].preprocessing),
             dim=settings.dim,
             image_tower=settings.image_tower,
@@ -113,7 +119,7 @@ def train(config: Config) -> EncoderInfo:
 
 
 def planned_id(config: Config) -> str:
-    """Returns the id of the bundle that `train` makes, or finds; raises what it does for unusable inputs."""
+    """Returns the id of the bundle that `train` would create or return; raises the same errors for unusable inputs."""
     data, _, towers = _load_inputs(config)
     return _bundle_id(config.train, data, *towers)
 
@@ -128,7 +134,7 @@ def _load_inputs(config: Config) -> tuple[TrainingData, tuple[TowerSpec, TowerSp
 
 
 def _delete_checkpoints(store: CheckpointStore, bundle: str) -> None:
-    """Deletes checkpoints, which have done their work."""
+    """Deletes the checkpoints of a committed bundle."""
     for run in (f"{bundle}-heads", f"{bundle}-towers"):
         store.delete(run)
 
@@ -142,7 +148,7 @@ def _train_encoders(
     store: CheckpointStore,
     bundle: str,
 ) -> _TrainedEncoders:
-    """Features, heads, and the towers where they are tuned."""
+    """Extracts features, trains the heads, and fine-tunes the towers if configured."""
     settings = config.train
     seconds: dict[str, float] = {}
     tuned_report = None
@@ -201,19 +207,18 @@ def _train_encoders(
     )
 
 
-def _export(folder: Path, settings: TrainConfig, learned: _TrainedEncoders, image_tower: ImageTower) -> dict[str, Any]:
-    """Writes the bundle's models, proves that their forms agree, and returns their part of the report."""
-    data, encoder = learned.data, learned.text_encoder
-    proof = data.heldout or data.train
-    export(folder, learned.image_encoder, encoder)
-    form, agreed = _export_text(folder, settings, encoder, calibration_texts(data.train), proof)
-    pixels = np.stack(
-        [reread_pixels(i.path, image_tower.preprocessing) for i in subsample(proof, tflite_parity.SAMPLES)]
-    )
+def _export(folder: Path, settings: TrainConfig, trained: _TrainedEncoders, image_tower: ImageTower) -> dict[str, Any]:
+    """Writes the bundle's models, checks TFLite parity, and returns their part of the report."""
+    data, encoder = trained.data, trained.text_encoder
+    images = data.heldout or data.train
+    export(folder, trained.image_encoder, encoder)
+    quantization, parity = _export_text(folder, settings, encoder, calibration_texts(data.train), images)
+    sample = subsample(images, tflite_parity.SAMPLES)
+    pixels = np.stack([reread_pixels(image.path, image_tower.preprocessing) for image in sample])
     return {
-        "agreement": {"text": agreed, "image": tflite_parity.check_images(folder, pixels)},
+        "agreement": {"text": parity, "image": tflite_parity.check_images(folder, pixels)},
         "tflite_bytes": {name: (folder / name).stat().st_size for name in (IMAGE_TFLITE, TEXT_TFLITE)},
-        "text_form": form,
+        "text_form": quantization,
     }
 
 
@@ -222,55 +227,57 @@ def _export_text(
     settings: TrainConfig,
     encoder: TextEncoder,
     calibration: Sequence[str],
-    proof: Sequence[CaptionedImage],
+    images: Sequence[CaptionedImage],
 ) -> tuple[Quantization, dict[str, Any]]:
-    """Writes the text encoder's TFLite form, and returns which one it is and how it agrees with TensorFlow."""
-    sample = subsample([text for image in proof for text in image.captions], tflite_parity.SAMPLES)
-    candidates = (settings.text_quantization,) if settings.text_quantization else encoder.forms[:-1]
-    for form in candidates:
+    """Writes the text encoder as TFLite and returns its quantization and its parity with TensorFlow.
+
+    Without `train.text_quantization`, chooses the fastest quantization that passes the parity check.
+    """
+    sample = subsample([text for image in images for text in image.captions], tflite_parity.SAMPLES)
+    candidates = (settings.text_quantization,) if settings.text_quantization else encoder.quantizations[:-1]
+    for quantization in candidates:
         try:
-            encoder.save_tflite(folder / TEXT_TFLITE, form, calibration)
-            return form, tflite_parity.check_texts(folder, sample)
+            encoder.save_tflite(folder / TEXT_TFLITE, quantization, calibration)
+            return quantization, tflite_parity.check_texts(folder, sample)
         except JobError as error:
-            if form == candidates[-1]:
+            if quantization == candidates[-1]:
                 raise
-            progress.say(f"  the text encoder is not kept as {form}: {str(error).split(';')[0]}")
+            progress.say(f"  rejected {quantization} for the text encoder: {str(error).split(';')[0]}")
     raise AssertionError("unreachable: the last candidate returns or raises")
 
 
 def summary(info: EncoderInfo) -> str:
-    """Returns what training gave, in a few lines for people."""
+    """Returns a readable summary of a few lines."""
     report = info.report
     lines = [f"encoder {info.id}: {info.image_tower} and {info.text_tower} into {info.dim} dimensions"]
     if heldout := report["heldout"]:
         shares = ", ".join(f"R@{k} {100 * heldout[f'r_at_{k}']:.1f}" for k in retrieval.KS)
         lines.append(f"  held-out captions: {shares} (gallery of {heldout['gallery']} images)")
-    for name, agreed in report["agreement"].items():
+    for name, parity in report["agreement"].items():
         size = report["tflite_bytes"][f"{name}_encoder.tflite"] / 1e6
         lines.append(
-            f"  {name}_encoder.tflite: {size:.1f} MB, {agreed['ms']:.1f} ms on one thread, "
-            f"cosine to TensorFlow {agreed['mean_cosine']:.4f} (least {agreed['min_cosine']:.4f})"
+            f"  {name}_encoder.tflite: {size:.1f} MB, {parity['ms']:.1f} ms on one thread, "
+            f"cosine to TensorFlow {parity['mean_cosine']:.4f} (minimum {parity['min_cosine']:.4f})"
         )
-    lines.append(f"  {report['seconds']['total']:.0f} s in all")
+    lines.append(f"  total time {report['seconds']['total']:.0f} s")
     return "\n".join(lines)
 
 
 def _check_settings(settings: TrainConfig, images: Sequence[CaptionedImage]) -> None:
     if len(images) < 2 * settings.workers:
         raise UsageError(
-            f"{len(images)} readable training images are too few for {settings.workers} workers, "
-            "each of which compares at least 2; "
-            "give more captioned images or fewer workers (train.workers)"
+            f"{len(images)} readable training images are too few for {settings.workers} workers, which need at least "
+            "2 each; provide more captioned images or use fewer workers (train.workers)"
         )
     if settings.batch_size < 2 * settings.workers:
         raise UsageError(
-            f"train.batch_size is {settings.batch_size}, but each of {settings.workers} workers compares at least 2 "
+            f"train.batch_size is {settings.batch_size}, but each of {settings.workers} workers needs at least 2 "
             f"images; set it to at least {2 * settings.workers}"
         )
     if settings.preset == "recipe2022" and settings.captions_per_image != 1:
         raise UsageError(
-            f"train.captions_per_image is {settings.captions_per_image}, but preset recipe2022 compares 1 caption an "
-            "image; leave it out, or use preset best"
+            f"train.captions_per_image is {settings.captions_per_image}, but preset recipe2022 supports only 1 caption "
+            "per image; omit the setting, or use preset best"
         )
 
 
@@ -296,42 +303,43 @@ def _report_plan(
     towers: tuple[ImageTower, TextTower],
     bundle: str,
 ) -> None:
-    """Says what is to be done, and how long that takes if this machine stays as fast as it is."""
+    """Prints the planned work and an estimate of its duration."""
     settings = config.train
     share, steps = batch_plan(settings, len(data.train))
     cache = FeatureCache(Workspace(config.workspace).cache("features"))
-    train, heldout, captions = (w.passes(cache) for w in extraction_requests(data, towers, specs, settings.views))
-    amount = estimate.Workload(train + heldout, captions, len(data.train), share * settings.workers, steps)
+    requests = extraction_requests(data, towers, specs, settings.views)
+    train, heldout, captions = (request.passes(cache) for request in requests)
+    work = estimate.Workload(train + heldout, captions, len(data.train), share * settings.workers, steps)
     texts = [text for image in subsample(data.train, estimate.INPUTS) for text in image.captions]
     try:
         speed = estimate.measure_speed(towers, data.train[0].path, texts, settings.workers)
     except (tf.errors.OpError, ValueError):
-        takes = "how long it takes cannot be measured with these towers"
+        duration = "the duration cannot be estimated with these towers"
     else:
-        seconds = estimate.estimate_seconds(settings, amount, (towers[0].width, towers[1].width), speed)
-        takes = f"about {estimate.format_duration(seconds)} at the speed that this machine has now"
+        seconds = estimate.estimate_seconds(settings, work, (towers[0].width, towers[1].width), speed)
+        duration = f"about {estimate.format_duration(seconds)} at this machine's current speed"
         if cluster_address(settings):
-            takes += ", if the cluster's nodes are as fast as it"
-    tuned = f"{settings.tune_epochs} epochs of the towers, " if finetuning.is_enabled(settings) else ""
+            duration += ", assuming that the cluster's nodes are as fast"
+    fine_tuning = f"{settings.tune_epochs} epochs of fine-tuning, " if finetuning.is_enabled(settings) else ""
     progress.say(
-        f"train: encoder {bundle}, preset {settings.preset}, {settings.workers} workers: {amount.image_passes} passes "
-        f"of the image tower over {len(data.images)} images, {captions} captions through theirs, then "
-        f"{settings.epochs} epochs of {steps} steps of {amount.batch} images, {tuned}export and proof; {takes}"
+        f"train: encoder {bundle}, preset {settings.preset}, {settings.workers} workers: {work.image_passes} image "
+        f"tower passes for {len(data.images)} images, {captions} captions to embed, {settings.epochs} epochs of "
+        f"{steps} steps with {work.batch} images each, {fine_tuning}export and parity check; {duration}"
     )
 
 
 def ensemble_heads(
     settings: TrainConfig, model: DualEncoder, training_set: TrainingSet
 ) -> tuple[EnsembleHead, EnsembleHead]:
-    """Returns the image head and the text head that a trained model's pairs make; see trainer.model.ensemble."""
-    plain = training_set.images[0]
-    return combine_heads(model, plain, training_set.texts, settings.dim, settings.hubness_correction, settings.seed)
+    """Returns the combined image head and text head of a trained model; see trainer.model.ensemble."""
+    images, texts = training_set.images[0], training_set.texts  # unaugmented images
+    return combine_heads(model, images, texts, settings.dim, settings.hubness_correction, settings.seed)
 
 
 def heldout_retrieval(
     heads: tuple[EnsembleHead, EnsembleHead], data: TrainingData, features: FeatureSets
 ) -> dict[str, Any] | None:
-    """Returns how well held-out captions find their images; None where nothing is held out."""
+    """Returns the retrieval metrics of the held-out captions, or None if nothing is held out."""
     if not data.heldout:
         return None
     _, captions, owners = features.heldout_captions(data)

@@ -48,9 +48,7 @@ def test_unreadable_images_of_both_kinds_are_left_out_and_listed(
 
 
 def test_too_many_unreadable_images_stop_the_training(data: TrainingData) -> None:
-    with pytest.raises(
-        UsageError, match=r"3 of 10 images cannot be read .*more than data\.max_reject_fraction \(0\.2\)"
-    ):
+    with pytest.raises(UsageError, match=r"3 of 10 images cannot be read .*exceeds data\.max_reject_fraction \(0\.2\)"):
         drop_rejected(data, _unreadable(data, "3.jpg", "9.jpg"), 0.2)
 
 

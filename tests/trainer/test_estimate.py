@@ -13,17 +13,17 @@ from trainer.estimate import MachineSpeed, Workload
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 
 SPEED = MachineSpeed(start=1.0, image=0.01, text=0.002, operation=1e-11)
-AMOUNT = Workload(image_passes=2000, captions=10_000, images=2000, batch=500, steps=4)
+WORK = Workload(image_passes=2000, captions=10_000, images=2000, batch=500, steps=4)
 WIDTHS = (1712, 1536)
 
 
-def _seconds(settings: TrainConfig | None = None, amount: Workload = AMOUNT, speed: MachineSpeed = SPEED) -> float:
-    return estimate.estimate_seconds(settings or TrainConfig(), amount, WIDTHS, speed)
+def _seconds(settings: TrainConfig | None = None, work: Workload = WORK, speed: MachineSpeed = SPEED) -> float:
+    return estimate.estimate_seconds(settings or TrainConfig(), work, WIDTHS, speed)
 
 
 def test_features_that_are_cached_take_no_time() -> None:
-    cached = dataclasses.replace(AMOUNT, image_passes=0, captions=0)
-    assert _seconds() - _seconds(amount=cached) == pytest.approx(estimate.POOL + 20 + 20)
+    cached = dataclasses.replace(WORK, image_passes=0, captions=0)
+    assert _seconds() - _seconds(work=cached) == pytest.approx(estimate.POOL + 20 + 20)
 
 
 def test_more_work_takes_longer() -> None:
@@ -31,7 +31,7 @@ def test_more_work_takes_longer() -> None:
     assert _seconds(TrainConfig(epochs=60)) > plain
     assert _seconds(TrainConfig(ensemble_size=1)) < plain
     assert _seconds(TrainConfig(tune_text="full")) > plain
-    assert _seconds(amount=dataclasses.replace(AMOUNT, steps=8)) > plain
+    assert _seconds(work=dataclasses.replace(WORK, steps=8)) > plain
 
 
 def test_a_machine_that_is_half_as_fast_takes_twice_as_long() -> None:

@@ -127,7 +127,7 @@ def test_unreadable_images_are_left_out_and_named(encoder: EncoderInfo) -> None:
 
 def test_a_rerun_finds_the_bundle(config: Config, encoder: EncoderInfo, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(config) == encoder  # its times too
-    assert capsys.readouterr().err == f"train: encoder {encoder.id} is already there\n"  # any work would be shown
+    assert capsys.readouterr().err == f"train: encoder {encoder.id} already exists\n"  # any work would print more
 
 
 def test_a_bundle_that_disagrees_is_refused(tmp_path: Path, tiny_image_model: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_bundle_that_disagrees_is_refused(tmp_path: Path, tiny_image_model: Pa
     heads = [ResidualHead(tower.width, 16, seed, "image") for seed in (1, 2)]
     ImageEncoder(tower, heads[0]).save(tmp_path / "image_encoder")
     ImageEncoder(tower, heads[1]).save_tflite(tmp_path / IMAGE_TFLITE)
-    with pytest.raises(JobError, match="disagrees with TensorFlow"):
+    with pytest.raises(JobError, match="deviates from TensorFlow"):
         tflite_parity.check_images(tmp_path, np.zeros((2, 16, 16, 3), np.uint8))
 
 
@@ -237,7 +237,5 @@ def test_forms_are_not_compared_without_training_captions(config: Config, encode
     path = corpus / "heldout.json"
     path.write_text(json.dumps(captions))
     other = config.model_copy(update={"data": config.data.model_copy(update={"captions": (str(path),)})})
-    with pytest.raises(
-        UsageError, match=r"hold no training image, and the form int8 needs .* run without --compare-forms"
-    ):
+    with pytest.raises(UsageError, match=r"contain no training image, but int8 needs .* run without --compare-forms"):
         evaluate_bundle(other, encoder.id, compare_forms=True)

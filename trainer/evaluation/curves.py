@@ -1,4 +1,4 @@
-"""Training curves in the encoder bundle: as TensorBoard events and as a PNG."""
+"""Writes training curves into the encoder bundle, as TensorBoard events and as a PNG."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from matplotlib.figure import Figure
 from searchforge.reporting.charts import CURVES, SIZE, History, draw_curve, names
 
 LOGS = "logs"
-"""Folder of the bundle for `tensorboard --logdir`."""
+"""Folder of TensorBoard events in the bundle."""
 
 PNG = "curves.png"
 
-_EVENTS = "events.out.tfevents.training"  # TensorFlow's own name holds the machine's and the process's
+_EVENTS = "events.out.tfevents.training"  # TensorFlow's own file name would contain the host and the process id
 
 
 def write(folder: Path, history: History) -> None:
-    """Writes LOGS and PNG into a folder."""
+    """Writes LOGS and PNG to a folder.
+
+    Args:
+      history: metrics of each epoch; see trainer.fit.loop.TrainingResult.
+    """
     _write_events(folder / LOGS, history)
     drawn = names(history)
     figure = Figure(figsize=(SIZE[0] * len(drawn), SIZE[1]), dpi=120, layout="constrained")

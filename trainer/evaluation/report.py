@@ -1,4 +1,4 @@
-"""The report of an evaluation, `report.json`: what `searchforge eval` found, in a documented, versioned form."""
+"""Defines the versioned schema of an evaluation's `report.json`, and summarises a report as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _ReportModel(BaseModel):
 
 
 class Estimate(_ReportModel):
-    """A measured value, and the 95 percent interval around it (see searchforge.reporting.intervals)."""
+    """A measured value with its 95 percent confidence interval (see searchforge.reporting.intervals)."""
 
     value: float
     low: float
@@ -23,14 +23,14 @@ class Estimate(_ReportModel):
 
 
 class RetrievalMetrics(_ReportModel):
-    """RetrievalMetrics by exact search for one set of queries.
+    """Retrieval metrics of a set of queries, by exact search.
 
     Attributes:
       queries: number of queries.
-      images: number of different images that they belong to.
-      gallery: number of items that are ranked for every query: images for captions, captions for images.
-      r_at_1, r_at_5, r_at_10: shares in 0..1 of queries whose own counterpart is among the first k hits.
-      median_rank: of the own counterpart; 1 is best.
+      images: number of distinct images that the queries belong to.
+      gallery: number of ranked items: images for caption queries, captions for image queries.
+      r_at_1, r_at_5, r_at_10: recall at k, the fraction in 0..1 of queries whose match is among the first k hits.
+      median_rank: median rank of the match; 1 is best.
     """
 
     queries: int
@@ -43,32 +43,32 @@ class RetrievalMetrics(_ReportModel):
 
     @property
     def r_at(self) -> dict[int, Estimate]:
-        """The shares by k."""
+        """Recall at k, by k."""
         return {k: getattr(self, f"r_at_{k}") for k in KS}
 
 
 class Group(_ReportModel):
-    """The captions of one length or of one category, searched for among all images."""
+    """Metrics of the captions of one length or one category, searched among all images."""
 
     name: str
     text_to_image: RetrievalMetrics
 
 
 class FoundImage(_ReportModel):
-    """An image of the gallery: its id, and its cosine to the query."""
+    """An image of the gallery: its id and its cosine similarity to the query."""
 
     id: str
     score: float
 
 
 class WorstQuery(_ReportModel):
-    """A caption that finds other images before its own.
+    """A caption that ranks other images before its own.
 
     Attributes:
       caption: the query.
-      own: its own image.
-      rank: of the own image; 1 is best.
-      hits: what was found, best first.
+      own: the image that the caption belongs to.
+      rank: rank of that image; 1 is best.
+      hits: the highest-ranked images, best first.
     """
 
     caption: str
@@ -78,10 +78,11 @@ class WorstQuery(_ReportModel):
 
 
 class RejectedImage(_ReportModel):
-    """A held-out image that could not be read, and so is not part of the figures; its captions neither.
+    """A held-out image that could not be read; the metrics leave out the image and its captions.
 
     Attributes:
-      reason: see searchforge.preprocessing.RejectedInput.
+      reason, detail: see searchforge.preprocessing.RejectedInput.
+      captions: number of the image's captions.
     """
 
     id: str
@@ -91,14 +92,14 @@ class RejectedImage(_ReportModel):
 
 
 class QuantizedTextEncoder(_ReportModel):
-    """A TFLite form of the text encoder, run by the Task Library; see trainer.export.export for the forms.
+    """The text encoder in one TFLite quantization (see trainer.export.export), run by the Task Library.
 
     Attributes:
-      bytes: of the file.
-      ms: median time of a query on one thread.
-      r_at_10: share of the captions whose own image is among the first 10 hits.
-      mean_cosine: to TensorFlow's embeddings.
-      error: why the form cannot be exported or run; the other fields are then None.
+      bytes: size of the file.
+      ms: median milliseconds per query on one thread.
+      r_at_10: recall at 10, a fraction.
+      mean_cosine: mean cosine similarity to TensorFlow's embeddings.
+      error: reason why the quantization cannot be exported or run; the other fields are then None.
     """
 
     bytes: int | None = None
@@ -109,14 +110,14 @@ class QuantizedTextEncoder(_ReportModel):
 
 
 class QuantizationComparison(_ReportModel):
-    """The TFLite forms of the text encoder on the same held-out captions.
+    """Comparison of the text encoder's TFLite quantizations on the same held-out captions.
 
     Attributes:
       queries: number of captions.
-      gallery: number of images that they search.
-      tensorflow: R@10 of the SavedModel on these captions, a share.
-      chosen: the form that the bundle holds.
-      forms: by name.
+      gallery: number of images that are searched.
+      tensorflow: R@10 of the SavedModel on the same captions, a fraction.
+      chosen: quantization of the bundle's TFLite model.
+      forms: results by quantization.
     """
 
     queries: int
@@ -130,19 +131,19 @@ class EvaluationReport(_ReportModel):
     """Contents of evaluations/<id>/report.json.
 
     Attributes:
-      version: of this schema; raised when a field changes its meaning or goes.
-      id: derived from the encoder, the held-out images and captions, and whether forms were compared.
-      encoder: the bundle's description, encoder.json; the report of its training is within.
-      data: where the images came from: `captions` files, `images` folder, `heldout_splits`.
-      text_to_image: captions as queries, images as the gallery.
-      image_to_text: images as queries, captions as the gallery; the best one of an image's captions counts.
-      by_length: captions by their number of words, separated by spaces.
-      by_category: captions by their image's categories, most captions first; empty where there are none.
-      worst: captions with the worst ranks, at most one of an image, worst first.
+      version: schema version, incremented when a field is removed or changes its meaning.
+      id: hash of the encoder, the held-out images and captions, and whether quantizations were compared.
+      encoder: contents of the bundle's encoder.json, including the report of its training.
+      data: origin of the images: `captions` files, `images` folder, `heldout_splits`.
+      text_to_image: metrics with captions as queries and images as the gallery.
+      image_to_text: metrics with images as queries and captions as the gallery; each image's best caption counts.
+      by_length: metrics by the captions' number of whitespace-separated words.
+      by_category: metrics by the images' categories, most captions first; empty without categories.
+      worst: captions with the worst ranks, at most one per image, worst first.
       rejected: images that could not be read.
-      forms: TFLite forms of the text encoder; None where they were not compared.
-      versions: of Python and of the packages that the figures depend on.
-      seconds: `images` and `captions` (embedding them), `forms` where they were compared, and `total`.
+      forms: comparison of the text encoder's quantizations; None if it was not requested.
+      versions: versions of Python and of the packages that affect the metrics.
+      seconds: wall time of embedding `images` and `captions`, of comparing `forms` if requested, and in `total`.
     """
 
     version: Literal[1] = 1
@@ -161,58 +162,56 @@ class EvaluationReport(_ReportModel):
 
 
 def summary(report: EvaluationReport) -> str:
-    """Returns the figures in a few lines for people."""
-    lines = [f"encoder {report.encoder.id} on held-out captions, 95 percent intervals in brackets"]
-    for label, found in (("text to image", report.text_to_image), ("image to text", report.image_to_text)):
-        lines.append(f"  {label}, {found.queries} queries among {found.gallery}: {_figures(found)}")
-    for title, groups in (("by length", report.by_length), ("by category", report.by_category[:_SHOWN])):
+    """Returns the metrics as a few lines of text."""
+    lines = [f"encoder {report.encoder.id} on held-out captions (95 percent confidence intervals in parentheses)"]
+    for label, metrics in (("text to image", report.text_to_image), ("image to text", report.image_to_text)):
+        lines.append(f"  {label}, {metrics.queries} queries among {metrics.gallery}: {_format_metrics(metrics)}")
+    for title, groups in (("by length", report.by_length), ("by category", report.by_category[:_MAX_CATEGORIES])):
         if groups:
             lines.append(f"  text to image {title}:")
             width = min(24, max(len(group.name) for group in groups))
             for group in groups:
-                found = group.text_to_image
+                metrics = group.text_to_image
                 name = _printable(group.name)[:24]
-                lines.append(f"    {name:<{width}} {found.queries:>6} captions  R@10 {_percent(found.r_at_10)}")
-    if len(report.by_category) > _SHOWN:
-        lines.append(f"    and {len(report.by_category) - _SHOWN} more categories")
+                lines.append(f"    {name:<{width}} {metrics.queries:>6} captions  R@10 {_percent(metrics.r_at_10)}")
+    if len(report.by_category) > _MAX_CATEGORIES:
+        lines.append(f"    and {len(report.by_category) - _MAX_CATEGORIES} more categories")
     if report.forms:
-        lines += _forms(report.forms)
+        lines += _quantization_lines(report.forms)
     if report.rejected:
         captions = sum(image.captions for image in report.rejected)
-        lines.append(
-            f"  left out, because they could not be read: {len(report.rejected)} images with {captions} captions"
-        )
+        lines.append(f"  skipped {len(report.rejected)} unreadable images with {captions} captions")
     return "\n".join(lines)
 
 
-def _forms(compared: QuantizationComparison) -> list[str]:
+def _quantization_lines(comparison: QuantizationComparison) -> list[str]:
     lines = [
-        f"  forms of the text encoder, {compared.queries} captions among {compared.gallery} images "
-        f"(TensorFlow: R@10 {100 * compared.tensorflow:.1f}):"
+        f"  quantizations of the text encoder, {comparison.queries} captions among {comparison.gallery} images "
+        f"(TensorFlow: R@10 {100 * comparison.tensorflow:.1f}):"
     ]
-    for name, form in compared.forms.items():
-        label = _printable(name) + (" (chosen)" if name == compared.chosen else "")
-        if form.bytes is None or form.ms is None or form.r_at_10 is None:
-            figures = _printable(form.error)
+    for name, model in comparison.forms.items():
+        label = _printable(name) + (" (chosen)" if name == comparison.chosen else "")
+        if model.bytes is None or model.ms is None or model.r_at_10 is None:
+            result = _printable(model.error)
         else:
-            figures = f"{form.bytes / 1e6:6.1f} MB  {form.ms:5.1f} ms  R@10 {100 * form.r_at_10:.1f}"
-        lines.append(f"    {label:<22} {figures}")
+            result = f"{model.bytes / 1e6:6.1f} MB  {model.ms:5.1f} ms  R@10 {100 * model.r_at_10:.1f}"
+        lines.append(f"    {label:<22} {result}")
     return lines
 
 
-_SHOWN = 10
-"""Categories in the summary."""
+_MAX_CATEGORIES = 10
+"""Maximum number of categories in the summary."""
 
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _figures(found: RetrievalMetrics) -> str:
-    shares = ", ".join(f"R@{k} {_percent(share)}" for k, share in found.r_at.items())
-    median = found.median_rank
-    return f"{shares}, median rank {median.value:g} ({median.low:g} to {median.high:g})"
+def _format_metrics(metrics: RetrievalMetrics) -> str:
+    recalls = ", ".join(f"R@{k} {_percent(recall)}" for k, recall in metrics.r_at.items())
+    median = metrics.median_rank
+    return f"{recalls}, median rank {median.value:g} ({median.low:g} to {median.high:g})"
 
 
-def _percent(share: Estimate) -> str:
-    return f"{100 * share.value:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})"
+def _percent(fraction: Estimate) -> str:
+    return f"{100 * fraction.value:.1f} ({100 * fraction.low:.1f} to {100 * fraction.high:.1f})"

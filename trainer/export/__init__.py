@@ -1,1 +1,1 @@
-"""From trained models to the files of an encoder bundle, and the proof that they agree."""
+"""Exports trained encoders to a bundle's model files, and checks that they match."""

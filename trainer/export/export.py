@@ -4,13 +4,13 @@
     text_encoder/         texts string [n] -> {"embedding": float32 [n, dim]}
     image_encoder.tflite  image float32 [1, h, w, 3], scaled by the metadata -> [1, dim]; float16 weights
     text_encoder.tflite   ids, mask, segment_ids int32 [1, length] (or one string [1]) -> [1, dim]; length is the
-                          encoder's sequence length, and free with `dynamic_int8`
+                          encoder's sequence length, or dynamic with `dynamic_int8`
 
-All embeddings are L2-normalised in the graph. Loading text_encoder/ needs tensorflow_text imported.
+All embeddings are L2-normalised in the graph. Loading text_encoder/ requires importing tensorflow_text.
 
-The forms of a text encoder: `float32`; `float16` (weights only: half the size, computed in float32); `dynamic_int8`
-(8-bit weights, activations quantized while it runs); `int8` (dense layers in 8 bits throughout, by ranges observed on
-texts; the fastest). A model that tokenizes by itself has no `int8`.
+Quantizations of a text encoder: `float32`; `float16` (float16 weights, float32 computation); `dynamic_int8` (8-bit
+weights, activations quantized at run time); `int8` (static 8-bit dense layers, calibrated on texts; the fastest).
+`int8` is not available for models with a built-in tokenizer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Quantization = Literal["int8", "dynamic_int8", "float16", "float32"]
 
 
 Projection = Callable[[tf.Tensor], tf.Tensor]
-"""A head: float32 [n, d] features to float32 [n, dim] embeddings."""
+"""Projection head: maps features, float32 [n, d], to embeddings, float32 [n, dim]."""
 
 _METADATA = "trainer.export.tflite_metadata"
 
@@ -44,7 +44,7 @@ _TASK_LIBRARY_SENTENCEPIECE = "TFSentencepieceTokenizeOp"
 
 
 class ImageEncoder(tf.Module):
-    """An image tower and its head."""
+    """An image tower with its projection head."""
 
     def __init__(self, tower: ImageTower, head: Projection) -> None:
         super().__init__(name="image_encoder")
@@ -79,14 +79,14 @@ class ImageEncoder(tf.Module):
 
 
 class TextEncoder(tf.Module):
-    """A text tower and its head."""
+    """A text tower with its projection head."""
 
     def __init__(self, tower: TextTower, head: Projection) -> None:
         super().__init__(name="text_encoder")
         self._tower, self._head = tower, head
 
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """Returns the embeddings, float32 [n, dim], of texts, string [n]."""
+        """Embeds texts, string [n], as float32 [n, dim]."""
         return self._head(self._tower(texts))
 
     def save(self, folder: Path) -> None:
@@ -102,12 +102,13 @@ class TextEncoder(tf.Module):
         """Writes the TFLite model with metadata for the TextEmbedder and the TextSearcher.
 
         Args:
-          path: of the file.
-          quantization: see above.
-          calibration: texts like the queries, whose activations give the ranges of `int8`.
+          path: the file to write.
+          quantization: see the module's documentation.
+          calibration: representative queries, from which `int8` takes its activation ranges.
 
         Raises:
-          JobError: the tower uses operations that the Task Library does not have.
+          UsageError: the quantization is not available for this tower.
+          JobError: the tower uses operations that the Task Library does not support.
         """
         tokenizer = self._tower.tokenizer
         length = self._tower.sequence_length
@@ -115,22 +116,22 @@ class TextEncoder(tf.Module):
         if tokenizer is None:
             if quantization == "int8":
                 raise UsageError(
-                    "train.text_quantization is int8, but the text tower tokenizes by itself; leave it out, or take "
-                    + ", ".join(self.forms)
+                    "train.text_quantization is int8, which is not available for a text tower with a built-in "
+                    f"tokenizer; omit the setting, or use one of {', '.join(self.quantizations)}"
                 )
             specs = [tf.TensorSpec([1], tf.string, name="text")]
             run: Any = self._tower.__call__
         else:
-            # The Task Library gives a model with inputs of free length its tokens without padding or truncation, which
-            # saves time where XNNPACK does not take part; it takes models of fixed shapes only, and saves more.
-            free = quantization == "dynamic_int8"
-            shape = [1, None if free else length]
+            # The Task Library neither pads nor truncates the tokens of a model with a dynamic length. That is faster
+            # for a model without XNNPACK; a static shape enables XNNPACK, which is faster still.
+            dynamic = quantization == "dynamic_int8"
+            shape = [1, None if dynamic else length]
             specs = [tf.TensorSpec(shape, tf.int32, name=name) for name in ("ids", "mask", "segment_ids")]
             if quantization == "int8":
                 ranges = self._observe(calibration)
 
             def run(*tokens: tf.Tensor) -> tf.Tensor:
-                return self._tower.encode(*((_truncated(part, length) for part in tokens) if free else tokens))
+                return self._tower.encode(*((_truncated(part, length) for part in tokens) if dynamic else tokens))
 
         @tf.function(input_signature=specs)
         def embed(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -141,14 +142,14 @@ class TextEncoder(tf.Module):
         isolated.call(_METADATA, {"do": "describe_text", "model": str(path), "vocabulary": vocabulary})
 
     @property
-    def forms(self) -> tuple[Quantization, ...]:
-        """What `save_tflite` can write, the fastest first."""
+    def quantizations(self) -> tuple[Quantization, ...]:
+        """Quantizations that `save_tflite` supports for this tower, fastest first."""
         return get_args(Quantization) if self._tower.tokenizer else get_args(Quantization)[1:]
 
     def _observe(self, texts: Sequence[str]) -> ActivationRanges:
-        """Runs texts, without padding, and returns the ranges of all dense layers."""
+        """Runs the calibration texts without padding and returns the activation ranges of all dense layers."""
         if not texts:
-            raise ValueError("8-bit layers need texts to observe their ranges on")
+            raise ValueError("int8 needs calibration texts")
         assert self._tower.tokenizer
         ids, mask, segment_ids = self._tower.tokenizer(tf.constant(list(texts)), self._tower.sequence_length)
         lengths = mask.numpy().sum(1)
@@ -163,7 +164,7 @@ class TextEncoder(tf.Module):
 
 
 def export(folder: Path, images: ImageEncoder, texts: TextEncoder) -> None:
-    """Writes all of a bundle's models but the text encoder's TFLite form, see `TextEncoder.save_tflite`.
+    """Writes both SavedModels and the image encoder's TFLite model; for text see `TextEncoder.save_tflite`.
 
     Raises:
       JobError: the image tower cannot be converted for the Task Library.
@@ -174,14 +175,14 @@ def export(folder: Path, images: ImageEncoder, texts: TextEncoder) -> None:
 
 
 def _truncated(tokens: tf.Tensor, length: int) -> tf.Tensor:
-    """Cuts [1, any] to at most `length` tokens and keeps the last one, which is [SEP]."""
+    """Truncates tokens [1, any] to at most `length`, and keeps the last one, which is [SEP]."""
     kept = tf.minimum(tf.shape(tokens)[1], length)
     return tf.concat([tokens[:, : kept - 1], tokens[:, -1:]], 1)
 
 
 def _save(module: tf.Module, serve: Any, folder: Path) -> None:
     tf.saved_model.save(module, str(folder), signatures={"serving_default": serve})
-    # Its content is random, and nothing reads it: without it, the same weights give the same files.
+    # The file is random and unused; without it, the same weights give the same files.
     (folder / "fingerprint.pb").unlink(missing_ok=True)
 
 
@@ -195,21 +196,21 @@ def _convert(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    converter.allow_custom_ops = what == "text tower"  # the Task Library has those of tensorflow_text's tokenizers
+    converter.allow_custom_ops = what == "text tower"  # the Task Library supports tensorflow_text's tokenizers
     try:
-        with _quiet():
+        with _stderr_silenced():
             model: bytes = converter.convert()
-    except Exception as error:  # the converter raises its own and MLIR's errors
+    except Exception as error:  # errors of the converter and of MLIR
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise JobError(
-            f"the {what} cannot be converted to TensorFlow Lite with the operations that the Task Library has: "
+            f"the {what} cannot be converted to TensorFlow Lite with the operations that the Task Library supports: "
             f"{reason}; choose another tower"
         ) from error
     return _renamed_tokenizer(model)
 
 
 def _renamed_tokenizer(model: bytes) -> bytes:
-    """Gives SentencePiece's operation the name that the Task Library knows it by."""
+    """Renames the SentencePiece operation to its name in the Task Library."""
     from tensorflow.lite.tools import flatbuffer_utils
 
     if _SENTENCEPIECE.encode() not in model:
@@ -222,11 +223,11 @@ def _renamed_tokenizer(model: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the converter's notices, which come from native code, off standard error."""
+def _stderr_silenced() -> Iterator[None]:
+    """Silences stderr, including the messages of the converter's native code."""
     saved = os.dup(2)
-    with Path(os.devnull).open("wb") as nothing, contextlib.redirect_stderr(io.StringIO()):
-        os.dup2(nothing.fileno(), 2)
+    with Path(os.devnull).open("wb") as devnull, contextlib.redirect_stderr(io.StringIO()):
+        os.dup2(devnull.fileno(), 2)
         try:
             yield
         finally:

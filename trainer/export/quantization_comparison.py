@@ -1,6 +1,7 @@
-"""Compares the forms that a text encoder can be exported in: size, time, and what quantizing costs in R@10.
+"""Compares the quantizations of a text encoder by size, latency and R@10.
 
-Each form is exported, run by the Task Library on held-out captions, and removed again: a bundle holds the chosen one.
+Each quantization is exported to a temporary file and run by the Task Library on held-out captions. The bundle keeps
+only the one chosen in training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trainer.evaluation.report import QuantizationComparison, QuantizedTextEncod
 from trainer.export.export import Quantization, TextEncoder
 
 QUERIES = 1000
-"""Most captions that are searched for."""
+"""Maximum number of captions used as queries."""
 
 Array = npt.NDArray[np.float32]
 
@@ -34,30 +35,30 @@ def compare_texts(
     expected: Array,
     gallery: Array,
 ) -> QuantizationComparison:
-    """Exports and measures all forms of a text encoder.
+    """Exports and measures a text encoder in all its quantizations.
 
     Args:
-      chosen: the form that the bundle holds, and its file, which is not exported again.
+      chosen: quantization and file of the bundle's TFLite model, which is not exported again.
       calibration: see `TextEncoder.save_tflite`.
-      captions: held-out captions; at most QUERIES of them are used, evenly chosen.
-      owners: int [n], row of the gallery that each caption belongs to.
-      expected: float32 [n, dim], the captions' embeddings by TensorFlow.
-      gallery: float32 [m, dim], the images' embeddings.
+      captions: n held-out captions, of which at most QUERIES are used, evenly spaced.
+      owners: int64 [n], row of the gallery that each caption belongs to.
+      expected: float32 [n, dim], embeddings of the captions by TensorFlow.
+      gallery: float32 [m, dim], embeddings of the images.
     """
     sample = np.unique(np.linspace(0, len(captions) - 1, min(QUERIES, len(captions))).astype(np.int64))
     texts, owners, expected = [captions[i] for i in sample], owners[sample], expected[sample]
-    found: dict[str, QuantizedTextEncoder] = {}
-    for form in encoder.forms:
+    results: dict[str, QuantizedTextEncoder] = {}
+    for quantization in encoder.quantizations:
         with tempfile.TemporaryDirectory() as folder:
-            model = chosen[1] if form == chosen[0] else Path(folder) / TEXT_TFLITE
+            model = chosen[1] if quantization == chosen[0] else Path(folder) / TEXT_TFLITE
             try:
-                if form != chosen[0]:
-                    encoder.save_tflite(model, form, calibration)
+                if quantization != chosen[0]:
+                    encoder.save_tflite(model, quantization, calibration)
                 embedded, ms = _embed(model, texts, Path(folder) / "embeddings.npy")
             except JobError as error:
-                found[form] = QuantizedTextEncoder(error=str(error))
+                results[quantization] = QuantizedTextEncoder(error=str(error))
                 continue
-            found[form] = QuantizedTextEncoder(
+            results[quantization] = QuantizedTextEncoder(
                 bytes=model.stat().st_size,
                 ms=ms,
                 r_at_10=retrieval.text_to_image(embedded, gallery, owners)["r_at_10"],
@@ -68,7 +69,7 @@ def compare_texts(
         gallery=len(gallery),
         tensorflow=retrieval.text_to_image(expected, gallery, owners)["r_at_10"],
         chosen=chosen[0],
-        forms=found,
+        forms=results,
     )
 
 

@@ -1,4 +1,4 @@
-"""Rebuilds the text encoder of a committed bundle, so that it can be exported again."""
+"""Restores the text encoder of a committed bundle, so that it can be exported again."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from trainer.towers import load_text_tower, tower_specs
 
 
 def restore_text_encoder(info: EncoderInfo, bundle: Path) -> TextEncoder:
-    """Returns the text encoder that a bundle was exported from: its tower, built anew, with the bundle's weights.
+    """Rebuilds the text encoder that a bundle was exported from, and loads the bundle's weights into it.
 
     Args:
       info: the bundle's description.
       bundle: local folder of the bundle.
 
     Raises:
-      UsageError: the description does not hold the settings of the training, or the tower is not there any more.
-      JobError: the weights in the bundle are not those of the tower and the heads that the settings name.
+      UsageError: the description lacks valid training settings, or the tower is no longer available.
+      JobError: the bundle's weights do not match the tower and the heads of the settings.
     """
     try:
         settings = TrainConfig.model_validate(info.report["settings"])
     except (KeyError, ValidationError) as error:
         raise UsageError(
-            f"the text encoder of {info.id} cannot be rebuilt, because encoder.json does not hold the settings of its "
-            f"training as this version knows them ({type(error).__name__}); train it again"
+            f"the text encoder of {info.id} cannot be restored, because encoder.json has no training settings that "
+            f"this version supports ({type(error).__name__}); train it again"
         ) from error
-    length = info.sequence_length or None  # None: the tower tokenizes by itself
+    length = info.sequence_length or None  # None: the tower has a built-in tokenizer
     _, spec = tower_specs(settings.model_copy(update={"sequence_length": length}), ())
     try:
         tower = load_text_tower(spec)
     except UsageError as error:
-        raise UsageError(f"the text encoder of {info.id} cannot be rebuilt: {error}") from error
+        raise UsageError(f"the text encoder of {info.id} cannot be restored: {error}") from error
     heads = new_heads(settings, "text", tower.width)
     encoder = TextEncoder(tower, uninitialized_text_head(heads, settings.dim, settings.hubness_correction))
     weights = bundle / TEXT_SAVED_MODEL / "variables" / "variables"
@@ -48,7 +48,7 @@ def restore_text_encoder(info: EncoderInfo, bundle: Path) -> TextEncoder:
     except (AssertionError, ValueError, tf.errors.OpError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". Showing")[0]
         raise JobError(
-            f"the weights in {weights.parent} do not fit the text encoder of {info.id}, rebuilt from the tower "
-            f"{info.text_tower!r} ({reason}); give the tower that it was trained with, or train it again"
+            f"the weights in {weights.parent} do not match the text encoder of {info.id} with the tower "
+            f"{info.text_tower!r} ({reason}); provide the tower that it was trained with, or train it again"
         ) from error
     return encoder

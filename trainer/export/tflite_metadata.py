@@ -1,13 +1,13 @@
-"""Writes TFLite metadata, and runs the encoders as a phone does: with the TFLite Task Library.
+"""Writes TFLite metadata, and runs the encoders with the TFLite Task Library, as a phone does.
 
-Runs in a process of its own (`searchforge.processes.isolated`), without TensorFlow. Requests, one JSON object each:
+Runs in a separate process without TensorFlow (`searchforge.processes.isolated`). Each request is a JSON object:
 
     {"do": "describe_text", "model": path, "vocabulary": path or null}
     {"do": "describe_image", "model": path, "mean": pixel value, "std": pixel values}
     {"do": "embed_texts", "model": path, "texts": [...], "output": .npy path}
     {"do": "embed_images", "model": path, "images": .npy path of uint8 [n, h, w, 3], "output": .npy path}
 
-Embeddings are written as float32 [n, dim]; the answer holds `ms`, the median time of one input on one thread.
+Embeddings are written as float32 [n, dim]; the response has `ms`, the median milliseconds per input on one thread.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ IMPORTS = (
     "tflite_support.task",
     "tensorflow_lite_support.metadata.python.metadata_writers.bert_nl_classifier",
 )
-"""What sessions import once, see searchforge.processes.fork_server."""
+"""Modules that the fork server imports once for all processes; see searchforge.processes.fork_server."""
 
 
 def describe_text(model: Path, vocabulary: Path | None) -> None:
-    """Adds the metadata of a text encoder: a BertTokenizer, or none where the model takes strings itself."""
+    """Adds the metadata of a text encoder: a BertTokenizer, or no tokenizer if the model takes strings."""
     from tensorflow_lite_support.metadata.python.metadata_writers import (
         bert_nl_classifier,
         metadata_info,
@@ -46,7 +46,6 @@ def describe_text(model: Path, vocabulary: Path | None) -> None:
             buffer, general, [metadata_info.InputTextTensorMd("text", "The text to embed.")], [_output(metadata_info)]
         )
     else:
-        # The writer finds the three inputs by these parts of their names.
         ids, mask, segment_ids = _bert_inputs(buffer)
         tokenizer = metadata_info.BertTokenizerMd(str(vocabulary))
         inputs = metadata_info.BertInputTensorsMd(
@@ -59,7 +58,7 @@ def describe_text(model: Path, vocabulary: Path | None) -> None:
 
 
 def describe_image(model: Path, mean: float, std: float) -> None:
-    """Adds the metadata of an image encoder: the device computes (pixel - mean) / std."""
+    """Adds the metadata of an image encoder, by which the device computes (pixel - mean) / std."""
     from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
     from tensorflow_lite_support.metadata import schema_py_generated as model_schema
     from tensorflow_lite_support.metadata.python.metadata_writers import metadata_info, metadata_writer
@@ -107,7 +106,7 @@ def _bert_inputs(buffer: bytearray) -> list[str]:
     from tensorflow_lite_support.metadata.python.metadata_writers import writer_utils
 
     names = writer_utils.get_input_tensor_names(buffer)
-    # TensorFlow names an input `serving_default_ids:0` or `ids`; `segment_ids` ends with `ids` as well.
+    # TensorFlow names an input `serving_default_ids:0` or `ids`. Match whole names: `segment_ids` also ends with `ids`.
     plain = {name.removeprefix("serving_default_").partition(":")[0]: name for name in names}
     return [plain[key] for key in ("ids", "mask", "segment_ids")]
 

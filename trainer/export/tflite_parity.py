@@ -1,4 +1,4 @@
-"""Whether the exported TFLite encoders say what the TensorFlow ones say: proven with the Task Library before commit."""
+"""Checks with the Task Library that the exported TFLite encoders match their SavedModels."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from searchforge.errors import JobError
 from searchforge.processes import isolated
 
 MIN_COSINE = 0.995
-"""Least mean cosine between the embeddings of both forms."""
+"""Minimum mean cosine similarity between TFLite and TensorFlow embeddings."""
 
-MIN_LEAST_COSINE = 0.98
-"""Least cosine of any one input."""
+MIN_SINGLE_COSINE = 0.98
+"""Minimum cosine similarity of any single input."""
 
 SAMPLES = 200
-"""Most inputs that are compared."""
+"""Maximum number of inputs to compare."""
 
 
 def check_texts(bundle: Path, texts: Sequence[str]) -> dict[str, Any]:
     """Compares text_encoder.tflite, run by the TextEmbedder on raw strings, with text_encoder/.
 
     Returns:
-      `inputs`, `mean_cosine`, `min_cosine` and `ms`, the median time of one text on one thread.
+      `inputs`, `mean_cosine`, `min_cosine` and `ms`, the median milliseconds per text on one thread.
 
     Raises:
-      JobError: the mean cosine is below MIN_COSINE, or the Task Library cannot run the model.
+      JobError: a cosine is below its minimum, or the Task Library cannot run the model.
     """
     signature = tf.saved_model.load(str(bundle / TEXT_SAVED_MODEL)).signatures["serving_default"]
     expected = signature(tf.constant(list(texts)))["embedding"].numpy()
@@ -50,7 +50,7 @@ def check_images(bundle: Path, images: npt.NDArray[np.uint8]) -> dict[str, Any]:
     Args:
       images: uint8 [n, h, w, 3], decoded and resized.
 
-    Returns, raises: as `check_texts`.
+    Returns, raises: see `check_texts`.
     """
     signature = tf.saved_model.load(str(bundle / IMAGE_SAVED_MODEL)).signatures["serving_default"]
     expected = signature(tf.constant(images))["embedding"].numpy()
@@ -62,14 +62,16 @@ def check_images(bundle: Path, images: npt.NDArray[np.uint8]) -> dict[str, Any]:
         return _compare(IMAGE_TFLITE, expected, np.load(output, allow_pickle=False), answer["ms"])
 
 
-def _compare(name: str, expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32], ms: float) -> dict[str, Any]:
-    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-    cosines = (expected * found).sum(1) / np.maximum(norms, 1e-12)
-    mean, least = float(cosines.mean()), float(cosines.min())
-    if not (mean >= MIN_COSINE and least >= MIN_LEAST_COSINE):  # also refuses NaN
+def _compare(
+    name: str, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32], ms: float
+) -> dict[str, Any]:
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
+    cosines = (expected * actual).sum(1) / np.maximum(norms, 1e-12)
+    mean, minimum = float(cosines.mean()), float(cosines.min())
+    if not (mean >= MIN_COSINE and minimum >= MIN_SINGLE_COSINE):  # also rejects NaN
         raise JobError(
-            f"{name} disagrees with TensorFlow: cosine {mean:.4f} in the mean and {least:.4f} at the least over "
-            f"{len(cosines)} inputs, expected at least {MIN_COSINE} and {MIN_LEAST_COSINE}; the bundle is not kept. "
-            "Try train.text_quantization=float16, or another tower"
+            f"{name} deviates from TensorFlow: over {len(cosines)} inputs, the mean cosine is {mean:.4f} and the "
+            f"minimum {minimum:.4f}, but at least {MIN_COSINE} and {MIN_SINGLE_COSINE} are required; the bundle is "
+            "discarded. Try train.text_quantization=float16, or another tower"
         )
-    return {"inputs": len(cosines), "mean_cosine": mean, "min_cosine": least, "ms": ms}
+    return {"inputs": len(cosines), "mean_cosine": mean, "min_cosine": minimum, "ms": ms}

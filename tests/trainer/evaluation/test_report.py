@@ -149,4 +149,4 @@ def test_a_report_without_a_comparison_of_forms_is_read_and_shown() -> None:
     del old["forms"]
     assert EvaluationReport.model_validate(old) == report
     assert "Forms of the text encoder" not in Page(render(report, {})).text
-    assert "forms of the text encoder" not in summary(report)
+    assert "quantizations of the text encoder" not in summary(report)

@@ -123,7 +123,7 @@ def test_a_bundle_is_measured_on_the_heldout_images(config: Config) -> None:
     assert [(image.id, image.reason, image.captions) for image in report.rejected] == [
         ("broken.png", "not_an_image", 2)
     ]
-    assert "left out, because they could not be read: 1 images with 2 captions" in summary(report)
+    assert "skipped 1 unreadable images with 2 captions" in summary(report)
 
 
 def test_the_reports_are_committed_once(config: Config) -> None:
@@ -178,5 +178,5 @@ def test_the_encoder_of_the_configuration_is_chosen(config: Config) -> None:
     write_colour_bundle(workspace, "own", {"settings": {**settings, "ray_address": "elsewhere"}})
     assert choose_encoder(workspace, config) == "own"
     write_colour_bundle(workspace, "twin", {"settings": settings})
-    with pytest.raises(UsageError, match=r"3 encoders \(other, own, twin\), 2 of them .* choose one with --encoder"):
+    with pytest.raises(UsageError, match=r"3 encoders \(other, own, twin\), of which 2 match .*--encoder"):
         choose_encoder(workspace, config)

@@ -64,7 +64,7 @@ def test_heads_of_every_structure_are_restored(changes: dict[str, Any], model: s
     info, encoder = _export(tmp_path, settings, load_text_tower(tower_specs(settings, TEXTS)[1]))
     restored = restore_text_encoder(info, tmp_path)
     np.testing.assert_allclose(restored(tf.constant(TEXTS)), encoder(tf.constant(TEXTS)), atol=1e-6)
-    assert restored.forms == encoder.forms
+    assert restored.quantizations == encoder.quantizations
 
 
 def test_what_is_missing_is_an_error(model: str, tmp_path: Path) -> None:
@@ -74,9 +74,9 @@ def test_what_is_missing_is_an_error(model: str, tmp_path: Path) -> None:
     def trained_with(**changes: Any) -> EncoderInfo:
         return info.model_copy(update={"report": {"settings": {**info.report["settings"], **changes}}})
 
-    with pytest.raises(UsageError, match="of exported cannot be rebuilt: tower 'saved_model:/gone' cannot"):
+    with pytest.raises(UsageError, match="of exported cannot be restored: tower 'saved_model:/gone' cannot"):
         restore_text_encoder(trained_with(text_tower="saved_model:/gone"), tmp_path)
-    with pytest.raises(UsageError, match="does not hold the settings of its training"):
+    with pytest.raises(UsageError, match="has no training settings"):
         restore_text_encoder(info.model_copy(update={"report": {}}), tmp_path)
-    with pytest.raises(JobError, match=r"weights in .*variables do not fit the text encoder of exported"):
+    with pytest.raises(JobError, match=r"weights in .*variables do not match the text encoder of exported"):
         restore_text_encoder(trained_with(ensemble_size=2), tmp_path)
