@@ -1,4 +1,4 @@
-"""The command line of both jobs, for images and for texts."""
+"""Command line shared by the image and text embedding jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from searchforge.console.options import config_options, import_quietly, reports_
 
 
 def embed_command(modality: Modality, help: str) -> click.Command:
-    """Returns the command that embeds a corpus; options that are not its own go to Beam as they are."""
+    """Returns the command that embeds a corpus; options it does not know are passed to Beam unchanged."""
 
     @reports_errors
     @config_options
@@ -23,14 +23,14 @@ def embed_command(modality: Modality, help: str) -> click.Command:
 
     for decorate in (
         click.argument("embed__beam_options", nargs=-1, type=click.UNPROCESSED),
-        click.option("--runner", "embed__runner", help="Any Beam runner."),
-        click.option("--reuse-from", "embed__reuse_from", help="Id of an earlier run to build on, auto or none."),
+        click.option("--runner", "embed__runner", help="Name of a Beam runner."),
+        click.option("--reuse-from", "embed__reuse_from", help="Run whose embeddings to reuse: an id, auto or none."),
         click.option("--shards", "embed__shards", type=int, help="Number of output shards."),
         click.option("--encoder", required=True, help="Id of the encoder bundle."),
-        click.option("--corpus-split", "corpus__splits", multiple=True, help="Only images of this split."),
+        click.option("--corpus-split", "corpus__splits", multiple=True, help="Embed only images of this split."),
         click.option("--corpus", "corpus__source", help="Folder, glob, archive or list; local or gs://."),
         click.option("--images", "data__images", help="Folder of the captioned images."),
-        click.option("--captions", "data__captions", multiple=True, help="Captions files that name the splits."),
+        click.option("--captions", "data__captions", multiple=True, help="Captions files that define the splits."),
     ):
         main = decorate(main)
     return click.command(help=help, context_settings={"ignore_unknown_options": True})(main)

@@ -1,4 +1,4 @@
-"""An embedding run: list the corpus, plan what no earlier run holds, embed that with Beam, commit the manifest."""
+"""Runs an embedding job: lists the corpus, plans what cannot be reused, embeds it with Beam, commits the manifest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from beam_jobs.planning import plan as planning
 from beam_jobs.planning.distributions import Distribution
 from beam_jobs.planning.listing import CorpusListing
 from beam_jobs.planning.plan import EmbedPlan
-from beam_jobs.planning.shards import ShardReport, read_report, rejected_by_reason, remove_leftovers
+from beam_jobs.planning.shards import ShardReport, read_report, rejected_by_reason, remove_temporary_files
 from searchforge.artifacts.encoder import EncoderInfo
 from searchforge.artifacts.manifest import Manifest, Modality, ShardInfo
 from searchforge.artifacts.workspace import MARKERS, Workspace
@@ -33,34 +33,34 @@ _MARKER = MARKERS["embeddings"]
 
 
 def embed(config: Config, encoder: str, modality: Modality, listing: CorpusListing | None = None) -> Manifest:
-    """Embeds the corpus of `config` with an encoder of its workspace. A finished run is found, not repeated.
+    """Embeds the corpus of `config` with an encoder from its workspace, or returns the finished run that did.
 
-    What an earlier run of the same encoder holds is not embedded again (see `embed.reuse_from`).
+    Embeddings that an earlier run made with the same encoder are reused (see `embed.reuse_from`).
 
     Args:
       encoder: id of a committed encoder bundle.
-      listing: of the corpus, as `list_corpus` yields it; it is used up. Default: the corpus is listed here.
+      listing: listing of the corpus, filled from `list_corpus`, which this call consumes. Default: lists the corpus.
 
     Returns:
-      The manifest, which lies beside its shards in embeddings/<id>/.
+      The manifest, which is stored with its shards in embeddings/<id>/.
 
     Raises:
-      UsageError: the corpus is empty, names an id twice, or the encoder or the base does not exist.
+      UsageError: the corpus is empty or has a duplicate id, or the encoder or the base run does not exist.
       JobError: the job failed, or more than `corpus.max_reject_fraction` of the inputs were rejected.
     """
-    run = _Run(config, encoder, modality)
+    run = _EmbedRun(config, encoder, modality)
     with contextlib.ExitStack() as stack:
         if listing is None:
             listing = stack.enter_context(CorpusListing())
             listing.add(list_corpus(config, modality))
         digest = run.digest_of(listing)
-        earlier = run.earlier()
-        base = run.base(earlier)
+        earlier = run.earlier_runs()
+        base = run.choose_base(earlier)
         if same := [manifest for manifest in earlier if manifest.digest == digest]:
             progress.say(f"embeddings/{same[-1].id} is complete")
             return same[-1]
         id = content_id([digest, config.embed.shards])
-        plan = _pinned(run.workspace, id, config, base)
+        plan = _resumable_plan(run.workspace, id, config, base)
         if plan is None:
             plan = planning.write(
                 listing,
@@ -72,14 +72,14 @@ def embed(config: Config, encoder: str, modality: Modality, listing: CorpusListi
                 max_bytes=config.corpus.max_bytes,
                 max_dead_fraction=config.embed.max_dead_fraction,
             )
-    return run.finish(id, digest, plan)
+    return run.execute(id, digest, plan)
 
 
 def compact(config: Config, embeddings: str) -> Manifest:
-    """Copies the live records of a run, which may lie in the shards of many earlier runs, into shards of their own.
+    """Copies the live records of a run, which may refer to shards of many earlier runs, into a run of its own.
 
     Raises:
-      UsageError: there is no such run.
+      UsageError: the run does not exist.
       JobError: its shards are missing or damaged, or the job failed.
     """
     workspace = Workspace(config.workspace)
@@ -87,7 +87,7 @@ def compact(config: Config, embeddings: str) -> Manifest:
     if not any(shard.run or shard.dead for shard in manifest.shards):
         progress.say(f"embeddings/{embeddings} is compact")
         return manifest
-    run = _Run(config, manifest.encoder, manifest.modality, backend=manifest.backend)
+    run = _EmbedRun(config, manifest.encoder, manifest.modality, backend=manifest.backend)
     id = content_id(["compact", embeddings, config.embed.shards])
     if workspace.committed("embeddings", id):
         progress.say(f"embeddings/{id} is complete")
@@ -96,25 +96,26 @@ def compact(config: Config, embeddings: str) -> Manifest:
     if plan is None:
         with CorpusListing() as listing:
             plan = planning.write_compaction(listing, workspace, _folder(id), manifest, shards=config.embed.shards)
-    return run.finish(id, manifest.digest, plan, compacts=manifest)
+    return run.execute(id, manifest.digest, plan, compacted=manifest)
 
 
 def finished_run(config: Config, encoder: str, modality: Modality, listing: CorpusListing) -> Manifest | None:
-    """Returns the run in which `embed` would find everything done; None where there is work.
+    """Returns the finished run that `embed` would return, or None if there is work to do.
 
     Args:
-      encoder, listing: as of `embed`; the listing stays as it is.
+      encoder: id of a committed encoder bundle.
+      listing: listing of the corpus; it is not changed.
     """
-    run = _Run(config, encoder, modality)
+    run = _EmbedRun(config, encoder, modality)
     digest = run.digest_of(listing)
-    return next((manifest for manifest in reversed(run.earlier()) if manifest.digest == digest), None)
+    return next((manifest for manifest in reversed(run.earlier_runs()) if manifest.digest == digest), None)
 
 
 def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
-    """Yields the items of `corpus.source` that `corpus.splits` keeps, and shows how many they are so far.
+    """Yields the items of `corpus.source` in the splits `corpus.splits`, with a progress count.
 
     Raises:
-      UsageError: there are none.
+      UsageError: there are no such items.
     """
     source = corpus_source(config)
     items: Iterable[Item] = list_images(source) if modality == "images" else list_texts(source)
@@ -130,16 +131,19 @@ def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
             kept += 1
             yield item
     if not listed:
-        raise UsageError(f"corpus {source} is empty: nothing was found; check the path")
+        raise UsageError(f"corpus {source} is empty; check the path")
     if not kept:
         raise UsageError(
             f"no item of corpus {source} is in split {', '.join(config.corpus.splits)}; "
-            f"the captions hold the splits {known}"
+            f"the captions define the splits {known}"
         )
 
 
-class Method:
-    """How a run embeds: encoder, backend, limits. What an earlier run embedded in the same way can be reused."""
+class EmbedMethod:
+    """Everything that determines an input's embedding: encoder, backend and limits.
+
+    Runs can reuse each other's embeddings if the `digest` of their methods is the same.
+    """
 
     def __init__(self, config: Config, encoder: str, modality: Modality, backend: str | None = None) -> None:
         self.config, self.modality = config, modality
@@ -156,7 +160,7 @@ class Method:
         )
 
     def options(self, folder: str) -> EmbedOptions:
-        """Returns what workers need to embed into a folder of the workspace."""
+        """Returns the workers' options for embedding into a folder of the workspace."""
         return EmbedOptions(
             workspace=self.workspace.root,
             encoder=self.bundle.id,
@@ -171,51 +175,57 @@ class Method:
         )
 
 
-class _Run(Method):
-    """What planning, embedding and committing share."""
+class _EmbedRun(EmbedMethod):
+    """One embedding run, from choosing its base to committing its manifest."""
 
     def __init__(self, config: Config, encoder: str, modality: Modality, backend: str | None = None) -> None:
         super().__init__(config, encoder, modality, backend)
         self._start = time.monotonic()
 
     def digest_of(self, listing: CorpusListing) -> str:
-        """Returns what names the result of embedding a corpus in this way."""
+        """Returns the hash that identifies the result of embedding the listed corpus with this method."""
         return content_id([self.digest, listing.digest()])
 
-    def earlier(self) -> list[Manifest]:
-        """Returns the runs that used the same encoder in the same way, in the order of their making."""
+    def earlier_runs(self) -> list[Manifest]:
+        """Returns the finished runs that used the same method, oldest first."""
         found = []
         for id in self.workspace.ids("embeddings"):
-            with contextlib.suppress(ValueError):  # of another version
+            with contextlib.suppress(ValueError):  # written by another version
                 found.append(Manifest.model_validate(self.workspace.marker("embeddings", id)))
         return sorted((one for one in found if one.method == self.digest), key=lambda one: (one.created, one.id))
 
-    def base(self, earlier: Sequence[Manifest]) -> Manifest | None:
-        """Returns the run to build on: the asked one, else the latest one of this corpus, else the latest one."""
-        asked = self.config.embed.reuse_from
-        if asked == "none":
+    def choose_base(self, earlier: Sequence[Manifest]) -> Manifest | None:
+        """Returns the run to reuse: the configured one, else the latest of this corpus, else the latest of any."""
+        requested = self.config.embed.reuse_from
+        if requested == "none":
             return None
-        if asked != "auto":
-            found = {manifest.id: manifest for manifest in earlier}.get(asked)
+        if requested != "auto":
+            found = {manifest.id: manifest for manifest in earlier}.get(requested)
             if found is None:
-                self.workspace.marker("embeddings", asked)  # says which there are
+                self.workspace.marker("embeddings", requested)  # raises if the run does not exist
                 raise UsageError(
-                    f"embeddings {asked} cannot be the base: another encoder or other limits made them; expected "
-                    f"embeddings of encoder {self.bundle.fingerprint} by {self.backend} under the same corpus limits"
+                    f"embeddings {requested} cannot be reused: they were made by another encoder or backend, or under "
+                    f"other corpus limits; expected embeddings of encoder {self.bundle.fingerprint} by {self.backend} "
+                    "under the configured limits"
                 )
             return found
         source = corpus_source(self.config)
         same_source = [manifest for manifest in earlier if manifest.source == source]
         return next(reversed(same_source or list(earlier)), None)
 
-    def finish(self, id: str, digest: str, plan: EmbedPlan, compacts: Manifest | None = None) -> Manifest:
-        """Does what the plan says and commits the manifest."""
+    def execute(self, id: str, digest: str, plan: EmbedPlan, compacted: Manifest | None = None) -> Manifest:
+        """Executes the plan and commits the manifest.
+
+        Args:
+          compacted: the run that the plan compacts, if any.
+        """
         config, workspace, folder = self.config, self.workspace, _folder(id)
         options = self.options(folder)
-        kept = plan.inputs - sum(plan.sizes) - (compacts.rejected if compacts else 0)
+        kept = plan.inputs - sum(plan.sizes) - (compacted.rejected if compacted else 0)
         progress.say(
-            f"{plan.inputs} {self.modality} listed: {kept} unchanged, {sum(plan.sizes)} to do in {len(plan.sizes)} "
-            f"shards on {config.embed.runner} with {self.backend}, into {workspace.url('embeddings', id)}"
+            f"{plan.inputs} {self.modality} listed: {kept} unchanged, {sum(plan.sizes)} to process in "
+            f"{len(plan.sizes)} shards on {config.embed.runner} with {self.backend}, "
+            f"into {workspace.url('embeddings', id)}"
         )
         if plan.sizes:
             run_pipeline(plan.sizes, options, config.embed, workspace.storage)
@@ -226,18 +236,18 @@ class _Run(Method):
                 f"{len(reports) - len(written)} of {len(reports)} shards were not written to "
                 f"{workspace.url('embeddings', id)}; run the command again"
             )
-        manifest = self._manifest(id, digest, plan, written, kept, compacts)
+        manifest = self._manifest(id, digest, plan, written, kept, compacted)
         self._require_few_rejects(manifest, plan, written)
-        if workspace.committed("embeddings", id):  # another process was quicker
+        if workspace.committed("embeddings", id):  # another process finished first
             return Manifest.model_validate(workspace.marker("embeddings", id))
-        if compacts:
-            for name in compacts.rejects:
-                workspace.storage.write(f"{folder}/{name}", workspace.storage.read(f"{_folder(compacts.id)}/{name}"))
+        if compacted:
+            for name in compacted.rejects:
+                workspace.storage.write(f"{folder}/{name}", workspace.storage.read(f"{_folder(compacted.id)}/{name}"))
         report = _report(manifest, written, options, config)
         workspace.storage.write(f"{folder}/{REPORT}", canonical_json(report))
         workspace.storage.write(f"{folder}/{_MARKER}", manifest.model_dump_json(indent=2).encode())
         own = (shard.name for shard in manifest.shards if not shard.run)
-        remove_leftovers(workspace.storage, folder, (_MARKER, REPORT, *own, *manifest.rejects))
+        remove_temporary_files(workspace.storage, folder, (_MARKER, REPORT, *own, *manifest.rejects))
         return manifest
 
     def _manifest(
@@ -247,10 +257,10 @@ class _Run(Method):
         plan: EmbedPlan,
         reports: Sequence[ShardReport],
         kept: int,
-        compacts: Manifest | None,
+        compacted: Manifest | None,
     ) -> Manifest:
-        rejected = compacts.rejected_by_reason if compacts else rejected_by_reason(reports)
-        rejects = compacts.rejects if compacts else tuple(report.rejects for report in reports if report.rejects)
+        rejected = compacted.rejected_by_reason if compacted else rejected_by_reason(reports)
+        rejects = compacted.rejects if compacted else tuple(report.rejects for report in reports if report.rejects)
         return Manifest(
             id=id,
             modality=self.modality,
@@ -259,8 +269,8 @@ class _Run(Method):
             preprocessing=self.bundle.preprocessing,
             backend=self.backend,
             dim=self.bundle.dim,
-            source=compacts.source if compacts else corpus_source(self.config),
-            method=compacts.method if compacts else self.digest,
+            source=compacted.source if compacted else corpus_source(self.config),
+            method=compacted.method if compacted else self.digest,
             digest=digest,
             base=plan.base,
             inputs=plan.inputs,
@@ -279,18 +289,18 @@ class _Run(Method):
         if manifest.records and manifest.rejected <= allowed * manifest.inputs:
             return
         for shard, report in zip(plan.shards, reports, strict=True):
-            if report.rejects:  # the cause may be mended: the next run tries these shards again
+            if report.rejects:  # retried by the next run: the cause may be fixed by then
                 self.workspace.storage.delete(f"{_folder(manifest.id)}/{shard.name('done', 'json')}")
         reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected_by_reason.items())
         raise JobError(
-            f"{manifest.rejected} of {manifest.inputs} inputs were rejected ({reasons}), allowed are {allowed:.0%} "
-            "(corpus.max_reject_fraction) and at least one must remain; each is listed in rejects-*.jsonl in "
-            f"{self.workspace.url('embeddings', manifest.id)}"
+            f"{manifest.rejected} of {manifest.inputs} inputs were rejected ({reasons}); at most {allowed:.0%} "
+            "(corpus.max_reject_fraction) may be, and at least one must remain; rejects-*.jsonl in "
+            f"{self.workspace.url('embeddings', manifest.id)} lists each of them"
         )
 
 
-def _pinned(workspace: Workspace, id: str, config: Config, base: Manifest | None) -> EmbedPlan | None:
-    """Returns the plan of a run that was killed, if it suits: its finished shards are kept."""
+def _resumable_plan(workspace: Workspace, id: str, config: Config, base: Manifest | None) -> EmbedPlan | None:
+    """Returns the plan of an interrupted run, or None if there is none or it reuses a base other than required."""
     plan = planning.read(workspace, _folder(id))
     if plan is None or config.embed.reuse_from == "auto":
         return plan
@@ -304,15 +314,15 @@ def _folder(id: str) -> str:
 def _report(
     manifest: Manifest, reports: Sequence[ShardReport], options: EmbedOptions, config: Config
 ) -> dict[str, Any]:
-    """Returns the content of report.json: what the job did, summed up over its shards."""
-    counted = ("id", "modality", "backend", "base", "inputs", "embedded", "reused", "rejected", "rejected_by_reason")
+    """Returns the content of report.json: totals and distributions over the job's shards."""
+    copied = ("id", "modality", "backend", "base", "inputs", "embedded", "reused", "rejected", "rejected_by_reason")
     distributions = {
-        "batch_size": Distribution.total(report.batch_size for report in reports),
-        "batch_ms": Distribution.total(report.batch_ms for report in reports),
-        "shard_seconds": Distribution.of(report.seconds for report in reports),
+        "batch_size": Distribution.merge(report.batch_size for report in reports),
+        "batch_ms": Distribution.merge(report.batch_ms for report in reports),
+        "shard_seconds": Distribution.from_values(report.seconds for report in reports),
     }
     return {
-        **{name: getattr(manifest, name) for name in counted},
+        **{name: getattr(manifest, name) for name in copied},
         "bytes_read": sum(report.bytes_read for report in reports),
         "bytes_written": sum(report.shard["bytes"] for report in reports),
         **{name: {**asdict(value), "mean": value.mean} for name, value in distributions.items()},

@@ -1,6 +1,6 @@
 """Embeds an image corpus: `python -m beam_jobs.embed_images`, or `embed_images()` from Python.
 
-Options that are not its own go to Beam as they are, e.g. `--runner=FlinkRunner --flink_master=localhost:8081`.
+Options it does not know are passed to Beam, for example `--runner=FlinkRunner --flink_master=localhost:8081`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from searchforge.config import Config
 
 def embed_images(config: Config, encoder: str) -> Manifest:
     """Embeds the images of the corpus; see `beam_jobs.embed.embed`."""
-    from beam_jobs.embed import embed  # imports Beam, whose own notices the command keeps from its user
+    from beam_jobs.embed import embed  # lazy, so that the command can silence the messages of importing Beam
 
     return embed(config, encoder, "images")
 
 
-main = embed_command("images", "Embeds an image corpus into sharded TFRecords. Further options go to Beam as they are.")
+main = embed_command("images", "Embeds an image corpus into sharded TFRecords. Other options are passed to Beam.")
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,7 @@
 """Embeds a text corpus: `python -m beam_jobs.embed_texts`, or `embed_texts()` from Python.
 
-A corpus is a file of lines, CSV or JSON Lines, or a folder or glob of them. Options that are not its own go to Beam.
+A corpus is a plain text, CSV, TSV or JSON Lines file, or a folder or glob of such files. Options it does not know are
+passed to Beam.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from searchforge.config import Config
 
 def embed_texts(config: Config, encoder: str) -> Manifest:
     """Embeds the texts of the corpus; see `beam_jobs.embed.embed`."""
-    from beam_jobs.embed import embed  # imports Beam, whose own notices the command keeps from its user
+    from beam_jobs.embed import embed  # lazy, so that the command can silence the messages of importing Beam
 
     return embed(config, encoder, "texts")
 
 
-main = embed_command("texts", "Embeds a text corpus into sharded TFRecords. Further options go to Beam as they are.")
+main = embed_command("texts", "Embeds a text corpus into sharded TFRecords. Other options are passed to Beam.")
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Estimates a run from a sample of its corpus: how long the whole takes on some workers, how many bytes come out."""
+"""Estimates the duration and the output size of an embedding run from a sample of its corpus."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from beam_jobs.corpus.items import Item
-from beam_jobs.embed import Method, list_corpus
+from beam_jobs.embed import EmbedMethod, list_corpus
 from beam_jobs.embedding.embedder import Embedder
 from beam_jobs.planning.shards import Task
 from searchforge.artifacts.manifest import Modality
@@ -16,21 +16,21 @@ from searchforge.config import Config
 from searchforge.console import progress
 
 _WARM_UP = 8
-"""Items that are embedded before the clock starts: the first calls of an encoder allocate its memory."""
+"""Number of items embedded before timing starts, because an encoder allocates its memory in its first calls."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sample says of the whole.
+    """Extrapolation from a sample to the whole corpus.
 
     Attributes:
-      items: of the corpus.
-      sample: how many of them were embedded.
-      threads: of each worker.
-      per_second: items a second of one worker.
-      seconds: of the whole corpus on `workers`, without starting them, where nothing is known of an earlier run.
-      bytes_read, bytes_written: by the whole corpus.
-      reject_fraction: of the sample.
+      items: number of items in the corpus.
+      sample: number of items that were measured.
+      threads: number of threads per worker.
+      per_second: items per second and worker.
+      seconds: duration on `workers` workers, excluding their start, if no earlier run can be reused.
+      bytes_read, bytes_written: totals for the corpus.
+      reject_fraction: fraction of the sample that was rejected.
     """
 
     items: int
@@ -46,16 +46,16 @@ class Estimate:
 
 
 def estimate(config: Config, encoder: str, modality: Modality, workers: int, sample: int, seed: int = 0) -> Estimate:
-    """Lists the corpus, embeds a seeded sample of it on this machine, and writes nothing.
+    """Lists the corpus and embeds a random sample of it on this machine, without writing anything.
 
     Args:
-      workers: machines (or processes) like this one.
-      sample: items to embed.
+      workers: number of machines, or processes, to extrapolate to; they are assumed to be like this one.
+      sample: number of items to embed.
 
     Raises:
       UsageError: the corpus is empty, or the encoder does not exist.
     """
-    method = Method(config, encoder, modality)
+    method = EmbedMethod(config, encoder, modality)
     items, chosen = _sample(config, modality, sample + _WARM_UP, seed)
     progress.say(f"{items} {modality} listed; embedding {len(chosen)} of them to measure")
     options = method.options(folder="")
@@ -67,7 +67,7 @@ def estimate(config: Config, encoder: str, modality: Modality, workers: int, sam
     outcome = embedder.embed(measured)
     seconds = time.perf_counter() - start
     per_second = len(measured) / seconds
-    share = items / len(measured)
+    scale = items / len(measured)
     written = sum(len(record.to_bytes()) + TFRECORD_FRAMING for record in outcome.records)
     return Estimate(
         items=items,
@@ -77,21 +77,21 @@ def estimate(config: Config, encoder: str, modality: Modality, workers: int, sam
         backend=options.backend,
         per_second=round(per_second, 1),
         seconds=round(items / per_second / workers, 1),
-        bytes_read=round(outcome.bytes_read * share),
-        bytes_written=round(written * share),
+        bytes_read=round(outcome.bytes_read * scale),
+        bytes_written=round(written * scale),
         reject_fraction=len(outcome.rejects) / len(measured),
     )
 
 
 def summary(report: Estimate) -> str:
-    """One paragraph for people."""
+    """Returns the estimate as one human-readable paragraph."""
     minutes, seconds = divmod(round(report.seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (
         f"{report.items} items on {report.workers} workers of {report.threads} threads ({report.backend}): about "
-        f"{hours} h {minutes:02d} min {seconds:02d} s, at {report.per_second:.0f} items/s a worker as measured on "
+        f"{hours} h {minutes:02d} min {seconds:02d} s, at {report.per_second:.0f} items/s per worker as measured on "
         f"{report.sample} items; {report.bytes_read / 1e6:,.1f} MB read, {report.bytes_written / 1e6:,.1f} MB written; "
-        f"{report.reject_fraction:.1%} of the sample were rejected"
+        f"{report.reject_fraction:.1%} of the sample was rejected"
     )
 
 
@@ -103,7 +103,7 @@ def _sample(config: Config, modality: Modality, size: int, seed: int) -> tuple[i
         count += 1
         if len(chosen) < size:
             chosen.append(item)
-        elif (place := generator.randrange(count)) < size:
-            chosen[place] = item
+        elif (slot := generator.randrange(count)) < size:
+            chosen[slot] = item
     generator.shuffle(chosen)
     return count, chosen

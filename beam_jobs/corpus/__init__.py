@@ -1,1 +1,1 @@
-"""Reads a corpus: files, archives, tables and text files, in folders or buckets."""
+"""Corpus readers: files, archives, tables and text files, in folders or buckets."""

@@ -1,1 +1,1 @@
-"""The Beam pipeline and the models that it runs."""
+"""The Beam pipeline and the encoders that it runs."""

@@ -1,7 +1,7 @@
-"""Turns tasks into records: reads, decodes and embeds in threads, each of which takes the next few images whole.
+"""Turns tasks into records in a pool of threads, each of which reads, decodes and embeds a batch of its own.
 
-A thread reads, decodes and embeds its own images, so that reading and decoding of some run beside the encoder's work on
-others without a queue between them. Files that are not local are read ahead by further threads.
+Reading and decoding one batch thus overlaps with encoding another, without queues in between. Remote files are read
+ahead by a second pool.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from searchforge.preprocessing import Preprocessing, RejectedInput
 from searchforge.storage.base import Storage
 
 _READ_AHEAD = 32
-"""Items in flight where they are read over a network; each waits for its answer, not for a core."""
+"""Number of concurrent remote reads; these wait for the network rather than for a core."""
 
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What every worker needs.
+    """Options of an embedding worker.
 
     Attributes:
-      workspace: its root.
-      encoder: id of the bundle.
-      folder: where shards go, below the root.
-      threads: that read, decode and embed; 0: as many as the process may use cores.
-      batch_size: inputs a call of TensorFlow.
-      max_bytes, max_pixels: of an input.
+      workspace: root of the workspace, a path or URL.
+      encoder: id of the encoder bundle.
+      folder: folder for the shards, relative to the root.
+      threads: number of embedding threads; 0 means one per core that the process may use.
+      batch_size: number of inputs per call of TensorFlow.
+      max_bytes, max_pixels: size limits of an input.
     """
 
     workspace: str
@@ -65,7 +65,7 @@ class EmbedOptions:
 
 @dataclass
 class Outcome:
-    """What became of some tasks; attributes as of ShardReport."""
+    """Result of some tasks; its attributes correspond to those of ShardReport."""
 
     records: list[EmbeddingRecord] = field(default_factory=list)
     rejects: list[dict[str, str]] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Outcome:
     seconds: float = 0.0
 
     def add(self, other: Outcome) -> None:
-        """Adds what became of further tasks."""
+        """Adds the result of further tasks."""
         self.records += other.records
         self.rejects += other.rejects
         self.embedded += other.embedded
@@ -85,15 +85,15 @@ class Outcome:
         self.batch_ms += other.batch_ms
 
     def reject(self, items: Sequence[Item], reason: str, detail: str) -> None:
-        """Notes that items cannot be embedded."""
+        """Records that items cannot be embedded."""
         self.rejects += [{"id": item.id, "uri": item.uri, "reason": reason, "detail": detail} for item in items]
 
 
 def write_outcome(storage: Storage, folder: str, shard: Shard, outcome: Outcome) -> ShardReport:
-    """Writes a shard's records and rejects; what it returns is still to be written.
+    """Writes a shard's records and rejects, and returns the report for the caller to write.
 
     Raises:
-      JobError, OSError: they cannot be written.
+      JobError, OSError: the files cannot be written.
     """
     info, rejects = write_records(storage, folder, shard, outcome.records, outcome.rejects)
     return ShardReport(
@@ -103,15 +103,15 @@ def write_outcome(storage: Storage, folder: str, shard: Shard, outcome: Outcome)
         rejected=dict(sorted(Counter(reject["reason"] for reject in outcome.rejects).items())),
         rejects=rejects,
         bytes_read=outcome.bytes_read,
-        batch_size=Distribution.of(outcome.batch_sizes),
-        batch_ms=Distribution.of(outcome.batch_ms),
+        batch_size=Distribution.from_values(outcome.batch_sizes),
+        batch_ms=Distribution.from_values(outcome.batch_ms),
         seconds=outcome.seconds,
     )
 
 
 @dataclass(frozen=True)
 class _Input:
-    """Contents ready for the encoder."""
+    """A decoded input, and the items that share it."""
 
     items: Sequence[Item]
     value: Any
@@ -119,35 +119,35 @@ class _Input:
 
 
 class Embedder:
-    """Embeds tasks with one model in several threads, which end with it. Calls may come from several threads.
+    """Embeds tasks with one model in a pool of threads. It is thread-safe.
 
     Attributes:
-      threads: how many.
+      threads: number of embedding threads.
     """
 
     def __init__(self, options: EmbedOptions) -> None:
         self._options, self._model = options, options.load_model()
         self._preprocessing = Preprocessing.parse(options.preprocessing)
-        self._records = _EarlierRecords(Workspace(options.workspace))
+        self._stored = _StoredRecords(Workspace(options.workspace))
         self.threads = options.threads or len(os.sched_getaffinity(0))
-        self._threads = ThreadPoolExecutor(self.threads, thread_name_prefix="embed")
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="embed")
         self._readers = ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read")
 
     def embed(self, tasks: Sequence[Task]) -> Outcome:
-        """Returns what becomes of the tasks. Batches are formed in their order, whatever the threads do.
+        """Embeds the tasks. Batches and results follow the order of the tasks, independent of thread scheduling.
 
         Raises:
-          JobError: an earlier run's record is gone, or the encoder fails.
+          JobError: an earlier run's record cannot be read, or the encoder fails.
         """
         start, total = time.monotonic(), Outcome()
         size = self._model.batch_size
         batches = [tasks[first : first + size] for first in range(0, len(tasks), size)]
-        for outcome in self._in_order(batches):
+        for outcome in self._outcomes(batches):
             total.add(outcome)
         total.seconds = time.monotonic() - start
         return total
 
-    def _in_order(self, batches: Sequence[Sequence[Task]]) -> Iterator[Outcome]:
+    def _outcomes(self, batches: Sequence[Sequence[Task]]) -> Iterator[Outcome]:
         ahead: deque[Future[Outcome]] = deque()
         window = max(2 * self.threads, _READ_AHEAD // self._model.batch_size)
         try:
@@ -155,7 +155,7 @@ class Embedder:
                 while len(ahead) >= window:
                     yield ahead.popleft().result()
                 reads = [self._read_ahead(task) for task in batch]
-                ahead.append(self._threads.submit(self._embed_batch, batch, reads))
+                ahead.append(self._pool.submit(self._embed_batch, batch, reads))
             while ahead:
                 yield ahead.popleft().result()
         finally:
@@ -173,7 +173,7 @@ class Embedder:
         inputs: list[_Input] = []
         for task, read in zip(batch, reads, strict=True):
             if task.stored_at:
-                outcome.records += self._records.copies(task.stored_at, task.items)
+                outcome.records += self._stored.copies(task.stored_at, task.items)
             else:
                 inputs += self._inputs(task.items, read, outcome)
         if not inputs:
@@ -193,7 +193,7 @@ class Embedder:
         return outcome
 
     def _inputs(self, items: Sequence[Item], read: Future[bytes] | None, outcome: Outcome) -> list[_Input]:
-        """Reads and decodes what items of the same content share, and notes the rejects."""
+        """Reads and decodes the content that the items share, and adds rejects to `outcome`."""
         first = items[0]
         if first.reject:
             outcome.reject(items, first.reject, first.detail)
@@ -205,8 +205,8 @@ class Embedder:
                 outcome.reject(items, error.reason, error.detail)
                 return []
             data = None
-        if len(items) > 1 and (data is None or not _is_content(data, first.content)):
-            # The first file changed or vanished after the corpus was listed: the others speak for themselves.
+        if len(items) > 1 and (data is None or not _has_content(data, first.content)):
+            # The first file changed or vanished after the corpus was listed, so each item is read separately.
             return [entry for item in items for entry in self._inputs([item], None, outcome)]
         assert data is not None
         outcome.bytes_read += len(data)
@@ -226,25 +226,25 @@ class Embedder:
         return self._preprocessing.pixels(data, self._options.max_pixels)
 
 
-def _is_content(data: bytes, content: str) -> bool:
+def _has_content(data: bytes, content: str) -> bool:
     algorithm, _, expected = content.partition(":")
     return (
         algorithm in ("sha256", "md5") and hashlib.new(algorithm, data, usedforsecurity=False).hexdigest() == expected
     )
 
 
-class _EarlierRecords:
-    """Reads single records of earlier runs' shards."""
+class _StoredRecords:
+    """Reads single records from the shards of earlier runs."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._folders: dict[str, Path] = {}
 
     def copies(self, location: RecordLocation, items: Sequence[Item]) -> list[EmbeddingRecord]:
-        """Returns the record at `location` as the record of each item.
+        """Returns a copy of the record at `location` for each item.
 
         Raises:
-          JobError: it is gone.
+          JobError: the record cannot be read.
         """
         try:
             path = self._folder(location.run) / location.name

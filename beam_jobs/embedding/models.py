@@ -1,8 +1,8 @@
-"""The encoders as the job runs them: an image encoder on LiteRT or TensorFlow, the text encoder on TensorFlow.
+"""Inference backends: the image encoder on LiteRT or TensorFlow, the text encoder on TensorFlow.
 
-LiteRT (the runtime of TensorFlow Lite) is the fastest on a CPU: it starts in a fraction of TensorFlow's time and
-memory, every thread has an interpreter of its own, and an image is embedded by itself, so that its embedding does not
-depend on the images beside it. TensorFlow uses a GPU, and takes images in batches.
+LiteRT, the runtime of TensorFlow Lite, is the fastest on a CPU: it starts in a fraction of TensorFlow's time and
+memory, gives each thread its own interpreter, and runs one image at a time, so that an embedding does not depend on the
+rest of a batch. TensorFlow can use a GPU, and runs images in batches.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from searchforge.preprocessing import Preprocessing
 Backend = Literal["litert", "tensorflow"]
 
 MIN_COSINE = 0.999
-"""Least agreement of a bundle's TFLite image encoder with its SavedModel, as training measured it."""
+"""Minimum cosine similarity between the outputs of a bundle's TFLite and SavedModel image encoders for using LiteRT."""
 
 _GPU_DEVICE = Path("/dev/nvidiactl")
 
 
 class Model(ABC):
-    """An encoder; its calls may come from several threads.
+    """A thread-safe encoder.
 
     Attributes:
-      batch_size: inputs that a call takes at most.
+      batch_size: maximum number of inputs per call.
     """
 
     batch_size: int
 
     @abstractmethod
     def __call__(self, inputs: Sequence[Any]) -> npt.NDArray[np.float32]:
-        """Embeds images (uint8 [h, w, 3], all of the encoder's size) or texts.
+        """Embeds images ([h, w, 3] uint8, all of the encoder's input size) or texts.
 
         Returns:
           [n, dim] float32, L2-normalised.
@@ -49,43 +49,44 @@ class Model(ABC):
 
 
 class LiteRTImageModel(Model):
-    """A bundle's image_encoder.tflite, an image a call."""
+    """A bundle's image_encoder.tflite, run one image at a time."""
 
     batch_size = 1
 
     def __init__(self, path: Path, preprocessing: Preprocessing) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        self._new = lambda: Interpreter(str(path), num_threads=1)
+        self._create = lambda: Interpreter(str(path), num_threads=1)
         self._preprocessing = preprocessing
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        with stderr_closed():  # the first interpreter of a process says that it exists
-            self._idle.put(self._allocated())
+        with stderr_closed():  # the first interpreter of a process prints a notice
+            self._idle.put(self._new_interpreter())
 
     def __call__(self, inputs: Sequence[Any]) -> npt.NDArray[np.float32]:
         try:
             interpreter = self._idle.get_nowait()
         except queue.Empty:
-            interpreter = self._allocated()
-        source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+            interpreter = self._new_interpreter()
+        input_index = interpreter.get_input_details()[0]["index"]
+        output_index = interpreter.get_output_details()[0]["index"]
         try:
             embeddings = []
             for image in inputs:
-                interpreter.set_tensor(source, self._preprocessing.scale(image)[None])
+                interpreter.set_tensor(input_index, self._preprocessing.scale(image)[None])
                 interpreter.invoke()
-                embeddings.append(interpreter.get_tensor(target)[0])
+                embeddings.append(interpreter.get_tensor(output_index)[0])
         finally:
             self._idle.put(interpreter)
         return np.stack(embeddings)
 
-    def _allocated(self) -> Any:
-        interpreter = self._new()
+    def _new_interpreter(self) -> Any:
+        interpreter = self._create()
         interpreter.allocate_tensors()
         return interpreter
 
 
 class TensorFlowModel(Model):
-    """A bundle's SavedModel. A batch that does not fit into the device's memory is halved."""
+    """A bundle's SavedModel. Batches that do not fit into the device's memory are halved."""
 
     def __init__(self, path: Path, modality: Modality, batch_size: int) -> None:
         import_quietly("tensorflow")
@@ -117,41 +118,41 @@ class TensorFlowModel(Model):
         return self._encode(images=self._tf.constant(np.stack(inputs)))["embedding"].numpy()
 
 
-def choose_backend(asked: str, modality: Modality, bundle: EncoderInfo) -> Backend:
-    """Returns what embeds: for `auto` LiteRT on a CPU, if the bundle's TFLite form agrees with its SavedModel.
+def choose_backend(requested: str, modality: Modality, bundle: EncoderInfo) -> Backend:
+    """Resolves `auto` to LiteRT on a CPU if the bundle's TFLite and SavedModel encoders agree, else to TensorFlow.
 
     Raises:
-      UsageError: LiteRT was asked for, and the bundle has no TFLite form of that encoder to run.
+      UsageError: LiteRT was requested but cannot run this encoder.
     """
-    fitting = modality == "images" and IMAGE_TFLITE in bundle.files
-    if asked == "litert" and not fitting:
-        missing = "texts are tokenized in TensorFlow" if modality == "texts" else f"it has no {IMAGE_TFLITE}"
+    has_tflite = modality == "images" and IMAGE_TFLITE in bundle.files
+    if requested == "litert" and not has_tflite:
+        reason = "texts are tokenized in TensorFlow" if modality == "texts" else f"it has no {IMAGE_TFLITE}"
         raise UsageError(
-            f"embed.backend litert cannot embed {modality} with encoder {bundle.id}: {missing}; set it to auto"
+            f"embed.backend litert cannot embed {modality} with encoder {bundle.id}: {reason}; set it to auto"
         )
-    if asked != "auto":
-        return "litert" if asked == "litert" else "tensorflow"
+    if requested != "auto":
+        return "litert" if requested == "litert" else "tensorflow"
     agreement = (bundle.report.get("agreement") or {}).get("image") or {}
     agrees = agreement.get("min_cosine", 0.0) >= MIN_COSINE
-    return "litert" if fitting and agrees and not has_gpu() else "tensorflow"
+    return "litert" if has_tflite and agrees and not has_gpu() else "tensorflow"
 
 
 def has_gpu() -> bool:
-    """Whether TensorFlow would run on a GPU here."""
-    if not _GPU_DEVICE.exists():  # spares importing TensorFlow
+    """Returns whether TensorFlow would run on a GPU on this machine."""
+    if not _GPU_DEVICE.exists():  # avoids importing TensorFlow
         return False
     try:
         import tensorflow as tf
-    except ImportError:  # where jobs are only submitted
+    except ImportError:  # an environment that only submits jobs
         return False
     return bool(tf.config.list_physical_devices("GPU"))
 
 
 def load_model(folder: Path, modality: Modality, backend: Backend, preprocessing: str, batch_size: int) -> Model:
-    """Loads an encoder of the bundle in `folder`.
+    """Loads the encoder for a modality from the bundle in `folder`.
 
     Raises:
-      JobError: it cannot be loaded.
+      JobError: the encoder cannot be loaded.
     """
     name = {"images": IMAGE_SAVED_MODEL, "texts": TEXT_SAVED_MODEL}[modality]
     try:

@@ -1,4 +1,4 @@
-"""The Beam pipeline: one element for each shard, on any runner, with progress and metrics."""
+"""The Beam pipeline, with one element per shard, and its progress and metrics on any runner."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from searchforge.storage.base import Storage
 
 NAMESPACE = "searchforge"
 """Namespace of the job's Beam metrics: counters `embedded`, `reused`, `rejected_<reason>` and `bytes_read`;
-distributions `batch_size` and `batch_ms` of the encoder's calls (means of a shard), `shard_seconds`."""
+distributions `batch_size` and `batch_ms` of the encoder's calls (one mean per shard) and `shard_seconds`."""
 
 _POLL_SECONDS = 1.0
 
 
 class EmbedShard(beam.DoFn):
-    """Does what a shard's plan says, unless its report is there. While one is written, the next is embedded already."""
+    """Embeds a shard unless it is finished. Writing one shard overlaps with embedding the next."""
 
     def __init__(self, options: EmbedOptions) -> None:
         self._options = options
@@ -39,7 +39,7 @@ class EmbedShard(beam.DoFn):
 
     def setup(self) -> None:
         self._storage = Workspace(self._options.workspace).storage
-        # One model and one pool of threads for a process, however many shards its runner gives it at once.
+        # One model and one thread pool per process, however many shards the runner gives it concurrently.
         self._embedder: Embedder = self._shared.acquire(lambda: Embedder(self._options), tag=repr(self._options))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
@@ -49,15 +49,15 @@ class EmbedShard(beam.DoFn):
     def process(self, shard: Shard) -> None:
         report = read_report(self._storage, self._options.folder, shard)
         if report is not None:
-            _count(report)
+            _update_metrics(report)
             return
         outcome = self._embedder.embed(read_plan(self._storage, self._options.folder, shard))
-        self.finish_bundle()  # holds one shard in memory, not a queue of them
+        self.finish_bundle()  # keeps at most one unwritten shard in memory
         self._writing = self._writer.submit(self._write, shard, outcome)
 
     def finish_bundle(self) -> None:
         if self._writing:
-            _count(self._writing.result())
+            _update_metrics(self._writing.result())
             self._writing = None
 
     def teardown(self) -> None:
@@ -69,7 +69,7 @@ class EmbedShard(beam.DoFn):
         return report
 
 
-def _count(report: ShardReport) -> None:
+def _update_metrics(report: ShardReport) -> None:
     Metrics.counter(NAMESPACE, "embedded").inc(report.embedded)
     Metrics.counter(NAMESPACE, "reused").inc(report.reused)
     Metrics.counter(NAMESPACE, "bytes_read").inc(report.bytes_read)
@@ -82,10 +82,10 @@ def _count(report: ShardReport) -> None:
 
 
 def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfig, storage: Storage) -> None:
-    """Does every shard of a plan.
+    """Embeds every unfinished shard of a plan.
 
     Args:
-      sizes: number of items of every shard.
+      sizes: number of items in each shard.
 
     Raises:
       JobError: the job failed; finished shards are kept.
@@ -94,7 +94,7 @@ def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfi
     arguments = [runner_option(config.runner), *config.beam_options]
     try:
         with (
-            _shown_progress(shards, sizes, options, storage),
+            _report_progress(shards, sizes, options, storage),
             beam.Pipeline(options=PipelineOptions(arguments)) as pipeline,
         ):
             _ = (
@@ -105,7 +105,7 @@ def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfi
             )
     except SearchforgeError:
         raise
-    except Exception as error:  # every runner has its own; none of them concerns the user's shell
+    except Exception as error:  # each runner raises its own exception types
         raise JobError(
             f"the Beam job failed: {error}\n"
             f"Finished shards are kept in {storage.root}/{options.folder}; run the command again"
@@ -113,7 +113,7 @@ def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfi
 
 
 def threads_per_worker(config: EmbedConfig) -> int:
-    """Returns how many threads a worker embeds with; 0: as many as it finds cores, which may be on another machine."""
+    """Returns the number of threads per worker; 0 if it depends on the cores of the worker's machine."""
     if config.threads or config.runner != "DirectRunner":
         return config.threads or 0
     cores = len(os.sched_getaffinity(0))
@@ -122,30 +122,30 @@ def threads_per_worker(config: EmbedConfig) -> int:
 
 
 @contextmanager
-def _shown_progress(
+def _report_progress(
     shards: Sequence[Shard], sizes: Sequence[int], options: EmbedOptions, storage: Storage
 ) -> Iterator[None]:
-    """Watches the folder for finished shards, which works for every runner."""
-    done = threading.Event()
-    before = set(storage.files(options.folder))
-    waiting = [
-        (shard, size) for shard, size in zip(shards, sizes, strict=True) if shard.name("done", "json") not in before
+    """Shows progress by polling the folder for finished shards, which works with every runner."""
+    finished = threading.Event()
+    existing = set(storage.files(options.folder))
+    pending = [
+        (shard, size) for shard, size in zip(shards, sizes, strict=True) if shard.name("done", "json") not in existing
     ]
-    if len(waiting) < len(shards):
-        progress.say(f"  {len(shards) - len(waiting)} of {len(shards)} shards are done already")
-    with progress.track("embed", sum(size for _, size in waiting)) as advance:
+    if len(pending) < len(shards):
+        progress.say(f"  {len(shards) - len(pending)} of {len(shards)} shards are already done")
+    with progress.track("embed", sum(size for _, size in pending)) as advance:
 
         def watch() -> None:
-            finished = False
-            while not finished:
-                finished = done.wait(_POLL_SECONDS)
+            last = False
+            while not last:
+                last = finished.wait(_POLL_SECONDS)
                 try:
                     files = set(storage.files(options.folder))
-                except (SearchforgeError, OSError):  # progress is no reason to fail
+                except (SearchforgeError, OSError):  # the job must not fail because progress cannot be shown
                     continue
-                ready = [(shard, size) for shard, size in waiting if shard.name("done", "json") in files]
-                for entry in ready:
-                    waiting.remove(entry)
+                done = [(shard, size) for shard, size in pending if shard.name("done", "json") in files]
+                for entry in done:
+                    pending.remove(entry)
                     advance(entry[1])
 
         watcher = threading.Thread(target=watch, daemon=True)
@@ -153,5 +153,5 @@ def _shown_progress(
         try:
             yield
         finally:
-            done.set()
+            finished.set()
             watcher.join()

@@ -1,1 +1,1 @@
-"""Decides what a run embeds: the listing of a corpus, what is reused, and the shards."""
+"""Planning of embedding runs: corpus listings, reuse of earlier runs, and shards."""

@@ -1,4 +1,4 @@
-"""Distributions that can be summed up over shards: count, sum, least and greatest value, as Beam's own."""
+"""Mergeable summaries of observed values (count, sum, minimum, maximum), like Beam's distribution metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of values that were observed one by one; without any, all fields are 0."""
+    """Summary of observed values; all fields are 0 if there are none."""
 
     count: int = 0
     sum: float = 0
@@ -16,14 +16,14 @@ class Distribution:
     max: float = 0
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Distribution:
-        """Summarizes values."""
+    def from_values(cls, values: Iterable[float]) -> Distribution:
+        """Returns the summary of values."""
         found = list(values)
         return cls(len(found), sum(found), min(found), max(found)) if found else cls()
 
     @classmethod
-    def total(cls, parts: Iterable[Distribution]) -> Distribution:
-        """Merges distributions."""
+    def merge(cls, parts: Iterable[Distribution]) -> Distribution:
+        """Returns the summary of the values of all parts."""
         found = [part for part in parts if part.count]
         if not found:
             return cls()
@@ -36,5 +36,5 @@ class Distribution:
 
     @property
     def mean(self) -> float:
-        """0 without values."""
+        """Mean value, or 0 if there are no values."""
         return self.sum / self.count if self.count else 0.0

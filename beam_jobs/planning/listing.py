@@ -1,7 +1,7 @@
-"""The listing of a corpus, which may be larger than the memory, in a temporary SQLite file.
+"""The listing of a corpus, kept in a temporary SQLite file because it may be larger than memory.
 
-It answers what a plan needs: is an id there twice, which items does an earlier run hold unchanged, which contents are
-the same, and what is left for each shard.
+It answers what a plan needs to know: duplicate ids, items that an earlier run holds unchanged, items with equal
+contents, and the tasks of each shard.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from searchforge.errors import UsageError
 from searchforge.hashing import ID_LENGTH, canonical_json, sha256_bytes
 from searchforge.preprocessing import RejectedInput
 
-_FRAGMENTS = 4
-"""A run with so many times more shard files than it needs is rewritten."""
+_MAX_FRAGMENTATION = 4
+"""Factor by which a run may exceed the number of shard files it needs before its records are rewritten."""
 
 _HASH_THREADS = 16
 _HASHED_AT_ONCE = 32
 _CHUNK = 4096
 _CACHE_KIB = 16 * 1024
 
-_LISTED = "md5:"
-"""Contents that a bucket's listing tells, so that nothing has to be read to know them."""
+_LISTED_PREFIX = "md5:"
+"""Prefix of content hashes that a bucket's listing provides, which are known without reading the objects."""
 
 _CARRIED, _COPIED, _FRESH = 1, 2, 3
-"""States of an item: its earlier record stays where it is; it is copied; it has none."""
+"""States of an item: its record in an earlier run stays in use, is copied, or does not exist."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Items of a listing against those of an earlier run; what was rejected then, and is there, counts as unchanged."""
+    """Number of items by their change since an earlier run; items rejected then and still listed count as unchanged."""
 
     added: int
     changed: int
@@ -55,12 +55,12 @@ class Changes:
 
 
 class CorpusListing:
-    """A listed corpus on disk. Use as a context manager, which deletes it."""
+    """A listing of a corpus in a temporary file. Use it as a context manager, which deletes the file on exit."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="searchforge-listing-")
         self._db = sqlite3.connect(Path(self._folder.name) / "listing.sqlite", isolation_level=None)
-        # Nothing here outlives the process, so nothing has to reach the disk in any order.
+        # The file does not outlive the process, so durability costs nothing to give up.
         for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}", "temp_store=FILE"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.executescript(
@@ -89,7 +89,7 @@ class CorpusListing:
         """Adds items.
 
         Raises:
-          UsageError: an id is there already; the message shows where both items come from.
+          UsageError: an id is a duplicate; the message shows both items.
         """
         for chunk in _chunks(items):
             rows = [_row(item) for item in chunk]
@@ -100,11 +100,11 @@ class CorpusListing:
                     ).rowcount
                     if not added:
                         (uri,) = self._db.execute("SELECT uri FROM items WHERE id = ?", row[:1]).fetchone()
-                        raise UsageError(f"id {row[0]!r} names two items, {uri} and {row[1]}; ids are unique")
+                        raise UsageError(f"id {row[0]!r} names two items, {uri} and {row[1]}; ids must be unique")
             self.count += len(rows)
 
     def add_base(self, manifest: Manifest) -> None:
-        """Adds the items of an earlier run, as they were then."""
+        """Adds the items of an earlier run, as it recorded them; call `read_base` first."""
         self._db.execute(
             "INSERT INTO items SELECT id, uri, '', version, -1, NULL, content, metadata, '', '', NULL, "
             f"{_COPIED}, number, NULL, NULL FROM base"
@@ -119,7 +119,7 @@ class CorpusListing:
         return digest.hexdigest()[:ID_LENGTH]
 
     def read_base(self, workspace: Workspace, manifest: Manifest) -> None:
-        """Reads what an earlier run holds.
+        """Reads the records of an earlier run into the listing.
 
         Raises:
           JobError: its shards are missing or damaged.
@@ -129,7 +129,7 @@ class CorpusListing:
                 self._db.executemany("INSERT INTO base VALUES(NULL,?,?,?,?,?,?,?,?,?,?)", chunk)
 
     def changes(self, workspace: Workspace, manifest: Manifest) -> Changes:
-        """Compares with what an earlier run saw, whatever its encoder; the listing stays as it is.
+        """Counts the changes since an earlier run, which may have used another encoder; does not change the listing.
 
         Raises:
           JobError: the run's shards are missing or damaged.
@@ -154,12 +154,12 @@ class CorpusListing:
             unchanged=unchanged + still_rejected,
         )
 
-    def reuse(self, manifest: Manifest, max_dead_fraction: float) -> tuple[ShardInfo, ...]:
-        """Finds the items that the earlier run holds unchanged.
+    def carry_over(self, manifest: Manifest, max_dead_fraction: float) -> tuple[ShardInfo, ...]:
+        """Finds the items that an earlier run holds unchanged.
 
         Returns:
-          The shard files in which they stay. There are none where too many of the records in them would be dead, or
-          the files would be too many: then all of the records are to be copied.
+          The shard files that stay in use. It is empty if too many of their records would be dead or there would be
+          too many files; the live records are then copied.
         """
         self._db.execute(
             f"""
@@ -180,7 +180,7 @@ class CorpusListing:
             if len(rows) < shard.count
         )
         records, live = sum(shard.count for shard in carried), sum(shard.live for shard in carried)
-        too_many = len(carried) > _FRAGMENTS * max(USUAL_SHARDS, shard_count(live))
+        too_many = len(carried) > _MAX_FRAGMENTATION * max(USUAL_SHARDS, shard_count(live))
         if live < records * (1 - max_dead_fraction) or too_many:
             self._db.execute(
                 f"UPDATE items SET (state, content) = ({_COPIED}, (SELECT content FROM base WHERE number = items.base))"
@@ -189,40 +189,42 @@ class CorpusListing:
             return ()
         return carried
 
-    def find_contents(self, max_bytes: int, against_base: bool, remote: bool) -> None:
-        """Hashes files whose content could be that of another item, or of one that the base holds.
+    def hash_candidates(self, max_bytes: int, against_base: bool, remote: bool) -> None:
+        """Hashes the items whose content may equal that of another item.
 
         Args:
-          remote: also those that are not local, each of which is then read twice.
+          max_bytes: size limit of an input; larger ones are not hashed.
+          against_base: whether the content may also equal that of a record of the base.
+          remote: whether to hash remote files too, each of which is then read twice.
         """
-        # The same content has the same size, so a size that is there once needs no reading.
-        twice = "(SELECT size FROM items WHERE state IS NULL AND reject = '' GROUP BY size HAVING count(*) > 1)"
-        suspects = "1" if against_base else f"size IN {twice}"
+        # Equal contents have equal sizes, so an item of a unique size need not be read.
+        shared = "(SELECT size FROM items WHERE state IS NULL AND reject = '' GROUP BY size HAVING count(*) > 1)"
+        condition = "1" if against_base else f"size IN {shared}"
         if not remote:
-            suspects += " AND file NOT LIKE '%://%'"
+            condition += " AND file NOT LIKE '%://%'"
         self._db.execute(
-            "CREATE TEMP TABLE suspects AS SELECT id, file, offset, size FROM items "
+            "CREATE TEMP TABLE candidates AS SELECT id, file, offset, size FROM items "
             "WHERE state IS NULL AND reject = '' AND content = '' AND version != '' AND size != 0 "
-            f"AND {suspects} ORDER BY id"
+            f"AND {condition} ORDER BY id"
         )
-        (count,) = self._db.execute("SELECT count(*) FROM suspects").fetchone()
+        (count,) = self._db.execute("SELECT count(*) FROM candidates").fetchone()
         if not count:
             return
 
         def content(file: str, offset: int | None, size: int) -> str:
             try:
                 return f"sha256:{sha256_bytes(read_bytes(file, max_bytes, offset, size))}"
-            except RejectedInput:  # the worker finds the same, and notes it
+            except RejectedInput:  # the worker will find the same and reject the item
                 return ""
 
         def contents(rows: list[tuple[str, str, int | None, int]]) -> list[tuple[str, str]]:
             return [(content(file, offset, size), id) for id, file, offset, size in rows]
 
-        with ThreadPoolExecutor(_HASH_THREADS) as pool, _tracked(count) as advance:
+        with ThreadPoolExecutor(_HASH_THREADS) as pool, _hashing_progress(count) as advance:
             for first in range(1, count + 1, _CHUNK):
-                pages = "SELECT id, file, offset, size FROM suspects WHERE rowid BETWEEN ? AND ?"
+                pages = "SELECT id, file, offset, size FROM candidates WHERE rowid BETWEEN ? AND ?"
                 rows = self._db.execute(pages, (first, first + _CHUNK - 1)).fetchall()
-                # To hand a thread a single small file takes longer than to hash it.
+                # Handing a thread a single small file takes longer than hashing it.
                 parts = pool.map(
                     contents, (rows[at : at + _HASHED_AT_ONCE] for at in range(0, len(rows), _HASHED_AT_ONCE))
                 )
@@ -230,8 +232,8 @@ class CorpusListing:
                     self._db.executemany("UPDATE items SET content = ? WHERE id = ?", itertools.chain(*parts))
                 advance(len(rows))
 
-    def share_contents(self) -> None:
-        """Finds items whose content the base holds, and makes the first of those of one content the others' owner."""
+    def deduplicate(self) -> None:
+        """Finds contents that the base holds, and makes the first item of each content the owner of the others."""
         self._db.execute("CREATE INDEX item_content ON items(content, id) WHERE content != ''")
         for column in ("content", "listed_content"):
             wanted = "SELECT content FROM items WHERE state IS NULL AND reject = '' AND content != ''"
@@ -254,10 +256,10 @@ class CorpusListing:
             """
         )
 
-    def assign(self, shards: int | None) -> tuple[int, ...]:
-        """Assigns what is left to do to shards, by a hash of the owner's id; returns the shards' sizes."""
-        (left,) = self._db.execute(f"SELECT count(*) FROM items WHERE state != {_CARRIED}").fetchone()
-        total = min(shards or shard_count(left), left)
+    def assign_shards(self, shards: int | None) -> tuple[int, ...]:
+        """Assigns the items to process to shards by a hash of their owner's id; returns the number of items of each."""
+        (remaining,) = self._db.execute(f"SELECT count(*) FROM items WHERE state != {_CARRIED}").fetchone()
+        total = min(shards or shard_count(remaining), remaining)
         self._db.create_function("shard", 1, lambda id: shard_of(id, total), deterministic=True)
         self._db.execute(f"UPDATE items SET shard = shard(owner) WHERE state != {_CARRIED}")
         self._db.execute("CREATE INDEX item_shard ON items(shard, owner, id) WHERE shard IS NOT NULL")
@@ -269,7 +271,7 @@ class CorpusListing:
         return tuple(sizes)
 
     def tasks(self, shard: int, base: Manifest | None) -> Iterator[Task]:
-        """Yields what a shard has to do, in the order of the owners' ids."""
+        """Yields the tasks of a shard, sorted by the id of the owner."""
         rows = self._db.execute(
             """
             SELECT items.owner, items.id, items.uri, items.file, items.version, items.size, items.offset, items.content,
@@ -286,12 +288,12 @@ class CorpusListing:
                 for _, id, uri, file, version, size, offset, content, metadata, reject, detail, text, *_ in members
             )
             number, offset, size = members[0][-3:]
-            source = None
+            location = None
             if number is not None:
                 assert base is not None
                 info = base.shards[number]
-                source = RecordLocation(info.run or base.id, info.name, offset, size)
-            yield Task(items, source)
+                location = RecordLocation(info.run or base.id, info.name, offset, size)
+            yield Task(items, location)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -302,7 +304,7 @@ class CorpusListing:
 
 def _row(item: Item) -> tuple[Any, ...]:
     metadata = canonical_json(item.metadata).decode() if item.metadata else "{}"
-    listed = item.content if item.content.startswith(_LISTED) else ""
+    listed = item.content if item.content.startswith(_LISTED_PREFIX) else ""
     return (
         item.id,
         item.uri,
@@ -324,14 +326,14 @@ def _base_rows(workspace: Workspace, manifest: Manifest) -> Iterator[tuple[Any, 
         with path.open("rb") as file:
             for row, payload in enumerate(iterate_tfrecords(file)):
                 if row not in dead:
-                    fields = record_fields(payload)  # without the vector, of a verified file
+                    fields = record_fields(payload)  # skips parsing the vector; the file is verified
                     id, uri, version = fields[b"id"].decode(), fields[b"uri"].decode(), fields[b"version"].decode()
                     metadata = fields[b"metadata"].decode()
                     if metadata != "{}":
                         metadata = canonical_json(json.loads(metadata)).decode()
                     content = f"sha256:{fields[b'content_hash'].decode()}"
                     at = (number, row, position + TFRECORD_HEADER, len(payload))
-                    yield (*at, id, uri, version, metadata, content, _listed_content(version))
+                    yield (*at, id, uri, version, metadata, content, _listed_hash(version))
                 position += len(payload) + TFRECORD_FRAMING
 
 
@@ -341,10 +343,10 @@ def _rejected_ids(workspace: Workspace, manifest: Manifest) -> Iterator[str]:
             yield json.loads(line)["id"]
 
 
-def _listed_content(version: str) -> str:
-    """Returns the content that a bucket's listing told, which records keep in their version."""
+def _listed_hash(version: str) -> str:
+    """Returns the content hash from a bucket's listing, which records keep in their version; "" if there is none."""
     content = version.partition("/")[2]
-    return content if content.startswith(_LISTED) else ""
+    return content if content.startswith(_LISTED_PREFIX) else ""
 
 
 def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
@@ -354,9 +356,9 @@ def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 @contextlib.contextmanager
-def _tracked(count: int) -> Iterator[Any]:
+def _hashing_progress(count: int) -> Iterator[Any]:
     if count < _CHUNK:
         yield lambda _: None
         return
-    with progress.track("files that may be copies of others, compared", count) as advance:
+    with progress.track("hashing possible duplicates", count) as advance:
         yield advance

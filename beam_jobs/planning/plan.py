@@ -1,6 +1,6 @@
-"""Plans a run: what is left to do goes into the run's folder, one plan file for each shard that will be written.
+"""Plans an embedding run and stores the plan in the run's folder, with one plan file per output shard.
 
-PLAN.json, written last, commits the plan. Workers read no more than their shard's file.
+PLAN.json is written last and commits the plan. A worker reads only the plan file of its shard.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ PLAN = "PLAN.json"
 
 
 class EmbedPlan(BaseModel):
-    """What a run does, as PLAN.json keeps it.
+    """Plan of an embedding run; the content of PLAN.json.
 
     Attributes:
-      base: id of the manifest it builds on.
-      inputs: listed items.
-      carried: shard files of earlier runs, each with the records that stay.
-      sizes: items of every shard that is written.
+      base: id of the earlier run that is reused.
+      inputs: number of listed items.
+      carried: shard files of earlier runs that stay in use, with their dead records.
+      sizes: number of items in each shard to write.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,7 +34,7 @@ class EmbedPlan(BaseModel):
 
     @property
     def shards(self) -> list[Shard]:
-        """The shards that are written."""
+        """The shards to write."""
         return [Shard(index, len(self.sizes)) for index in range(len(self.sizes))]
 
 
@@ -52,32 +52,34 @@ def write(
     """Plans a run and writes the plan into `folder`.
 
     Args:
-      source: of the corpus.
-      shards: number of shards to write; derived from what is left to do by default.
-      max_dead_fraction: of the records in the files of earlier runs; with more, all records are copied.
+      source: source of the corpus.
+      shards: number of shards to write; None derives it from the number of items to process.
+      max_bytes: size limit of an input.
+      max_dead_fraction: maximum fraction of dead records in the carried shard files, above which all live records are
+        copied instead.
     """
     carried: tuple[ShardInfo, ...] = ()
     if base:
         listing.read_base(workspace, base)
-        carried = listing.reuse(base, max_dead_fraction)
-    # What is not local is read for its content only where most of it is carried over.
-    listing.find_contents(max_bytes, base is not None, remote=base is not None and base.source == source)
-    listing.share_contents()
+        carried = listing.carry_over(base, max_dead_fraction)
+    # Hashing remote files means reading them twice, so it only pays off when most of the corpus is carried over.
+    listing.hash_candidates(max_bytes, base is not None, remote=base is not None and base.source == source)
+    listing.deduplicate()
     return _commit(listing, workspace, folder, base, carried, shards)
 
 
 def write_compaction(
     listing: CorpusListing, workspace: Workspace, folder: str, base: Manifest, *, shards: int | None
 ) -> EmbedPlan:
-    """Plans a run that copies every live record of `base`."""
+    """Plans a run that copies every live record of `base`, and writes the plan into `folder`."""
     listing.read_base(workspace, base)
     listing.add_base(base)
-    listing.share_contents()
+    listing.deduplicate()
     return _commit(listing, workspace, folder, base, (), shards)
 
 
 def read(workspace: Workspace, folder: str) -> EmbedPlan | None:
-    """Returns the plan of an unfinished run; None where there is none that can be followed."""
+    """Returns the plan of an unfinished run, or None if there is none or its base no longer exists."""
     try:
         plan = EmbedPlan.model_validate_json(workspace.storage.read(f"{folder}/{PLAN}"))
     except (FileNotFoundError, ValueError):
@@ -93,10 +95,10 @@ def _commit(
     carried: tuple[ShardInfo, ...],
     shards: int | None,
 ) -> EmbedPlan:
-    sizes = listing.assign(shards)
+    sizes = listing.assign_shards(shards)
     plan = EmbedPlan(base=base.id if base else None, inputs=listing.count, carried=carried, sizes=sizes)
     for shard in plan.shards:
-        # A report of another plan would let this one skip the shard.
+        # A report left by another plan would make workers skip the shard.
         workspace.storage.delete(f"{folder}/{shard.name('done', 'json')}")
         write_plan(workspace.storage, folder, shard, listing.tasks(shard.index, base))
     workspace.storage.write(f"{folder}/{PLAN}", plan.model_dump_json().encode())

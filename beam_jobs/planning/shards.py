@@ -1,7 +1,7 @@
-"""Files of a run's shards: what is to be done, the records, the rejects, and the report that marks a shard as done.
+"""Shards of an embedding run and their files: plan, records, rejects, and the report that marks a shard as done.
 
-The shard is the unit of work: one Beam element. Its report is written last, so that a killed job started again redoes
-at most the shards in flight, on any runner. Records lie in the order of their ids: the same plan gives the same bytes.
+A shard is the unit of work, one Beam element. Its report is written last, so that a restarted job repeats at most the
+shards that were in flight, on any runner. Records are sorted by id, so that the same plan gives the same bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ITEMS_PER_SHARD = 1024
 MIN_ITEMS_PER_SHARD = 32
 MAX_SHARDS = 10_000
 USUAL_SHARDS = 8
-"""Small corpora have so many, for as many workers, unless these would hold fewer items than MIN_ITEMS_PER_SHARD."""
+"""Number of shards of a small corpus, which lets several workers share it; fewer below MIN_ITEMS_PER_SHARD each."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Shard:
     total: int
 
     def name(self, kind: str, suffix: str) -> str:
-        """Returns the name of one of the shard's files."""
+        """Returns the name of the shard's file of a kind, for example `data-00000-of-00008.tfrecord`."""
         return f"{kind}-{self.index:05d}-of-{self.total:05d}.{suffix}"
 
 
 @dataclass(frozen=True)
 class RecordLocation:
-    """Where an earlier run keeps a record: `size` bytes at `offset` in shard file `name` of run `run`."""
+    """Location of an earlier run's record: `size` bytes at `offset` in shard file `name` of run `run`."""
 
     run: str
     name: str
@@ -51,18 +51,18 @@ class RecordLocation:
 
 @dataclass(frozen=True)
 class Task:
-    """Items of the same content, which need one embedding.
+    """Items with the same content, which share one embedding.
 
     Attributes:
-      items: in the order of their ids; more than one only where the contents are known to be the same.
-      source: a record that holds the embedding already.
+      items: items sorted by id; more than one only if their contents are known to be equal.
+      stored_at: location of a record that already holds the embedding, if there is one.
     """
 
     items: tuple[Item, ...]
     stored_at: RecordLocation | None = None
 
     def to_json(self) -> str:
-        """Returns one line of a plan file."""
+        """Serializes the task as one line of a plan file."""
         items = [
             {key: value for key, value in vars(item).items() if key not in _DEFAULTS or value != _DEFAULTS[key]}
             for item in self.items
@@ -84,16 +84,16 @@ _DEFAULTS = {key: value for key, value in vars(Item("", "", "")).items() if key 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of a shard's items: every one is embedded, reused or rejected.
+    """Result of a shard: each of its items was embedded, reused or rejected.
 
     Attributes:
-      shard: the written file, a ShardInfo as dict.
-      embedded: contents that went through the encoder.
-      reused: further items of the same content, and items whose embedding an earlier run holds.
+      shard: the written records file, a ShardInfo as a dict.
+      embedded: number of contents that went through the encoder.
+      reused: number of items whose embedding came from another item of the same content or from an earlier run.
       rejected: number of rejects by reason.
-      rejects: name of the JSONL file that lists them; empty where there are none.
-      bytes_read: of the inputs.
-      batch_size, batch_ms: distributions over the calls of the encoder.
+      rejects: name of the JSONL file that lists the rejects; empty if there are none.
+      bytes_read: number of input bytes read.
+      batch_size, batch_ms: distributions over the encoder's calls.
       seconds: wall time.
     """
 
@@ -109,24 +109,24 @@ class ShardReport:
 
 
 def shard_count(items: int) -> int:
-    """Returns how many shards so many items are written to: 1,024 a shard, but 8 shards where these are not tiny."""
+    """Returns the number of shards for a number of items: 1,024 items per shard, but 8 shards for small corpora."""
     small = min(USUAL_SHARDS, items // MIN_ITEMS_PER_SHARD)
     return min(max(1, small, -(-items // ITEMS_PER_SHARD)), MAX_SHARDS)
 
 
 def shard_of(id: str, total: int) -> int:
-    """Returns the shard of an id."""
+    """Returns the index of the shard that an id is assigned to."""
     return int(sha256_bytes(id.encode())[:15], 16) % total
 
 
 def write_plan(storage: Storage, folder: str, shard: Shard, tasks: Iterable[Task]) -> None:
-    """Writes what a shard has to do."""
+    """Writes the plan file of a shard."""
     lines = "".join(f"{task.to_json()}\n" for task in tasks)
     storage.write(f"{folder}/{shard.name('plan', 'jsonl')}", lines.encode())
 
 
 def read_plan(storage: Storage, folder: str, shard: Shard) -> list[Task]:
-    """Reads what a shard has to do."""
+    """Reads the plan file of a shard."""
     text = storage.read(f"{folder}/{shard.name('plan', 'jsonl')}").decode()
     return [Task.from_json(line) for line in text.split("\n") if line]
 
@@ -134,7 +134,7 @@ def read_plan(storage: Storage, folder: str, shard: Shard) -> list[Task]:
 def write_records(
     storage: Storage, folder: str, shard: Shard, records: Iterable[EmbeddingRecord], rejects: Sequence[dict[str, str]]
 ) -> tuple[ShardInfo, str]:
-    """Writes a shard's records and rejects; returns the records' file and the name of that of the rejects."""
+    """Writes a shard's records and rejects; returns the records file and the name of the rejects file, "" if none."""
     buffer = io.BytesIO()
     payloads = [record.to_bytes() for record in sorted(records, key=lambda record: record.id)]
     write_tfrecords(buffer, payloads)
@@ -153,12 +153,12 @@ def write_records(
 
 
 def write_report(storage: Storage, folder: str, shard: Shard, report: ShardReport) -> None:
-    """Marks a shard as done."""
+    """Writes a shard's report, which marks the shard as done."""
     storage.write(f"{folder}/{shard.name('done', 'json')}", json.dumps(asdict(report)).encode())
 
 
 def read_report(storage: Storage, folder: str, shard: Shard) -> ShardReport | None:
-    """Returns the report of a finished shard, None where it is not finished."""
+    """Returns the report of a finished shard, or None if the shard is not finished."""
     try:
         value = json.loads(storage.read(f"{folder}/{shard.name('done', 'json')}"))
     except FileNotFoundError:
@@ -169,14 +169,14 @@ def read_report(storage: Storage, folder: str, shard: Shard) -> ShardReport | No
 
 
 def rejected_by_reason(reports: Iterable[ShardReport]) -> dict[str, int]:
-    """Returns the number of rejects of all shards by reason."""
+    """Returns the number of rejects in all shards by reason."""
     total: Counter[str] = Counter()
     for report in reports:
         total.update(report.rejected)
     return dict(sorted(total.items()))
 
 
-def remove_leftovers(storage: Storage, folder: str, keep: Iterable[str]) -> None:
-    """Deletes what only an unfinished run needs: plans, the shards' reports, and what killed writers left."""
+def remove_temporary_files(storage: Storage, folder: str, keep: Iterable[str]) -> None:
+    """Deletes the files of a finished run except `keep`: plans, shard reports, and leftovers of killed writers."""
     for name in set(storage.files(folder)) - set(keep):
         storage.delete(f"{folder}/{name}")

@@ -194,7 +194,7 @@ def test_another_encoder_s_run_is_no_base(workspace: Workspace, photos: Path) ->
     first = embed_images(embed_config(workspace, photos), "tiny")
     manifest = embed_images(embed_config(workspace, photos), "other")
     assert (manifest.embedded, manifest.base) == (20, None)
-    with pytest.raises(UsageError, match="cannot be the base"):
+    with pytest.raises(UsageError, match="cannot be reused"):
         embed_images(embed_config(workspace, photos / "sub", embed__reuse_from=first.id), "other")
 
 
