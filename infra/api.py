@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.releases import releases as _releases
 from infra.releases.channels import PRODUCTION, STAGING
-from infra.releases.releases import Listing, Release
+from infra.releases.releases import Release, ReleaseListing
 from infra.stages import (
     KIND_OF_STAGE,
     check,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from infra.reindex.journal import Run
     from infra.reindex.plan import Plan
     from infra.reindex.status import Status
-    from infra.releases.pruning import Pruned
+    from infra.releases.pruning import PruneResult
     from serving_check.measurement.search import Hit
 
 __all__ = [
@@ -112,7 +112,7 @@ def promote(config: Config, source: str = STAGING, to: str = PRODUCTION, release
     return _releases.promote(_releases.open_target(config), source, to, release)
 
 
-def prune(config: Config, dry_run: bool = False) -> Pruned:
+def prune(config: Config, dry_run: bool = False) -> PruneResult:
     """Deletes releases beyond `reindex.keep_releases` and `reindex.keep_days`."""
     from infra.releases.pruning import prune as prune_releases
 
@@ -122,10 +122,10 @@ def prune(config: Config, dry_run: bool = False) -> Pruned:
     return prune_releases(_releases.open_target(config), keep, config.reindex.keep_days, dry_run)
 
 
-def releases(config: Config) -> Listing:
+def releases(config: Config) -> ReleaseListing:
     """Returns all releases and refusals, the most recent first."""
     target = _releases.open_target(config)
-    return Listing(_releases.list_releases(target), _releases.list_refusals(target))
+    return ReleaseListing(_releases.list_releases(target), _releases.list_refusals(target))
 
 
 def run(config: Config) -> RunReport:

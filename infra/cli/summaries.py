@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from infra.demo.demo import DemoReport
     from infra.reindex.journal import Run
     from infra.reindex.status import Lag, Status
-    from infra.releases.pruning import Pruned
-    from infra.releases.releases import Listing, Release
+    from infra.releases.pruning import PruneResult
+    from infra.releases.releases import Release, ReleaseListing
     from serving_check.measurement.search import Hit
 
 
@@ -57,7 +57,7 @@ _FIGURES = {
 """Figures of a release that are shown: label and what it is."""
 
 
-def releases(found: Listing) -> str:
+def releases(found: ReleaseListing) -> str:
     """Both tables of a listing."""
     lines = []
     if found.releases:
@@ -84,7 +84,7 @@ def releases(found: Listing) -> str:
     return "\n".join(lines) or "no release yet; `searchforge run` makes one"
 
 
-def pruned(found: Pruned) -> str:
+def pruned(found: PruneResult) -> str:
     """What went and what stays."""
     verb = "would be deleted" if found.dry_run else "deleted"
     lines = [f"{verb}: release {id}" for id in found.releases]

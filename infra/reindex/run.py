@@ -153,16 +153,16 @@ def _bring_up(runner: _StageRunner) -> tuple[Literal["published", "unchanged"], 
     """Does what the plan says; returns how that ended, and the release that holds the corpus as it is."""
     config, held, record, calls = runner.config, runner.held, runner.record, runner.calls
     workspace, target, channel = Workspace(config.workspace), releases.open_target(config), config.reindex.channel
-    seen = channels.read(target.storage, channel)
-    if held.taken_over and seen.exists:  # whoever was taken for dead publishes nothing from here on
-        releases.raise_fence(target, channel, held.fence)
+    pointer = channels.read(target.storage, channel)
+    if held.taken_over and pointer.exists:  # whoever was taken for dead publishes nothing from here on
+        channels.advance_fence(target.storage, channel, held.fence)
     with contextlib.ExitStack() as stack:
-        plan, listing = runner.do("plan", lambda: _list_and_plan(config, seen.pointer, stack))
+        plan, listing = runner.do("plan", lambda: _list_and_plan(config, pointer.pointer, stack))
         record.update(plan=plan.entry)
         progress.say(f"  {plan.summary}")
         if plan.holds:
             return "unchanged", plan.holds
-        releases.raise_fence(target, channel, held.fence)
+        channels.advance_fence(target.storage, channel, held.fence)
         encoder = plan.encoder or runner.make("train", lambda: calls.train(config))["id"]
         listings = iter(() if plan.entry.train else (listing,))  # one that is hours old is not used, nor one twice
         embedded = runner.make("embed", lambda: calls.embed(config, encoder, MODALITY, next(listings, None)))
@@ -174,7 +174,7 @@ def _bring_up(runner: _StageRunner) -> tuple[Literal["published", "unchanged"], 
 
     def publish() -> dict[str, Any]:
         published = calls.publish(
-            workspace, target, report["id"], channel=channel, revive=False, fence=held.fence, seen=seen
+            workspace, target, report["id"], channel=channel, revive=False, fence=held.fence, expected=pointer
         )
         return {"id": published.id, "live": published.live}
 

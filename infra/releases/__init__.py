@@ -1,1 +1,1 @@
-"""Releases: published, promoted, rolled back, pruned and downloaded."""
+"""Releases: publishing, channels, rollback, pruning, and the reference client for apps."""

@@ -1,9 +1,10 @@
-"""Channels of releases: each has one pointer, the small file that an app looks at; it is the only thing that changes.
+"""Release channels: reads and replaces the pointers that name each channel's live release.
 
-releases/CURRENT.json            of the channel `production`
-releases/CURRENT.staging.json    of the channel `staging`, or of any other name
+releases/CURRENT.json            pointer of the channel `production`
+releases/CURRENT.staging.json    pointer of the channel `staging`; other channels follow the same pattern
 
-A pointer is replaced only at the version that was read before it was decided what to write.
+Apps poll the pointer; releases themselves are immutable. A pointer is replaced by compare-and-swap: the write succeeds
+only if the file still has the version that was read before the decision was made.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ PRODUCTION = "production"
 STAGING = "staging"
 
 HISTORY = 20
-"""Earlier releases that a pointer remembers, and so steps that a rollback can go back."""
+"""Number of earlier releases that a pointer lists, and so the maximum number of consecutive rollbacks."""
 
 WITHDRAWN = 100
-"""Releases that were rolled back, which a pointer remembers."""
+"""Number of withdrawn releases that a pointer lists."""
 
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -34,16 +35,17 @@ _FOLDER = "releases"
 _POINTER = re.compile(r"CURRENT(?:\.([a-z][a-z0-9-]{0,31}))?\.json")
 
 
-class _Part(BaseModel):
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class PointerFile(_Part):
+class PointerFile(_Frozen):
     """A file of the live release.
 
     Attributes:
-      bytes, sha256: of its content.
-      path: relative to the pointer.
+      bytes: size of the file.
+      sha256: SHA-256 of its content, in hexadecimal.
+      path: path relative to the pointer.
     """
 
     bytes: int = Field(ge=0)
@@ -51,31 +53,31 @@ class PointerFile(_Part):
     path: str
 
 
-class Earlier(_Part):
-    """A release that was live.
+class Earlier(_Frozen):
+    """A release that was live earlier.
 
     Attributes:
-      until: UTC time, ISO 8601.
+      until: UTC time at which another release replaced it.
     """
 
     release: str
     until: datetime
 
 
-class Pointer(_Part):
-    """What a channel's pointer says. docs/on-device.md describes it for apps.
+class Pointer(_Frozen):
+    """Content of a channel's pointer. docs/on-device.md describes it for apps.
 
     Attributes:
-      serial: grows with every write.
-      release: id of the live release; None: nothing is live yet.
-      files: of the release, by name.
-      encoder: id of the encoder bundle that the release was made with.
-      fingerprint: of the embedding space.
-      minimum_task_library: version of the TFLite Task Library that opens the files.
-      images: in the index.
-      history: releases that were live before, the latest first.
-      withdrawn: releases that were rolled back, the latest last; only a person makes one of them live again.
-      fence: the greatest fencing token that was seen; a publisher with a smaller one is refused.
+      serial: write counter; every write increments it.
+      release: id of the live release, None if nothing is live yet.
+      files: files of the live release that apps download, by name.
+      encoder: id of the encoder bundle that the release was built with.
+      fingerprint: fingerprint of the encoder's embedding space.
+      minimum_task_library: lowest version of the TFLite Task Library that opens the files.
+      images: number of images in the index.
+      history: releases that were live before, most recent first.
+      withdrawn: ids of releases that were rolled back, most recent last; scheduled runs never make them live again.
+      fence: greatest fencing token seen so far; publishers with a smaller one are refused.
       updated: UTC time of the write, by the storage's clock.
     """
 
@@ -96,35 +98,39 @@ class Pointer(_Part):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def previous(self) -> str | None:
-        """Id of the release that was live before, which stays downloadable."""
+        """Id of the release that was live before this one; it stays downloadable."""
         return self.history[0].release if self.history else None
 
     @property
     def protected(self) -> set[str]:
-        """Releases that must not be deleted."""
+        """Ids of the releases that must not be deleted: the live one and its predecessor."""
         return {id for id in (self.release, self.previous) if id}
 
-    def succeeded_by(self, release: str, now: datetime, back: bool) -> dict[str, Any]:
-        """Returns `release` and the history for it; who goes `back` to an earlier one forgets what came after it."""
+    def succession(self, release: str, now: datetime, *, rollback: bool) -> dict[str, Any]:
+        """Returns the fields `release` and `history` after `release` went live.
+
+        Args:
+          rollback: drop the history entries that are more recent than `release`.
+        """
         earlier = [entry.release for entry in self.history]
-        if back and release in earlier:
+        if rollback and release in earlier:
             return {"release": release, "history": self.history[earlier.index(release) + 1 :]}
         before = (Earlier(release=self.release, until=now),) if self.release else ()
         others = (entry for entry in self.history if entry.release != release)
         return {"release": release, "history": (*before, *others)[:HISTORY]}
 
-    def says_the_same(self, other: Pointer) -> bool:
-        """Whether a decision that was made on one of them holds for the other."""
+    def has_same_releases(self, other: Pointer) -> bool:
+        """Returns whether a decision based on one of the two pointers is valid for the other."""
         return (self.release, self.history, self.withdrawn) == (other.release, other.history, other.withdrawn)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A pointer as it was read.
+class VersionedPointer:
+    """A pointer together with the version of its file, for compare-and-swap.
 
     Attributes:
-      version: of the file, at which it may be replaced.
-      exists: whether there is a file.
+      version: version of the file, as the storage reports it.
+      exists: whether the file exists; if not, `pointer` is an empty one.
     """
 
     pointer: Pointer
@@ -133,88 +139,91 @@ class Seen:
 
 
 def path_of(channel: str) -> str:
-    """Where a channel's pointer is.
+    """Returns the path of a channel's pointer.
 
     Raises:
-      UsageError: it is not a channel's name.
+      UsageError: the name is not a valid channel name.
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", channel):
-        raise UsageError(f"{channel!r} is not a channel; expected a small letter, then small letters, digits and '-'")
+        raise UsageError(
+            f"{channel!r} is not a valid channel name; expected a lowercase letter, then lowercase letters, "
+            "digits or '-'"
+        )
     return f"{_FOLDER}/CURRENT.json" if channel == PRODUCTION else f"{_FOLDER}/CURRENT.{channel}.json"
 
 
-def read(storage: Storage, channel: str = PRODUCTION) -> Seen:
-    """Reads a pointer; a channel that was never published to has an empty one.
+def read(storage: Storage, channel: str = PRODUCTION) -> VersionedPointer:
+    """Reads a channel's pointer; a channel without one gets an empty pointer.
 
     Raises:
-      JobError: it is damaged.
+      JobError: the pointer is damaged.
     """
     path = path_of(channel)
     data, version = storage.read_version(path)
     if data is None:
-        return Seen(Pointer(channel=channel), version, exists=False)
+        return VersionedPointer(Pointer(channel=channel), version, exists=False)
     try:
-        return Seen(Pointer.model_validate_json(data), version, exists=True)
+        return VersionedPointer(Pointer.model_validate_json(data), version, exists=True)
     except ValidationError as error:
         fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"])) or "the file"
+        location = ".".join(map(str, fault["loc"])) or "the file"
         raise JobError(
-            f"{storage}/{path} is damaged ({place}: {fault['msg']}), so nobody knows what is live; restore it from a "
-            "backup or an earlier generation, or delete it and make a release live with `searchforge rollback --to ID`"
+            f"{storage}/{path} is damaged ({location}: {fault['msg']}), so the live release is unknown; restore it "
+            "from a backup or an earlier object generation, or delete it and run `searchforge rollback --to ID`"
         ) from None
 
 
-def write(storage: Storage, seen: Seen, now: datetime, **changes: Any) -> None:
-    """Replaces a pointer by the one that was read with `changes`.
+def write(storage: Storage, expected: VersionedPointer, now: datetime, **changes: Any) -> None:
+    """Replaces a pointer by a copy of `expected` with `changes`.
 
     Raises:
-      ConflictError: somebody else replaced it since.
+      ConflictError: the pointer no longer has the version of `expected`.
     """
-    update = {**changes, "serial": seen.pointer.serial + 1, "updated": now}
-    data = seen.pointer.model_copy(update=update).model_dump_json(indent=2).encode()
-    storage.replace(path_of(seen.pointer.channel), data, seen.version)
+    update = {**changes, "serial": expected.pointer.serial + 1, "updated": now}
+    data = expected.pointer.model_copy(update=update).model_dump_json(indent=2).encode()
+    storage.replace(path_of(expected.pointer.channel), data, expected.version)
 
 
-def raise_fence(storage: Storage, channel: str, fence: int) -> None:
-    """Writes a fencing token into a pointer, so that a publisher with a smaller one is refused from now on.
+def advance_fence(storage: Storage, channel: str, fence: int) -> None:
+    """Stores a fencing token in a pointer; publishers with a smaller token are refused afterwards.
 
     Raises:
-      ConflictError: a greater token is there already.
+      ConflictError: the pointer already has a greater token.
     """
     now = storage.now()
     while True:
-        seen = read(storage, channel)
-        require_fence(seen.pointer, fence)
-        if seen.exists and seen.pointer.fence == fence:
+        current = read(storage, channel)
+        require_fence(current.pointer, fence)
+        if current.exists and current.pointer.fence == fence:
             return
         try:
-            write(storage, seen, now, fence=fence)
+            write(storage, current, now, fence=fence)
         except ConflictError:
             continue
         return
 
 
 def require_fence(pointer: Pointer, fence: int | None) -> None:
-    """Raises ConflictError where a greater fencing token was seen."""
+    """Raises ConflictError if the pointer has a greater fencing token than `fence`."""
     if fence is not None and fence < pointer.fence:
         raise ConflictError(
-            f"channel {pointer.channel} has seen fencing token {pointer.fence}, and {fence} is older: another run took "
-            "over, and this one may change nothing any more"
+            f"channel {pointer.channel} has fencing token {pointer.fence}, but this run holds the older token {fence}: "
+            "another run took over the lease, so this one can no longer publish"
         )
 
 
 def touch(storage: Storage, channel: str, now: datetime) -> Pointer:
-    """Rewrites a pointer as it is, so that whoever read it before must look again; returns what it says."""
+    """Rewrites a pointer unchanged, which invalidates every version read before; returns its content."""
     while True:
-        seen = read(storage, channel)
+        current = read(storage, channel)
         try:
-            write(storage, seen, now)
+            write(storage, current, now)
         except ConflictError:
             continue
-        return seen.pointer
+        return current.pointer
 
 
 def channels(storage: Storage) -> list[str]:
-    """Names of the channels that have a pointer, sorted."""
+    """Returns the names of the channels that have a pointer, sorted."""
     found = (_POINTER.fullmatch(name) for name in storage.files(_FOLDER))
     return sorted(match.group(1) or PRODUCTION for match in found if match)

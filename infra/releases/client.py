@@ -1,14 +1,14 @@
-"""Reference client of releases: how an app gets the live searcher onto the device; see docs/on-device.md.
+"""Reference client: installs the live release of a channel in a local folder, as an app does; see docs/on-device.md.
 
     client = Client("gs://bucket/apps", folder, probe=open_searcher)
-    outcome = client.update()       # in the background, now and then; it never makes things worse
-    searcher = client.opened()      # the folder whose files open, or None
+    outcome = client.update()             # periodically, in the background; on failure the installed version stays
+    searcher = client.usable_version()    # folder of the installed version, or None
 
-It needs nothing but Python's standard library, and can be read as the pattern for a client in another language.
+It is a single file that needs only Python's standard library, and serves as a model for clients in other languages.
 
-    FOLDER/state.json        which version is current, which one was before, and which releases did not open
-    FOLDER/versions/<id>/    a version's files and its pointer.json; a folder there is complete
-    FOLDER/incoming/<id>/    what is being downloaded
+    FOLDER/state.json        ids of the current and the previous version, and the releases that failed to open
+    FOLDER/versions/<id>/    files of an installed version and its pointer.json; always complete
+    FOLDER/incoming/<id>/    files that are being downloaded
 
 On the command line: `python -m infra.releases.client SOURCE FOLDER [CHANNEL]`.
 """
@@ -33,39 +33,39 @@ from typing import Any, BinaryIO, Literal
 from urllib.parse import quote, urlsplit
 
 POINTER_BYTES = 1 << 20
-"""A pointer that is larger is refused."""
+"""Maximum size of a pointer."""
 
 _BLOCK_BYTES = 1 << 16
 
-_ATTEMPTS = 3
-"""At one update: what the pointer named may be gone when it is fetched, because another release went live."""
+_FETCH_ATTEMPTS = 3
+"""Attempts per update: a release may be deleted during the download because another one went live."""
 
-_OPENINGS = 3
-"""A release that did not open so often is given up by this version of the app; the first time memory may be short."""
+_OPEN_ATTEMPTS = 3
+"""Failed openings after which an app version gives a release up; a single failure may be a shortage of memory."""
 
-_RELEASE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,79}")
-_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+_RELEASE_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,79}")
+_FILE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_FAILURES = (OSError, http.client.HTTPException, ValueError)
-"""What a source may fail with; ValueError: what it sent is not what was announced."""
+_FETCH_ERRORS = (OSError, http.client.HTTPException, ValueError)
+"""Errors of an unreachable or misbehaving source, RefusedError among them."""
 
 
 class RefusedError(ValueError):
-    """A release, or what was sent in its place, that is not installed."""
+    """The source offers something that this client does not install."""
 
 
-class _GoneError(ValueError):
+class _NotFoundError(ValueError):
     """The source has no such file."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of an update.
+    """Result of an update.
 
     Attributes:
-      state: `updated`; `unchanged`: the live release is installed already; `kept`: it could not be installed.
-      release: that is installed now; None: none is.
+      state: `updated`, `unchanged` (the live release is already installed) or `kept` (it could not be installed).
+      release: id of the installed release, None if there is none.
       reason: why nothing was installed, for people.
     """
 
@@ -76,10 +76,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _State:
-    """What is installed.
+    """Content of state.json.
 
     Attributes:
-      failures: how often a release did not open, by its id and the Task Library's version.
+      failures: number of failed openings, by release id and Task Library version.
     """
 
     current: str | None = None
@@ -88,16 +88,16 @@ class _State:
 
 
 class Client:
-    """Keeps a folder up with the live release of a channel.
+    """Keeps a local folder up to date with the live release of a channel.
 
     Args:
-      source: of releases: a local folder, gs://bucket/prefix (public), or an https URL; what has `releases/` below it.
-      folder: of this client alone.
-      probe: opens the files of a folder as the app will; raises whatever it wants where it cannot.
-      task_library: version that the app was built with.
-      fingerprints: of embedding spaces that the app can use; None: any. It matters to an app with vectors of its own.
-      max_bytes: of a release.
-      timeout: seconds without a byte after which a source is given up.
+      source: local folder, public gs://bucket/prefix or https URL that contains `releases/`.
+      folder: folder that only this client uses.
+      probe: opens the files of a folder as the app will; raises any exception if it cannot.
+      task_library: version of the TFLite Task Library that the app was built with.
+      fingerprints: embedding spaces that the app supports, None for any; matters to apps that store vectors.
+      max_bytes: maximum total size of a release.
+      timeout: seconds without data after which a request fails.
     """
 
     def __init__(
@@ -122,24 +122,24 @@ class Client:
             path.mkdir(parents=True, exist_ok=True)
 
     def update(self) -> Outcome:
-        """Installs the live release if there is another one; what is installed stays unless the new one opens."""
-        with _locked(self._folder / ".lock") as alone:
-            if not alone:
+        """Installs the live release if it is not installed; on any failure the installed version stays."""
+        with _try_lock(self._folder / ".lock") as locked:
+            if not locked:
                 return Outcome("kept", self._state().current, "another update is running")
-            for attempt in range(1, _ATTEMPTS + 1):
+            for attempt in range(1, _FETCH_ATTEMPTS + 1):
                 try:
                     return self._update()
-                except _GoneError as error:
-                    if attempt == _ATTEMPTS:
+                except _NotFoundError as error:
+                    if attempt == _FETCH_ATTEMPTS:
                         return Outcome("kept", self._state().current, str(error))
-                except _FAILURES as error:
+                except _FETCH_ERRORS as error:
                     return Outcome("kept", self._state().current, str(error) or type(error).__name__)
         raise AssertionError("unreachable")
 
-    def opened(self) -> Path | None:
-        """Returns the folder of the current version, or of the one before where it does not open; None: neither does.
+    def usable_version(self) -> Path | None:
+        """Returns the folder of the current version, else of the previous one, or None if neither opens.
 
-        A version whose files are damaged is forgotten, so that the next update fetches it again.
+        A version with damaged files is dropped from the state, so that the next update downloads it again.
         """
         state = self._state()
         damaged: set[str] = set()
@@ -148,20 +148,19 @@ class Client:
             folder = self._versions / (release or "")
             if release is None or found:
                 continue
-            if self._opens(folder) is None:
+            if self._open_error(folder) is None:
                 found = folder
             elif not _is_intact(folder):
                 damaged.add(release)
-        with _locked(self._folder / ".lock") as alone:
-            if damaged and alone:
-                current, previous, *_ = [
-                    *(id for id in (state.current, state.previous) if id and id not in damaged), None, None
-                ]  # fmt: skip
+        with _try_lock(self._folder / ".lock") as locked:
+            if damaged and locked:
+                intact = [id for id in (state.current, state.previous) if id and id not in damaged]
+                current, previous, *_ = [*intact, None, None]
                 self._write_state(_State(current, previous, state.failures))
         return found
 
-    def _opens(self, folder: Path) -> Exception | None:
-        """Returns why a version does not open; None: it does."""
+    def _open_error(self, folder: Path) -> Exception | None:
+        """Returns the error with which a version fails to open, or None if it opens."""
         try:
             _verify_sizes(folder)
             self._probe(folder)
@@ -175,14 +174,14 @@ class Client:
         pointer = _parse(data)
         release = pointer["release"]
         if release is None:
-            return Outcome("kept", state.current, "nothing is published in this channel")
+            return Outcome("kept", state.current, "the channel has no live release")
         if release == state.current and _is_complete(self._versions / release):
             return Outcome("unchanged", release)
         self._require_usable(pointer, state)
         folder = self._versions / release
         if not _is_intact(folder):
             folder = self._download(pointer, data)
-        if error := self._opens(folder):
+        if error := self._open_error(folder):
             key = self._failure_key(release)
             failures = {**state.failures, key: state.failures.get(key, 0) + 1}
             self._write_state(_State(state.current, state.previous, failures))
@@ -195,12 +194,14 @@ class Client:
 
     def _require_usable(self, pointer: dict[str, Any], state: _State) -> None:
         release, needed = pointer["release"], pointer["minimum_task_library"]
-        if state.failures.get(self._failure_key(release), 0) >= _OPENINGS:
-            raise RefusedError(f"release {release} did not open {_OPENINGS} times")
+        if state.failures.get(self._failure_key(release), 0) >= _OPEN_ATTEMPTS:
+            raise RefusedError(f"release {release} did not open {_OPEN_ATTEMPTS} times")
         if _version(needed) > _version(self._task_library):
             raise RefusedError(f"release {release} needs Task Library {needed}, this app has {self._task_library}")
         if self._fingerprints is not None and pointer["fingerprint"] not in self._fingerprints:
-            raise RefusedError(f"release {release} is of encoder {pointer['encoder']}, which this app does not have")
+            raise RefusedError(
+                f"release {release} was built with encoder {pointer['encoder']}, which this app does not support"
+            )
         size = sum(file["bytes"] for file in pointer["files"].values())
         if size > self._max_bytes:
             raise RefusedError(f"release {release} has {size} bytes, more than the {self._max_bytes} allowed")
@@ -213,7 +214,7 @@ class Client:
         return data
 
     def _download(self, pointer: dict[str, Any], data: bytes) -> Path:
-        """Returns a folder with the verified files of a release; what an earlier attempt got is gone on with."""
+        """Downloads and verifies the files of a release, resuming an earlier attempt; returns their folder."""
         folder = self._incoming / pointer["release"]
         for other in self._incoming.iterdir():
             if other != folder:
@@ -239,22 +240,22 @@ class Client:
                 while block := stream.read(min(_BLOCK_BYTES, size - file.tell() + 1)):
                     file.write(block)
                     if file.tell() > size:
-                        break  # never more than was announced
+                        break  # longer than the pointer says
                 file.flush()
                 os.fsync(file.fileno())
-        got = part.stat().st_size
-        if got < size:
-            raise RefusedError(f"{url} ended after {got} of {size} bytes")
-        if got > size or _sha256(part) != sha256:
+        received = part.stat().st_size
+        if received < size:
+            raise RefusedError(f"{url} ended after {received} of {size} bytes")
+        if received > size or _sha256(part) != sha256:
             part.unlink()
-            raise RefusedError(f"{url} is not what the pointer announces")
+            raise RefusedError(f"{url} does not have the size and SHA-256 in the pointer")
         part.replace(target)
 
     def _install(self, release: str, folder: Path, state: _State, data: bytes) -> None:
         target = self._versions / release
         _write(folder / "pointer.json", data)
         if folder != target:
-            shutil.rmtree(target, ignore_errors=True)  # an incomplete one
+            shutil.rmtree(target, ignore_errors=True)  # an incomplete version
             _sync(folder)
             folder.rename(target)
             _sync(self._versions)
@@ -265,16 +266,16 @@ class Client:
                 shutil.rmtree(other, ignore_errors=True)
 
     def _state(self) -> _State:
-        """What is installed; where the state file is damaged, what is found to be whole."""
+        """Reads state.json; if it is missing or damaged, rebuilds the state from the intact versions."""
         try:
             values = json.loads((self._folder / "state.json").read_bytes())
             state = _State(values["current"], values["previous"], dict(values["failures"]))
-            if all(id is None or _RELEASE.fullmatch(id) for id in (state.current, state.previous)):
+            if all(id is None or _RELEASE_ID.fullmatch(id) for id in (state.current, state.previous)):
                 return state
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        whole = [path for path in self._versions.iterdir() if _RELEASE.fullmatch(path.name) and _is_intact(path)]
-        latest = sorted(whole, key=lambda path: (_pointer(path)["serial"], path.stat().st_mtime), reverse=True)
+        intact = [path for path in self._versions.iterdir() if _RELEASE_ID.fullmatch(path.name) and _is_intact(path)]
+        latest = sorted(intact, key=lambda path: (_pointer(path)["serial"], path.stat().st_mtime), reverse=True)
         current, previous, *_ = [*(path.name for path in latest), None, None]
         return _State(current, previous)
 
@@ -283,12 +284,12 @@ class Client:
 
     @contextlib.contextmanager
     def _open(self, url: str, offset: int) -> Iterator[tuple[BinaryIO, int]]:
-        """Yields a stream, and the offset at which it really begins: a server may send the whole."""
+        """Yields a stream and the offset at which it begins, which is 0 if the server ignores ranges."""
         if "://" not in url:
             try:
                 file = Path(url).open("rb")  # noqa: SIM115
             except FileNotFoundError:
-                raise _GoneError(f"{url} is not there") from None
+                raise _NotFoundError(f"{url} does not exist") from None
             with file:
                 file.seek(offset)
                 yield file, offset
@@ -301,7 +302,7 @@ class Client:
         except urllib.error.HTTPError as error:
             with error:
                 if error.code in (404, 410):
-                    raise _GoneError(f"{url} is not there ({error.code})") from None
+                    raise _NotFoundError(f"{url} does not exist ({error.code})") from None
                 raise RefusedError(f"{url} answers {error.code}") from None
         with response:
             begins = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
@@ -309,7 +310,7 @@ class Client:
 
 
 class _SecureRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect leads to no place that may not be asked in the first place."""
+    """Follows only redirects to secure URLs."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         _require_secure(newurl)
@@ -320,7 +321,7 @@ _OPENER = urllib.request.build_opener(_SecureRedirects)
 
 
 def _url(source: str) -> str:
-    """Returns the URL or local path of a source, without a slash at its end."""
+    """Returns the URL or local path of a source, without a trailing slash."""
     if source.startswith("gs://"):
         host = os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
         source = f"{host.rstrip('/')}/{quote(source.removeprefix('gs://'))}"
@@ -330,17 +331,17 @@ def _url(source: str) -> str:
 
 
 def _require_secure(url: str) -> None:
-    """Raises RefusedError unless a URL is https: the pointer's checksums are all that files are verified by."""
+    """Raises RefusedError unless a URL is https or local: files are verified only by the pointer's checksums."""
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")):
         raise RefusedError(f"{url} is not https")
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    """Returns a pointer whose every part that is used is known to be sound.
+    """Parses a pointer and validates every field that the client uses.
 
     Raises:
-      RefusedError: it is not.
+      RefusedError: the pointer is damaged or unsafe.
     """
     try:
         pointer = json.loads(data)
@@ -350,15 +351,15 @@ def _parse(data: bytes) -> dict[str, Any]:
         pointer["serial"] = int(pointer.get("serial", 0))
         if release is None:
             return dict(pointer)
-        if not _RELEASE.fullmatch(release):
-            raise RefusedError(f"{release!r} is not the id of a release")
+        if not _RELEASE_ID.fullmatch(release):
+            raise RefusedError(f"{release!r} is not a valid release id")
         for name, file in pointer["files"].items():
             path = PurePosixPath(file["path"])
             inside = not path.is_absolute() and ".." not in path.parts and "\\" not in file["path"]
-            named = _NAME.fullmatch(name) and name != "pointer.json" and not name.endswith((".part", ".tmp"))
-            sound = type(file["bytes"]) is int and file["bytes"] >= 0 and _SHA256.fullmatch(file["sha256"])
-            if not (inside and named and sound):
-                raise RefusedError(f"file {name!r} of the pointer has a bad name, path, size or checksum")
+            valid_name = _FILE_NAME.fullmatch(name) and name != "pointer.json" and not name.endswith((".part", ".tmp"))
+            valid_values = type(file["bytes"]) is int and file["bytes"] >= 0 and _SHA256.fullmatch(file["sha256"])
+            if not (inside and valid_name and valid_values):
+                raise RefusedError(f"file {name!r} of the pointer has an invalid name, path, size or checksum")
         if not pointer["files"]:
             raise RefusedError(f"release {release} has no files")
         _version(pointer["minimum_task_library"])
@@ -379,7 +380,7 @@ def _pointer(folder: Path) -> dict[str, Any]:
 
 
 def _verify_sizes(folder: Path) -> None:
-    """Raises ValueError or OSError unless a version has all its files at their sizes."""
+    """Raises ValueError or OSError unless a version has all its files, each with its size."""
     for name, file in _pointer(folder)["files"].items():
         if (folder / name).stat().st_size != file["bytes"]:
             raise ValueError(f"{folder / name} is damaged")
@@ -394,7 +395,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether a version has all its files, byte for byte."""
+    """Returns whether every file of a version has its size and SHA-256."""
     return _is_complete(folder) and all(
         _sha256(folder / name) == file["sha256"] for name, file in _pointer(folder)["files"].items()
     )
@@ -409,7 +410,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Writes a file whole, or leaves the one that is there."""
+    """Writes a file atomically and durably."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -428,8 +429,8 @@ def _sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Keeps other processes of the app out; yields whether this one is alone."""
+def _try_lock(path: Path) -> Iterator[bool]:
+    """Locks a file without waiting; yields whether the lock was acquired."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -440,7 +441,7 @@ def _locked(path: Path) -> Iterator[bool]:
 
 
 def main(arguments: list[str]) -> int:
-    """Updates a folder; returns the exit code: 0, or 1 where the live release could not be installed."""
+    """Updates a folder; returns exit code 0, 1 if the live release could not be installed, or 2 for wrong usage."""
     if not 2 <= len(arguments) <= 3:
         print("usage: python -m infra.releases.client SOURCE FOLDER [CHANNEL]", file=sys.stderr)
         return 2
@@ -450,9 +451,8 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(
-        f"{outcome.state}: {outcome.release or 'nothing'} is installed{'; ' + outcome.reason if outcome.reason else ''}"
-    )
+    reason = f"; {outcome.reason}" if outcome.reason else ""
+    print(f"{outcome.state}: {outcome.release or 'nothing'} is installed{reason}")
     return 0 if outcome.state != "kept" else 1
 
 

@@ -1,4 +1,4 @@
-"""Prune: deletes the releases that nobody goes back to, and what died before it became one."""
+"""Deletes old releases, leftovers of killed uploads and deletions, and old records of refusals."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from searchforge.artifacts.workspace import MARKERS, Workspace
 from searchforge.storage.base import Storage
 
 ABANDONED_DAYS = 1.0
-"""A release without its marker whose youngest file is older is no upload in progress, but one that died."""
+"""Age in days at which an unfinished upload or temporary file is taken for abandoned."""
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """What was deleted, or would be.
+class PruneResult:
+    """What a prune deleted, or would delete in a dry run.
 
     Attributes:
-      releases: ids.
-      unfinished: ids of uploads and deletions that died on the way.
-      refusals: entries about what was not published.
-      temporary: files of writers that died.
-      bytes: of releases and of what was unfinished.
-      kept: releases that stay.
+      releases: ids of complete releases.
+      unfinished: ids of incomplete releases: uploads and deletions that were killed.
+      refusals: number of records of refused publications.
+      temporary: number of temporary files of killed writers.
+      bytes: total size of the deleted releases, complete or not.
+      kept: number of complete releases that stay.
     """
 
     releases: list[str]
@@ -37,34 +37,35 @@ class Pruned:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A folder of releases/.
+class _ReleaseFolder:
+    """A folder below releases/.
 
     Attributes:
-      whole: whether its marker is there.
-      used: when it was written or last live, whichever is later.
+      complete: whether it has the marker that commits a release.
+      last_used: time of the last write to it, or of the end of its last time live, whichever is later.
+      bytes: total size of its files.
     """
 
     id: str
-    whole: bool
-    used: datetime
+    complete: bool
+    last_used: datetime
     bytes: int
 
 
 def prune(
     target: Workspace, keep: int, min_age_days: float, dry_run: bool = False, now: datetime | None = None
-) -> Pruned:
-    """Deletes releases that are neither among the `keep` latest ones nor younger than `min_age_days`.
+) -> PruneResult:
+    """Deletes releases that are neither among the `keep` most recent ones nor younger than `min_age_days`.
 
-    The live release of every channel and its predecessor always stay. A release's age counts from when it was written
-    or last live. What killed processes left is deleted once it is a day old. A run that is killed is finished by the
-    next one.
+    The live release of every channel and its predecessor always stay. A release's age counts from the time it was
+    written or last live. Leftovers of killed processes are deleted once they are a day old. A prune that is killed is
+    completed by the next one.
 
     Args:
-      now: the time that ages are counted to; by default that of the storage.
+      now: reference time for ages; by default the storage's clock.
 
     Raises:
-      JobError: a pointer is damaged, so nobody knows what is live; nothing is deleted.
+      JobError: a pointer is damaged, so the live release is unknown; nothing is deleted.
     """
     storage = target.storage
     now = now or storage.now()
@@ -74,41 +75,43 @@ def prune(
     for pointer in pointers:
         for earlier in pointer.history:
             last_live[earlier.release] = max(earlier.until, last_live.get(earlier.release, earlier.until))
-    found = [entry for id in storage.names("releases") if (entry := _look(storage, id, last_live.get(id)))]
-    begun = {name.removesuffix(".json") for name in storage.files(tombstones.FOLDER) if _is_entry(name)}
-    whole = sorted((entry for entry in found if entry.whole), key=lambda entry: entry.used, reverse=True)
-    old, abandoned = now - timedelta(days=min_age_days), now - timedelta(days=ABANDONED_DAYS)
-    releases = {entry.id for entry in whole[keep:] if entry.used <= old} - protected
-    unfinished = {entry.id for entry in found if not entry.whole and entry.used <= abandoned} | (begun - releases)
+    folders = [found for id in storage.names("releases") if (found := _read_folder(storage, id, last_live.get(id)))]
+    marked = {name.removesuffix(".json") for name in storage.files(tombstones.FOLDER) if _is_record(name)}
+    complete = sorted((folder for folder in folders if folder.complete), key=lambda f: f.last_used, reverse=True)
+    age_limit, abandoned = now - timedelta(days=min_age_days), now - timedelta(days=ABANDONED_DAYS)
+    releases = {folder.id for folder in complete[keep:] if folder.last_used <= age_limit} - protected
+    unfinished = {folder.id for folder in folders if not folder.complete and folder.last_used <= abandoned}
+    unfinished |= marked - releases
     if not dry_run:
-        buried = tombstones.bury(storage, releases | unfinished)
-        releases, unfinished = releases & buried, unfinished & buried
+        deleted = tombstones.delete_releases(storage, releases | unfinished)
+        releases, unfinished = releases & deleted, unfinished & deleted
     else:
         unfinished -= protected
-    return Pruned(
+    return PruneResult(
         releases=sorted(releases),
         unfinished=sorted(unfinished),
-        refusals=_prune_refusals(storage, keep, old, dry_run),
+        refusals=_prune_refusals(storage, keep, age_limit, dry_run),
         temporary=_prune_temporary(storage, abandoned, dry_run),
-        bytes=sum(entry.bytes for entry in found if entry.id in releases | unfinished),
-        kept=len({entry.id for entry in whole} - releases - unfinished),
+        bytes=sum(folder.bytes for folder in folders if folder.id in releases | unfinished),
+        kept=len({folder.id for folder in complete} - releases - unfinished),
         dry_run=dry_run,
     )
 
 
-def _look(storage: Storage, id: str, last_live: datetime | None) -> _Found | None:
+def _read_folder(storage: Storage, id: str, last_live: datetime | None) -> _ReleaseFolder | None:
+    """Returns a release's folder, or None if it has no files."""
     with storage.snapshot(f"releases/{id}") as snapshot:
         objects = snapshot.objects
     if not objects:
         return None
     times = [object.modified for object in objects.values()] + ([last_live] if last_live else [])
-    whole = MARKERS["releases"] in objects
-    return _Found(id, whole, max(times), sum(object.bytes for object in objects.values()))
+    complete = MARKERS["releases"] in objects
+    return _ReleaseFolder(id, complete, max(times), sum(object.bytes for object in objects.values()))
 
 
-def _prune_refusals(storage: Storage, keep: int, old: datetime, dry_run: bool) -> int:
-    names = sorted(filter(_is_entry, storage.files(REFUSED)), reverse=True)[keep:]  # they begin with their time
-    paths = [path for name in names if _older(storage, path := f"{REFUSED}/{name}", old)]
+def _prune_refusals(storage: Storage, keep: int, age_limit: datetime, dry_run: bool) -> int:
+    names = sorted(filter(_is_record, storage.files(REFUSED)), reverse=True)[keep:]  # names begin with their time
+    paths = [path for name in names if _is_older(storage, path := f"{REFUSED}/{name}", age_limit)]
     return _delete(storage, paths, dry_run)
 
 
@@ -116,10 +119,10 @@ def _prune_temporary(storage: Storage, abandoned: datetime, dry_run: bool) -> in
     folders = ("releases", REFUSED, tombstones.FOLDER)
     names = [(folder, name) for folder in folders for name in storage.files(folder)]
     paths = [f"{folder}/{name}" for folder, name in names if name.startswith(".") and name.endswith(".tmp")]
-    return _delete(storage, [path for path in paths if _older(storage, path, abandoned)], dry_run)
+    return _delete(storage, [path for path in paths if _is_older(storage, path, abandoned)], dry_run)
 
 
-def _older(storage: Storage, path: str, time: datetime) -> bool:
+def _is_older(storage: Storage, path: str, time: datetime) -> bool:
     try:
         return storage.modified(path) <= time
     except FileNotFoundError:
@@ -127,10 +130,11 @@ def _older(storage: Storage, path: str, time: datetime) -> bool:
 
 
 def _delete(storage: Storage, paths: list[str], dry_run: bool) -> int:
+    """Deletes files unless this is a dry run; returns their number."""
     for path in paths if not dry_run else ():
         storage.delete(path)
     return len(paths)
 
 
-def _is_entry(name: str) -> bool:
+def _is_record(name: str) -> bool:
     return name.endswith(".json") and not name.startswith(".")

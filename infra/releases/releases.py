@@ -1,12 +1,10 @@
-"""Releases: immutable folders of what passed its check, shared by all channels.
+"""Publishes, promotes, rolls back and lists releases: immutable folders of checked searchers, shared by all channels.
 
-What is live in a channel is decided in infra.releases.channels.
+releases/<id>/                   text_searcher.tflite, image_searcher.tflite, report.json, report.html, release.json
+refused/<time>-<check>.json      record of a refused publication
+pruning/<id>.json                tombstone of a release that is being deleted; see infra.releases.tombstones
 
-releases/<id>/text_searcher.tflite, image_searcher.tflite, report.json, report.html, release.json
-refused/<time>-<check>.json      what was not published, and why
-pruning/<id>.json                a release that is being deleted; see infra.releases.tombstones
-
-A release goes live by one write of its channel's pointer, at the version that was read before anything was decided.
+A release goes live by a single compare-and-swap of its channel's pointer; see infra.releases.channels.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from infra.releases import channels, tombstones
-from infra.releases.channels import PRODUCTION, STAGING, PointerFile, Seen
+from infra.releases.channels import PRODUCTION, STAGING, Pointer, PointerFile, VersionedPointer
 from searchforge.artifacts.workspace import MARKERS, Workspace
 from searchforge.config import Config
 from searchforge.console import progress
@@ -33,10 +31,10 @@ from searchforge.errors import ConflictError, GateError, JobError, SearchforgeEr
 from searchforge.hashing import content_id, sha256_file
 
 MINIMUM_TASK_LIBRARY = "0.4.4"
-"""Version of the TFLite Task Library that a check opens the files with."""
+"""Version of the TFLite Task Library with which a check opens the files."""
 
 REPORT_PAGE = "report.html"
-"""The check's report as a page, if the check has one."""
+"""The check's report as a page; a check may lack it."""
 
 REFUSED = "refused"
 
@@ -49,14 +47,15 @@ class Release:
 
     Attributes:
       created: UTC time of publication, ISO 8601, by the storage's clock.
-      files: size in bytes and SHA-256 by file name; apps download these.
-      documents: the same of files for people, which no pointer names: the check's report as a page.
-      figures: what the check measured: images, recall, retrieval quality, latency, bytes an image.
-      provenance: ids of the encoder, embeddings, searcher and check it was made from.
-      reason: why it was published.
-      gates: that it passed, and what was found.
-      channels: those whose pointer names it, of the channels that were looked at.
-      damaged: what is wrong with it; the other attributes are then empty.
+      fingerprint: fingerprint of the encoder's embedding space.
+      files: size in bytes and SHA-256 of each file that apps download, by file name.
+      figures: measurements of the check: images, recall, retrieval quality, latency, bytes per image.
+      provenance: ids of the encoder, embeddings, searcher and check that the release was made from.
+      reason: why it was published, as a sentence.
+      gates: result of each gate that it passed, by gate name.
+      documents: like `files`, but for people; pointers do not list them, so apps do not download them.
+      channels: channels in which it is live, among those that were read.
+      damaged: description of the damage; the other attributes are then empty.
     """
 
     id: str
@@ -73,12 +72,12 @@ class Release:
 
     @property
     def live(self) -> bool:
-        """Whether a channel names it."""
+        """Whether it is live in a channel."""
         return bool(self.channels)
 
     @property
     def bytes(self) -> int:
-        """Size of the files that apps download."""
+        """Total size of the files that apps download."""
         return sum(file["bytes"] for file in self.files.values())
 
     @property
@@ -89,13 +88,15 @@ class Release:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An attempt to publish that was refused.
+    """Record of a refused publication.
 
     Attributes:
-      time: UTC, ISO 8601, by the storage's clock.
-      release: id under which it is stored; empty where it did not come so far.
-      reason: why, for people.
-      gates: that failed, and by how much.
+      time: UTC time, ISO 8601, by the storage's clock.
+      check: id of the check.
+      reason: why it was refused, for people.
+      release: id of the stored release; empty if none was stored.
+      gates: result of each gate that failed, by gate name.
+      figures: measurements of the check.
     """
 
     time: str
@@ -108,15 +109,15 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """What was published and what was not, each the most recent first."""
+class ReleaseListing:
+    """All releases and all refused publications, each most recent first."""
 
     releases: list[Release]
     refused: list[Refusal]
 
 
 def open_target(config: Config) -> Workspace:
-    """Returns where releases are published: `releases` of the configuration, by default the workspace."""
+    """Returns the workspace that releases are published to: `releases` in the configuration, by default `workspace`."""
     return Workspace(config.releases or config.workspace)
 
 
@@ -128,27 +129,28 @@ def publish(
     channel: str = PRODUCTION,
     revive: bool = True,
     fence: int | None = None,
-    seen: Seen | None = None,
+    expected: VersionedPointer | None = None,
 ) -> Release:
-    """Copies a checked searcher into the target's releases and makes it the live one of a channel.
+    """Stores a checked searcher as a release and makes it live in a channel.
 
     Args:
-      workspace: holds the check and the searcher.
-      target: where apps download from; may be the same workspace.
+      workspace: workspace with the check and the searcher.
+      target: workspace that apps download from; may be the same one.
       check: id of a passed check.
-      revive: whether a release that was rolled back may become live again; a schedule must not undo a rollback.
-      fence: token of the publisher's lease; one that is smaller than the pointer's is refused.
-      seen: the pointer as it was when it was decided to publish; by default it is read now.
+      revive: whether a withdrawn release may go live again; scheduled runs must not undo a rollback.
+      fence: fencing token of the publisher's lease; refused if smaller than the pointer's.
+      expected: pointer on which the decision to publish was based; read now by default.
 
     Raises:
       GateError: the check did not pass, or the searcher's bytes are not the ones that were checked.
-      ConflictError: another release went live meanwhile, or the fence is old; this one may be stored, but is not live.
+      ConflictError: another release went live since `expected` was read, or the fencing token is stale; the release may
+        be stored, but is not live.
     """
     report = workspace.marker("checks", check)
     id = ""
     try:
-        seen = seen or channels.read(target.storage, channel)
-        channels.require_fence(seen.pointer, fence)
+        expected = expected or channels.read(target.storage, channel)
+        channels.require_fence(expected.pointer, fence)
         require_passed(report)
         searcher = _require_checked_bytes(workspace, report)
         content = {
@@ -156,87 +158,82 @@ def publish(
             "files": report["files"],
             "provenance": {**report["provenance"], "check": check},
         }
-        id = content_id(content)  # not of the figures: times differ from run to run
+        id = content_id(content)  # excludes figures and reports, which contain measured times
         _store(workspace, target, id, searcher, report, content)
         release = read_release(target, id)
-        if not revive and id in seen.pointer.withdrawn:
-            progress.say(
-                f"release {id} was rolled back, so it stays withdrawn; `searchforge publish` makes it live again"
-            )
+        if not revive and id in expected.pointer.withdrawn:
+            progress.say(f"release {id} was rolled back and stays withdrawn; `searchforge publish` makes it live again")
             return release
-        _make_live(target, release, seen, fence)
+        _make_live(target, release, expected, fence)
     except (GateError, ConflictError) as error:
-        _record(target, Refusal("", check, channel, str(error), id, _failed(report), report["figures"]))
+        _record_refusal(target, Refusal("", check, channel, str(error), id, _failed_gates(report), report["figures"]))
         raise
     return dataclasses.replace(release, channels=(channel,))
 
 
 def require_passed(report: Mapping[str, Any]) -> None:
-    """Raises GateError, which names every failed gate and by how much, unless a check passed."""
-    failed = _failed(report)
+    """Raises GateError, which lists the failed gates with their results, unless a check passed."""
+    failed = _failed_gates(report)
     if failed or not report["passed"]:
         lines = "\n".join(f"  {name}: {detail}" for name, detail in failed.items())
         raise GateError(f"the searcher did not pass its check {report['id']}; nothing is published:\n{lines}")
 
 
 def rollback(target: Workspace, to: str | None = None, channel: str = PRODUCTION, fence: int | None = None) -> Release:
-    """Makes an earlier release live: `to`, or the one that was live before. The one that is live is withdrawn.
+    """Makes an earlier release live and withdraws the current one.
+
+    Args:
+      to: id of the release; by default the one that was live before.
 
     Raises:
-      UsageError: there is no such release, or none before the live one.
+      UsageError: there is no such release, or no earlier one.
       GateError: a file of that release is damaged.
-      ConflictError: another release went live meanwhile.
+      ConflictError: another release went live at the same time.
     """
-    seen = channels.read(target.storage, channel)
+    current = channels.read(target.storage, channel)
     if to is None:
-        to = seen.pointer.previous
+        to = current.pointer.previous
         if to is None:
             raise UsageError(
-                f"{target.root} has no release before the live one of channel {channel}; `searchforge releases` lists "
-                "them all"
+                f"{target.root} has no earlier release in channel {channel}; `searchforge releases` lists all releases"
             )
         if not target.committed("releases", to):
-            there = ", ".join(target.ids("releases"))
-            raise UsageError(f"release {to}, which was live before, was pruned; choose one with --to: {there}")
+            available = ", ".join(target.ids("releases"))
+            raise UsageError(f"release {to}, which was live before, was pruned; choose one with --to: {available}")
     release = read_release(target, to)
     _require_intact(target, release)
-    _make_live(target, release, seen, fence, withdraw=seen.pointer.release)
+    _make_live(target, release, current, fence, withdraw=current.pointer.release)
     return dataclasses.replace(release, channels=(channel,))
 
 
 def promote(
     target: Workspace, source: str = STAGING, to: str = PRODUCTION, release: str | None = None, fence: int | None = None
 ) -> Release:
-    """Makes the live release of one channel, or `release`, live in another one too.
+    """Makes a release live in channel `to` as well.
+
+    Args:
+      source: channel whose live release is promoted, unless `release` is given.
+      release: id of the release to promote.
 
     Raises:
-      UsageError: there is no such release, or nothing is live in `source`.
-      GateError: a file of it is damaged.
-      ConflictError: another release went live meanwhile.
+      UsageError: there is no such release, or `source` has no live release.
+      GateError: a file of the release is damaged.
+      ConflictError: another release went live in `to` at the same time.
     """
     if source == to:
         raise UsageError(f"a release is promoted from one channel to another, not from {source} to {to}")
-    seen = channels.read(target.storage, to)
+    current = channels.read(target.storage, to)
     id = release or live_release(target, source)
     if id is None:
         raise UsageError(f"channel {source} of {target.root} has no live release; publish one with --channel {source}")
     found = read_release(target, id)
     _require_intact(target, found)
-    _make_live(target, found, seen, fence)
+    _make_live(target, found, current, fence)
     return dataclasses.replace(found, channels=(to,))
 
 
-def raise_fence(target: Workspace, channel: str, fence: int) -> None:
-    """Refuses every publisher to a channel whose fencing token is smaller, from now on.
-
-    Raises:
-      ConflictError: a greater token is there already.
-    """
-    channels.raise_fence(target.storage, channel, fence)
-
-
 def list_releases(target: Workspace) -> list[Release]:
-    """Returns all releases, the most recent first; a damaged one is among them, and says so."""
+    """Returns all releases, most recent first, including damaged ones (see Release.damaged)."""
     live: dict[str, list[str]] = {}
     for channel in channels.channels(target.storage):
         if id := live_release(target, channel):
@@ -247,14 +244,14 @@ def list_releases(target: Workspace) -> list[Release]:
             release = read_release(target, id)
         except (JobError, UsageError) as error:
             if isinstance(error, UsageError) and id not in live:
-                continue  # pruned since it was listed
+                continue  # pruned since the listing
             release = Release(id, "", "", {}, {}, {}, damaged=str(error))
         found.append(dataclasses.replace(release, channels=tuple(live.get(id, ()))))
     return sorted(found, key=lambda release: (release.created, release.id), reverse=True)
 
 
 def list_refusals(target: Workspace) -> list[Refusal]:
-    """Returns what was not published, the most recent first; a damaged entry is said and left out."""
+    """Returns the records of refused publications, most recent first; damaged ones are logged and skipped."""
     found = []
     for name in target.storage.files(REFUSED):
         if name.startswith(".") or not name.endswith(".json"):
@@ -264,12 +261,12 @@ def list_refusals(target: Workspace) -> list[Refusal]:
         except FileNotFoundError:
             continue
         except ValidationError as error:
-            progress.say(f"{target.root}/{REFUSED}/{name} is damaged and left out: {error.errors()[0]['msg']}")
+            progress.say(f"{target.root}/{REFUSED}/{name} is damaged and is skipped: {error.errors()[0]['msg']}")
     return sorted(found, key=lambda refusal: refusal.time, reverse=True)
 
 
 def live_release(target: Workspace, channel: str = PRODUCTION) -> str | None:
-    """Returns the id that a channel's pointer names, None before the first release.
+    """Returns the id of a channel's live release, or None before the first one.
 
     Raises:
       JobError: the pointer is damaged.
@@ -278,11 +275,14 @@ def live_release(target: Workspace, channel: str = PRODUCTION) -> str | None:
 
 
 def find_release(target: Workspace, id: str | None = None, channel: str = PRODUCTION) -> tuple[Release, Path]:
-    """Returns a release (the live one of the channel by default) and a local folder with its files.
+    """Returns a release and a local folder with its files.
+
+    Args:
+      id: id of the release; by default the channel's live one.
 
     Raises:
-      UsageError: there is no such release, or nothing was published yet.
-      JobError: it is damaged.
+      UsageError: there is no such release, or the channel has no live one.
+      JobError: the release or the pointer is damaged.
     """
     live = live_release(target, channel)
     id = id or live
@@ -295,7 +295,7 @@ def find_release(target: Workspace, id: str | None = None, channel: str = PRODUC
 
 
 def read_release(target: Workspace, id: str) -> Release:
-    """Returns a release, without looking at what is live.
+    """Returns a release without reading any pointer; `channels` is empty.
 
     Raises:
       UsageError: there is no such release.
@@ -311,28 +311,27 @@ def read_release(target: Workspace, id: str) -> Release:
             "release again, or choose another one"
         ) from None
     if release.id != id:
-        raise JobError(f"{_marker_path(target, id)} is damaged: it is that of release {release.id}")
+        raise JobError(f"{_marker_path(target, id)} is damaged: it belongs to release {release.id}")
     return release
 
 
-def require_whole(target: Workspace, id: str) -> None:
-    """Raises ConflictError unless a release has all its files and nobody is deleting it."""
+def require_complete(target: Workspace, id: str) -> None:
+    """Raises ConflictError unless a release has all its files, at their sizes, and no tombstone."""
     if target.storage.exists(tombstones.path_of(id)):
         raise ConflictError(
-            f"release {id} is being pruned; run `searchforge prune` to finish that, and publish or choose again"
+            f"release {id} is being pruned; run `searchforge prune` to finish, then publish it again or choose another"
         )
     faults = _faults(target, id)
     if faults:
-        raise ConflictError(f"release {id} is not whole any more ({faults[0]}); publish it again")
+        raise ConflictError(f"release {id} is no longer complete ({faults[0]}); publish it again")
 
 
 def _faults(target: Workspace, id: str) -> list[str]:
-    """What is missing of a release, or has another size than it should."""
+    """Returns a description of each file that is missing or has the wrong size."""
     with target.storage.snapshot(f"releases/{id}") as snapshot:
-        there = snapshot.objects
-    if MARKERS["releases"] not in there:
+        sizes = {name: object.bytes for name, object in snapshot.objects.items()}
+    if MARKERS["releases"] not in sizes:
         return [f"no {MARKERS['releases']}"]
-    sizes = {name: object.bytes for name, object in there.items()}
     return [
         f"{name} has {sizes.get(name, 'no')} bytes, expected {file['bytes']}"
         for name, file in read_release(target, id).listed.items()
@@ -341,7 +340,7 @@ def _faults(target: Workspace, id: str) -> list[str]:
 
 
 def _require_checked_bytes(workspace: Workspace, report: Mapping[str, Any]) -> Path:
-    """Returns the folder of the searcher whose files are the checked ones, else raises GateError."""
+    """Returns the searcher's folder; raises GateError unless its files are the ones that were checked."""
     searcher = workspace.local("searchers", report["searcher"])
     for name, checked in report["files"].items():
         found = sha256_file(searcher / name) if (searcher / name).is_file() else "no file"
@@ -356,11 +355,11 @@ def _require_checked_bytes(workspace: Workspace, report: Mapping[str, Any]) -> P
 def _store(
     workspace: Workspace, target: Workspace, id: str, searcher: Path, report: Mapping[str, Any], content: dict[str, Any]
 ) -> None:
-    """Commits the release's files, unless they are there and whole."""
+    """Commits the release, unless it is already stored and complete."""
     if target.storage.exists(tombstones.path_of(id)):
-        tombstones.bury(target.storage, [id])  # what a deletion that died may have left is no base to build on
+        tombstones.delete_releases(target.storage, [id])  # finish a killed deletion before storing the files again
     if target.committed("releases", id):
-        with contextlib.suppress(JobError):  # a damaged release is stored again
+        with contextlib.suppress(JobError):  # a damaged release is replaced
             if not _faults(target, id):
                 return
         target.storage.delete(f"releases/{id}/{MARKERS['releases']}")
@@ -390,7 +389,7 @@ def _store(
 
 
 def _require_intact(target: Workspace, release: Release) -> None:
-    """Raises GateError unless every file has the bytes that were published."""
+    """Raises GateError unless every file has its published SHA-256."""
     for name, expected in release.listed.items():
         path, digest, size = f"releases/{release.id}/{name}", hashlib.sha256(), 0
         try:
@@ -404,45 +403,52 @@ def _require_intact(target: Workspace, release: Release) -> None:
 
 
 def _make_live(
-    target: Workspace, release: Release, seen: Seen, fence: int | None = None, withdraw: str | None = None
+    target: Workspace,
+    release: Release,
+    expected: VersionedPointer,
+    fence: int | None = None,
+    withdraw: str | None = None,
 ) -> None:
-    """Names a release in a pointer, provided that nothing else went live since `seen`.
+    """Makes a release live, provided that no other one went live since `expected` was read.
 
-    A pointer may have been rewritten without a change of what is live (`channels.touch`, `raise_fence`): then the
-    decision still holds, and is tried again on what the pointer is now.
+    The pointer may have been rewritten without a change of releases (`channels.touch`, `channels.advance_fence`). The
+    decision is then still valid, and the write is retried on the current pointer.
 
     Args:
-      withdraw: joins the releases that only a person makes live again.
+      withdraw: id of a release to add to the withdrawn ones.
     """
-    storage, decided, channel = target.storage, seen.pointer, seen.pointer.channel
+    storage, channel = target.storage, expected.pointer.channel
     now = storage.now()
+    current = expected
     while True:
-        if seen.pointer.release == release.id:
-            channels.require_fence(seen.pointer, fence)
-            progress.say(f"release {release.id} is live already in channel {channel}")
+        if current.pointer.release == release.id:
+            channels.require_fence(current.pointer, fence)
+            progress.say(f"release {release.id} is already live in channel {channel}")
             return
         try:
-            channels.require_fence(seen.pointer, fence)
-            if not seen.pointer.says_the_same(decided):
-                raise ConflictError(f"{seen.pointer.release} went live in channel {channel} meanwhile; decide anew")
+            channels.require_fence(current.pointer, fence)
+            if not current.pointer.has_same_releases(expected.pointer):
+                raise ConflictError(
+                    f"{current.pointer.release} went live in channel {channel} in the meantime; try again"
+                )
         except ConflictError as error:
             raise ConflictError(f"release {release.id} is stored but not live: {error}") from None
-        if seen.exists:
-            require_whole(target, release.id)  # after the pointer was read: infra.releases.tombstones says why
-        changes = _pointer_of(release, seen, withdraw, now) if seen.exists else {}
+        if current.exists:
+            require_complete(target, release.id)  # after reading the pointer, see infra.releases.tombstones
+        changes = _pointer_changes(release, current.pointer, withdraw, now) if current.exists else {}
         with contextlib.suppress(ConflictError):
-            channels.write(storage, seen, now, **changes)
-            if seen.exists:
+            channels.write(storage, current, now, **changes)
+            if current.exists:
                 return
-        seen = channels.read(storage, channel)
+        current = channels.read(storage, channel)
 
 
-def _pointer_of(release: Release, seen: Seen, withdraw: str | None, now: datetime) -> dict[str, Any]:
-    """What changes in a pointer when a release goes live."""
-    withdrawn = [id for id in seen.pointer.withdrawn if id not in (withdraw, release.id)]
+def _pointer_changes(release: Release, pointer: Pointer, withdraw: str | None, now: datetime) -> dict[str, Any]:
+    """Returns the fields of a pointer that change when a release goes live."""
+    withdrawn = [id for id in pointer.withdrawn if id not in (withdraw, release.id)]
     withdrawn += [withdraw] if withdraw and withdraw != release.id else []
     return {
-        **seen.pointer.succeeded_by(release.id, now, back=withdraw is not None),
+        **pointer.succession(release.id, now, rollback=withdraw is not None),
         "withdrawn": tuple(withdrawn[-channels.WITHDRAWN :]),
         "files": {
             name: PointerFile(bytes=file["bytes"], sha256=file["sha256"], path=f"{release.id}/{name}")
@@ -455,19 +461,19 @@ def _pointer_of(release: Release, seen: Seen, withdraw: str | None, now: datetim
     }
 
 
-def _failed(report: Mapping[str, Any]) -> dict[str, str]:
+def _failed_gates(report: Mapping[str, Any]) -> dict[str, str]:
     return {gate["name"]: gate.get("detail", "") for gate in report["gates"] if not gate["passed"]}
 
 
-def _record(target: Workspace, refusal: Refusal) -> None:
-    """Writes down a refusal; that it cannot be written is said, and hides no other error."""
+def _record_refusal(target: Workspace, refusal: Refusal) -> None:
+    """Records a refusal; a failure to do so is logged, since the caller raises the refusal itself."""
     try:
         now = target.storage.now()
         entry = dataclasses.asdict(dataclasses.replace(refusal, time=now.isoformat(timespec="microseconds")))
         path = f"{REFUSED}/{now:%Y%m%dT%H%M%S.%f}-{refusal.check}.json"
         target.storage.write(path, json.dumps(entry, indent=2, ensure_ascii=False).encode())
     except SearchforgeError as error:
-        progress.say(f"that {refusal.check} was refused could not be written down: {error}")
+        progress.say(f"the refusal of check {refusal.check} could not be recorded: {error}")
 
 
 def _marker_path(target: Workspace, id: str) -> str:

@@ -32,7 +32,7 @@ from urllib.parse import quote, urlsplit
 
 from infra.releases import channels
 from infra.releases.pruning import prune
-from infra.releases.releases import list_releases, promote, publish, require_whole, rollback
+from infra.releases.releases import list_releases, promote, publish, require_complete, rollback
 from searchforge.artifacts.workspace import Workspace
 from searchforge.console.options import quiet_libraries
 from searchforge.errors import ConflictError, GateError, SearchforgeError, UsageError
@@ -76,7 +76,7 @@ def race(
             for _ in range(mixed):
                 commands = [("publish", rng.choice(checks)), ("rollback", ""), ("promote", "")]
                 team.run([*commands, ("prune", ""), ("prune", "")][: len(team.workers)], counts)
-                require_whole(target, str(channels.read(target.storage).pointer.release))
+                require_complete(target, str(channels.read(target.storage).pointer.release))
                 counts["mixed_rounds"] += 1
             reading = gather()
         prune(target, keep=1, min_age_days=0)
@@ -109,7 +109,7 @@ def _race_once(
     counts["rounds_with_one_winner"] += winners == [after.release]
     counts["rounds_won_by_the_killed"] += bool(dead and not winners)
     counts["killed"] += dead
-    require_whole(target, str(after.release))
+    require_complete(target, str(after.release))
 
 
 class Team:
@@ -185,13 +185,13 @@ def _work(source: str, root: str, environment: dict[str, str], pipe: Connection)
     with contextlib.suppress(EOFError):
         while True:
             command, check = pipe.recv()
-            seen = channels.read(target.storage)
+            expected = channels.read(target.storage)
             pipe.send("ready")
             pipe.recv()
             release, outcome = None, "done"
             try:
                 if command == "publish":
-                    release = publish(checked, target, check, seen=seen).id
+                    release = publish(checked, target, check, expected=expected).id
                 elif command == "rollback":
                     rollback(target)
                 elif command == "promote":

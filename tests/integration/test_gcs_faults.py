@@ -11,7 +11,7 @@ import pytest
 
 from infra.releases import channels
 from infra.releases.pruning import prune
-from infra.releases.releases import find_release, list_releases, live_release, publish, require_whole, rollback
+from infra.releases.releases import find_release, list_releases, live_release, publish, require_complete, rollback
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError
 from searchforge.storage.gcs import GcsStorage, RetryPolicy, crc32c_file
@@ -80,9 +80,9 @@ def test_a_pointer_whose_answer_was_lost_is_known_to_be_ours(
 
     armed = False
     proxy.reset(plan)
-    seen = channels.read(target.storage)
+    current = channels.read(target.storage)
     armed = True
-    channels.write(target.storage, seen, target.storage.modified("releases/CURRENT.json"), fence=5)
+    channels.write(target.storage, current, target.storage.modified("releases/CURRENT.json"), fence=5)
     after = channels.read(target.storage).pointer
     assert failed and (after.serial, after.fence) == (before.serial + 1, 5)
 
@@ -107,7 +107,7 @@ def test_an_outage_at_any_moment_changes_nothing(
             assert f"{bucket}/apps" in str(error) and "cannot be used" in str(error)
         proxy.reset(lambda request: "")
         for id in {*target.ids("releases")} - whole:
-            require_whole(target, id)
+            require_complete(target, id)
             whole.add(id)
         if not failed:
             break

@@ -18,8 +18,9 @@ from infra.cli.commands import main
 from infra.reindex import journal, lease
 from infra.reindex.journal import Run
 from infra.reindex.run import Calls, Stopped, reindex
+from infra.releases.channels import advance_fence
 from infra.releases.channels import read as read_pointer
-from infra.releases.releases import Release, list_refusals, list_releases, live_release, publish, raise_fence
+from infra.releases.releases import Release, list_refusals, list_releases, live_release, publish
 from searchforge.config import Config
 from searchforge.errors import ConflictError, GateError, JobError, UsageError
 from tests.infra.reindex.stub_stages import STUBS
@@ -313,7 +314,7 @@ def test_a_run_that_was_taken_for_dead_and_wakes_up_in_the_last_moment_publishes
     live = live_release(world.workspace)
 
     def overtaken(*arguments: Any, fence: int, **options: Any) -> Release:
-        raise_fence(world.workspace, "production", fence + 1)
+        advance_fence(world.workspace.storage, "production", fence + 1)
         return publish(*arguments, fence=fence, **options)
 
     with pytest.raises(ConflictError, match="another run took over"):

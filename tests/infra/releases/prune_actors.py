@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from infra.releases import channels
 from infra.releases.pruning import prune
-from infra.releases.releases import list_releases, promote, publish, require_whole, rollback
+from infra.releases.releases import list_releases, promote, publish, require_complete, rollback
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import ConflictError, GateError, UsageError
 from tests.infra.releases.release_world import commit_checked
@@ -59,7 +59,7 @@ def require_sound(target: Workspace) -> None:
         if pointer.release is None and channel != channels.PRODUCTION:
             continue  # a channel that was to begin with a release that is being deleted
         assert pointer.release
-        require_whole(target, pointer.release)
+        require_complete(target, pointer.release)
         for file in pointer.files.values():
             assert len(target.storage.read(f"releases/{file.path}")) == file.bytes
     assert not [release for release in list_releases(target) if release.damaged]

@@ -105,15 +105,15 @@ def test_the_live_release_is_installed_and_followed(
     target: Workspace, server: _Server, tmp_path: Path, remote: bool
 ) -> None:
     client = Client(server.url if remote else target.root, tmp_path / "app")
-    assert client.update().release is None and client.opened() is None
+    assert client.update().release is None and client.usable_version() is None
     first = _publish(target, "a")
-    assert client.update() == Outcome("updated", first) and _holds(client.opened(), "a")
+    assert client.update() == Outcome("updated", first) and _holds(client.usable_version(), "a")
     assert client.update() == Outcome("unchanged", first)
     second = _publish(target, "b")
-    assert client.update() == Outcome("updated", second) and _holds(client.opened(), "b")
+    assert client.update() == Outcome("updated", second) and _holds(client.usable_version(), "b")
     sent = server.sent
     rollback(target)
-    assert client.update() == Outcome("updated", first) and _holds(client.opened(), "a")
+    assert client.update() == Outcome("updated", first) and _holds(client.usable_version(), "a")
     assert server.sent - sent < KILOBYTES * 1000, "what is still there is not fetched again"
     third = _publish(target, "c")
     assert client.update().release == third
@@ -141,10 +141,10 @@ def test_an_interrupted_download_goes_on(target: Workspace, server: _Server, tmp
     server.cut = 200_000
     outcome = client.update()
     assert outcome.state == "kept" and outcome.release == first and "ended after 200000 of" in outcome.reason
-    assert _holds(client.opened(), "a")
+    assert _holds(client.usable_version(), "a")
     server.cut, server.sent = None, 0
     assert Client(server.url, tmp_path / "app").update() == Outcome("updated", second)
-    assert _holds(client.opened(), "b")
+    assert _holds(client.usable_version(), "b")
     assert server.ranges == 1 and server.sent < 2 * KILOBYTES * 1000 - 150_000
 
 
@@ -154,7 +154,7 @@ def test_a_server_without_ranges_sends_the_whole_again(target: Workspace, server
     server.cut, server.no_ranges = 1000, True
     assert client.update().state == "kept"
     server.cut = None
-    assert client.update() == Outcome("updated", release) and _holds(client.opened(), "a")
+    assert client.update() == Outcome("updated", release) and _holds(client.usable_version(), "a")
 
 
 @pytest.mark.parametrize("damage", ["changed", "longer", "shorter"])
@@ -169,30 +169,30 @@ def test_other_bytes_than_the_announced_ones_are_not_installed(
     file.write_bytes({"changed": good[::-1], "longer": good + b"x" * 10**7, "shorter": good[:-1]}[damage])
     server.sent = 0
     outcome = client.update()
-    assert (outcome.state, outcome.release) == ("kept", first) and _holds(client.opened(), "a")
+    assert (outcome.state, outcome.release) == ("kept", first) and _holds(client.usable_version(), "a")
     for path in (tmp_path / "app").rglob("*.part"):
         assert path.stat().st_size <= len(good)
     file.write_bytes(good)
-    assert client.update() == Outcome("updated", second) and _holds(client.opened(), "b")
+    assert client.update() == Outcome("updated", second) and _holds(client.usable_version(), "b")
 
 
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"release": "../../x"}, "is not the id of a release"),
+        ({"release": "../../x"}, "is not a valid release id"),
         ({"version": 2}, "this client reads version 1"),
         ({"files": {}}, "has no files"),
-        ({"files": {"../x": {"bytes": 1, "sha256": "0" * 64, "path": "x"}}}, "bad name, path"),
-        ({"files": {"x": {"bytes": 1, "sha256": "0" * 64, "path": "../../x"}}}, "bad name, path"),
-        ({"files": {"x": {"bytes": 1, "sha256": "0" * 64, "path": "/etc/passwd"}}}, "bad name, path"),
-        ({"files": {"pointer.json": {"bytes": 1, "sha256": "0" * 64, "path": "x"}}}, "bad name, path"),
-        ({"files": {"x": {"bytes": -1, "sha256": "0" * 64, "path": "x"}}}, "bad name, path"),
+        ({"files": {"../x": {"bytes": 1, "sha256": "0" * 64, "path": "x"}}}, "invalid name, path"),
+        ({"files": {"x": {"bytes": 1, "sha256": "0" * 64, "path": "../../x"}}}, "invalid name, path"),
+        ({"files": {"x": {"bytes": 1, "sha256": "0" * 64, "path": "/etc/passwd"}}}, "invalid name, path"),
+        ({"files": {"pointer.json": {"bytes": 1, "sha256": "0" * 64, "path": "x"}}}, "invalid name, path"),
+        ({"files": {"x": {"bytes": -1, "sha256": "0" * 64, "path": "x"}}}, "invalid name, path"),
         ({"files": {"x": {"bytes": 10**12, "sha256": "0" * 64, "path": "x"}}}, "more than the"),
-        ({"files": {"x": {"bytes": 1, "sha256": "no", "path": "x"}}}, "bad name, path"),
+        ({"files": {"x": {"bytes": 1, "sha256": "no", "path": "x"}}}, "invalid name, path"),
         ({"files": [1]}, "the pointer is damaged"),
         ({"minimum_task_library": "0.5.0"}, "needs Task Library 0.5.0, this app has 0.4.4"),
         ({"minimum_task_library": "new"}, "the pointer is damaged"),
-        ({"fingerprint": "a" * 64}, "is of encoder e, which this app does not have"),
+        ({"fingerprint": "a" * 64}, "was built with encoder e, which this app does not support"),
         ({"padding": "x" * 2**20}, "has more than 1048576 bytes"),
     ],
 )
@@ -206,7 +206,7 @@ def test_what_cannot_be_used_is_not_installed(
     _change_pointer(target, **values)
     outcome = client.update()
     assert (outcome.state, outcome.release) == ("kept", first) and reason in outcome.reason
-    assert _holds(client.opened(), "a")
+    assert _holds(client.usable_version(), "a")
     assert {path.name for path in (tmp_path / "app").iterdir()} <= {"versions", "incoming", "state.json", ".lock"}
 
 
@@ -241,7 +241,7 @@ def test_offline_it_keeps_what_it_has(target: Workspace, server: _Server, tmp_pa
     server.server_close()
     outcome = client.update()
     assert (outcome.state, outcome.release) == ("kept", first) and outcome.reason
-    assert _holds(client.opened(), "a")
+    assert _holds(client.usable_version(), "a")
 
 
 def test_a_release_that_goes_while_it_is_fetched_is_followed_by_the_next(
@@ -272,7 +272,7 @@ def test_a_release_that_does_not_open_is_left_and_given_up(target: Workspace, se
         assert (outcome.state, outcome.release) == ("kept", first) and "not a model" in outcome.reason
     server.sent = 0
     assert "did not open 3 times" in client.update().reason and server.sent < 10_000
-    assert _holds(client.opened(), "a")
+    assert _holds(client.usable_version(), "a")
     third = _publish(target, "c")
     assert client.update() == Outcome("updated", third)
     rollback(target)
@@ -293,9 +293,9 @@ def test_it_falls_back_while_the_current_version_does_not_open(target: Workspace
         _publish(target, name)
         client.update()
     broken = "b"
-    assert _holds(client.opened(), "a")
+    assert _holds(client.usable_version(), "a")
     broken = ""
-    assert _holds(client.opened(), "b"), "it was not the file's fault"
+    assert _holds(client.usable_version(), "b"), "it was not the file's fault"
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "removed", "folder"])
@@ -307,7 +307,7 @@ def test_a_version_that_is_damaged_is_fetched_again(target: Workspace, tmp_path:
     for name in ("a", "b"):
         release = _publish(target, name)
         client.update()
-    folder = client.opened()
+    folder = client.usable_version()
     assert folder and _holds(folder, "b")
     file = folder / FILES[0]
     if damage == "folder":
@@ -316,8 +316,8 @@ def test_a_version_that_is_damaged_is_fetched_again(target: Workspace, tmp_path:
         file.unlink()
     else:
         file.write_text(file.read_text()[::-1] if damage == "changed" else file.read_text()[:-1])
-    assert _holds(client.opened(), "a")
-    assert client.update() == Outcome("updated", release) and _holds(client.opened(), "b")
+    assert _holds(client.usable_version(), "a")
+    assert client.update() == Outcome("updated", release) and _holds(client.usable_version(), "b")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"current": "../x", "previous": null, "failures": {}}', None])
@@ -329,7 +329,7 @@ def test_a_damaged_state_is_found_again(target: Workspace, tmp_path: Path, conte
     state = tmp_path / "app" / "state.json"
     state.unlink() if content is None else state.write_bytes(content)
     (tmp_path / "app" / "versions" / "half").mkdir()
-    assert _holds(client.opened(), "b")
+    assert _holds(client.usable_version(), "b")
     assert client.update() == Outcome("unchanged", release)
 
 
@@ -367,7 +367,7 @@ def test_a_death_at_any_moment_loses_nothing(
             left = steps
             with contextlib.suppress(Died):
                 survived = Client(target.root, app).update().state == "updated"
-        assert _holds(Client(target.root, app).opened(), "b" if survived else "a")
+        assert _holds(Client(target.root, app).usable_version(), "b" if survived else "a")
         assert Client(target.root, app).update() == Outcome("unchanged" if survived else "updated", release)
         steps += 1
     assert steps > 4

@@ -19,7 +19,6 @@ from infra.releases.releases import (
     live_release,
     promote,
     publish,
-    raise_fence,
     rollback,
 )
 from searchforge.artifacts.workspace import Workspace
@@ -151,7 +150,7 @@ def test_rollback_goes_back_one_release_at_a_time(workspace: Workspace) -> None:
     assert [release.id for release in list_releases(workspace)] == ids[::-1]
     assert rollback(workspace).id == ids[1] == live_release(workspace)
     assert rollback(workspace).id == ids[0] == live_release(workspace)
-    with pytest.raises(UsageError, match="no release before the live one"):
+    with pytest.raises(UsageError, match="no earlier release in channel production"):
         rollback(workspace)
     assert rollback(workspace, ids[2]).id == live_release(workspace)
     assert [release.live for release in list_releases(workspace)] == [True, False, False]
@@ -253,7 +252,7 @@ def test_promotion_needs_two_channels_and_a_release(workspace: Workspace) -> Non
     with pytest.raises(UsageError, match="from one channel to another"):
         promote(workspace, "staging", "staging")
     for name in ("", "../x", "Staging", "a" * 40):
-        with pytest.raises(UsageError, match="is not a channel"):
+        with pytest.raises(UsageError, match="is not a valid channel name"):
             live_release(workspace, name)
 
 
@@ -268,10 +267,10 @@ def test_a_damaged_pointer_is_not_taken_for_no_release(workspace: Workspace, con
         lambda: find_release(workspace),
         lambda: publish(workspace, workspace, check),
         lambda: rollback(workspace),
-        lambda: raise_fence(workspace, "production", 1),
+        lambda: channels.advance_fence(workspace.storage, "production", 1),
     ]
     for command in commands:
-        with pytest.raises(JobError, match=r"releases/CURRENT.json is damaged \(.*nobody knows what is live"):
+        with pytest.raises(JobError, match=r"releases/CURRENT.json is damaged \(.*the live release is unknown"):
             command()
     assert Path(workspace.root, CURRENT).read_bytes() == content
 
@@ -302,14 +301,16 @@ def test_a_live_release_that_is_gone_is_listed_as_damaged(workspace: Workspace) 
 @pytest.mark.parametrize("same_start", [True, False])
 def test_of_racing_publishers_exactly_one_wins(workspace: Workspace, same_start: bool) -> None:
     _publish(workspace, *(["before"] if same_start else []))
-    seen = channels.read(workspace.storage)
+    expected = channels.read(workspace.storage)
     checks = [commit_checked(workspace, f"s{index}") for index in range(12)]
 
     def attempt(check: str) -> str | None:
         try:
-            return publish(workspace, workspace, check, seen=seen).id
+            return publish(workspace, workspace, check, expected=expected).id
         except ConflictError as error:
-            assert "is stored but not live" in str(error) and "went live in channel production meanwhile" in str(error)
+            assert "is stored but not live" in str(error) and "went live in channel production in the meantime" in str(
+                error
+            )
             return None
 
     with ThreadPoolExecutor(12) as pool:
@@ -323,34 +324,34 @@ def test_of_racing_publishers_exactly_one_wins(workspace: Workspace, same_start:
 
 def test_what_was_decided_before_another_release_went_live_does_not_count(workspace: Workspace) -> None:
     first, _ = _publish(workspace, "a", "b")
-    seen = channels.read(workspace.storage)
+    expected = channels.read(workspace.storage)
     rollback(workspace)
-    with pytest.raises(ConflictError, match=f"{first} went live in channel production meanwhile"):
-        publish(workspace, workspace, commit_checked(workspace, "c"), seen=seen)
+    with pytest.raises(ConflictError, match=f"{first} went live in channel production in the meantime"):
+        publish(workspace, workspace, commit_checked(workspace, "c"), expected=expected)
     assert live_release(workspace) == first
 
 
 def test_a_pointer_that_says_the_same_may_be_rewritten_meanwhile(workspace: Workspace) -> None:
     _publish(workspace, "a")
-    seen = channels.read(workspace.storage)
+    expected = channels.read(workspace.storage)
     channels.touch(workspace.storage, "production", workspace.storage.now())
-    raise_fence(workspace, "production", 5)
-    release = publish(workspace, workspace, commit_checked(workspace, "b"), seen=seen)
+    channels.advance_fence(workspace.storage, "production", 5)
+    release = publish(workspace, workspace, commit_checked(workspace, "b"), expected=expected)
     assert live_release(workspace) == release.id
     assert channels.read(workspace.storage).pointer.fence == 5
 
 
 def test_a_publisher_with_an_old_fencing_token_publishes_nothing(workspace: Workspace) -> None:
-    raise_fence(workspace, "production", 7)
+    channels.advance_fence(workspace.storage, "production", 7)
     assert live_release(workspace) is None
     check = commit_checked(workspace, "a")
-    with pytest.raises(ConflictError, match="has seen fencing token 7, and 6 is older"):
+    with pytest.raises(ConflictError, match="has fencing token 7, but this run holds the older token 6"):
         publish(workspace, workspace, check, fence=6)
     with pytest.raises(ConflictError, match="fencing token 7"):
-        raise_fence(workspace, "production", 6)
+        channels.advance_fence(workspace.storage, "production", 6)
     assert live_release(workspace) is None
     release = publish(workspace, workspace, check, fence=7)
-    raise_fence(workspace, "production", 7)
+    channels.advance_fence(workspace.storage, "production", 7)
     with pytest.raises(ConflictError, match="fencing token 7"):
         publish(workspace, workspace, check, fence=6)
     assert live_release(workspace) == release.id
@@ -358,10 +359,10 @@ def test_a_publisher_with_an_old_fencing_token_publishes_nothing(workspace: Work
 
 
 def test_the_token_is_looked_at_when_the_pointer_is_written(workspace: Workspace) -> None:
-    seen = channels.read(workspace.storage)
-    raise_fence(workspace, "production", 8)
-    with pytest.raises(ConflictError, match=r"is stored but not live: .* fencing token 8, and 7 is older"):
-        publish(workspace, workspace, commit_checked(workspace, "a"), fence=7, seen=seen)
+    expected = channels.read(workspace.storage)
+    channels.advance_fence(workspace.storage, "production", 8)
+    with pytest.raises(ConflictError, match=r"is stored but not live: .* token 8, but .* the older token 7"):
+        publish(workspace, workspace, commit_checked(workspace, "a"), fence=7, expected=expected)
     assert live_release(workspace) is None
 
 
