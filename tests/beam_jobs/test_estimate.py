@@ -50,7 +50,7 @@ def test_an_empty_corpus_has_no_estimate(workspace: Workspace, tmp_path: Path) -
 
 
 def test_distributions_add_up() -> None:
-    parts = [Distribution.of(values) for values in ([3.0, 1.0], [], [7.0])]
-    assert Distribution.total(parts) == Distribution.of([3.0, 1.0, 7.0]) == Distribution(3, 11.0, 1.0, 7.0)
-    assert Distribution.total([]) == Distribution()
-    assert Distribution.of([3.0, 1.0]).mean == 2.0
+    parts = [Distribution.from_values(values) for values in ([3.0, 1.0], [], [7.0])]
+    assert Distribution.merge(parts) == Distribution.from_values([3.0, 1.0, 7.0]) == Distribution(3, 11.0, 1.0, 7.0)
+    assert Distribution.merge([]) == Distribution()
+    assert Distribution.from_values([3.0, 1.0]).mean == 2.0
