@@ -1,1 +1,1 @@
-"""Features of frozen towers: extracted once, cached, and served in batches."""
+"""Extracts the features of frozen towers, caches them, and draws training batches from them."""

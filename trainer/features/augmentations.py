@@ -1,4 +1,4 @@
-"""Views of an image: what of its pixels a tower sees. Features of each view are cached by themselves."""
+"""Deterministic augmentations of an image. The features of each one are cached separately, under its name."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from searchforge.preprocessing import Preprocessing
 Pixels = npt.NDArray[np.uint8]
 
 UNAUGMENTED = "plain"
-"""The whole image, as searches see it."""
+"""Name of the identity: the whole image, as in search."""
 
 
 CROP = 0.8
-"""Width and height of a crop, as a share of the image's."""
+"""Width and height of a crop, relative to the image."""
 
 
-def _view(image: Image.Image, preprocessing: Preprocessing, corner: tuple[int, int] | None, mirrored: bool) -> Pixels:
+def _augment(image: Image.Image, preprocessing: Preprocessing, corner: tuple[int, int] | None, mirror: bool) -> Pixels:
     if corner:
         width, height = max(1, round(CROP * image.width)), max(1, round(CROP * image.height))
         left, top = corner[0] * (image.width - width), corner[1] * (image.height - height)
         image = image.crop((left, top, left + width, top + height))
     pixels = preprocessing.resize(image)
-    return pixels[:, ::-1] if mirrored else pixels
+    return pixels[:, ::-1] if mirror else pixels
 
 
 AUGMENTATIONS: Mapping[str, Callable[[Image.Image, Preprocessing], Pixels]] = {
-    UNAUGMENTED: functools.partial(_view, corner=None, mirrored=False),
-    "mirrored": functools.partial(_view, corner=None, mirrored=True),
-    "top-left": functools.partial(_view, corner=(0, 0), mirrored=False),
-    "top-right-mirrored": functools.partial(_view, corner=(1, 0), mirrored=True),
-    "bottom-left-mirrored": functools.partial(_view, corner=(0, 1), mirrored=True),
-    "bottom-right": functools.partial(_view, corner=(1, 1), mirrored=False),
+    UNAUGMENTED: functools.partial(_augment, corner=None, mirror=False),
+    "mirrored": functools.partial(_augment, corner=None, mirror=True),
+    "top-left": functools.partial(_augment, corner=(0, 0), mirror=False),
+    "top-right-mirrored": functools.partial(_augment, corner=(1, 0), mirror=True),
+    "bottom-left-mirrored": functools.partial(_augment, corner=(0, 1), mirror=True),
+    "bottom-right": functools.partial(_augment, corner=(1, 1), mirror=False),
 }
-"""By name: a decoded RGB image at its own size -> uint8 [height, width, 3], the tower's input before scaling.
+"""Augmentations by name, in the order in which `train.views` enables them.
 
-In the order in which training takes more of them. A view is deterministic, since its features are cached under its
-name: one that changes gets another name.
+Each maps a decoded RGB image of any size to uint8 [height, width, 3], the tower's input before scaling. Features are
+cached by name, so an augmentation whose result changes must be renamed.
 """

@@ -1,8 +1,8 @@
-"""Features on disk, by tower, view and content; see trainer.features.extraction.
+"""Caches features on disk, keyed by tower, augmentation and content; see trainer.features.extraction.
 
-Each file holds the features of one chunk of inputs in one view, and is written under a temporary name and then renamed.
-Files are found by the tower's fingerprint, its preprocessing and the view, rows by the SHA-256 of their input, so that
-a changed corpus adds only what is missing.
+Each file holds the features of one chunk of inputs with one augmentation, and is written atomically. Folders are named
+by tower, preprocessing and augmentation, and rows by the SHA-256 of their input, so that only inputs that are not in
+the cache need computing.
 """
 
 from __future__ import annotations
@@ -21,54 +21,59 @@ import numpy.typing as npt
 from searchforge.errors import JobError
 from searchforge.hashing import content_id
 
-_DAMAGE = (EOFError, ValueError, KeyError, BadZipFile, zlib.error)
+_CORRUPT = (EOFError, ValueError, KeyError, BadZipFile, zlib.error)
+"""Errors of reading a damaged file."""
 
 Array = npt.NDArray[Any]
 RowLocations = dict[str, tuple[Path, int]]
-"""File and row in it by key."""
+"""File, and row in that file, by key."""
 
 
 class FeatureCache:
-    """A folder with the features of any towers.
+    """A folder of cached features, shared by all towers.
 
     Args:
-      root: the folder; it is made when something is written.
+      root: the folder; it is created on the first write.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def name(self, modality: str, fingerprint: str, view: str) -> str:
-        """Returns the name under which a tower's features of a view are kept."""
-        return content_id([modality, fingerprint, view])
+    def name(self, modality: str, fingerprint: str, augmentation: str) -> str:
+        """Returns the name of the subfolder for a tower and an augmentation."""
+        return content_id([modality, fingerprint, augmentation])
 
     def keys(self, name: str) -> set[str]:
-        """Returns the keys that all files list, without reading their values: a quick estimate."""
-        found: set[str] = set()
+        """Returns the cached keys, without checking that their values are intact."""
+        keys: set[str] = set()
         for path in (self._root / name).glob("*.npz"):
-            with contextlib.suppress(OSError, *_DAMAGE), np.load(path, allow_pickle=False) as file:
-                found.update(key.decode() for key in file["keys"])
-        return found
+            with contextlib.suppress(OSError, *_CORRUPT), np.load(path, allow_pickle=False) as file:
+                keys.update(key.decode() for key in file["keys"])
+        return keys
 
     def index(self, name: str) -> RowLocations:
-        """Returns where every cached input is; a damaged file counts as absent and is computed again."""
-        found: RowLocations = {}
+        """Returns the locations of all cached inputs, and deletes damaged files."""
+        locations: RowLocations = {}
         for path in sorted((self._root / name).glob("*.npz")):
             try:
                 with np.load(path, allow_pickle=False) as file:
-                    found.update({key.decode(): (path, row) for row, key in enumerate(file["keys"])})
-                    file["values"]  # damage shows here and not when the rows are needed
-            except _DAMAGE:
+                    locations.update({key.decode(): (path, row) for row, key in enumerate(file["keys"])})
+                    file["values"]  # detects damage
+            except _CORRUPT:
                 path.unlink(missing_ok=True)
             except OSError:
                 continue
-        return found
+        return locations
 
     def write(self, name: str, keys: Sequence[str], values: Array) -> RowLocations:
-        """Writes the features of a chunk, float32 [n, width], and returns where they are.
+        """Writes the features of a chunk and returns their locations.
+
+        Args:
+          keys: n keys.
+          values: float32 [n, width].
 
         Raises:
-          JobError: the folder cannot be written to.
+          JobError: the folder is not writable.
         """
         folder = self._root / name
         path = folder / f"{content_id(list(keys))}.npz"
@@ -79,20 +84,20 @@ class FeatureCache:
                 np.savez(file, keys=np.array(keys, "S64"), values=values)
             temporary.replace(path)
         except OSError as error:
-            with contextlib.suppress(OSError):  # the same fault may hold it back
+            with contextlib.suppress(OSError):  # may fail for the same reason
                 temporary.unlink(missing_ok=True)
-            raise JobError(f"features cannot be written to {folder}: {error.strerror}") from error
+            raise JobError(f"cannot write features to {folder}: {error.strerror}") from error
         return {key: (path, row) for row, key in enumerate(keys)}
 
     def gather(self, keys: Sequence[str], rows: Mapping[str, tuple[Path, int]]) -> Array:
-        """Returns float32 [n, width] of the keys, in their order, reading each file once."""
+        """Returns the features of the keys, float32 [n, width], in order; reads each file once."""
         by_file: dict[Path, list[tuple[int, int]]] = {}
         for position, key in enumerate(keys):
             path, row = rows[key]
             by_file.setdefault(path, []).append((position, row))
         gathered = np.zeros((len(keys), 0), np.float32)
         for path, pairs in by_file.items():
-            os.utime(path)  # says that it is used, for whoever tidies up
+            os.utime(path)  # marks the file as recently used
             with np.load(path, allow_pickle=False) as file:
                 values = file["values"]
             if gathered.shape[1] == 0:

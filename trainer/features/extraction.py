@@ -1,8 +1,8 @@
-"""Features of frozen towers, computed once: by Ray Data over the cluster, and cached by content.
+"""Extracts the features of frozen towers with Ray Data, and caches them by content.
 
-All towers run in one pass, in one pool of workers: starting a worker takes far longer than loading a tower. A chunk of
-inputs names its tower and its views, and becomes one file a view in the cache: a killed run redoes only the chunks in
-flight, and any later training on the same inputs finds them.
+All towers share one pool of workers, because starting a worker takes far longer than loading a tower. Each chunk of
+inputs belongs to one tower and becomes one cache file per augmentation. After a kill, only the chunks that were in
+flight are recomputed, and later runs on the same inputs find their features in the cache.
 """
 
 from __future__ import annotations
@@ -34,131 +34,139 @@ from trainer.ray_cluster import gpus_per_worker, root_cause, threads_per_worker
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 
 CHUNK = {"image": 256, "text": 1024}
-"""Most inputs of a chunk, and so of a file, by modality."""
+"""Maximum number of inputs per chunk, and thus per cache file, by modality."""
 
 BATCH = {"image": 32, "text": 64}
-"""Inputs a call of the tower."""
+"""Number of inputs per call of the tower, by modality."""
 
-_LABELS = {"image": "images through their tower", "text": "captions through their tower"}
+_LABELS = {"image": "extracting image features", "text": "extracting caption features"}
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ExtractionRequest:
-    """Inputs of one tower whose features are wanted.
+    """A set of inputs for one tower.
 
     Attributes:
       spec: the tower.
-      fingerprint: of the tower and its preprocessing; names the cache's folders.
-      inputs: by key (SHA-256 of the content), the image's path or the text itself.
-      views: of the images; at least one. Texts have the plain view only.
-      weights: of a tuned tower, see Tower.assign; the fingerprint must be theirs.
+      fingerprint: fingerprint of the tower and its preprocessing; part of the cache folder's name.
+      inputs: image paths or texts, by key (SHA-256 of the content).
+      augmentations: names of one or more image augmentations; texts are never augmented.
+      weights: weights of a fine-tuned tower (see Tower.assign); the fingerprint must include them.
     """
 
     spec: TowerSpec
     fingerprint: str
     inputs: Mapping[str, str]
-    views: Sequence[str] = (UNAUGMENTED,)
+    augmentations: Sequence[str] = (UNAUGMENTED,)
     weights: Mapping[str, Array] = field(default_factory=dict)
 
     def names(self, cache: FeatureCache) -> dict[str, str]:
-        """Returns the name in the cache of each view."""
-        return {view: cache.name(self.spec.modality, self.fingerprint, view) for view in self.views}
+        """Returns the cache folder's name of each augmentation."""
+        return {name: cache.name(self.spec.modality, self.fingerprint, name) for name in self.augmentations}
 
     def passes(self, cache: FeatureCache) -> int:
-        """Returns how many inputs have to go through the tower, each view for itself; an estimate."""
+        """Returns the estimated number of tower passes, one per missing input and augmentation."""
         return sum(len(self.inputs.keys() - cache.keys(name)) for name in self.names(cache).values())
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a set of inputs.
+    """Features of the inputs of one request.
 
     Attributes:
-      rows: row of the values by key; rejected inputs are not in it.
-      views: float32 [n, width] by view; see trainer.features.augmentations. Texts have the plain view only.
-      rejected: what could not be read.
-      computed: how many inputs were not in the cache.
-      seconds: what the workers spent on these inputs, loading the tower included, divided by the number of workers
-        that had some: the wall time of workers that are all busy, without the start of their pool.
+      rows: row in the feature arrays, by key; rejected inputs are absent.
+      by_augmentation: float32 [n, width] by augmentation; see trainer.features.augmentations.
+      rejected: inputs that could not be read.
+      computed: number of inputs that were not fully cached.
+      seconds: time that the workers spent on these inputs, including the loading of the tower, divided by the number of
+        workers involved. This is the wall time of a fully busy pool, without its start.
     """
 
     rows: dict[str, int]
-    views: dict[str, Array]
+    by_augmentation: dict[str, Array]
     rejected: list[Rejection]
     computed: int
     seconds: float
 
     @property
     def values(self) -> Array:
-        """Float32 [n, width] of the first view that was asked for."""
-        return next(iter(self.views.values()))
+        """Features of the first requested augmentation, float32 [n, width]."""
+        return next(iter(self.by_augmentation.values()))
 
 
 def extract(
-    wanted: Sequence[ExtractionRequest],
+    requests: Sequence[ExtractionRequest],
     cache: FeatureCache,
     workers: int,
     threads: int | None = None,
     chunk: Mapping[str, int] = CHUNK,
 ) -> list[Features]:
-    """Returns the features of all inputs, in the order of `wanted`; call it inside `cluster.ray_cluster`.
+    """Returns the features of each request; call it inside `ray_cluster`.
 
-    Where everything is cached, nothing is started. Images are decoded once for all views, by the worker and so on the
-    node where the tower runs: every node must see them under the same path.
+    No workers are started if everything is cached. Workers decode each image once for all augmentations, on the node
+    where the tower runs, so every node must see the images under the same path.
 
     Args:
-      workers: that run the towers, spread over the cluster.
-      threads: of each worker; its share of its node by default.
-      chunk: most inputs of a chunk, by modality. Small sets are cut smaller, so that all workers have some.
+      workers: number of workers, spread over the cluster.
+      threads: number of threads per worker; by default, its share of the node's cores.
+      chunk: maximum number of inputs per chunk, by modality. Small sets use smaller chunks, to keep all workers busy.
 
     Raises:
       JobError: a tower failed in a worker, or a node does not see an image.
     """
-    sets = [_RequestState(one, cache) for one in wanted]
-    jobs = [job for number, one in enumerate(sets) for job in one.missing(number)]
+    states = [_RequestState(request, cache) for request in requests]
+    jobs = [job for number, state in enumerate(states) for job in state.missing(number)]
     if jobs:
         totals = Counter[str]()
         for job in jobs:
             totals[job.spec.modality] += len(job.items)
         done = Counter[str]()
-        with contextlib.closing(_run(jobs, workers, threads, chunk)) as finished:
-            # A kind may begin before the one before it has ended; its progress is shown from then on.
+        with contextlib.closing(_run(jobs, workers, threads, chunk)) as results:
+            # Chunks of one modality may finish before the progress bar of the other one has ended.
             for modality, total in totals.items():
                 with progress.track(_LABELS[modality], total) as advance:
                     advance(done[modality])
                     while done[modality] < total:
-                        if (chunk_done := next(finished, None)) is None:
-                            raise JobError(f"features of {total - done[modality]} inputs did not come; try again")
-                        job, part = chunk_done
-                        sets[job.number].add(job.views, part)
-                        done[job.spec.modality] += part.count
+                        if (result := next(results, None)) is None:
+                            missing = total - done[modality]
+                            raise JobError(f"workers returned no features for {missing} inputs; try again")
+                        job, chunk_result = result
+                        states[job.number].add(job.augmentations, chunk_result)
+                        done[job.spec.modality] += chunk_result.count
                         if job.spec.modality == modality:
-                            advance(part.count)
-    return [one.features(workers) for one in sets]
+                            advance(chunk_result.count)
+    return [state.features(workers) for state in states]
 
 
 @dataclass(frozen=True)
 class _TowerJob:
-    """Inputs that lack the same views.
+    """Inputs of one request that lack the same augmentations in the cache.
 
     Attributes:
-      number: of the set that they belong to.
-      items: pairs of key and value.
+      number: index of the request.
+      items: pairs of key and input.
     """
 
     number: int
     spec: TowerSpec
     fingerprint: str
-    views: tuple[str, ...]
+    augmentations: tuple[str, ...]
     weights: Mapping[str, Array]
     items: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class _ChunkResult:
-    """A finished chunk: its keys with float32 [n, width] by view, what was rejected, and a worker's seconds."""
+    """Result of a chunk.
+
+    Attributes:
+      keys: keys of the n inputs with features.
+      values: float32 [n, width] by augmentation.
+      rejected: inputs that could not be read.
+      seconds: time that the worker spent on the chunk.
+    """
 
     keys: list[str]
     values: dict[str, Array]
@@ -171,50 +179,52 @@ class _ChunkResult:
 
 
 class _RequestState:
-    """What is known of the features of one `ExtractionRequest`."""
+    """Tracks which features of one request are cached."""
 
-    def __init__(self, wanted: ExtractionRequest, cache: FeatureCache) -> None:
-        self._wanted, self._cache = wanted, cache
-        self._names = wanted.names(cache)
-        self._cached: dict[str, RowLocations] = {view: cache.index(name) for view, name in self._names.items()}
+    def __init__(self, request: ExtractionRequest, cache: FeatureCache) -> None:
+        self._request, self._cache = request, cache
+        self._names = request.names(cache)
+        self._cached: dict[str, RowLocations] = {
+            augmentation: cache.index(name) for augmentation, name in self._names.items()
+        }
         self._rejected: list[Rejection] = []
-        self._computed, self._parts, self._seconds = 0, 0, 0.0
+        self._computed, self._chunks, self._seconds = 0, 0, 0.0
 
     def missing(self, number: int) -> list[_TowerJob]:
-        """Returns the inputs that are not cached; those that lack the same views go through the tower together."""
-        lacking: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-        wanted = self._wanted
-        for key, value in wanted.inputs.items():
-            if views := tuple(view for view in wanted.views if key not in self._cached[view]):
-                lacking.setdefault(views, []).append((key, value))
-        self._computed = sum(map(len, lacking.values()))
+        """Returns the uncached inputs as jobs, one for each set of missing augmentations."""
+        missing: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        request = self._request
+        for key, value in request.inputs.items():
+            if names := tuple(name for name in request.augmentations if key not in self._cached[name]):
+                missing.setdefault(names, []).append((key, value))
+        self._computed = sum(map(len, missing.values()))
         return [
-            _TowerJob(number, wanted.spec, wanted.fingerprint, views, wanted.weights, items)
-            for views, items in lacking.items()
+            _TowerJob(number, request.spec, request.fingerprint, names, request.weights, items)
+            for names, items in missing.items()
         ]
 
-    def add(self, views: Sequence[str], part: _ChunkResult) -> None:
-        """Writes a finished chunk."""
-        require_visible_on_workers(part.rejected, self._wanted.inputs)
-        if part.keys:
-            for view in views:
-                self._cached[view] |= self._cache.write(self._names[view], part.keys, part.values[view])
-        self._rejected += part.rejected
-        self._seconds += part.seconds
-        self._parts += 1
+    def add(self, augmentations: Sequence[str], result: _ChunkResult) -> None:
+        """Writes the features of a finished chunk to the cache."""
+        require_visible_on_workers(result.rejected, self._request.inputs)
+        if result.keys:
+            for name in augmentations:
+                self._cached[name] |= self._cache.write(self._names[name], result.keys, result.values[name])
+        self._rejected += result.rejected
+        self._seconds += result.seconds
+        self._chunks += 1
 
     def features(self, workers: int) -> Features:
-        usable = [key for key in self._wanted.inputs if all(key in rows for rows in self._cached.values())]
-        gathered = {view: self._cache.gather(usable, self._cached[view]) for view in self._wanted.views}
+        usable = [key for key in self._request.inputs if all(key in rows for rows in self._cached.values())]
+        gathered = {name: self._cache.gather(usable, self._cached[name]) for name in self._request.augmentations}
         rows = {key: row for row, key in enumerate(usable)}
-        seconds = self._seconds / max(1, min(workers, self._parts))
+        seconds = self._seconds / max(1, min(workers, self._chunks))
         return Features(rows, gathered, self._rejected, self._computed, seconds)
 
 
 def _run(
     jobs: Sequence[_TowerJob], workers: int, threads: int | None, chunk: Mapping[str, int]
 ) -> Generator[tuple[_TowerJob, _ChunkResult], None, None]:
-    """Yields the finished chunks of all jobs, roughly in the order of the jobs."""
+    """Yields the results of all jobs, chunk by chunk, roughly in the order of the jobs."""
     import pyarrow
     import ray
     import ray.data
@@ -222,7 +232,7 @@ def _run(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what concerns the user arrives as an exception
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as exceptions
     chunks = []
     for number, job in enumerate(jobs):
         size = max(1, min(chunk[job.spec.modality], -(-len(job.items) // workers)))
@@ -231,32 +241,28 @@ def _run(
             chunks.append(pyarrow.table({"key": keys, "value": inputs, "job": [number] * len(keys)}))
     workers = min(workers, len(chunks))
     options = {"num_cpus": 1, "num_gpus": gpus_per_worker(workers) or None}
-    plain = [dataclasses.replace(job, items=()) for job in jobs]  # the items travel in the chunks
+    descriptions = [dataclasses.replace(job, items=()) for job in jobs]  # the chunks carry the items
     dataset = ray.data.from_arrow(chunks).map_batches(
         Extractor,
-        fn_constructor_args=(plain, threads or threads_per_worker(workers)),
-        batch_size=None,  # a chunk as it is
+        fn_constructor_args=(descriptions, threads or threads_per_worker(workers)),
+        batch_size=None,  # one batch per chunk
         compute=ray.data.ActorPoolStrategy(size=workers),
         **options,
     )
     try:
-        for found in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-            job, good = jobs[int(found["job"][0])], found["reason"] == ""
-            bad = zip(*(found[name][~good] for name in ("key", "reason", "detail")), strict=True)
-            values = {view: found[view][good] for view in job.views}
-            yield (
-                job,
-                _ChunkResult(
-                    list(found["key"][good]), values, [Rejection(*b) for b in bad], float(found["seconds"][0])
-                ),
-            )
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            job, usable = jobs[int(batch["job"][0])], batch["reason"] == ""
+            rows = zip(*(batch[column][~usable] for column in ("key", "reason", "detail")), strict=True)
+            rejected = [Rejection(*row) for row in rows]
+            values = {name: batch[name][usable] for name in job.augmentations}
+            yield job, _ChunkResult(list(batch["key"][usable]), values, rejected, float(batch["seconds"][0]))
     except ray.exceptions.RayError as error:
         towers = " or ".join(dict.fromkeys(f"the {job.spec.modality} tower {job.spec.name!r}" for job in jobs))
         raise JobError(f"{towers} failed in a worker: {root_cause(error)}") from error
 
 
 def require_visible_on_workers(rejected: Sequence[Rejection], inputs: Mapping[str, str]) -> None:
-    """Raises JobError where a worker did not see a file that this process sees: no fault of the image."""
+    """Raises JobError if this process can read a file that a worker could not open."""
     for item in rejected:
         if item.reason == UNREADABLE_ON_WORKER and os.access(inputs[item.key], os.R_OK):
             raise JobError(
@@ -265,11 +271,11 @@ def require_visible_on_workers(rejected: Sequence[Rejection], inputs: Mapping[st
 
 
 class Extractor:
-    """Runs towers in a Ray Data worker. A tower is loaded with the first chunk that needs it.
+    """Runs towers in a Ray Data worker; each tower is loaded on first use.
 
     Args:
-      jobs: what chunks refer to by their number.
-      threads: that TensorFlow and decoding may use.
+      jobs: the jobs that chunks refer to by number.
+      threads: number of threads for TensorFlow and for decoding.
     """
 
     def __init__(self, jobs: Sequence[_TowerJob], threads: int) -> None:
@@ -280,27 +286,28 @@ class Extractor:
         """Computes the features of a chunk.
 
         Args:
-          chunk: `key`, `value` (paths or texts), object [n] each, and `job`, int [n], the same in all rows.
+          chunk: columns `key` and `value` (path or text), object [n] each, and `job`, int [n] with a constant value.
 
         Returns:
-          `key`, `job`, what TowerRunner returns, and `seconds` that this took, float [n], the same in all rows.
+          Columns `key`, `job`, those of TowerRunner, and `seconds`, float [n] with a constant value.
         """
         start = time.monotonic()
         job, rows = self._jobs[int(chunk["job"][0])], len(chunk["key"])
         tower = job.spec, job.fingerprint
         if tower not in self._towers:
             self._towers[tower] = TowerRunner(job.spec, self._threads, job.weights)
-        found = self._towers[tower](list(chunk["value"]), job.views)
-        return {"key": chunk["key"], "job": chunk["job"], **found, "seconds": np.full(rows, time.monotonic() - start)}
+        columns = self._towers[tower](list(chunk["value"]), job.augmentations)
+        seconds = np.full(rows, time.monotonic() - start)
+        return {"key": chunk["key"], "job": chunk["job"], **columns, "seconds": seconds}
 
 
 class TowerRunner:
-    """A loaded tower that takes paths of images, or texts.
+    """Loads a tower and runs it on image paths or texts.
 
     Args:
       spec: the tower.
-      threads: that TensorFlow and decoding may use; None leaves TensorFlow's setting as it is.
-      weights: of a tuned tower.
+      threads: number of threads for TensorFlow and for decoding; None keeps TensorFlow's setting.
+      weights: weights of a fine-tuned tower.
     """
 
     def __init__(self, spec: TowerSpec, threads: int | None = None, weights: Mapping[str, Array] | None = None) -> None:
@@ -320,47 +327,47 @@ class TowerRunner:
             call = self._text_tower.encode if self._text_tower.tokenizer else self._text_tower.__call__
         self._call = tf.function(call, reduce_retracing=True)
 
-    def __call__(self, inputs: Sequence[str], views: Sequence[str] = (UNAUGMENTED,)) -> dict[str, Array]:
+    def __call__(self, inputs: Sequence[str], augmentations: Sequence[str] = (UNAUGMENTED,)) -> dict[str, Array]:
         """Computes features.
 
         Args:
           inputs: n paths or texts.
-          views: of images.
+          augmentations: names of image augmentations.
 
         Returns:
-          `reason` and `detail`, object [n] each, empty where there are features; by view, float32 [n, width], zeros for
-          rejected inputs.
+          Columns `reason` and `detail`, object [n] each, empty for inputs with features; and by augmentation,
+          float32 [n, width], zeros for rejected inputs.
         """
         if self._spec.modality == "text":
-            nothing = np.full(len(inputs), "", object)
-            return {"reason": nothing, "detail": nothing, UNAUGMENTED: self._texts(list(inputs))}
-        return self._images(inputs, views)
+            empty = np.full(len(inputs), "", object)
+            return {"reason": empty, "detail": empty, UNAUGMENTED: self._texts(list(inputs))}
+        return self._images(inputs, augmentations)
 
     def _images(self, paths: Sequence[str], names: Sequence[str]) -> dict[str, Array]:
         preprocessing, width = self._image_tower.preprocessing, self._image_tower.width
         reasons, details = np.full(len(paths), "", object), np.full(len(paths), "", object)
-        values = {view: np.zeros((len(paths), width), np.float32) for view in names}
+        values = {name: np.zeros((len(paths), width), np.float32) for name in names}
         batch: dict[int, list[Array]] = {}
 
         def flush() -> None:
-            for i, view in enumerate(names):
-                pixels = np.stack([views[i] for views in batch.values()]).astype(np.float32)
+            for i, name in enumerate(names):
+                pixels = np.stack([augmented[i] for augmented in batch.values()]).astype(np.float32)
                 scaled = (pixels - preprocessing.mean) / np.float32(preprocessing.std)
-                values[view][list(batch)] = self._call(scaled).numpy()
+                values[name][list(batch)] = self._call(scaled).numpy()
             batch.clear()
 
         with ThreadPoolExecutor(self._threads or 1) as pool:  # decodes ahead while the tower runs
-            for row, found in enumerate(pool.map(functools.partial(self._decode, names), paths)):
-                if isinstance(found, tuple):
-                    reasons[row], details[row] = found
+            for row, decoded in enumerate(pool.map(functools.partial(self._decode, names), paths)):
+                if isinstance(decoded, tuple):
+                    reasons[row], details[row] = decoded
                 else:
-                    batch[row] = found
+                    batch[row] = decoded
                 if len(batch) == BATCH["image"] or (batch and row == len(paths) - 1):
                     flush()
         return {"reason": reasons, "detail": details, **values}
 
     def _decode(self, names: Sequence[str], path: str) -> list[Array] | tuple[str, str]:
-        """Returns uint8 pixels of each view, or reason and detail of the rejection."""
+        """Returns uint8 pixels for each augmentation, or the reason and the detail of a rejection."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
@@ -369,7 +376,7 @@ class TowerRunner:
             image = self._image_tower.preprocessing.decode(data, DEFAULT_MAX_PIXELS)
         except RejectedInput as error:
             return error.reason, f"{path}: {error}"
-        return [AUGMENTATIONS[view](image, self._image_tower.preprocessing) for view in names]
+        return [AUGMENTATIONS[name](image, self._image_tower.preprocessing) for name in names]
 
     def _texts(self, texts: list[str]) -> Array:
         tower, size = self._text_tower, BATCH["text"]
@@ -380,7 +387,7 @@ class TowerRunner:
             return values
         tokens = [part.numpy() for part in tower.tokenizer(np.array(texts, object), tower.sequence_length)]
         lengths = tokens[1].sum(1)
-        # Texts of like length together: most captions are far shorter than the sequence.
+        # Batch texts of similar length: most captions are far shorter than the sequence length.
         order = np.argsort(lengths, kind="stable")
         for i in range(0, len(texts), size):
             rows = order[i : i + size]

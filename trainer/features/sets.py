@@ -1,4 +1,4 @@
-"""The features that one training run works with: of training images in all views, of held-out ones, of captions."""
+"""Gathers the features of a training run: training images with augmentations, held-out images, and captions."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Weights = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class FeatureSets:
-    """Features by the content hash of images and by `caption_key` of captions.
+    """Features keyed by the content hash of an image or the `caption_key` of a caption.
 
     Attributes:
-      train: of training images, in all views.
-      heldout: of held-out images, the plain view.
-      captions: of both sides.
+      train: features of training images, with all augmentations.
+      heldout: features of held-out images, unaugmented.
+      captions: features of the captions of all images.
     """
 
     train: Features
@@ -40,16 +40,16 @@ class FeatureSets:
 
     @property
     def rejected(self) -> list[Rejection]:
-        """Images that have no features."""
+        """Images without features."""
         return self.train.rejected + self.heldout.rejected
 
     @property
     def image_seconds(self) -> float:
-        """Of the image tower; see Features."""
+        """Seconds of image feature extraction; see Features."""
         return self.train.seconds + self.heldout.seconds
 
     def training_set(self, data: TrainingData) -> TrainingSet:
-        """Returns the training side of `data`, whose images all have features."""
+        """Returns the features of the training images of `data`, all of which must have features."""
         rows = [[self.captions.rows[caption_key(text)] for text in dict.fromkeys(i.captions)] for i in data.train]
         used = sorted({row for caption_rows in rows for row in caption_rows})
         position = {row: i for i, row in enumerate(used)}
@@ -58,23 +58,23 @@ class FeatureSets:
             table[i, : len(caption_rows)] = [position[row] for row in caption_rows]
         image_rows = [self.train.rows[image.content_hash] for image in data.train]
         return TrainingSet(
-            images=np.stack([values[image_rows] for values in self.train.views.values()]),
+            images=np.stack([values[image_rows] for values in self.train.by_augmentation.values()]),
             texts=self.captions.values[used],
             captions=table,
             caption_counts=np.array([len(caption_rows) for caption_rows in rows], np.int32),
         )
 
     def training_texts(self, data: TrainingData) -> list[str]:
-        """Returns the captions in the order of the training set's rows."""
+        """Returns the training captions in the order of the rows of `TrainingSet.texts`."""
         rows = {self.captions.rows[caption_key(text)]: text for image in data.train for text in image.captions}
         return [text for _, text in sorted(rows.items())]
 
     def heldout_images(self, data: TrainingData) -> Array:
-        """Returns the held-out images' features, float32 [n, width]."""
+        """Returns the features of the held-out images, float32 [n, width]."""
         return self.heldout.values[[self.heldout.rows[image.content_hash] for image in data.heldout]]
 
     def heldout_captions(self, data: TrainingData) -> tuple[list[str], Array, Array]:
-        """Returns the held-out captions, their features, float32 [m, width], and rows of their images, int64 [m]."""
+        """Returns the held-out captions, their features float32 [m, width], and their images' rows int64 [m]."""
         pairs = [(i, text) for i, image in enumerate(data.heldout) for text in image.captions]
         values = self.captions.values[[self.captions.rows[caption_key(text)] for _, text in pairs]]
         return [text for _, text in pairs], values, np.array([owner for owner, _ in pairs], np.int64)
@@ -86,32 +86,32 @@ def extract_all(
     towers: tuple[ImageTower, TextTower],
     specs: tuple[TowerSpec, TowerSpec],
     cache: Path,
-    views: int,
+    augmentations: int,
     weights: tuple[Weights, Weights] | None = None,
 ) -> FeatureSets:
-    """Runs the towers on everything that is not cached; see `features.extract`.
+    """Extracts all features that are not cached; see `extract`.
 
     Args:
-      cache: folder for all towers' features.
-      data, towers, specs, views, weights: see `extraction_requests`.
+      cache: folder of the feature cache.
+      data, towers, specs, augmentations, weights: see `extraction_requests`.
     """
-    wanted = extraction_requests(data, towers, specs, views, weights)
-    return FeatureSets(*extract(wanted, FeatureCache(cache), settings.workers))
+    requests = extraction_requests(data, towers, specs, augmentations, weights)
+    return FeatureSets(*extract(requests, FeatureCache(cache), settings.workers))
 
 
 def extraction_requests(
     data: TrainingData,
     towers: tuple[ImageTower, TextTower],
     specs: tuple[TowerSpec, TowerSpec],
-    views: int,
+    augmentations: int,
     weights: tuple[Weights, Weights] | None = None,
 ) -> tuple[ExtractionRequest, ExtractionRequest, ExtractionRequest]:
-    """Returns what a training needs the features of: training images, held-out images and captions.
+    """Returns the requests of a training run: training images, held-out images and captions.
 
     Args:
-      towers, specs: of images and of texts.
-      views: of the training images.
-      weights: of tuned towers.
+      towers, specs: image tower and text tower.
+      augmentations: number of augmentations of the training images, including the unaugmented image.
+      weights: weights of fine-tuned towers.
     """
     image_key = f"{towers[0].fingerprint} {towers[0].preprocessing}"
     image_weights, text_weights = weights or ({}, {})
@@ -122,12 +122,12 @@ def extraction_requests(
 
     texts = {caption_key(text): text for image in data.images for text in image.captions}
     return (
-        images(data.train, tuple(AUGMENTATIONS)[:views]),
+        images(data.train, tuple(AUGMENTATIONS)[:augmentations]),
         images(data.heldout, (UNAUGMENTED,)),
         ExtractionRequest(specs[1], towers[1].fingerprint, texts, weights=text_weights),
     )
 
 
 def caption_key(text: str) -> str:
-    """Names a caption in the cache of features."""
+    """Returns the key of a caption in the feature cache."""
     return sha256_bytes(text.encode())

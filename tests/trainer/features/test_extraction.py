@@ -96,8 +96,8 @@ def test_images_that_cannot_be_read_are_reported_beside_the_texts_of_another_tow
     assert (found.computed, texts.computed) == (4, 10) and min(found.seconds, texts.seconds) > 0
     shown = capsys.readouterr().err.splitlines()
     assert [line.partition(" in ")[0].strip() for line in shown if " in " in line] == [
-        "images through their tower: 4/4",
-        "captions through their tower: 10/10",
+        "extracting image features: 4/4",
+        "extracting caption features: 10/10",
     ]
 
 
@@ -128,9 +128,9 @@ def test_views_are_cached_by_themselves_and_rows_agree(image_tower: TowerSpec, t
     both = _extract(ExtractionRequest(image_tower, "tower", paths, ("plain", "mirrored")), cache)
     assert both.computed == 3  # of which the plain views were there
     np.testing.assert_array_equal(both.values, plain.values)
-    np.testing.assert_allclose(both.views["mirrored"][both.rows["symmetric.png"]], plain.values[2], atol=1e-4)
+    np.testing.assert_allclose(both.by_augmentation["mirrored"][both.rows["symmetric.png"]], plain.values[2], atol=1e-4)
     for name in ("a.png", "b.png"):
-        flipped = both.views["mirrored"][both.rows[name]]
+        flipped = both.by_augmentation["mirrored"][both.rows[name]]
         np.testing.assert_allclose(flipped, of_mirrored.values[of_mirrored.rows[f"m{name}"]], atol=2e-2)
         assert np.abs(flipped - both.values[both.rows[name]]).max() > 0.1
     assert _extract(ExtractionRequest(image_tower, "tower", paths, ("mirrored", "plain")), cache).computed == 0
