@@ -1,7 +1,8 @@
-"""What tests of HTML reports share: texts that nobody wishes for, and a parser that holds pages to their promises."""
+"""Hostile texts, and a strict parser that verifies what HTML reports promise, for the tests of all reports."""
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 HOSTILE = [
@@ -23,12 +24,12 @@ _LOADING = {"src", "href", "xlink:href", "srcset", "action", "data", "poster", "
 
 
 class Page(HTMLParser):
-    """Collects tags, attributes and text, and insists that every element is closed in its place.
+    """A parsed page. Raises AssertionError if an element is not closed in its place.
 
     Attributes:
-      tags: every element's name and attributes, in order.
-      text: of the body and the title.
-      style: of all `<style>` elements.
+      tags: name and attributes of every element, in order.
+      text: text of the title and the body, without the line breaks and indentation of templates.
+      style: text of all `<style>` elements.
     """
 
     def __init__(self, page: str) -> None:
@@ -57,15 +58,15 @@ class Page(HTMLParser):
         if self._open and self._open[-1] == "style":
             self.style += data
         else:
-            self.text += data
+            self.text += re.sub(r"\s*\n\s*", " " if data.strip() else "", data)
 
     @property
     def shape(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Every element with the names of its attributes: what foreign text must not change."""
+        """Every element with the names of its attributes: untrusted text must not change it."""
         return [(tag, tuple(attributes)) for tag, attributes in self.tags]
 
     def assert_harmless(self) -> None:
-        """Asserts that nothing runs and nothing is loaded: by the page's own policy, and by what is in it."""
+        """Asserts that the page neither runs scripts nor loads anything, by its policy and by its elements."""
         policies = [a["content"] for _, a in self.tags if a.get("http-equiv") == "Content-Security-Policy"]
         assert len(policies) == 1
         assert "default-src 'none'" in str(policies[0]) and "script-src" not in str(policies[0])

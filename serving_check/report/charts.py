@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from searchforge.reporting.charts import INK, LINE, frame, is_number, svg
+from searchforge.reporting.charts import LINE, TEXT_COLOUR, is_number, style_axes, svg
 from searchforge.reporting.pareto import pareto
 from serving_check.schema import Histogram
 
@@ -40,7 +41,7 @@ class Tradeoff:
       chosen: the point that the tuner chose; None where it is not among the points.
     """
 
-    svg: str
+    svg: Markup
     fronts: list[tuple[str, float, float]]
     chosen: Mapping[str, Any] | None
 
@@ -66,7 +67,7 @@ def tradeoff(content: Mapping[str, Any] | None) -> Tradeoff | None:
     )
 
 
-def latency(name: str, histogram: Histogram, marks: Mapping[str, float]) -> str | None:
+def latency(name: str, histogram: Histogram, marks: Mapping[str, float]) -> Markup | None:
     """Draws how often a search took how long; None where no search was counted.
 
     Args:
@@ -79,10 +80,10 @@ def latency(name: str, histogram: Histogram, marks: Mapping[str, float]) -> str 
     return svg(partial(_draw_latency, edges=edges, counts=counts, marks=marks), f"latency of {name}", _WIDE)
 
 
-def bar(parts: Mapping[str, int], scale: int) -> str:
+def bar(parts: Mapping[str, int], scale: int) -> Markup:
     """Draws the parts of a file side by side; `scale` is the bytes of the whole width."""
-    drawn = svg(partial(_draw_bar, parts=parts, scale=max(1, scale)), "parts of a file", _BAR)
-    return drawn.replace("<svg ", '<svg preserveAspectRatio="none" ', 1)
+    draw = partial(_draw_bar, parts=parts, scale=max(1, scale))
+    return svg(draw, "parts of a file", _BAR, keep_aspect_ratio=False)
 
 
 def colour(part: str) -> str:
@@ -99,15 +100,15 @@ def _draw_fronts(
         axes.plot(x, y, color=colours[size], marker=".", markersize=5, linewidth=2.2 if strong else 1.3)
     if mark is not None:
         place = mark["search_ms"], mark["recall_at_10"]
-        axes.plot(*place, "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.6)
+        axes.plot(*place, "o", markersize=11, markerfacecolor="none", markeredgecolor=TEXT_COLOUR, markeredgewidth=1.6)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.set_xlabel("milliseconds a search, expected", color=INK)
-    axes.set_ylabel("recall@10", color=INK)
-    frame(axes)
+    axes.set_xlabel("milliseconds a search, expected", color=TEXT_COLOUR)
+    axes.set_ylabel("recall@10", color=TEXT_COLOUR)
+    style_axes(axes)
 
 
 def _draw_latency(axes: Axes, edges: Sequence[float], counts: Sequence[int], marks: Mapping[str, float]) -> None:
@@ -120,11 +121,11 @@ def _draw_latency(axes: Axes, edges: Sequence[float], counts: Sequence[int], mar
     axes.set_ylim(0, 1.22 * top)
     for place, (called, value) in enumerate(sorted(marks.items(), key=lambda mark: mark[1])):
         value = min(max(value, low), high)
-        axes.plot([value, value], [0, 1.04 * top], color=INK, linewidth=1, linestyle=(0, (3, 2)))
-        axes.text(value, (1.07 + 0.07 * (place % 2)) * top, called, color=INK, ha="center", fontsize=8)
-    axes.set_xlabel("milliseconds a search", color=INK)
-    axes.set_ylabel("queries", color=INK)
-    frame(axes)
+        axes.plot([value, value], [0, 1.04 * top], color=TEXT_COLOUR, linewidth=1, linestyle=(0, (3, 2)))
+        axes.text(value, (1.07 + 0.07 * (place % 2)) * top, called, color=TEXT_COLOUR, ha="center", fontsize=8)
+    axes.set_xlabel("milliseconds a search", color=TEXT_COLOUR)
+    axes.set_ylabel("queries", color=TEXT_COLOUR)
+    style_axes(axes)
     axes.grid(False, axis="x")
 
 

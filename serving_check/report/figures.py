@@ -1,11 +1,9 @@
-"""How figures are named and written for people: labels, units, and which direction is better."""
+"""Formats figures for people: labels, units, and which direction is better."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-
-from searchforge.reporting.page import text
 
 LABELS = {
     "recall_at_1": "Recall@1",
@@ -28,7 +26,7 @@ LABELS = {
     "load_seconds": "Time to open",
     "memory_bytes": "Memory with the searcher open",
     "index_bytes": "Index",
-    "bytes_per_image": "Index for each image",
+    "bytes_per_image": "Index size per item",
     "searcher_bytes": "Larger searcher file",
     "images": "Items of the corpus",
     "gallery": "Items that are searched",
@@ -38,25 +36,25 @@ LABELS = {
     "images_sampled": "Images sampled",
     "images_readable": "Images that could be read",
     "threads": "Threads",
-    "code_error": "Error of the codes, median",
+    "code_error": "Quantization error, median",
     "embedded_again_cosine": "Cosine of items embedded again, median",
 }
-"""By name of the figure, without the prefix of the searcher; in the order in which they are shown."""
+"""Labels by name of the figure, without the prefix of the image searcher, in the order of display."""
 
 _IMAGE, _LIVE = "image_", "live_"
 _SHARES = ("recall_at_", "r_at_", "exact_r_at_", "own_or_equal_at_", "overlap_at_")
 
 
 def label(name: str) -> str:
-    """Returns what a figure is called, as HTML; one that is not known is called by its own name, in words."""
+    """Returns the label of a figure; an unknown figure's own name, as words."""
     if name.startswith(_LIVE):
-        return f"{label(name.removeprefix(_LIVE))}, beside the live release"
+        return f"{label(name.removeprefix(_LIVE))}, compared with the live release"
     if name in LABELS:
         return LABELS[name]
     if base(name) in LABELS:
         return f"{LABELS[base(name)]}, image searcher"
     words = name.replace("_", " ").strip() or name
-    return text(words[:1].upper() + words[1:], fold=False)
+    return words[:1].upper() + words[1:]
 
 
 def base(name: str) -> str:
@@ -65,28 +63,28 @@ def base(name: str) -> str:
 
 
 def is_share(name: str) -> bool:
-    """Whether a figure lies between 0 and 1, and is written in percent."""
+    """Returns whether a figure lies between 0 and 1 and is shown in percent."""
     return base(name).startswith(_SHARES)
 
 
-def write(name: str, value: object) -> str:
-    """Returns a figure with its unit, as HTML; a dash where it was not measured."""
+def formatted(name: str, value: object) -> str:
+    """Returns the value of a figure with its unit; a dash if it was not measured."""
     if isinstance(value, str):
-        return text(value, fold=False)
+        return value
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return "–"
-    return _writer(name)(value)
+    return _formatter(name)(value)
 
 
 def interval(name: str, ends: tuple[float, float]) -> str:
-    """Returns a 95 percent interval, the unit written once where both ends have it."""
-    low, high = (write(name, end) for end in ends)
+    """Returns a 95 percent interval; a unit that both ends share is written once."""
+    low, high = (formatted(name, end) for end in ends)
     (start, _, unit), other = low.partition("\N{NO-BREAK SPACE}"), high.partition("\N{NO-BREAK SPACE}")[2]
     return f"{start if unit == other else low} to {high}"
 
 
 def size(value: float) -> str:
-    """Returns bytes in the decimal unit that suits them."""
+    """Returns bytes in a suitable decimal unit."""
     for unit, scale, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
         if abs(value) >= scale:
             return f"{value / scale:.{digits}f}\N{NO-BREAK SPACE}{unit}"
@@ -94,12 +92,12 @@ def size(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Returns a share in percent; a very small one keeps a digit."""
+    """Returns a share in percent, with at least one significant digit."""
     return f"{100 * value:{'.1g' if 0 < abs(value) < 0.001 else '.1f'}}\N{NO-BREAK SPACE}%"
 
 
 def higher_is_better(name: str) -> bool | None:
-    """Which direction is better; None where none is."""
+    """Returns which direction is better; None if neither is."""
     if is_share(name):
         return True
     if base(name) == "median_rank" or base(name).endswith(("_ms", "_seconds", "_bytes", "bytes_per_image")):
@@ -108,21 +106,21 @@ def higher_is_better(name: str) -> bool | None:
 
 
 def change(name: str, candidate: float, live: float) -> tuple[str, bool | None]:
-    """Returns by how much a figure changed, and whether that is better; None where it is neither."""
+    """Returns by how much a figure changed, and whether it improved; None if it did neither."""
     difference = candidate - live
-    if write(name, candidate) == write(name, live):
+    if formatted(name, candidate) == formatted(name, live):
         return "no change", None
     if is_share(name):
-        written = f"{100 * difference:+.1f} points"
+        text = f"{100 * difference:+.1f} points"
     elif live:
-        written = f"{100 * difference / abs(live):+.1f}\N{NO-BREAK SPACE}%"
+        text = f"{100 * difference / abs(live):+.1f}\N{NO-BREAK SPACE}%"
     else:
-        written = f"{difference:+.4g}"
+        text = f"{difference:+.4g}"
     direction = higher_is_better(name)
-    return written.replace("-", "\N{MINUS SIGN}"), None if direction is None else (difference > 0) == direction
+    return text.replace("-", "\N{MINUS SIGN}"), None if direction is None else (difference > 0) == direction
 
 
-def _writer(name: str) -> Callable[[float], str]:
+def _formatter(name: str) -> Callable[[float], str]:
     if is_share(name):
         return percent
     if name.endswith("_ms"):

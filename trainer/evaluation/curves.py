@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from searchforge.reporting.charts import CURVES, SIZE, History, draw_curve, names
+from searchforge.reporting.charts import CURVES, SIZE, History, draw_curve, recorded_curves
 
 LOGS = "logs"
 """Folder of TensorBoard events in the bundle."""
@@ -23,7 +23,7 @@ def write(folder: Path, history: History) -> None:
       history: metrics of each epoch; see trainer.fit.loop.TrainingResult.
     """
     _write_events(folder / LOGS, history)
-    drawn = names(history)
+    drawn = recorded_curves(history)
     figure = Figure(figsize=(SIZE[0] * len(drawn), SIZE[1]), dpi=120, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         draw_curve(axes, name, history, "black")

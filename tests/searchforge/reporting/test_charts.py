@@ -1,4 +1,4 @@
-"""Charts are SVG that is safe to put into a page, and the same for the same data."""
+"""Charts are SVG that is safe to embed in a page, and the same data give the same bytes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ HISTORY = [
 ]
 
 
-def test_svgs_are_xml_without_scripts_or_links_that_lead_out() -> None:
+def test_svgs_are_xml_without_scripts_or_external_references() -> None:
     drawn = training_curves(HISTORY)
-    assert list(drawn) == ["Loss", "Learning rate", "Temperature"]
-    for text in drawn.values():
+    assert [(title, description) for title, description, _ in drawn] == [
+        (title, f"{title} by epoch") for title in ("Loss", "Learning rate", "Temperature")
+    ]
+    for _, _, text in drawn:
         root = ElementTree.fromstring(text)
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         for element in root.iter():
@@ -26,10 +28,10 @@ def test_svgs_are_xml_without_scripts_or_links_that_lead_out() -> None:
 
 
 def test_one_epoch_is_drawn_and_none_is_not() -> None:
-    assert list(training_curves([{"epoch": 1, "loss": 2.0}])) == ["Loss"]
-    assert training_curves([]) == {}
+    assert [title for title, _, _ in training_curves([{"epoch": 1, "loss": 2.0}])] == ["Loss"]
+    assert training_curves([]) == []
 
 
-def test_a_history_that_is_none_is_not_drawn() -> None:
+def test_an_invalid_history_is_not_drawn() -> None:
     for history in (None, "loss", 3, [1, 2], [{"epoch": "first", "loss": "low"}], [{"loss": float("nan"), "epoch": 1}]):
-        assert training_curves(history) == {}
+        assert training_curves(history) == []

@@ -1,4 +1,4 @@
-"""The page of a check is whole and offline, says the verdict first, and keeps foreign text text."""
+"""The page of a check is complete and offline, starts with the verdict, and keeps untrusted text as text."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_every_gate_has_its_words_its_identifier_and_its_figures() -> None:
     text = page.text.replace("\N{NO-BREAK SPACE}", " ")
     for expected in (
         *("Recall@10 recall_at_1080.0 %at least 90.0 %", "31.0 MBat most 30.0 MB", "97.0 % at least 80.0 %"),
-        *("Larger searcher file, beside the live release", "not measuredat least 50.0 %there are no captions"),
+        *("Larger searcher file, compared with the live release", "not measuredat least 50.0 %there are no captions"),
         *("Never heard of never_heard_ofodd", "$\\frac<b>0.5 at most 2odder"),
     ):
         assert expected in text, expected
