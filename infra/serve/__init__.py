@@ -1,12 +1,13 @@
-"""`searchforge serve`: a local web page and JSON endpoint over published releases, answered by the Task Library.
+"""`searchforge serve`: a local web page and JSON endpoint that search published releases through the Task Library.
 
-server.py        binds to 127.0.0.1, starts the workers, ends them
-application.py   the routes
-guard.py         refuses foreign hosts and origins; errors as JSON; security headers
-parameters.py    what a request may say
-answers.py       a query's hits: shared, kept for a while, filtered
-pool.py          workers, each with searchers in child processes, behind a bounded queue
-pictures.py      thumbnails of the corpus' images
-source_table.py  where each image lies: a SQLite file, built once
-static/          the page
+server.py          binds to 127.0.0.1, starts the workers and shuts them down
+application.py     the HTTP routes
+guard.py           middlewares: host and origin checks, errors as JSON, security headers
+parameters.py      query-string parameters of each route
+search_service.py  searches: deduplicated, cached, filtered by metadata
+pool.py            worker threads whose searchers run in child processes, behind a bounded queue
+served_release.py  the releases to search
+thumbnails.py      JPEG thumbnails of a release's images
+source_table.py    SQLite table that maps item ids to their images
+static/            the web page
 """

@@ -1,7 +1,8 @@
-"""What stands around every route: who may ask, errors as JSON, and headers that keep the page from doing harm.
+"""Middlewares around every route: host and origin checks, errors as JSON, and security headers.
 
-A web site that a person visits can make their browser send requests to this machine, even under a name of its own
-that it resolves to 127.0.0.1. So requests must name this server as their host, and other pages' requests are refused.
+A website can make its visitor's browser send requests to this machine, even under a name of its own that resolves to
+127.0.0.1 (DNS rebinding). Requests must therefore name this server as their host, and requests from pages of other
+origins are refused. aiohttp has no middleware for either.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from infra.serve.refusal import Refusal
+from infra.serve.request_error import RequestError
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,54 +31,56 @@ HEADERS = {
 }
 
 
-def guard(port: int) -> tuple[Any, Any]:
-    """Returns the middlewares of a server on this port, the outer one first."""
+def middlewares(port: int) -> tuple[Any, Any]:
+    """Returns the middlewares of a server on this port, the outermost first."""
     hosts = {f"{name}:{port}" for name in ("localhost", "127.0.0.1")}
     if port == 80:
         hosts |= {"localhost", "127.0.0.1"}
     origins = {f"http://{host}" for host in hosts}
 
     @web.middleware
-    async def only_this_machine(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def require_local(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.headers.get("Host", "").lower() not in hosts:
-            raise Refusal(403, f"the request names another host; open http://localhost:{port}/")
+            raise RequestError(403, f"the request names a different host; open http://localhost:{port}/")
         if request.headers.get("Origin", next(iter(origins))).lower() not in origins:
-            raise Refusal(403, "the request comes from another site's page; that is not allowed")
+            raise RequestError(403, "requests from pages of other sites are not allowed")
         return await handler(request)
 
-    return errors_as_json, only_this_machine
+    return errors_as_json, require_local
 
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers every error with its status and `{"error": reason}`; what nobody expected is logged, too."""
+    """Turns every error into a response `{"error": reason}` with its status; logs unexpected ones."""
     try:
         return await handler(request)
-    except Refusal as refusal:
-        headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
-        return answer({"error": refusal.reason}, refusal.status, headers)
+    except RequestError as error:
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return json_response({"error": error.reason}, error.status, headers)
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        return answer({"error": f"{request.path} takes {allowed}, not {request.method}"}, 405, {"Allow": allowed})
+        return json_response(
+            {"error": f"{request.path} accepts {allowed}, not {request.method}"}, 405, {"Allow": allowed}
+        )
     except web.HTTPRequestEntityTooLarge:
         limit = request.client_max_size >> 20
-        return answer({"error": f"the body is larger than {limit} MiB; send a smaller image"}, 413)
+        return json_response({"error": f"the body is larger than {limit} MiB; send a smaller image"}, 413)
     except web.HTTPException as error:
         if error.status < 400:
             raise
         paths = "/, /search, /releases, /thumbnail, /healthz"
-        return answer({"error": f"{request.path}: {error.reason}; there is {paths}"}, error.status)
+        return json_response({"error": f"{request.path}: {error.reason}; available paths: {paths}"}, error.status)
     except Exception as error:
         _LOG.exception("%s %s", request.method, request.path)
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        return answer({"error": f"this should not have happened ({reason}); the server's log says more"}, 500)
+        return json_response({"error": f"internal error ({reason}); the server's log has the details"}, 500)
 
 
-async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    """For `on_response_prepare`."""
+async def add_security_headers(_: web.Request, response: web.StreamResponse) -> None:
+    """Adds HEADERS to a response; a handler of the signal `on_response_prepare`."""
     response.headers.update(HEADERS)
 
 
-def answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """Returns JSON that is not to be kept."""
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """Returns a JSON response that clients do not cache."""
     return web.json_response(content, status=status, headers={"Cache-Control": "no-store", **(headers or {})})

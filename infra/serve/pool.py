@@ -1,10 +1,12 @@
-"""Workers that answer queries through the Task Library, behind one bounded queue.
+"""Worker threads that run queries through the Task Library, behind one bounded queue.
 
-A worker is a thread with searchers, each in a child process of its own: one query at a time, so that as many queries
-are answered at once as there are workers. The number of hits is fixed when a file is opened, and more hits take
-longer, so a file is open once for each of WIDTHS that is asked for. Files are opened when they are first needed, and
-those that were unused the longest are closed. A child that crashes on a query, or hangs
-(serving_check.measurement.search ends it then), costs that query only.
+Each worker runs one query at a time, on searchers that each have a child process. The maximum number of hits is fixed
+when a searcher file is opened, and more hits take longer, so a worker opens a file once for each of MAX_RESULTS that
+is requested. Searchers are opened on demand, and the least recently used ones are closed. A child that crashes or hangs
+on a query (serving_check.measurement.search then kills it) fails only that query.
+
+The searchers are kept in an OrderedDict rather than a cachetools.LRUCache because the least recently used one must be
+closed before the next one is opened, to bound the memory.
 """
 
 from __future__ import annotations
@@ -22,56 +24,56 @@ from pathlib import Path
 
 from PIL import Image
 
-from infra.serve.refusal import Refusal
+from infra.serve.request_error import RequestError
 from searchforge.errors import SearchforgeError, UsageError
 from searchforge.processes.isolated import ChildCrash
 from serving_check.measurement.search import Hit, Searcher
 
-WIDTHS = (10, 100, 1_000)
-"""Numbers of hits that files are opened for."""
+MAX_RESULTS = (10, 100, 1_000)
+"""Maximum numbers of hits with which searcher files are opened."""
 
 _LOG = logging.getLogger(__name__)
-_SPARE = 4
-"""Open files of a worker beside those that it opens at the start."""
+_EXTRA_SEARCHERS = 4
+"""Number of searchers that a worker may open on top of those that it opens at the start."""
 
-Found = tuple[list[Hit], float]
-"""Hits, best first, and the Task Library's milliseconds."""
+TimedHits = tuple[list[Hit], float]
+"""Hits, best first, and the Task Library's time in milliseconds."""
 
 
 @dataclass
-class _Task:
+class _Query:
     path: Path
     query: str
-    hits: int
-    future: Future[Found] = field(default_factory=Future)
+    max_results: int
+    future: Future[TimedHits] = field(default_factory=Future)
 
 
-class Pool:
-    """The workers. Use as a context manager: leaving it ends every child.
+class SearcherPool:
+    """A pool of workers. Use as a context manager, which terminates every child on exit.
 
     Args:
-      files: searcher files that every worker opens at the start.
-      workers: queries that are answered at once.
-      waiting: queries that may wait; further ones are refused.
+      files: Searcher files that every worker opens at the start.
+      workers: Number of workers, and so of queries that run at the same time.
+      max_queued: Maximum number of queries that wait for a worker; further ones are refused.
     """
 
-    def __init__(self, files: Sequence[Path], workers: int, waiting: int) -> None:
-        self._tasks: queue.Queue[_Task | None] = queue.Queue()
-        self._waiting = waiting
-        self._room = threading.Semaphore(workers + waiting)
-        self._ending = False
-        self._lock = threading.Lock()  # so that nothing is queued behind the end
+    def __init__(self, files: Sequence[Path], workers: int, max_queued: int) -> None:
+        self._queue: queue.Queue[_Query | None] = queue.Queue()
+        self._max_queued = max_queued
+        self._slots = threading.Semaphore(workers + max_queued)
+        self._closing = False
+        self._lock = threading.Lock()  # so that no query is queued after the workers' end markers
         self._folder = tempfile.TemporaryDirectory(prefix="searchforge-pool-")
-        image = Path(self._folder.name) / "first.png"
+        image = Path(self._folder.name) / "warm-up.png"
         Image.new("RGB", (64, 64), "grey").save(image)
-        first_queries = {"text": "first", "image": str(image)}
-        self._workers = [_Worker(number + 1, self._tasks, files, first_queries) for number in range(workers)]
+        warm_ups = {"text": "warm-up", "image": str(image)}
+        self._workers = [_Worker(number + 1, self._queue, files, warm_ups) for number in range(workers)]
 
     def start(self) -> None:
         """Opens the files.
 
         Raises:
-          UsageError, JobError: a file is missing, or the Task Library does not open it.
+          UsageError, JobError: A file is missing, or the Task Library cannot open it.
         """
         for worker in self._workers:
             worker.start()
@@ -80,62 +82,65 @@ class Pool:
 
     @property
     def workers(self) -> int:
-        """Queries that are answered at once."""
+        """Number of workers."""
         return len(self._workers)
 
     @property
-    def waiting(self) -> int:
-        """Queries that wait for a worker."""
-        return self._tasks.qsize()
+    def queued(self) -> int:
+        """Number of queries that wait for a worker."""
+        return self._queue.qsize()
 
     @property
     def crashes(self) -> int:
-        """Children that crashed or hung."""
+        """Number of children that have crashed or hung."""
         return sum(worker.crashes for worker in self._workers)
 
     def user_info(self, path: Path) -> str:
-        """Returns what the indexer stored in a file that is opened at the start."""
+        """Returns the JSON that the indexer stored in one of the files opened at the start."""
         return self._workers[0].user_info[path]
 
-    def search(self, path: Path, query: str, hits: int) -> Future[Found]:
-        """Queues a query (a text, or an image's path).
+    def search(self, path: Path, query: str, max_results: int) -> Future[TimedHits]:
+        """Queues a query.
 
         Args:
-          path: of the searcher file.
-          hits: at most the last of WIDTHS.
+          path: Searcher file.
+          query: Text, or the path of an image.
+          max_results: Maximum number of hits, at most the last of MAX_RESULTS.
 
         Raises:
-          Refusal: too many queries are waiting. The future raises it where the query gets no answer.
+          RequestError: The queue is full. The future raises it if the query fails.
         """
-        task = _Task(path, query, hits)
+        task = _Query(path, query, max_results)
         with self._lock:
-            if self._ending:
-                raise Refusal(503, "the server is ending")
-            # Not by the queue's length, in which a query also is for the moment until an idle worker takes it.
-            if not self._room.acquire(blocking=False):
-                raise Refusal(503, f"{self._waiting} queries are waiting already; ask again in a second", retry_after=1)
-            self._tasks.put(task)
-        task.future.add_done_callback(lambda _: self._room.release())
+            if self._closing:
+                raise RequestError(503, "the server is shutting down")
+            # The length of the queue does not do: it also counts a query that an idle worker is about to take.
+            if not self._slots.acquire(blocking=False):
+                raise RequestError(
+                    503, f"{self._max_queued} queries are already waiting; retry in a second", retry_after=1
+                )
+            self._queue.put(task)
+        task.future.add_done_callback(lambda _: self._slots.release())
         return task.future
 
     def close(self) -> None:
-        """Ends every child; what is running is finished, what is waiting is refused. A second call does nothing."""
+        """Finishes running queries, refuses waiting ones, and terminates every child. Idempotent."""
         with self._lock:
-            if self._ending:
+            if self._closing:
                 return
-            self._ending = True
+            self._closing = True
         with contextlib.suppress(queue.Empty):
             while True:
-                task = self._tasks.get_nowait()
+                task = self._queue.get_nowait()
                 if task is not None:
-                    task.future.set_exception(Refusal(503, "the server is ending"))
+                    task.future.set_exception(RequestError(503, "the server is shutting down"))
         for _ in self._workers:
-            self._tasks.put(None)
+            self._queue.put(None)
         for worker in self._workers:
             worker.join()
         self._folder.cleanup()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> SearcherPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -146,21 +151,25 @@ class _Worker:
     """A thread with open searchers.
 
     Attributes:
-      opened: done once the files of the start are open.
-      user_info: by file.
-      crashes: number of children that crashed or hung.
+      opened: Future that completes when the files of the start are open.
+      user_info: JSON that the indexer stored, by file.
+      crashes: Number of children that have crashed or hung.
     """
 
     def __init__(
-        self, number: int, tasks: queue.Queue[_Task | None], files: Sequence[Path], first_queries: Mapping[str, str]
+        self,
+        number: int,
+        queries: queue.Queue[_Query | None],
+        files: Sequence[Path],
+        warm_ups: Mapping[str, str],
     ) -> None:
         self.opened: Future[None] = Future()
         self.user_info: dict[Path, str] = {}
         self.crashes = 0
         self._name = f"worker {number}"
-        self._tasks = tasks
+        self._queue = queries
         self._files = files
-        self._first_queries = first_queries
+        self._warm_ups = warm_ups
         self._searchers: OrderedDict[tuple[Path, int], Searcher] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
 
@@ -173,67 +182,66 @@ class _Worker:
 
     def _run(self) -> None:
         try:
-            for path in self._files:
-                self._searcher((path, WIDTHS[0]))
+            self._open_files()
         except BaseException as error:
             self.opened.set_exception(error)
         else:
             self.opened.set_result(None)
-            while (task := self._tasks.get()) is not None:
+            while (task := self._queue.get()) is not None:
                 if task.future.set_running_or_notify_cancel():
                     try:
-                        task.future.set_result(self._answer(task))
+                        task.future.set_result(self._search(task))
                     except BaseException as error:
                         task.future.set_exception(error)
-                        self._open_again()
+                        # Reopen what a crash closed, so that the next query does not wait for it. If that fails, the
+                        # next query reports why.
+                        with contextlib.suppress(SearchforgeError):
+                            self._open_files()
         finally:
             for searcher in self._searchers.values():
                 searcher.close()
 
-    def _open_again(self) -> None:
-        """Opens what a crash has closed, so that the next query does not wait for it."""
-        with contextlib.suppress(SearchforgeError):  # else that query says why
-            for path in self._files:
-                self._searcher((path, WIDTHS[0]))
+    def _open_files(self) -> None:
+        for path in self._files:
+            self._searcher((path, MAX_RESULTS[0]))
 
-    def _answer(self, task: _Task) -> Found:
-        key = (task.path, next(width for width in WIDTHS if width >= task.hits))
+    def _search(self, task: _Query) -> TimedHits:
+        key = (task.path, next(limit for limit in MAX_RESULTS if limit >= task.max_results))
         try:
-            return self._searcher(key).timed_search(task.query, task.hits)
+            return self._searcher(key).timed_search(task.query, task.max_results)
         except ChildCrash as crash:
             self.crashes += 1
-            self._drop(key)
+            self._close(key)
             _LOG.error("%s: %s", self._name, crash)
-            raise Refusal(
-                500, f"{self._name} crashed on this query and is replaced: {str(crash).partition(chr(10))[0]}"
-            ) from None
+            first_line = str(crash).partition("\n")[0]
+            raise RequestError(500, f"{self._name} crashed on this query and was restarted: {first_line}") from None
         except SearchforgeError as error:
-            raise Refusal(400 if isinstance(error, UsageError) else 500, str(error)) from None
+            raise RequestError(400 if isinstance(error, UsageError) else 500, str(error)) from None
         except BaseException:
-            self._drop(key)  # it may be in the middle of an answer
+            self._close(key)  # its child may still be running the query
             raise
 
     def _searcher(self, key: tuple[Path, int]) -> Searcher:
-        """Returns an open searcher; makes room for one that has to be opened, and replaces one that has ended idle."""
+        """Returns an open searcher; replaces one whose child ended while idle, and closes others to make room."""
         if key in self._searchers and self._searchers[key].ended:
             self.crashes += 1
-            self._drop(key)
+            self._close(key)
         if key not in self._searchers:
-            while len(self._searchers) >= len(self._files) + _SPARE:
-                self._drop(next(iter(self._searchers)))
-            path, width = key
-            opened = Searcher(path)
+            while len(self._searchers) >= len(self._files) + _EXTRA_SEARCHERS:
+                self._close(next(iter(self._searchers)))
+            path, max_results = key
+            searcher = Searcher(path)
             try:
-                # Says how many hits may be asked for, and takes what a first query costs out of the next one's time.
-                opened.timed_search(self._first_queries[opened.kind], width)
+                # Fixes the maximum number of hits, and keeps the cost of a first query out of the next one's time.
+                searcher.timed_search(self._warm_ups[searcher.kind], max_results)
             except BaseException:
-                opened.close()
+                searcher.close()
                 raise
-            self.user_info[path] = opened.user_info
-            self._searchers[key] = opened
+            self.user_info[path] = searcher.user_info
+            self._searchers[key] = searcher
         self._searchers.move_to_end(key)
         return self._searchers[key]
 
-    def _drop(self, key: tuple[Path, int]) -> None:
+    def _close(self, key: tuple[Path, int]) -> None:
         if key in self._searchers:
             self._searchers.pop(key).close()

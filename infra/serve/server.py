@@ -1,4 +1,4 @@
-"""The server's life: binds to 127.0.0.1, opens the releases, answers until it is told to end, and ends its children."""
+"""Life cycle of the server: binds to 127.0.0.1, opens the releases, serves until a signal, and stops its children."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from aiohttp import web
 
-from infra.serve.answers import Answers
 from infra.serve.application import application
-from infra.serve.pool import Pool
-from infra.serve.served import Served, open_served
+from infra.serve.pool import SearcherPool
+from infra.serve.search_service import SearchService
+from infra.serve.served_release import ServedRelease, open_served_releases
 from searchforge.console import progress
 from searchforge.errors import UsageError
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 
-WAITING = 256
-"""Queries that may wait for a worker; further ones are refused."""
+MAX_QUEUED = 256
+"""Maximum number of queries that wait for a worker; further ones are refused."""
 
 _BACKLOG = 1024
-_MAX_LINE = 2**20
-"""Bytes of a request's first line: a query of 10,000 characters takes 120,000."""
+_MAX_REQUEST_LINE = 2**20
+"""Maximum number of bytes of a request line; a query of 10,000 characters takes up to 120,000."""
 
-_END_SECONDS = 5.0
-"""In which running requests may finish when the server ends."""
+_SHUTDOWN_SECONDS = 5.0
+"""Seconds that running requests have to finish when the server shuts down."""
 
 
 def serve(
@@ -46,98 +46,98 @@ def serve(
     workers: int | None = None,
     open_page: bool = False,
     as_json: bool = False,
-    waiting: int = WAITING,
+    max_queued: int = MAX_QUEUED,
 ) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Args:
-      releases: as of `infra.serve.served.open_served`.
-      port: 0: a free one.
-      workers: queries that are answered at once; default: one a core.
-      open_page: whether to open the page in a browser.
-      as_json: whether to print address and releases as one line of JSON, once the server answers.
-      waiting: queries that may wait.
+      releases: Ids, folders or URLs, as for `infra.api.open_release`; the live release if empty.
+      port: TCP port; 0 for a free one.
+      workers: Number of queries that run at the same time; one per core by default.
+      open_page: Whether to open the page in a browser.
+      as_json: Whether to print the address and the releases as one line of JSON once the server is ready.
+      max_queued: Maximum number of queries that wait for a worker.
 
     Raises:
-      UsageError: there is no such release, or the port is in use.
-      JobError: the Task Library does not open a file.
+      UsageError: A release does not exist, or the port is in use.
+      JobError: The Task Library cannot open a file.
     """
-    served = open_served(config, releases)
-    with _bound(port) as listening:
-        files = [each.first_searcher for each in served.values()]
-        with Pool(files, workers or len(os.sched_getaffinity(0)), waiting) as pool:
-            answers = Answers(pool, served, config.corpus.max_pixels)
+    served = open_served_releases(config, releases)
+    with _bind(port) as listener:
+        files = [release.first_searcher for release in served.values()]
+        with SearcherPool(files, workers or len(os.sched_getaffinity(0)), max_queued) as pool:
+            service = SearchService(pool, config.corpus.max_pixels)
             try:
-                asyncio.run(_serve(served, answers, listening, open_page, as_json))
+                asyncio.run(_serve(served, service, listener, open_page, as_json))
             finally:
-                answers.close()
-                for each in served.values():
-                    each.pictures.close()
+                service.close()
+                for release in served.values():
+                    release.thumbnails.close()
 
 
 async def _serve(
-    served: dict[str, Served], answers: Answers, listening: socket.socket, open_page: bool, as_json: bool
+    served: dict[str, ServedRelease], service: SearchService, listener: socket.socket, open_page: bool, as_json: bool
 ) -> None:
     loop = asyncio.get_running_loop()
-    ending = asyncio.Event()
+    stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ending.set)
-    for each in served.values():
-        progress.say(f"release {each.release.id}: {each.release.figures.get('images', '?')} images")
-    progress.say(f"opening them in {answers.pool.workers} workers")
-    opening: asyncio.Future[Any] = asyncio.ensure_future(asyncio.to_thread(answers.pool.start))
-    stopped: asyncio.Future[Any] = asyncio.ensure_future(ending.wait())
+        loop.add_signal_handler(number, stop.set)
+    for release in served.values():
+        progress.say(f"release {release.id}: {release.release.figures.get('images', '?')} images")
+    progress.say(f"opening the searchers in {service.pool.workers} workers")
+    opening: asyncio.Future[Any] = asyncio.ensure_future(asyncio.to_thread(service.pool.start))
+    stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    if not ending.is_set():
+    if not stop.is_set():
         await opening
-        for each in served.values():
-            each.pictures.start()
-        port = listening.getsockname()[1]
+        for release in served.values():
+            release.thumbnails.start()
+        port = listener.getsockname()[1]
         runner = web.AppRunner(
-            application(served, answers, port),
+            application(served, service, port),
             access_log=None,
             logger=_quiet_logger(),
-            max_line_size=_MAX_LINE,
-            auto_decompress=False,  # a small body could become an endless one
-            shutdown_timeout=_END_SECONDS,
+            max_line_size=_MAX_REQUEST_LINE,
+            auto_decompress=False,  # a small compressed body could expand without limit
+            shutdown_timeout=_SHUTDOWN_SECONDS,
         )
         await runner.setup()
-        await web.SockSite(runner, listening, backlog=_BACKLOG).start()
+        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
         _announce(f"http://{HOST}:{port}/", served, open_page, as_json)
-        await ending.wait()
-        progress.say("ending")
+        await stop.wait()
+        progress.say("shutting down")
         await runner.cleanup()
     stopped.cancel()
-    await asyncio.to_thread(answers.pool.close)
+    await asyncio.to_thread(service.pool.close)
     with contextlib.suppress(Exception):
         await opening
 
 
-def _announce(url: str, served: dict[str, Served], open_page: bool, as_json: bool) -> None:
+def _announce(url: str, served: dict[str, ServedRelease], open_page: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"url": url, "releases": list(served)}))
-    progress.say(f"{url} answers; end it with Ctrl-C")
+    progress.say(f"serving at {url}; press Ctrl-C to stop")
     if open_page:
         click.launch(url)
 
 
-def _bound(port: int) -> socket.socket:
-    """Returns a socket on this port of 127.0.0.1."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _bind(port: int) -> socket.socket:
+    """Returns a socket bound to this port of 127.0.0.1."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((HOST, port))
+        listener.bind((HOST, port))
     except OSError as error:
-        listening.close()
+        listener.close()
         reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         raise UsageError(
-            f"port {port} of {HOST} {reason}; end the program that uses it, or choose another with --port"
+            f"port {port} of {HOST} {reason}; stop the program that uses it, or choose another port with --port"
         ) from None
-    return listening
+    return listener
 
 
 def _quiet_logger() -> logging.Logger:
-    """Returns the logger of aiohttp, which would write a stack trace for every malformed request."""
+    """Returns a logger for aiohttp, which would otherwise log a stack trace for every malformed request."""
     logger = logging.getLogger("infra.serve.http")
     logger.setLevel(logging.CRITICAL)
     return logger

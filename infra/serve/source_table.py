@@ -1,7 +1,8 @@
-"""Where each item of an embedding run lies: a SQLite file in the workspace's cache, built once, read by id.
+"""SQLite table that maps the item ids of an embedding run to their images; built once, in the workspace's cache.
 
-A corpus of a million items would take gigabytes in memory. `python -m infra.serve.source_table WORKSPACE EMBEDDINGS`
-builds the file; a server runs that as a process of its own, since parsing a million records would hold up its answers.
+For a corpus of a million items, the same mapping would take gigabytes of memory. A server builds the table in a
+separate process (`python -m infra.serve.source_table WORKSPACE EMBEDDINGS`), because parsing a million records would
+delay its responses.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from searchforge.console.options import reports_errors
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where an item lies, as of EmbeddingRecord."""
+class ItemSource:
+    """Location and content hash of an item, as in EmbeddingRecord."""
 
     uri: str
     byte_range: str
@@ -31,44 +32,44 @@ class Source:
 
 
 def table_path(workspace: Workspace, embeddings: str) -> Path:
-    """Returns where an embedding run's file is, or will be."""
+    """Returns the path of an embedding run's table, whether it exists or not."""
     return workspace.cache("sources") / f"{embeddings}.sqlite"
 
 
-def find_source(path: Path, id: str) -> Source | None:
-    """Returns where an item lies; None where the corpus has no such item. May be called from any thread."""
+def find_source(path: Path, id: str) -> ItemSource | None:
+    """Returns the source of an item; None if the table does not contain it. Thread-safe."""
     uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
         row = connection.execute("SELECT uri, place, content_hash FROM sources WHERE id = ?", (id,)).fetchone()
-    return Source(*row) if row else None
+    return ItemSource(*row) if row else None
 
 
 def build_table(workspace: Workspace, embeddings: str) -> Path:
-    """Writes the file, unless it is there; of several processes that try, one does.
+    """Builds the table unless it exists. Of several concurrent processes, one builds it and the others wait.
 
     Raises:
-      UsageError: there is no such embedding run.
-      JobError: a shard is missing or damaged.
+      UsageError: The embedding run does not exist.
+      JobError: A shard is missing or damaged.
     """
     manifest = Manifest.model_validate(workspace.marker("embeddings", embeddings))
     path = table_path(workspace, embeddings)
     with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the holder dies
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when the holder dies
         if not path.exists():
-            unfinished = path.with_suffix(".tmp")
-            unfinished.unlink(missing_ok=True)  # a killed process left it
+            temporary = path.with_suffix(".tmp")
+            temporary.unlink(missing_ok=True)  # left by a killed process
             rows = (
                 (record.id, record.uri, record.byte_range, record.content_hash)
                 for record in read_shards(workspace, manifest)
             )
-            _write(unfinished, rows)
-            unfinished.replace(path)
+            _write(temporary, rows)
+            temporary.replace(path)
     return path
 
 
 def _write(path: Path, rows: Iterator[tuple[str, str, str, str]]) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode = OFF")  # an unfinished file is thrown away
+        connection.execute("PRAGMA journal_mode = OFF")  # an incomplete file is discarded
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA cache_size = -65536")  # KiB
         connection.execute(
@@ -83,8 +84,8 @@ def _write(path: Path, rows: Iterator[tuple[str, str, str, str]]) -> None:
 @click.argument("embeddings")
 @reports_errors
 def main(workspace: str, embeddings: str) -> None:
-    """Builds the table of EMBEDDINGS in WORKSPACE."""
-    os.nice(10)  # leaves the cores to the answers
+    """Builds the source table of EMBEDDINGS in WORKSPACE."""
+    os.nice(10)  # leave the cores to queries
     build_table(Workspace(workspace), embeddings)
 
 

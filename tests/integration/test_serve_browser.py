@@ -140,7 +140,7 @@ def test_metadata_filters_the_hits(page: Page) -> None:
     expect(page.locator(".chip")).to_have_count(1)
     page.get_by_label("Filter by metadata").fill("parity=neither")
     page.keyboard.press("Enter")
-    expect(page.locator(".note")).to_contain_text("meets the filter")
+    expect(page.locator(".note")).to_contain_text("matches the filter")
     page.get_by_label("Remove the filter parity=neither").click()
     page.get_by_label("Remove the filter parity=odd").click()
     expect(page.locator(".card").first).to_have_attribute("title", "00030.png")
@@ -155,7 +155,8 @@ def test_releases_are_compared_side_by_side(page: Page) -> None:
     assert boxes[0] and boxes[1] and boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
     ids = [[card.get_attribute("title") for card in columns.nth(index).locator(".card").all()] for index in range(2)]
     marked = [
-        [card.get_attribute("title") for card in columns.nth(index).locator(".alone .card").all()] for index in range(2)
+        [card.get_attribute("title") for card in columns.nth(index).locator(".unique .card").all()]
+        for index in range(2)
     ]
     assert ids[0][0] == "00090.png"
     assert marked == [[id for id in ids[0] if id not in ids[1]], [id for id in ids[1] if id not in ids[0]]]
@@ -163,7 +164,7 @@ def test_releases_are_compared_side_by_side(page: Page) -> None:
     expect(page.locator("#summary")).to_have_text(f"{common} of 10 hits in common")
     page.get_by_role("button", name="half", exact=True).click()
     expect(page.locator(".column")).to_have_count(1)
-    expect(page.locator(".alone")).to_have_count(0)
+    expect(page.locator(".unique")).to_have_count(0)
 
 
 def test_a_hit_shows_its_metadata_and_finds_similar_ones(page: Page) -> None:

@@ -1,5 +1,5 @@
-// The page: asks /search for every shown release, and draws the hits. Whatever comes from data (ids, metadata, file
-// names, reasons) is set as text; no HTML is ever put together from it.
+// The web page: queries /search for every selected release and renders the hits. Everything that comes from data (ids,
+// metadata, file names, error messages) is set as text and never becomes HTML.
 
 const EXAMPLES = [
   "a dog running through water",
@@ -8,43 +8,43 @@ const EXAMPLES = [
   "a red car",
   "someone jumping in the air",
 ];
-const TYPING_MS = 150; // of silence before a query is sent while it is being typed
-const PREPARING_MS = 2000; // between two looks at whether the pictures are prepared
-const RETRIES = 5; // where the server says that it is busy
-const WORDS = ["text", "caption", "title", "name"]; // metadata shown in place of a picture
+const TYPING_DELAY_MS = 150; // pause in typing after which the query is sent
+const POLL_INTERVAL_MS = 2000; // between checks whether the thumbnails are ready
+const MAX_RETRIES = 5; // when the server is busy
+const CAPTION_KEYS = ["text", "caption", "title", "name"]; // metadata shown in place of a missing image
 
 const $ = (id) => document.getElementById(id);
 
 const state = {
-  releases: [], // as /releases describes them
-  shown: [], // ids of those that are asked
+  releases: [], // the response of /releases
+  selected: [], // ids of the releases to search
   text: "",
-  image: null, // {blob, name, url} in place of a text
+  image: null, // {blob, name, url} when searching by image
   where: [],
   count: 10,
-  answers: new Map(), // release id -> an answer, {error}, or {loading}
+  results: new Map(), // release id -> response of /search, {error}, or {loading}
   open: null, // {release, index} of the hit in the dialog
 };
-let running = new AbortController();
+let pendingSearch = new AbortController();
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Small helpers
+// Helpers
 
-/** Returns a new element; children that are strings become text. */
+/** Creates an element; string children become text nodes. */
 function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const created = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) made.setAttribute(name, value);
+    if (name.startsWith("on")) created.addEventListener(name.slice(2), value);
+    else if (value === true) created.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) created.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child !== null));
-  return made;
+  created.append(...children.filter((child) => child !== null));
+  return created;
 }
 
 const number = (value) => Number(value).toLocaleString("en");
 const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
-const written = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+const toText = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 const releaseOf = (id) => state.releases.find((release) => release.id === id);
 const thumbnail = (release, id, size) => `/thumbnail?${new URLSearchParams({ id, release, size })}`;
 
@@ -58,8 +58,8 @@ function wait(milliseconds, signal) {
   });
 }
 
-/** Fetches JSON; waits and asks again where the server is busy. Throws Error with the server's reason. */
-async function ask(url, options = {}) {
+/** Fetches JSON, with retries while the server is busy. Throws an Error with the server's message. */
+async function fetchJson(url, options = {}) {
   for (let attempt = 1; ; attempt += 1) {
     let response;
     let content;
@@ -68,12 +68,12 @@ async function ask(url, options = {}) {
       content = await response.json();
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Error("The server does not answer. Is “searchforge serve” still running?");
+      throw new Error("The server does not respond. Is “searchforge serve” still running?");
     }
     if (response.ok) return content;
-    const again = Number(response.headers.get("Retry-After"));
-    if (response.status !== 503 || !again || attempt > RETRIES) throw new Error(content.error);
-    await wait(again * 1000, options.signal);
+    const retryAfter = Number(response.headers.get("Retry-After"));
+    if (response.status !== 503 || !retryAfter || attempt > MAX_RETRIES) throw new Error(content.error);
+    await wait(retryAfter * 1000, options.signal);
   }
 }
 
@@ -81,40 +81,40 @@ async function ask(url, options = {}) {
 // Searching
 
 /**
- * Asks every shown release.
- * @param history "push": as a step that the Back button undoes; "replace": as part of the present one; "none".
+ * Searches every selected release.
+ * @param history "push" adds a history entry for the Back button, "replace" changes the current one, "none" neither.
  */
 async function search(history = "push") {
-  running.abort();
-  running = new AbortController();
+  pendingSearch.abort();
+  pendingSearch = new AbortController();
   const { signal } = running;
-  if (history !== "none") remember(history);
+  if (history !== "none") saveToUrl(history);
   const started = state.image !== null || state.text !== "";
   document.body.classList.toggle("start", !started);
   document.title = started ? `${state.image ? state.image.name : state.text} – searchforge` : "searchforge";
   if (!started) {
-    state.answers.clear();
+    state.results.clear();
     draw();
     return;
   }
-  drawWaiting();
+  drawPending();
   await Promise.all(
-    state.shown.map(async (id) => {
+    state.selected.map(async (id) => {
       const parameters = new URLSearchParams({ k: state.count, release: id });
       for (const condition of state.where) parameters.append("where", condition);
-      let answer;
+      let result;
       try {
         if (state.image) {
-          answer = await ask(`/search?${parameters}`, { method: "POST", body: state.image.blob, signal });
+          result = await fetchJson(`/search?${parameters}`, { method: "POST", body: state.image.blob, signal });
         } else {
           parameters.set("q", state.text);
-          answer = await ask(`/search?${parameters}`, { signal });
+          result = await fetchJson(`/search?${parameters}`, { signal });
         }
       } catch (error) {
         if (error.name === "AbortError") return;
-        answer = { error: error.message };
+        result = { error: error.message };
       }
-      if (!signal.aborted) state.answers.set(id, answer);
+      if (!signal.aborted) state.results.set(id, result);
     }),
   );
   if (!signal.aborted) draw();
@@ -125,20 +125,20 @@ function setImage(blob, name) {
   state.image = { blob, name, url: URL.createObjectURL(blob) };
   state.text = "";
   $("query").value = "";
-  drawPicked();
+  drawQueryImage();
   search();
 }
 
 function clearImage() {
   if (state.image) URL.revokeObjectURL(state.image.url);
   state.image = null;
-  drawPicked();
+  drawQueryImage();
 }
 
 function addCondition(condition) {
   const valid = /^[^=]+=/.test(condition);
   $("filter-hint").hidden = valid;
-  $("filter-hint").textContent = "Write a filter as key=value, such as split=dev.";
+  $("filter-hint").textContent = "Enter a filter as key=value, for example split=dev.";
   if (!valid) return false;
   if (!state.where.includes(condition)) state.where.push(condition);
   drawConditions();
@@ -147,28 +147,28 @@ function addCondition(condition) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The address: a query can be reloaded and shared. An image cannot.
+// The URL: holds the text, filters and releases of a search, so that it can be reloaded and shared; never an image.
 
-function remember(history) {
+function saveToUrl(history) {
   const parameters = new URLSearchParams();
   if (state.text) parameters.set("q", state.text);
   for (const condition of state.where) parameters.append("where", condition);
   if (state.count !== 10) parameters.set("k", state.count);
-  if (state.shown.length < state.releases.length) for (const id of state.shown) parameters.append("release", id);
+  if (state.selected.length < state.releases.length) for (const id of state.selected) parameters.append("release", id);
   const address = `${location.pathname}${parameters.size ? `?${parameters}` : ""}`;
   if (address === location.pathname + location.search) return;
   if (history === "push") window.history.pushState(null, "", address);
   else window.history.replaceState(null, "", address);
 }
 
-function recall() {
+function loadFromUrl() {
   const parameters = new URLSearchParams(location.search);
   state.text = (parameters.get("q") ?? "").trim();
   state.where = parameters.getAll("where");
   const count = parameters.get("k") ?? "10";
   state.count = [...$("count").options].some((option) => option.value === count) ? Number(count) : 10;
   const named = parameters.getAll("release").filter(releaseOf);
-  state.shown = named.length ? named : state.releases.map((release) => release.id);
+  state.selected = named.length ? named : state.releases.map((release) => release.id);
   clearImage();
   $("query").value = state.text;
   $("count").value = state.count;
@@ -178,7 +178,7 @@ function recall() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Drawing
+// Rendering
 
 function drawReleases() {
   const several = state.releases.length > 1;
@@ -189,12 +189,12 @@ function drawReleases() {
         element("bdi", {}, release.id),
       ];
       if (!several) return element("span", { class: "release", title: figures(release).join(" · ") }, ...content);
-      const pressed = state.shown.includes(release.id);
+      const pressed = state.selected.includes(release.id);
       const toggle = () => {
-        const rest = state.shown.filter((id) => id !== release.id);
+        const rest = state.selected.filter((id) => id !== release.id);
         if (pressed && !rest.length) return;
-        const chosen = pressed ? rest : [...state.shown, release.id];
-        state.shown = state.releases.map((each) => each.id).filter((id) => chosen.includes(id));
+        const chosen = pressed ? rest : [...state.selected, release.id];
+        state.selected = state.releases.map((each) => each.id).filter((id) => chosen.includes(id));
         drawReleases();
         search();
       };
@@ -204,23 +204,23 @@ function drawReleases() {
   );
 }
 
-/** What was measured about a release. */
-function figures({ figures: found, live }) {
+/** Returns the figures of a release as short texts. */
+function figures({ figures: measured, live }) {
   const parts = [live ? "live" : null];
-  if (found.images !== undefined) parts.push(plural(found.images, "image"));
-  if (found.recall_at_10) parts.push(`recall@10 ${found.recall_at_10.toFixed(3)}`);
-  if (found.latency_p50_ms) parts.push(`${found.latency_p50_ms.toFixed(1)} ms`);
-  if (found.bytes_per_image) parts.push(`${Math.round(found.bytes_per_image)} bytes an image`);
+  if (measured.images !== undefined) parts.push(plural(measured.images, "image"));
+  if (measured.recall_at_10) parts.push(`recall@10 ${measured.recall_at_10.toFixed(3)}`);
+  if (measured.latency_p50_ms) parts.push(`${measured.latency_p50_ms.toFixed(1)} ms`);
+  if (measured.bytes_per_image) parts.push(`${Math.round(measured.bytes_per_image)} bytes per image`);
   return parts.filter(Boolean);
 }
 
 function drawIntro() {
   const [first] = state.releases;
   const many = state.releases.length > 1;
-  $("headline").textContent = many ? "Compare releases side by side" : "Say what you are looking for";
+  $("headline").textContent = many ? "Compare releases side by side" : "Describe what you are looking for";
   $("lead").textContent = many
-    ? `${plural(state.releases.length, "release")} answer every query, through the very files that an app would open.`
-    : "Searched on this machine, through the very file that an app would open.";
+    ? `Every query runs on ${plural(state.releases.length, "release")}, with the same files that an app would open.`
+    : "Runs on this machine, with the same file that an app would open.";
   $("facts").replaceChildren(...(many ? [] : figures(first).map((text) => element("li", {}, text))));
   $("examples").replaceChildren(
     ...EXAMPLES.map((text) =>
@@ -229,10 +229,10 @@ function drawIntro() {
   );
 }
 
-function drawPicked() {
+function drawQueryImage() {
   $("picked").hidden = !state.image;
-  const mouse = matchMedia("(pointer: fine)").matches; // elsewhere nothing is dropped
-  $("query").placeholder = state.image ? "or describe it" : `Describe it${mouse ? ", or drop a picture here" : ""}`;
+  const mouse = matchMedia("(pointer: fine)").matches; // touch devices cannot drop files
+  $("query").placeholder = state.image ? "or describe it" : `Describe it${mouse ? ", or drop an image here" : ""}`;
   if (state.image) {
     $("picked-image").src = state.image.url;
     $("picked-name").textContent = state.image.name;
@@ -257,78 +257,78 @@ function drawConditions() {
 }
 
 function draw() {
-  const compared = state.shown.length > 1;
+  const compared = state.selected.length > 1;
   $("columns").classList.toggle("compared", compared);
-  const answers = state.shown.map((id) => state.answers.get(id)).filter((answer) => answer?.hits);
-  const complete = answers.length === state.shown.length;
-  const holders = compared && complete ? countHolders(answers) : null;
-  $("columns").replaceChildren(...state.shown.flatMap((id) => drawColumn(id, compared, holders)));
-  $("summary").textContent = complete ? summary(answers, holders) : "";
-  $("summary").classList.toggle("hidden", !holders);
-  drawKnown(answers);
+  const results = state.selected.map((id) => state.results.get(id)).filter((result) => result?.hits);
+  const complete = results.length === state.selected.length;
+  const counts = compared && complete ? countReleases(results) : null;
+  $("columns").replaceChildren(...state.selected.flatMap((id) => drawColumn(id, compared, counts)));
+  $("summary").textContent = complete ? summary(results, counts) : "";
+  $("summary").classList.toggle("hidden", !counts);
+  drawFilterSuggestions(results);
 }
 
-/** Earlier hits stay, dimmed, until the next ones are there; where there are none, boxes stand in for them. */
-function drawWaiting() {
-  for (const id of state.shown) {
-    if (!state.answers.get(id)?.hits) state.answers.set(id, { loading: true });
+/** Dims the previous hits until the next ones arrive; shows placeholders if there are none. */
+function drawPending() {
+  for (const id of state.selected) {
+    if (!state.results.get(id)?.hits) state.results.set(id, { loading: true });
   }
-  if (state.shown.some((id) => !state.answers.get(id).hits)) draw();
-  for (const column of $("columns").children) column.classList.add("waiting");
+  if (state.selected.some((id) => !state.results.get(id).hits)) draw();
+  for (const column of $("columns").children) column.classList.add("pending");
 }
 
-/** Returns for every id how many of the answers hold it. */
-function countHolders(answers) {
-  const holders = new Map();
-  for (const { hits } of answers) for (const { id } of hits) holders.set(id, (holders.get(id) ?? 0) + 1);
-  return holders;
+/** Returns the number of releases that found each item, by item id. */
+function countReleases(results) {
+  const counts = new Map();
+  for (const { hits } of results) for (const { id } of hits) counts.set(id, (counts.get(id) ?? 0) + 1);
+  return counts;
 }
 
-function summary(answers, holders) {
-  const most = Math.max(...answers.map((answer) => answer.hits.length));
-  if (!holders || !most) return plural(most, "hit");
-  const common = [...holders.values()].filter((count) => count === answers.length).length;
+function summary(results, counts) {
+  const most = Math.max(...results.map((result) => result.hits.length));
+  if (!counts || !most) return plural(most, "hit");
+  const common = [...counts.values()].filter((count) => count === results.length).length;
   return `${number(common)} of ${plural(most, "hit")} in common`;
 }
 
-function drawColumn(id, compared, holders) {
-  const answer = state.answers.get(id);
-  if (!answer) return [];
+function drawColumn(id, compared, counts) {
+  const result = state.results.get(id);
+  if (!result) return [];
   const release = releaseOf(id);
   const column = element("section", { class: "column", "aria-label": id });
   if (compared) column.append(element("h2", {}, element("bdi", {}, id), element("small", {}, figures(release).join(" · "))));
-  if (answer.error) {
-    const again = element("button", { type: "button", onclick: () => search("none") }, "Try again");
-    column.append(note("This did not work", answer.error, "fault", again));
+  if (result.error) {
+    const retry = element("button", { type: "button", onclick: () => search("none") }, "Try again");
+    column.append(note("Something went wrong", result.error, "error", retry));
     return [column];
   }
-  if (!answer.hits) {
-    const ghosts = Array.from({ length: Math.min(state.count, 10) }, () => element("li", { class: "ghost" }));
+  if (!result.hits) {
+    const placeholders = Array.from({ length: Math.min(state.count, 10) }, () => element("li", { class: "placeholder" }));
     column.append(element("p", { class: "stats" }, "Searching…"));
-    column.append(element("ol", { class: "grid", "aria-hidden": "true" }, ...ghosts));
+    column.append(element("ol", { class: "grid", "aria-hidden": "true" }, ...placeholders));
     return [column];
   }
-  column.append(stats(answer));
-  if (!answer.hits.length) {
+  column.append(stats(result));
+  if (!result.hits.length) {
     const reason = state.where.length
-      ? `None of the ${plural(answer.considered, "nearest item")} meets the filter.`
-      : "The release holds nothing near it.";
+      ? `None of the ${plural(result.considered, "nearest item")} matches the filter.`
+      : "The release has no similar items.";
     column.append(note("No hits", reason));
     return [column];
   }
-  const best = Math.max(...answer.hits.map((hit) => hit.score), 1e-6);
-  const cards = answer.hits.map((hit, index) => card(release, hit, index, best, holders?.get(hit.id) === 1));
+  const best = Math.max(...result.hits.map((hit) => hit.score), 1e-6);
+  const cards = result.hits.map((hit, index) => card(release, hit, index, best, counts?.get(hit.id) === 1));
   column.append(element("ol", { class: "grid" }, ...cards));
   return [column];
 }
 
-function stats(answer) {
-  const parts = [element("strong", {}, `${answer.milliseconds.toFixed(1)} ms`)];
-  const meaning = "Encoding the query and searching, on one thread";
+function stats(result) {
+  const parts = [element("strong", {}, `${result.milliseconds.toFixed(1)} ms`)];
+  const meaning = "Time to encode the query and search, on one thread";
   parts.push(element("span", { title: meaning }, "in the Task Library"));
-  parts.push(element("span", {}, plural(answer.hits.length, "hit")));
-  if (state.where.length) parts.push(element("span", {}, `among the ${number(answer.considered)} nearest`));
-  if (answer.cached) parts.push(element("span", { title: "An equal query was answered before" }, "kept answer"));
+  parts.push(element("span", {}, plural(result.hits.length, "hit")));
+  if (state.where.length) parts.push(element("span", {}, `among the ${number(result.considered)} nearest`));
+  if (result.cached) parts.push(element("span", { title: "The same query ran before" }, "cached"));
   return element("p", { class: "stats" }, ...parts);
 }
 
@@ -339,16 +339,16 @@ function note(title, text, kind = "", ...more) {
 
 const block = (child) => element("div", {}, child);
 
-function card(release, hit, index, best, alone) {
-  const words = wordsOf(hit);
+function card(release, hit, index, best, unique) {
+  const caption = captionOf(hit);
   const meter = element("span", { class: "meter", "aria-hidden": "true" }, element("i"));
   meter.firstChild.style.setProperty("--share", Math.max(0, hit.score / best));
-  const label = `Hit ${index + 1}, score ${hit.score.toFixed(3)}${alone ? ", only here" : ""}: ${words}`;
+  const label = `Hit ${index + 1}, score ${hit.score.toFixed(3)}${unique ? ", only here" : ""}: ${caption}`;
   const button = element(
     "button",
-    { type: "button", class: "card", "aria-label": label, title: words, onclick: () => openDetail(release.id, index) },
+    { type: "button", class: "card", "aria-label": label, title: caption, onclick: () => openDetail(release.id, index) },
     picture(release, hit, "small", "frame"),
-    alone ? element("span", { class: "badge" }, "only here") : null,
+    unique ? element("span", { class: "badge" }, "only here") : null,
     element(
       "span",
       { class: "line" },
@@ -357,54 +357,54 @@ function card(release, hit, index, best, alone) {
       element("span", { class: "score" }, hit.score.toFixed(3)),
     ),
   );
-  return element("li", { class: alone ? "alone" : null }, button);
+  return element("li", { class: unique ? "unique" : null }, button);
 }
 
-/** What tells a person about a hit without a picture. */
-function wordsOf(hit) {
-  const key = WORDS.find((name) => typeof hit.metadata[name] === "string" && hit.metadata[name]);
+/** Returns the text that describes a hit. */
+function captionOf(hit) {
+  const key = CAPTION_KEYS.find((name) => typeof hit.metadata[name] === "string" && hit.metadata[name]);
   return key ? hit.metadata[key] : hit.id;
 }
 
 function picture(release, hit, size, frame) {
   const holder = element("span", { class: frame });
-  const words = () => holder.replaceChildren(element("span", { class: "words", dir: "auto" }, wordsOf(hit)));
+  const showCaption = () => holder.replaceChildren(element("span", { class: "caption", dir: "auto" }, captionOf(hit)));
   if (release.pictures.state !== "ready") {
-    words();
+    showCaption();
     return holder;
   }
   const image = element("img", { alt: "", decoding: "async", loading: size === "small" ? "lazy" : null });
-  image.addEventListener("error", words);
+  image.addEventListener("error", showCaption);
   image.src = thumbnail(release.id, hit.id, size);
   if (!image.complete) image.className = "late";
   holder.append(image);
   return holder;
 }
 
-/** Offers the metadata of the hits as filters. */
-function drawKnown(answers) {
-  const known = new Set();
-  for (const { hits } of answers) {
+/** Suggests the metadata of the hits as filters. */
+function drawFilterSuggestions(results) {
+  const suggestions = new Set();
+  for (const { hits } of results) {
     for (const { metadata } of hits) {
       for (const [key, value] of Object.entries(metadata)) {
-        if (typeof value !== "object" && String(value).length < 40) known.add(`${key}=${value}`);
+        if (typeof value !== "object" && String(value).length < 40) suggestions.add(`${key}=${value}`);
       }
     }
   }
-  $("known").replaceChildren(...[...known].slice(0, 100).map((value) => element("option", { value })));
+  $("suggestions").replaceChildren(...[...suggestions].slice(0, 100).map((value) => element("option", { value })));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// One hit
+// The dialog of one hit
 
 function openDetail(releaseId, index) {
-  const { hits } = state.answers.get(releaseId);
+  const { hits } = state.results.get(releaseId);
   const hit = hits[index];
   state.open = { release: releaseId, index };
   $("detail-stage").replaceChildren(picture(releaseOf(releaseId), hit, "large", "shown"));
   $("detail-place").textContent = `Hit ${index + 1} of ${hits.length}`;
   $("detail-id").textContent = hit.id;
-  $("detail-scores").replaceChildren(...state.shown.flatMap((id) => scoreIn(id, hit.id)));
+  $("detail-scores").replaceChildren(...state.selected.flatMap((id) => scoreIn(id, hit.id)));
   const entries = Object.entries(hit.metadata);
   $("detail-metadata-title").hidden = entries.length === 0;
   $("detail-metadata").replaceChildren(...entries.flatMap(([key, value]) => metadataRow(key, value)));
@@ -416,33 +416,33 @@ function openDetail(releaseId, index) {
 }
 
 function scoreIn(releaseId, id) {
-  const hits = state.answers.get(releaseId)?.hits ?? [];
+  const hits = state.results.get(releaseId)?.hits ?? [];
   const rank = hits.findIndex((hit) => hit.id === id);
-  const text = rank < 0 ? "not among its hits" : `${hits[rank].score.toFixed(4)} (hit ${rank + 1})`;
-  const name = state.shown.length > 1 ? releaseId : "Score";
-  const value = state.shown.length > 1 ? text : hits[rank].score.toFixed(4);
+  const text = rank < 0 ? "not among the hits" : `${hits[rank].score.toFixed(4)} (hit ${rank + 1})`;
+  const name = state.selected.length > 1 ? releaseId : "Score";
+  const value = state.selected.length > 1 ? text : hits[rank].score.toFixed(4);
   return [element("dt", {}, element("bdi", {}, name)), element("dd", {}, value)];
 }
 
 function metadataRow(key, value) {
-  const text = element("bdi", {}, written(value));
+  const text = element("bdi", {}, toText(value));
   const plain = value === null || typeof value !== "object";
   const filter = () => {
     $("detail").close();
-    addCondition(`${key}=${written(value)}`);
+    addCondition(`${key}=${toText(value)}`);
   };
   const shown = plain ? element("button", { type: "button", title: "Filter by this", onclick: filter }, text) : text;
   return [element("dt", {}, element("bdi", {}, key)), element("dd", {}, shown)];
 }
 
-function step(by) {
+function moveDetail(offset) {
   const { release, index } = state.open;
-  if (state.answers.get(release).hits[index + by]) openDetail(release, index + by);
+  if (state.results.get(release).hits[index + offset]) openDetail(release, index + offset);
 }
 
 async function findSimilar() {
   const { release, index } = state.open;
-  const { id } = state.answers.get(release).hits[index];
+  const { id } = state.results.get(release).hits[index];
   const response = await fetch(thumbnail(release, id, "large"));
   $("detail").close();
   if (response.ok) setImage(await response.blob(), id);
@@ -450,7 +450,7 @@ async function findSimilar() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// What a person does
+// Interaction
 
 function searchText(text, history = "push") {
   clearImage();
@@ -459,7 +459,7 @@ function searchText(text, history = "push") {
   search(history);
 }
 
-/** Moves the focus among the cards as the arrow key says. */
+/** Moves the focus to the nearest card in the direction of the arrow key. */
 function moveFocus(event) {
   const cards = [...document.querySelectorAll(".card")];
   const from = cards.indexOf(document.activeElement);
@@ -482,20 +482,20 @@ function moveFocus(event) {
   }
 }
 
-function takeChosenFile() {
+function searchChosenFile() {
   const [file] = $("file").files;
   if (file) setImage(file, file.name);
   $("file").value = "";
 }
 
-function listen() {
+function addListeners() {
   let timer;
   $("query").addEventListener("input", () => {
     clearTimeout(timer);
     timer = setTimeout(() => {
       if (state.image && !$("query").value.trim()) return;
-      searchText($("query").value, state.text ? "replace" : "push"); // Back leads to what was before the typing
-    }, TYPING_MS);
+      searchText($("query").value, state.text ? "replace" : "push"); // typing adds one history entry
+    }, TYPING_DELAY_MS);
   });
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -513,7 +513,7 @@ function listen() {
     state.count = Number($("count").value);
     search();
   });
-  $("file").addEventListener("change", takeChosenFile);
+  $("file").addEventListener("change", searchChosenFile);
   $("picked-remove").addEventListener("click", () => {
     clearImage();
     search();
@@ -526,40 +526,40 @@ function listen() {
     searchText("");
     $("query").focus();
   });
-  window.addEventListener("popstate", recall);
+  window.addEventListener("popstate", loadFromUrl);
   window.addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
     if (file) setImage(file, file.name);
   });
-  listenForDrops();
-  listenForKeys();
+  addDropListeners();
+  addKeyListeners();
   $("detail").addEventListener("click", (event) => {
-    if (event.target === $("detail")) $("detail").close(); // beside the content
+    if (event.target === $("detail")) $("detail").close(); // the backdrop
   });
   $("detail").addEventListener("close", () => {
-    // This comes a moment after the browser put the focus back; who went on by then is not disturbed.
+    // The browser has restored the focus a moment ago; leave it alone if the user has moved it since.
     if (!document.activeElement.matches(".card, body")) return;
-    const column = state.shown.indexOf(state.open.release);
+    const column = state.selected.indexOf(state.open.release);
     document.querySelectorAll(".column")[column]?.querySelectorAll(".card")[state.open.index]?.focus();
   });
   $("detail-close").addEventListener("click", () => $("detail").close());
-  $("detail-previous").addEventListener("click", () => step(-1));
-  $("detail-next").addEventListener("click", () => step(1));
+  $("detail-previous").addEventListener("click", () => moveDetail(-1));
+  $("detail-next").addEventListener("click", () => moveDetail(1));
   $("detail-similar").addEventListener("click", findSimilar);
 }
 
-function listenForDrops() {
-  const holdsFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+function addDropListeners() {
+  const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   window.addEventListener("dragover", (event) => {
-    if (!holdsFile(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault();
     $("drop").hidden = false;
   });
   window.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) $("drop").hidden = true; // it left the window
+    if (!event.relatedTarget) $("drop").hidden = true; // left the window
   });
   window.addEventListener("drop", (event) => {
-    if (!holdsFile(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault();
     $("drop").hidden = true;
     const [file] = event.dataTransfer.files;
@@ -567,12 +567,12 @@ function listenForDrops() {
   });
 }
 
-function listenForKeys() {
+function addKeyListeners() {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if ($("detail").open) {
-      if (event.key === "ArrowLeft") step(-1);
-      if (event.key === "ArrowRight") step(1);
+      if (event.key === "ArrowLeft") moveDetail(-1);
+      if (event.key === "ArrowRight") moveDetail(1);
     } else if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) {
       event.preventDefault();
       $("query").focus();
@@ -586,11 +586,11 @@ function listenForKeys() {
   });
 }
 
-/** Looks again until no release's pictures are being prepared. */
-async function followPictures() {
+/** Polls /releases until no release's thumbnails are being prepared. */
+async function pollThumbnails() {
   while (state.releases.some((release) => release.pictures.state === "preparing")) {
-    await wait(PREPARING_MS);
-    const { releases } = await ask("/releases");
+    await wait(POLL_INTERVAL_MS);
+    const { releases } = await fetchJson("/releases");
     const changed = releases.some((release) => release.pictures.state !== releaseOf(release.id)?.pictures.state);
     state.releases = releases;
     if (changed) draw();
@@ -599,18 +599,18 @@ async function followPictures() {
 
 async function start() {
   try {
-    ({ releases: state.releases } = await ask("/releases"));
+    ({ releases: state.releases } = await fetchJson("/releases"));
   } catch (error) {
-    $("headline").textContent = "This did not work";
+    $("headline").textContent = "Something went wrong";
     $("lead").textContent = error.message;
     return;
   }
-  listen();
+  addListeners();
   drawIntro();
-  recall();
-  takeChosenFile(); // chosen while the releases were on their way
-  if (matchMedia("(pointer: fine)").matches) $("query").focus(); // elsewhere a keyboard would cover the page
-  followPictures().catch(() => {}); // the next search says that the server does not answer
+  loadFromUrl();
+  searchChosenFile(); // a file chosen while the releases were loading
+  if (matchMedia("(pointer: fine)").matches) $("query").focus(); // on touch devices, the keyboard would cover the page
+  pollThumbnails().catch(() => {}); // the next search reports an unresponsive server
 }
 
 start();

@@ -201,16 +201,16 @@ def serving(
 
     Args:
       arguments: of the command line.
-      short_queue: workers, and queries that may wait.
+      short_queue: Number of workers and maximum number of queued queries.
       until: what is waited for in its log; by default that it answers.
       forked: whether it is forked from this process, which has imported everything, or is a Python of its own.
     """
     log = Path(tempfile.mkstemp(suffix=".log", dir=workspace.parent)[1])
     options = ["serve", "--workspace", str(workspace), "--port", "0", "--json", *arguments]
     if short_queue:
-        workers, waiting = short_queue
+        workers, queued = short_queue
         config = load_config(None, {"workspace": str(workspace)})
-        server = Server(fork(lambda: serve(config, port=0, workers=workers, waiting=waiting, as_json=True), log), log)
+        server = Server(fork(lambda: serve(config, port=0, workers=workers, max_queued=queued, as_json=True), log), log)
     elif forked:
         server = Server(fork(lambda: main(options), log), log)
     else:

@@ -1,4 +1,4 @@
-"""`searchforge serve`: every request gets its own answer or a reason, whatever it says and however many there are."""
+"""`searchforge serve`: every request gets its own result or a helpful error, however malformed or numerous."""
 
 from __future__ import annotations
 
@@ -146,33 +146,33 @@ def test_equal_requests_share_an_answer(server: Server) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "reason"),
     [
-        ("/search", 400, "q is missing or empty"),
-        ("/search?q=", 400, "q is missing or empty"),
-        ("/search?q=+%09", 400, "q is missing or empty"),
-        (f"/search?q={'a' * (MAX_QUERY + 1)}", 400, f"has {MAX_QUERY + 1} characters; give {MAX_QUERY} or fewer"),
-        (f"/search?q={'%F0%9F%90%95' * (MAX_QUERY + 1)}", 400, "or fewer"),
+        ("/search", 400, "q is missing; expected a text of 1 to 10000 characters, for example q=a+dog"),
+        ("/search?q=", 400, "q='' is invalid; expected a text"),
+        ("/search?q=+%09", 400, "is invalid; expected a text"),
+        (f"/search?q={'a' * (MAX_QUERY + 1)}", 400, f"... is invalid; expected a text of 1 to {MAX_QUERY} characters"),
+        (f"/search?q={'%F0%9F%90%95' * (MAX_QUERY + 1)}", 400, f"1 to {MAX_QUERY} characters"),
         ("/search?q=w1&q=w2", 400, "q is given 2 times"),
-        ("/search?q=w1&k=0", 400, "k='0' is not a number of hits; give 1 to 100"),
-        ("/search?q=w1&k=101", 400, "give 1 to 100"),
-        ("/search?q=w1&k=-1", 400, "give 1 to 100"),
-        ("/search?q=w1&k=1.5", 400, "give 1 to 100"),
-        ("/search?q=w1&k=%D9%A3", 400, "give 1 to 100"),
-        (f"/search?q=w1&k={'9' * 5000}", 400, "give 1 to 100"),
-        ("/search?q=w1&k=", 400, "give 1 to 100"),
-        ("/search?q=w1&release=none", 404, "'none' is not served here; served: all, half"),
+        ("/search?q=w1&k=0", 400, "k='0' is invalid; expected a number of hits from 1 to 100"),
+        ("/search?q=w1&k=101", 400, "from 1 to 100"),
+        ("/search?q=w1&k=-1", 400, "from 1 to 100"),
+        ("/search?q=w1&k=1.5", 400, "from 1 to 100"),
+        ("/search?q=w1&k=%D9%A3", 400, "from 1 to 100"),
+        (f"/search?q=w1&k={'9' * 5000}", 400, "from 1 to 100"),
+        ("/search?q=w1&k=", 400, "from 1 to 100"),
+        ("/search?q=w1&release=none", 404, "'none' is not served here; served releases: all, half"),
         ("/search?q=w1&release=../all", 404, "is not served here"),
-        ("/search?q=w1&where=parity", 400, "give key=value"),
-        ("/search?q=w1&where==odd", 400, "give key=value"),
-        (f"/search?q=w1&where=a={'b' * 1000}", 400, "give key=value"),
-        (f"/search?q=w1{'&where=a=b' * (MAX_CONDITIONS + 1)}", 400, "give it 16 times or fewer"),
-        ("/search?q=w1&filter=a=b", 400, "'filter' is unknown; this path takes q, k, release, where"),
+        ("/search?q=w1&where=parity", 400, "expected key=value"),
+        ("/search?q=w1&where==odd", 400, "expected key=value"),
+        (f"/search?q=w1&where=a={'b' * 1000}", 400, "expected key=value"),
+        (f"/search?q=w1{'&where=a=b' * (MAX_CONDITIONS + 1)}", 400, "at most 16 times"),
+        ("/search?q=w1&filter=a=b", 400, "'filter' is unknown; this path takes k, release, where, q"),
         ("/thumbnail", 400, "id is missing"),
         ("/thumbnail?id=none", 404, "no item with this id"),
         ("/thumbnail?id=../../etc/passwd", 404, "no item with this id"),
-        ("/thumbnail?id=00001.png&size=huge", 400, "choose small or large"),
+        ("/thumbnail?id=00001.png&size=huge", 400, "expected small or large"),
         ("/thumbnail?id=00001.png&release=none", 404, "is not served here"),
         (f"/thumbnail?id=000{HALF + 1}.png&release=half", 404, "no item with this id"),
-        ("/releases?q=1", 400, "unknown"),
+        ("/releases?q=1", 400, "unknown; this path takes no parameters"),
         ("/nothing", 404, "/search"),
         ("/static/", 403, "/static/"),
         ("/static/../server.py", 404, "server.py"),
@@ -343,7 +343,7 @@ def test_a_crash_costs_one_request(world: Path) -> None:
             replies = [reply.result() for reply in held]
         failed = [reply for reply in replies if reply.status != 200]
         assert [reply.status for reply in failed] == [500]
-        assert re.search(r"worker \d crashed on this query and is replaced: .*signal 9", failed[0].json["error"])
+        assert re.search(r"worker \d crashed on this query and was restarted: .*signal 9", failed[0].json["error"])
         assert server.ask("/healthz").json["crashes"] == 1
         assert len(server.searchers()) == 1
         assert {server.search(f"w{number}", k=3).status for number in range(40)} == {200}
@@ -368,7 +368,7 @@ def test_too_many_requests_are_told_to_come_back(world: Path) -> None:
             os.kill(child, signal.SIGCONT)
             answers = [reply.result() for reply in held]
         assert refused.status == 503 and refused.headers["Retry-After"] == "1"
-        assert "3 queries are waiting already" in refused.json["error"]
+        assert "3 queries are already waiting" in refused.json["error"]
         assert [answer.ids for answer in answers] == [[_item(number)] for number in range(4)]
         assert server.search("w9", k=1).ids == [_item(9)]
 

@@ -1,4 +1,4 @@
-"""Pictures of a release's items, re-encoded as small JPEGs from the corpus that the release was made of."""
+"""JPEG thumbnails of a release's items, made from the corpus that the release was built from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infra.serve.refusal import Refusal
+from infra.serve.request_error import RequestError
 from infra.serve.source_table import find_source, table_path
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
@@ -22,59 +22,59 @@ from searchforge.processes.fork_server import python_path
 from searchforge.reporting.thumbnails import encode_jpeg
 from searchforge.sources import SourceReader
 
-SIDES = {"small": 400, "large": 1200}
-"""Pixels of the longer side at most, by name of a size."""
+SIZES = {"small": 400, "large": 1200}
+"""Maximum length in pixels of the longer side, by name."""
 
-_QUALITY = 82  # of the JPEGs
+_JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
 class State:
-    """Whether there are pictures.
+    """Whether thumbnails are available.
 
     Attributes:
-      name: `preparing`: the table of sources is being built.
-      reason: why there are none, or none yet.
+      name: `preparing` while the source table is being built.
+      reason: Why thumbnails are not, or not yet, available.
     """
 
     name: Literal["ready", "preparing", "none"]
     reason: str = ""
 
 
-class Pictures:
-    """Of one embedding run. `start` before use, `close` after it.
+class Thumbnails:
+    """Thumbnails of the items of one embedding run. Call `start` before use and `close` after it.
 
     Args:
-      workspaces: where the run may be; the first one that has it is used.
-      embeddings: id of the run.
-      max_pixels: larger images are refused before they are decoded.
+      workspaces: Workspaces in which to look for the run; the first that contains it is used.
+      embeddings: Id of the run.
+      max_pixels: Maximum number of pixels of an image; larger ones are refused before they are decoded.
     """
 
     def __init__(self, workspaces: Sequence[Workspace], embeddings: str, max_pixels: int) -> None:
         self._embeddings = embeddings
         self._max_pixels = max_pixels
-        self._sources = SourceReader()
-        self._path = Path()
+        self._reader = SourceReader()
+        self._table = Path()
         self._builder: subprocess.Popen[str] | None = None
         self._workspace = next((w for w in workspaces if w.committed("embeddings", embeddings)), None)
         if self._workspace is None:
             roots = " or ".join(dict.fromkeys(workspace.root for workspace in workspaces))
-            self.state = State("none", f"workspace {roots} has no embeddings {embeddings}; give one with --workspace")
+            self.state = State("none", f"workspace {roots} has no embeddings {embeddings}; name another --workspace")
         elif Manifest.model_validate(self._workspace.marker("embeddings", embeddings)).modality != "images":
-            self.state = State("none", "the corpus is made of texts")
+            self.state = State("none", "the corpus consists of texts")
         else:
-            self.state = State("preparing", "pictures are being prepared; ask again in a few seconds")
+            self.state = State("preparing", "thumbnails are being prepared; retry in a few seconds")
 
     def start(self) -> None:
-        """Makes the table of sources in the background, where it is not there yet."""
+        """Builds the source table in the background unless it exists."""
         if self.state.name != "preparing" or self._workspace is None:
             return
         try:
-            self._path = table_path(self._workspace, self._embeddings)
+            self._table = table_path(self._workspace, self._embeddings)
         except SearchforgeError as error:
             self.state = State("none", str(error))
             return
-        if self._path.exists():
+        if self._table.exists():
             self.state = State("ready")
             return
         self._builder = subprocess.Popen(
@@ -85,42 +85,42 @@ class Pictures:
             text=True,
             env={**os.environ, "PYTHONPATH": python_path()},
         )
-        threading.Thread(target=self._wait, args=(self._builder,), name="sources", daemon=True).start()
+        threading.Thread(target=self._wait, args=(self._builder,), name="source table", daemon=True).start()
 
     def close(self) -> None:
-        """Ends the background work."""
+        """Stops the background process."""
         if self._builder is not None:
-            self._builder.kill()  # an unfinished table is thrown away by the next one that builds it
+            self._builder.kill()  # the next builder discards the incomplete table
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._builder.wait(timeout=10)
 
-    def thumbnail(self, id: str, size: str) -> bytes:
-        """Returns a JPEG of an item's image. May be called from any thread.
+    def read(self, id: str, size: str) -> bytes:
+        """Returns a JPEG of an item's image. Thread-safe.
 
         Args:
-          id: of the item.
-          size: a key of SIDES.
+          id: Id of the item.
+          size: One of SIZES.
 
         Raises:
-          Refusal: 503 while the table of sources is built; 404 where the picture cannot be had.
+          RequestError: 503 while the source table is being built; 404 if the image is not available.
         """
         state = self.state
         if state.name == "preparing":
-            raise Refusal(503, state.reason, retry_after=2)
+            raise RequestError(503, state.reason, retry_after=2)
         if state.name == "none":
-            raise Refusal(404, f"there are no pictures: {state.reason}")
-        source = find_source(self._path, id)
+            raise RequestError(404, f"thumbnails are not available: {state.reason}")
+        source = find_source(self._table, id)
         if source is None:
-            raise Refusal(404, f"embeddings {self._embeddings} hold no item with this id")
-        data = self._sources.read(source.uri, source.byte_range, source.content_hash)
+            raise RequestError(404, f"embeddings {self._embeddings} have no item with this id")
+        data = self._reader.read(source.uri, source.byte_range, source.content_hash)
         if data is None:
-            raise Refusal(404, f"the image {source.uri} cannot be read, or has changed since it was embedded")
+            raise RequestError(404, f"image {source.uri} cannot be read, or has changed since it was embedded")
         try:
-            image = decode(data, self._max_pixels, SIDES[size])
+            image = decode(data, self._max_pixels, SIZES[size])
         except RejectedInput as error:
-            raise Refusal(404, f"the image {source.uri} cannot be decoded: {error}") from None
-        image.thumbnail((SIDES[size], SIDES[size]))
-        return encode_jpeg(image, _QUALITY)
+            raise RequestError(404, f"image {source.uri} cannot be decoded: {error}") from None
+        image.thumbnail((SIZES[size], SIZES[size]))
+        return encode_jpeg(image, _JPEG_QUALITY)
 
     def _wait(self, builder: subprocess.Popen[str]) -> None:
         _, errors = builder.communicate()
@@ -128,4 +128,4 @@ class Pictures:
             self.state = State("ready")
         else:
             last = (errors.strip().splitlines() or [f"exit code {builder.returncode}"])[-1]
-            self.state = State("none", f"the table of sources cannot be built: {last}")
+            self.state = State("none", f"the source table cannot be built: {last}")

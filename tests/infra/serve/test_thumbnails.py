@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra.serve.pictures import SIDES, Pictures
-from infra.serve.refusal import Refusal
+from infra.serve.request_error import RequestError
 from infra.serve.source_table import build_table, find_source, table_path
+from infra.serve.thumbnails import SIZES, Thumbnails
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.records import EmbeddingRecord
 from searchforge.artifacts.workspace import Workspace
@@ -44,27 +44,27 @@ def _photo(size: tuple[int, int], **saving: object) -> bytes:
     return file.getvalue()
 
 
-def _ready(workspace: Workspace, embeddings: str = "corpus") -> Pictures:
-    pictures = Pictures([workspace], embeddings, MAX_PIXELS)
-    pictures.start()
-    wait_for(lambda: pictures.state.name != "preparing")
-    return pictures
+def _ready(workspace: Workspace, embeddings: str = "corpus") -> Thumbnails:
+    thumbnails = Thumbnails([workspace], embeddings, MAX_PIXELS)
+    thumbnails.start()
+    wait_for(lambda: thumbnails.state.name != "preparing")
+    return thumbnails
 
 
-def _refusal(pictures: Pictures, id: str) -> Refusal:
-    with pytest.raises(Refusal) as refused:
-        pictures.thumbnail(id, "small")
-    return refused.value
+def _error(thumbnails: Thumbnails, id: str) -> RequestError:
+    with pytest.raises(RequestError) as raised:
+        thumbnails.read(id, "small")
+    return raised.value
 
 
 def test_pictures_are_prepared_in_the_background(corpus: TinyCorpus) -> None:
-    pictures = Pictures([corpus.workspace], "corpus", MAX_PIXELS)
-    refusal = _refusal(pictures, "00003.png")
-    assert (refusal.status, refusal.retry_after) == (503, 2) and "being prepared" in refusal.reason
-    pictures.start()
-    wait_for(lambda: pictures.state.name == "ready")
-    assert pictures.thumbnail("00003.png", "small").startswith(b"\xff\xd8")
-    again = Pictures([corpus.workspace], "corpus", MAX_PIXELS)
+    thumbnails = Thumbnails([corpus.workspace], "corpus", MAX_PIXELS)
+    error = _error(thumbnails, "00003.png")
+    assert (error.status, error.retry_after) == (503, 2) and "being prepared" in error.reason
+    thumbnails.start()
+    wait_for(lambda: thumbnails.state.name == "ready")
+    assert thumbnails.read("00003.png", "small").startswith(b"\xff\xd8")
+    again = Thumbnails([corpus.workspace], "corpus", MAX_PIXELS)
     again.start()
     assert again.state.name == "ready"
 
@@ -76,9 +76,9 @@ def test_a_photo_is_turned_shrunk_and_loses_its_metadata(corpus: TinyCorpus, tmp
     data = _photo((2000, 1000), exif=exif, comment="a private comment")
     (tmp_path / "photo.jpg").write_bytes(data)
     commit_embeddings(corpus.workspace, [_record("photo", str(tmp_path / "photo.jpg"), data)], "photos", 1)
-    pictures = _ready(corpus.workspace, "photos")
-    for size, side in SIDES.items():
-        encoded = pictures.thumbnail("photo", size)
+    thumbnails = _ready(corpus.workspace, "photos")
+    for size, side in SIZES.items():
+        encoded = thumbnails.read("photo", size)
         with Image.open(io.BytesIO(encoded)) as image:
             assert image.size == (side // 2, side)
             assert not image.getexif()
@@ -94,8 +94,8 @@ def test_a_member_of_an_archive_is_read_where_it_lies(corpus: TinyCorpus, tmp_pa
         _record("b", f"{archive}/b.jpg", second, f"{512 + len(first)}+{len(second)}@{archive}"),
     ]
     commit_embeddings(corpus.workspace, records, "members", 1)
-    pictures = _ready(corpus.workspace, "members")
-    sizes = [Image.open(io.BytesIO(pictures.thumbnail(id, "small"))).size for id in "ab"]
+    thumbnails = _ready(corpus.workspace, "members")
+    sizes = [Image.open(io.BytesIO(thumbnails.read(id, "small"))).size for id in "ab"]
     assert sizes == [(30, 20), (20, 30)]
 
 
@@ -107,10 +107,10 @@ def test_images_that_cannot_be_decoded_are_refused(corpus: TinyCorpus, tmp_path:
         (tmp_path / name).write_bytes(data)
         records.append(_record(name, str(tmp_path / name), data))
     commit_embeddings(corpus.workspace, records, "odd", 1)
-    pictures = _ready(corpus.workspace, "odd")
+    thumbnails = _ready(corpus.workspace, "odd")
     for name, reason in (("bomb", "too_many_pixels"), ("text", "not_an_image")):
-        refusal = _refusal(pictures, name)
-        assert refusal.status == 404 and reason in refusal.reason
+        error = _error(thumbnails, name)
+        assert error.status == 404 and reason in error.reason
 
 
 def test_only_live_records_have_pictures(corpus: TinyCorpus) -> None:
@@ -128,10 +128,10 @@ def test_a_damaged_run_is_named(corpus: TinyCorpus) -> None:
     folder = corpus.workspace.local("embeddings", "corpus")
     shard = next(folder.glob("*.tfrecord"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    pictures = _ready(corpus.workspace)
-    assert pictures.state.name == "none" and shard.name in pictures.state.reason
-    refusal = _refusal(pictures, "00003.png")
-    assert refusal.status == 404 and shard.name in refusal.reason
+    thumbnails = _ready(corpus.workspace)
+    assert thumbnails.state.name == "none" and shard.name in thumbnails.state.reason
+    error = _error(thumbnails, "00003.png")
+    assert error.status == 404 and shard.name in error.reason
     assert not table_path(corpus.workspace, "corpus").exists()
 
 
@@ -139,8 +139,8 @@ def test_texts_have_no_pictures(corpus: TinyCorpus) -> None:
     manifest = Manifest.model_validate(corpus.workspace.marker("embeddings", "corpus"))
     with corpus.workspace.create("embeddings", "texts") as staging:
         staging.commit(manifest.model_dump() | {"id": "texts", "modality": "texts"})
-    pictures = _ready(corpus.workspace, "texts")
-    assert _refusal(pictures, "00003.png").reason == "there are no pictures: the corpus is made of texts"
+    thumbnails = _ready(corpus.workspace, "texts")
+    assert _error(thumbnails, "00003.png").reason == "thumbnails are not available: the corpus consists of texts"
 
 
 def test_racing_processes_build_one_table_over_what_a_killed_one_left(corpus: TinyCorpus, tmp_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_racing_processes_build_one_table_over_what_a_killed_one_left(corpus: Ti
 
 
 def test_closing_ends_the_background_work(corpus: TinyCorpus) -> None:
-    pictures = Pictures([corpus.workspace], "corpus", MAX_PIXELS)
-    pictures.start()
+    thumbnails = Thumbnails([corpus.workspace], "corpus", MAX_PIXELS)
+    thumbnails.start()
     start = time.monotonic()
-    pictures.close()
+    thumbnails.close()
     assert time.monotonic() - start < 60
-    assert _ready(corpus.workspace).thumbnail("00000.png", "small")
+    assert _ready(corpus.workspace).read("00000.png", "small")
