@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -19,14 +20,16 @@ from beam_jobs.planning.distributions import Distribution
 from beam_jobs.planning.listing import CorpusListing
 from beam_jobs.planning.plan import EmbedPlan
 from beam_jobs.planning.shards import ShardReport, read_report, rejected_by_reason, remove_temporary_files
+from searchforge import progress
 from searchforge.artifacts.encoder import EncoderInfo
 from searchforge.artifacts.manifest import Manifest, Modality, ShardInfo
 from searchforge.artifacts.workspace import MARKERS, Workspace
 from searchforge.captions.dataset import corpus_source, load_captions
 from searchforge.config import Config
-from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import canonical_json, content_id
+
+logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
 _MARKER = MARKERS["embeddings"]
@@ -57,7 +60,7 @@ def embed(config: Config, encoder: str, modality: Modality, listing: CorpusListi
         earlier = run.earlier_runs()
         base = run.choose_base(earlier)
         if same := [manifest for manifest in earlier if manifest.digest == digest]:
-            progress.say(f"embeddings/{same[-1].id} is complete")
+            logger.info(f"embeddings/{same[-1].id} is complete")
             return same[-1]
         id = content_id([digest, config.embed.shards])
         plan = _resumable_plan(run.workspace, id, config, base)
@@ -85,12 +88,12 @@ def compact(config: Config, embeddings: str) -> Manifest:
     workspace = Workspace(config.workspace)
     manifest = Manifest.model_validate(workspace.marker("embeddings", embeddings))
     if not any(shard.run or shard.dead for shard in manifest.shards):
-        progress.say(f"embeddings/{embeddings} is compact")
+        logger.info(f"embeddings/{embeddings} is compact")
         return manifest
     run = _EmbedRun(config, manifest.encoder, manifest.modality, backend=manifest.backend)
     id = content_id(["compact", embeddings, config.embed.shards])
     if workspace.committed("embeddings", id):
-        progress.say(f"embeddings/{id} is complete")
+        logger.info(f"embeddings/{id} is complete")
         return Manifest.model_validate(workspace.marker("embeddings", id))
     plan = planning.read(workspace, _folder(id))
     if plan is None:
@@ -222,7 +225,7 @@ class _EmbedRun(EmbedMethod):
         config, workspace, folder = self.config, self.workspace, _folder(id)
         options = self.options(folder)
         kept = plan.inputs - sum(plan.sizes) - (compacted.rejected if compacted else 0)
-        progress.say(
+        logger.info(
             f"{plan.inputs} {self.modality} listed: {kept} unchanged, {sum(plan.sizes)} to process in "
             f"{len(plan.sizes)} shards on {config.embed.runner} with {self.backend}, "
             f"into {workspace.url('embeddings', id)}"

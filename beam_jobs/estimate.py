@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from beam_jobs.planning.shards import Task
 from searchforge.artifacts.manifest import Modality
 from searchforge.artifacts.records import TFRECORD_FRAMING
 from searchforge.config import Config
-from searchforge.console import progress
+
+logger = logging.getLogger(__name__)
 
 _WARM_UP = 8
 """Number of items embedded before timing starts, because an encoder allocates its memory in its first calls."""
@@ -57,7 +59,7 @@ def estimate(config: Config, encoder: str, modality: Modality, workers: int, sam
     """
     method = EmbedMethod(config, encoder, modality)
     items, chosen = _sample(config, modality, sample + _WARM_UP, seed)
-    progress.say(f"{items} {modality} listed; embedding {len(chosen)} of them to measure")
+    logger.info(f"{items} {modality} listed; embedding {len(chosen)} of them to measure")
     options = method.options(folder="")
     tasks = [Task((item,)) for item in chosen]
     embedder = Embedder(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -30,10 +31,11 @@ from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, IndexConfig
-from searchforge.console.progress import say
 from searchforge.errors import JobError
 from searchforge.hashing import content_id, sha256_file
 from searchforge.processes import isolated
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 """Of build.json and USER_INFO; also part of a searcher's id, so a build that packs differently gets another id."""
@@ -63,10 +65,10 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
     texts = choose_texts(config)
     id = _searcher_id(config, manifest, bundle, texts)
     if workspace.committed("searchers", id):
-        say(f"searcher {id} is there already: same embeddings, encoder, settings and captions")
+        logger.info(f"searcher {id} is there already: same embeddings, encoder, settings and captions")
         return workspace.marker("searchers", id)
     encoders = _verified_encoders(workspace.local("encoders", bundle.id), bundle)
-    say(
+    logger.info(
         f"index {manifest.records:,} images of embeddings {manifest.id}; from nothing about "
         f"{_estimate(manifest.records, texts):.0f} s on two cores"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,9 @@ from indexer.tuning.training import Training
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import IndexConfig
-from searchforge.console.progress import say
 from searchforge.errors import JobError
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 """Sizes of code that are built until the whole index has the recall that the tuner expected."""
@@ -84,13 +86,13 @@ class CorpusEncoder:
         merged = self._encode(base.quantizer, shards, metadata_file)
         outgrown = self._outgrown(base.setting, merged)
         if outgrown:
-            say(f"the corpus has outgrown {outgrown} at {base.setting.summary}")
+            logger.info(f"the corpus has outgrown {outgrown} at {base.setting.summary}")
             return None
         moved = drift(base.trained, statistics(merged), share_changed(base.trained_on, self._manifest))
         if moved["drift"] > self._config.max_drift:
-            say(f"the corpus has drifted by {moved['drift']:.3f} (index.max_drift {self._config.max_drift})")
+            logger.info(f"the corpus has drifted by {moved['drift']:.3f} (index.max_drift {self._config.max_drift})")
             return None
-        say(f"the quantizer of embeddings {base.trained_on.id} is used again: drift {moved['drift']:.3f}")
+        logger.info(f"the quantizer of embeddings {base.trained_on.id} is used again: drift {moved['drift']:.3f}")
         training = {
             "embeddings": base.trained_on.id,
             "statistics": base.trained,
@@ -122,7 +124,7 @@ class CorpusEncoder:
                 self._threads,
                 metadata_file.parent,
             )
-        say(f"index {self._manifest.records:,} images as in 2022: {setting.summary}")
+        logger.info(f"index {self._manifest.records:,} images as in 2022: {setting.summary}")
         merged = self._encode(quantizer, shards, metadata_file)
         return Encoded(quantizer, setting, merged, self._training(merged, {}))
 
@@ -138,7 +140,7 @@ class CorpusEncoder:
         for _ in range(_ATTEMPTS):
             with self._time("tune"):
                 point, quantizer = training.choose(expected)
-            say(f"  expected: {point.summary}")
+            logger.info(f"  expected: {point.summary}")
             merged = self._encode(quantizer, shards, metadata_file)
             with self._time("verify"):
                 setting, reached = settle(quantizer, merged, point.setting, training.tuning, index)

@@ -13,6 +13,7 @@ Every stage finds what an earlier run finished, so that a killed `run`, started 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,9 +39,10 @@ from searchforge.artifacts.manifest import Manifest, read_shards
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
-from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
 from searchforge.storage.factory import open_storage
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from infra.reindex.journal import Run
@@ -134,7 +136,7 @@ def run(config: Config) -> RunReport:
     Raises:
       GateError: the searcher did not pass its check; nothing was published.
     """
-    progress.say(f"train, embed, index, check and publish into {config.workspace}; what is done already is kept")
+    logger.info(f"train, embed, index, check and publish into {config.workspace}; what is done already is kept")
     workspace, target = Workspace(config.workspace), _releases.open_target(config)
     for place in (workspace, target):
         place.require_writable()  # fails now, not after the training
@@ -142,11 +144,11 @@ def run(config: Config) -> RunReport:
     reports: dict[str, dict[str, Any]] = {}
 
     def stage(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        progress.say(f"\n[{len(seconds) + 1}/5] {name}")
+        logger.info(f"\n[{len(seconds) + 1}/5] {name}")
         start = time.monotonic()
         reports[name] = work()
         seconds[name] = round(time.monotonic() - start, 1)
-        progress.say(
+        logger.info(
             f"  {name} is done after {seconds[name]:.1f} s: {workspace.url(KIND_OF_STAGE[name], reports[name]['id'])}"
         )
         return reports[name]
@@ -155,7 +157,7 @@ def run(config: Config) -> RunReport:
     manifest = stage("embed", lambda: embed(config, encoder["id"]))
     build = stage("index", lambda: index(config, manifest["id"], encoder["id"]))
     report = stage("check", lambda: check(config, build["id"]))
-    progress.say("\n[5/5] publish")
+    logger.info("\n[5/5] publish")
     release = _releases.publish(workspace, target, report["id"], revive=False)
     return RunReport(seconds, release, reports)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import re
 import shutil
 import stat
@@ -25,11 +26,13 @@ from typing import Literal
 
 import yaml
 
+from searchforge import progress
 from searchforge.clock import Clock
-from searchforge.console import progress
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_file
 from searchforge.storage.local import make_folder
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 """Failures in a row, each without a byte received, after which a download is given up."""
@@ -236,12 +239,12 @@ def _data(dataset: Dataset, folder: Path, split: SplitName | None) -> dict[str, 
 
 def _announce(dataset: Dataset, missing: list[Archive], folder: Path) -> None:
     if not missing:
-        progress.say(f"fetch: {dataset.name} is complete in {folder}")
+        logger.info(f"fetch: {dataset.name} is complete in {folder}")
         return
     total = sum(archive.bytes for archive in missing)
     # Photographs do not compress: what is unpacked is as large as its archive, and one archive is kept meanwhile.
     needed = total + max(archive.bytes for archive in missing)
-    progress.say(
+    logger.info(
         f"fetch: {dataset.name}, {total / 1e9:.2f} GB in {len(missing)} archives, into {folder}; "
         f"about {total / 10e6 / 60:.0f} min at 10 MB/s; {needed / 1e9:.2f} GB of room are needed"
     )
@@ -337,7 +340,7 @@ def _receive(archive: Archive, part: Path) -> None:
             )
         if response.status != 206:
             if start:
-                progress.say(f"  {archive.name} changed, or its server sends no parts: from the beginning")
+                logger.info(f"  {archive.name} changed, or its server sends no parts: from the beginning")
             start = 0
         _remember(response, tag)
         with (
@@ -372,7 +375,7 @@ def _remember(response: HTTPResponse, tag: Path) -> None:
 
 
 def _verify(archive: Archive, path: Path) -> None:
-    progress.say(f"  verifying {archive.name}")
+    logger.info(f"  verifying {archive.name}")
     found = sha256_file(path)
     if found != archive.sha256:
         path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 import tempfile
 import time
@@ -18,7 +19,6 @@ from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import CheckConfig, Config
-from searchforge.console.progress import say
 from searchforge.errors import UsageError
 from searchforge.hashing import content_id, sha256_file
 from serving_check.gate import Gate, at_least, at_most
@@ -36,6 +36,8 @@ from serving_check.measurement.queries import (
 )
 from serving_check.report.html import render
 from serving_check.schema import REPORT_VERSION, CorpusCounts, LiveComparison, Report
+
+logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 
@@ -91,13 +93,13 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
     }
     id, passed_before = _free_id(workspace, content, live)
     if passed_before:
-        say(f"check {id} is there already, and passed: same bytes, queries and gates")
+        logger.info(f"check {id} is there already, and passed: same bytes, queries and gates")
         return workspace.marker("checks", id)
     with _timed(seconds, "corpus"):
         corpus = load_corpus(workspace, manifest, captioned.uris)
         wanted, seed = config.check.queries, config.check.seed
         texts = text_queries(corpus, wanted, seed) if corpus.texts else caption_queries(captioned, corpus, wanted, seed)
-    say(
+    logger.info(
         f"check searcher {searcher} of {len(corpus.ids):,} {manifest.modality} through the Task Library, with "
         f"{len(texts)} texts; about {15 + 0.04 * (len(texts) or wanted) + 5e-5 * len(corpus.ids):.0f} s"
     )

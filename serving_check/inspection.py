@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ import numpy.typing as npt
 from searchforge.artifacts.encoder import EncoderInfo
 from searchforge.artifacts.manifest import Manifest
 from searchforge.config import CheckConfig
-from searchforge.console.progress import say
 from searchforge.errors import SearchforgeError
 from serving_check.formats.index_file import Index, read_index, require_parameters
 from serving_check.formats.searcher_file import SearcherFile, open_file
@@ -37,6 +37,8 @@ from serving_check.measurement.examples import choose_examples
 from serving_check.measurement.queries import NO_ITEM, Queries
 from serving_check.measurement.search import Searcher
 from serving_check.schema import Example, Histogram, HostileQuery
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["text", "image"]
 
@@ -261,7 +263,7 @@ class Examination:
         path, encoder_path = self._subject.folder / name, self._subject.encoders / encoder
         prefix, faults = _PREFIX[kind], self._faults
         self._asked[kind] = queries
-        say(f"  {name}: {len(queries)} queries with known answers")
+        logger.info(f"  {name}: {len(queries)} queries with known answers")
         with self._noting(name), Searcher(path, kind) as searcher:
             with self._noting(name):
                 self.figures[f"{prefix}load_seconds"] = searcher.load_seconds

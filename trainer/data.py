@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy.typing as npt
 
 from searchforge.captions.dataset import CaptionedImage, Captions, Split, load_captions, split_heldout
 from searchforge.config import DEFAULT_MAX_PIXELS, Config
-from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
 from searchforge.preprocessing import Preprocessing, RejectedInput
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -124,15 +126,15 @@ def report_unused_images(data: TrainingData) -> None:
     """Prints how many images are unused, dropped or merged, and whether none is held out."""
     split = data.split
     if split.unused:
-        progress.say(
+        logger.info(
             f"  {split.unused} images belong to other splits and are not used (data.train_splits, data.heldout_splits)"
         )
     if split.leaked:
-        progress.say(f"  dropped {split.leaked} training images with the same content as a held-out image")
+        logger.info(f"  dropped {split.leaked} training images with the same content as a held-out image")
     if split.merged:
-        progress.say(f"  merged {split.merged} images into others with the same content, including their captions")
+        logger.info(f"  merged {split.merged} images into others with the same content, including their captions")
     if not data.heldout:
-        progress.say("  no image is held out, so retrieval is not measured (data.heldout_splits, data.holdout)")
+        logger.info("  no image is held out, so retrieval is not measured (data.heldout_splits, data.holdout)")
 
 
 def drop_rejected(data: TrainingData, rejections: Sequence[Rejection], max_fraction: float) -> TrainingData:
@@ -160,7 +162,7 @@ def drop_rejected(data: TrainingData, rejections: Sequence[Rejection], max_fract
             f"{summary}, which exceeds data.max_reject_fraction ({max_fraction:g}); "
             "repair or remove them, or raise the limit"
         )
-    progress.say(f"  {summary}; they are skipped and listed in the report")
+    logger.info(f"  {summary}; they are skipped and listed in the report")
     train, heldout = (
         [image for image in side if image.content_hash not in by_hash] for side in (data.train, data.heldout)
     )

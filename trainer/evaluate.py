@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import time
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from searchforge import progress
 from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, TEXT_SAVED_MODEL, TEXT_TFLITE, EncoderInfo
 from searchforge.artifacts.workspace import Workspace
 from searchforge.captions.dataset import CaptionedImage, Split, load_captions, split_heldout
 from searchforge.config import DEFAULT_MAX_PIXELS, Config
-from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id
 from searchforge.preprocessing import Preprocessing, RejectedInput
@@ -35,6 +36,8 @@ from trainer.evaluation.report import (
     WorstQuery,
 )
 from trainer.identity import IGNORED_SETTINGS
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Part of every evaluation's id; raise it whenever the same encoder and captions would give a different report."""
@@ -83,10 +86,10 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
         )
     id = _evaluation_id(info, images, compare_forms)
     if workspace.committed("evaluations", id):
-        progress.say(f"evaluations/{id} already exists")
+        logger.info(f"evaluations/{id} already exists")
         return EvaluationReport.model_validate(workspace.marker("evaluations", id))
     captions = sum(len(image.captions) for image in images)
-    progress.say(
+    logger.info(
         f"evaluating encoder {info.id} on {captions} held-out captions of {len(images)} images; "
         f"about {10 + len(images) / 120 + captions / 350:.0f} s on 2 cores"
     )
@@ -246,7 +249,7 @@ class _QuantizationBenchmark:
                 "provide the text tower that the encoder was trained with, or run without --compare-forms"
             )
         count = min(len(texts), quantization_comparison.QUERIES)
-        progress.say(f"  comparing the quantizations of the text encoder on {count} held-out captions")
+        logger.info(f"  comparing the quantizations of the text encoder on {count} held-out captions")
         return quantization_comparison.compare_texts(
             self._encoder, self._chosen, self._calibration, texts, owners, queries, vectors
         )

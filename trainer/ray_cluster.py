@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from searchforge.config import TrainConfig
-from searchforge.console import progress
 from searchforge.console.options import stderr_closed
 from searchforge.errors import JobError, SearchforgeError
 from searchforge.processes.fork_server import python_path
+
+logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10
 """Timeout for connecting to a cluster."""
@@ -111,7 +112,7 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
             ray.shutdown()
             if address or attempt == ATTEMPTS or "timed out" not in str(error):
                 raise
-            progress.say("Ray did not start in time, perhaps because the machine is busy; retrying")
+            logger.info("Ray did not start in time, perhaps because the machine is busy; retrying")
 
 
 def _signal_handlers() -> dict[signal.Signals, Any]:

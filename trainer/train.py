@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.artifacts.workspace import Workspace
 from searchforge.captions.dataset import CaptionedImage
 from searchforge.config import Config, TrainConfig
-from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_file
 from trainer import estimate
@@ -43,6 +43,8 @@ from trainer.model.dual_encoder import DualEncoder
 from trainer.model.ensemble import EnsembleHead, combine_heads
 from trainer.ray_cluster import cluster_address, ray_cluster, threads_per_worker
 from trainer.towers import ImageTower, TextTower, TowerSpec, load_image_tower, load_text_tower, tower_specs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def train(config: Config) -> EncoderInfo:
     bundle = _bundle_id(settings, data, *towers)
     store = CheckpointStore(workspace.root)
     if workspace.committed("encoders", bundle):
-        progress.say(f"train: encoder {bundle} already exists")
+        logger.info(f"train: encoder {bundle} already exists")
         _delete_checkpoints(store, bundle)
         return EncoderInfo(**workspace.marker("encoders", bundle))
 
@@ -186,7 +188,7 @@ def _train_encoders(
             seconds["tuning"] = time.monotonic() - start
             tuned_report = {"history": tuned.history, "heldout_before": before}
     if heldout:
-        progress.say(
+        logger.info(
             f"  R@1/5/10 of {heldout['captions']} held-out captions among {heldout['gallery']} images: "
             + " / ".join(f"{heldout[f'r_at_{k}']:.3f}" for k in retrieval.KS)
         )
@@ -242,7 +244,7 @@ def _export_text(
         except JobError as error:
             if quantization == candidates[-1]:
                 raise
-            progress.say(f"  rejected {quantization} for the text encoder: {str(error).split(';')[0]}")
+            logger.info(f"  rejected {quantization} for the text encoder: {str(error).split(';')[0]}")
     raise AssertionError("unreachable: the last candidate returns or raises")
 
 
@@ -321,7 +323,7 @@ def _report_plan(
         if cluster_address(settings):
             duration += ", assuming that the cluster's nodes are as fast"
     fine_tuning = f"{settings.tune_epochs} epochs of fine-tuning, " if finetuning.is_enabled(settings) else ""
-    progress.say(
+    logger.info(
         f"train: encoder {bundle}, preset {settings.preset}, {settings.workers} workers: {work.image_passes} image "
         f"tower passes for {len(data.images)} images, {captions} captions to embed, {settings.epochs} epochs of "
         f"{steps} steps with {work.batch} images each, {fine_tuning}export and parity check; {duration}"

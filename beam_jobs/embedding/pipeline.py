@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,14 @@ from apache_beam.utils.shared import Shared
 
 from beam_jobs.embedding.embedder import Embedder, EmbedOptions, Outcome, write_outcome
 from beam_jobs.planning.shards import Shard, ShardReport, read_plan, read_report, write_report
+from searchforge import progress
 from searchforge.artifacts.workspace import Workspace
 from searchforge.beam_runner import runner_option
 from searchforge.config import EmbedConfig
-from searchforge.console import progress
 from searchforge.errors import JobError, SearchforgeError
 from searchforge.storage.base import Storage
+
+logger = logging.getLogger(__name__)
 
 NAMESPACE = "searchforge"
 """Namespace of the job's Beam metrics: counters `embedded`, `reused`, `rejected_<reason>` and `bytes_read`;
@@ -132,7 +135,7 @@ def _report_progress(
         (shard, size) for shard, size in zip(shards, sizes, strict=True) if shard.name("done", "json") not in existing
     ]
     if len(pending) < len(shards):
-        progress.say(f"  {len(shards) - len(pending)} of {len(shards)} shards are already done")
+        logger.info(f"  {len(shards) - len(pending)} of {len(shards)} shards are already done")
     with progress.track("embed", sum(size for _, size in pending)) as advance:
 
         def watch() -> None:

@@ -21,10 +21,10 @@ from typing import Any
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import read_bytes
 from beam_jobs.planning.shards import USUAL_SHARDS, RecordLocation, Task, shard_count, shard_of
+from searchforge import progress
 from searchforge.artifacts.manifest import Manifest, ShardInfo, verified_shards
 from searchforge.artifacts.records import TFRECORD_FRAMING, TFRECORD_HEADER, iterate_tfrecords, record_fields
 from searchforge.artifacts.workspace import Workspace
-from searchforge.console import progress
 from searchforge.errors import UsageError
 from searchforge.hashing import ID_LENGTH, canonical_json, sha256_bytes
 from searchforge.preprocessing import RejectedInput

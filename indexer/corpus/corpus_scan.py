@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from indexer.corpus.shard_reader import read_shard
 from indexer.corpus.shards import Shard, map_in_order, require_distinct_ids, require_sound
-from searchforge.console import progress
+from searchforge import progress
 
 TIE = 1e-6
 """Items whose exact scores differ by less stand for each other: copies of an image, say."""

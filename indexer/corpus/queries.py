@@ -26,10 +26,10 @@ from searchforge.captions.dataset import (
     split_queries,
 )
 from searchforge.config import Config
-from searchforge.console.progress import track
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes, sha256_file
 from searchforge.processes import isolated
+from searchforge.progress import track
 
 _BATCH = 64
 """Texts of a request: less than a second of work, so that all processes end together."""

@@ -28,8 +28,8 @@ from indexer.encoding.encoded_shards import Merged
 from indexer.quantization.quantizer import Quantizer
 from indexer.tuning.cost_model import search_ms
 from indexer.tuning.settings import Setting
+from searchforge import progress
 from searchforge.config import IndexConfig
-from searchforge.console import progress
 from searchforge.errors import UsageError
 from searchforge.hashing import sha256_file
 

@@ -21,8 +21,8 @@ from safetensors.numpy import save
 
 from indexer.corpus.shard_reader import ByteStrings, parse_shard
 from indexer.corpus.shards import Shard, map_in_order, require_distinct_ids, require_sound
+from searchforge import progress
 from searchforge.artifacts.manifest import ShardInfo
-from searchforge.console import progress
 from searchforge.errors import JobError, UsageError
 from searchforge.storage.local import LocalStorage
 

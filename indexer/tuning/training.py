@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,9 @@ from indexer.quantization.query_direction import LANDMARKS, Leaning
 from indexer.quantization.query_map import inverse_transpose, query_aware_map
 from indexer.tuning.tuner import CANDIDATES, Explorer, Point, Size, explore, nearest_misses
 from searchforge.config import IndexConfig
-from searchforge.console.progress import say
 from searchforge.errors import JobError
+
+logger = logging.getLogger(__name__)
 
 _CORPUS_QUERIES = 500
 """Items that stand for queries where there are no captions."""
@@ -96,7 +98,9 @@ class Training:
         Raises:
           JobError: no setting reaches it within the limits; the message shows the nearest that do.
         """
-        say(f"tune for recall@10 of {recall or 'any'} on {len(self.tuning.queries):,} queries ({self.query_kind}s)")
+        logger.info(
+            f"tune for recall@10 of {recall or 'any'} on {len(self.tuning.queries):,} queries ({self.query_kind}s)"
+        )
         config = self._config.model_copy(update={"recall_at_10": recall})
         chosen = explore(self._explorer, config)
         if chosen is None:

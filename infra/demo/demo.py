@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,9 @@ from infra import api
 from infra.demo.scenes import write_scenes
 from searchforge.captions.dataset import load_captions, split_heldout
 from searchforge.config import Config
-from searchforge.console import progress
 from searchforge.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from serving_check.measurement.search import Hit
@@ -51,7 +53,7 @@ def run_demo(config: Config, scenes: int, seed: int) -> DemoReport:
         raise UsageError(f"the demo needs a local workspace, got {config.workspace}; set --workspace to a folder")
     if config.data.captions or config.data.images:
         raise UsageError("the demo makes its own corpus; use `searchforge run` for yours")
-    progress.say(
+    logger.info(
         f"demo: draw {scenes} captioned scenes, train on a local Ray cluster of {config.train.workers} workers, embed "
         f"with Beam, index, check and publish into {config.workspace}. Training takes longest; it first "
         "measures this machine and then says how long it will take"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from searchforge.console import progress
+from searchforge import progress
 from searchforge.errors import UsageError
 from searchforge.storage.local import LocalStorage
 

@@ -8,6 +8,7 @@ time.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -15,8 +16,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from searchforge.console import progress
 from searchforge.storage.base import Storage
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "reindex/runs"
 
@@ -135,7 +137,7 @@ def read(storage: Storage, id: str) -> Run | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        progress.say(f"{_path(id)} in {storage} is damaged and left out: {error.errors()[0]['msg']}")
+        logger.info(f"{_path(id)} in {storage} is damaged and left out: {error.errors()[0]['msg']}")
         return None
 
 

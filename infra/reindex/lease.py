@@ -10,6 +10,7 @@ holder that was taken for dead and wakes up can do no harm.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -23,9 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.reindex import journal
 from searchforge.clock import Clock
-from searchforge.console import progress
 from searchforge.errors import ConflictError, JobError
 from searchforge.storage.base import Storage
+
+logger = logging.getLogger(__name__)
 
 LEASE = "reindex/LEASE.json"
 
@@ -116,7 +118,7 @@ class Lease:
             try:
                 _replace(self._storage, self._state, State(state="free", fence=self.fence))
             except (ConflictError, JobError, OSError) as failure:
-                progress.say(f"the lease of {self._storage} could not be freed and will run out: {failure}")
+                logger.info(f"the lease of {self._storage} could not be freed and will run out: {failure}")
 
     def _beat(self) -> None:
         while not self._ended.wait(self._state.lease_seconds / _BEATS):
@@ -127,7 +129,7 @@ class Lease:
             except (JobError, OSError) as error:  # the next beat may pass; until then the lease may run out
                 if self._overdue:
                     return
-                progress.say(f"the lease of {self._storage} could not be renewed: {error}")
+                logger.info(f"the lease of {self._storage} could not be renewed: {error}")
 
     @property
     def _overdue(self) -> bool:
@@ -192,11 +194,11 @@ def acquire(
         if data != seen:
             seen, since = data, now
         if data is not None and found is None:
-            progress.say(f"{LEASE} in {storage} is damaged; it is written anew")
+            logger.info(f"{LEASE} in {storage} is damaged; it is written anew")
         held = found if found and found.state == "held" else None
         if held is None or held.died_here or now - since >= held.lease_seconds:
             if held:
-                progress.say(f"{held.holder} is dead; its lease is taken over")
+                logger.info(f"{held.holder} is dead; its lease is taken over")
             counted = found.fence if found else 0
             fence = max(counted, known_fence()) + (1 if found or data is None else _UNWRITTEN)
             wanted = State(
@@ -218,7 +220,7 @@ def acquire(
             return Lease(storage, wanted, max_seconds, held.run if held else "", clock)
         if not watching:
             watching = True
-            progress.say(f"{held.holder} holds the lease of {storage}; watching whether it lives")
+            logger.info(f"{held.holder} holds the lease of {storage}; watching whether it lives")
         clock.sleep(min(_POLL_SECONDS, held.lease_seconds / _BEATS / 2))
 
 

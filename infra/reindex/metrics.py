@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,9 +25,10 @@ from infra.reindex.journal import Run
 from infra.reindex.status import Status
 from searchforge.clock import Clock
 from searchforge.config import Config
-from searchforge.console import progress
 from searchforge.errors import SearchforgeError, UsageError
 from searchforge.storage.base import Storage
+
+logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 
@@ -94,7 +96,7 @@ def served(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
     except OSError as error:
         reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
         raise UsageError(f"port {port} {reason}; choose another schedule.metrics_port") from None
-    progress.say(f"metrics: http://{HOST}:{server.server_port}/metrics")
+    logger.info(f"metrics: http://{HOST}:{server.server_port}/metrics")
     try:
         yield
     finally:
@@ -124,7 +126,7 @@ class _StatusCollector(Collector):
                         *_families(found),
                     ]
                 except (SearchforgeError, OSError) as error:
-                    progress.say(f"metrics cannot be read: {error}")
+                    logger.info(f"metrics cannot be read: {error}")
                     self._families = [_gauge("status_read", "Whether the workspace could be read.", 0)]
                 self._read_at = self._clock.monotonic()
             return self._families

@@ -6,6 +6,7 @@ Neither can fail the run: what goes wrong here is said, and that is all.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -23,7 +24,8 @@ from urllib.parse import urlsplit
 from infra.reindex.journal import Run
 from searchforge.clock import Clock
 from searchforge.config import ReindexConfig
-from searchforge.console import progress
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """At a webhook that is out of reach or answers that it is overloaded."""
@@ -50,9 +52,9 @@ def notify(settings: ReindexConfig, run: Run, timeout: float = TIMEOUT_SECONDS, 
         return
     entry = run.model_dump_json(indent=1).encode()
     if settings.notify_webhook and (fault := _post(settings.notify_webhook, entry, timeout, clock)):
-        progress.say(f"reindex.notify_webhook was not told of run {run.run}: {fault}")
+        logger.info(f"reindex.notify_webhook was not told of run {run.run}: {fault}")
     if settings.notify_command and (fault := _call(settings.notify_command, entry, timeout)):
-        progress.say(f"reindex.notify_command was not told of run {run.run}: {fault}")
+        logger.info(f"reindex.notify_command was not told of run {run.run}: {fault}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

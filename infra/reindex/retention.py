@@ -10,6 +10,7 @@ somebody trained them by hand.
 from __future__ import annotations
 
 import graphlib
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -21,9 +22,10 @@ from infra.releases.pruning import prune as prune_releases
 from searchforge.artifacts.workspace import MARKERS, Kind, Workspace
 from searchforge.captions.dataset import has_captions, image_folder
 from searchforge.config import Config
-from searchforge.console import progress
 from searchforge.errors import JobError
 from searchforge.storage.base import Storage
+
+logger = logging.getLogger(__name__)
 
 KINDS: tuple[Kind, ...] = ("checks", "searchers", "encoders", "embeddings")
 """In the order of deletion: what is made of others goes before them, and an encoder before the runs that used it."""
@@ -78,7 +80,7 @@ def prune(
     _prune_caches(config, workspace, needed, now, limit)
     if going:
         counts = (f"{sum(artifact.kind == kind for artifact in going)} {kind}" for kind in KINDS)
-        progress.say(f"  deleted, since no release needs them: {', '.join(counts)}")
+        logger.info(f"  deleted, since no release needs them: {', '.join(counts)}")
     return going
 
 

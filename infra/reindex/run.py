@@ -7,6 +7,7 @@ attempt gave is in the journal. The live release changes by one write at the end
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -28,10 +29,12 @@ from infra.releases.releases import Release
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Kind, Workspace
 from searchforge.config import Config
-from searchforge.console import logs, progress
+from searchforge.console import logs
 from searchforge.console.options import import_quietly
 from searchforge.errors import ConflictError, GateError, JobError, SearchforgeError, UsageError
 from searchforge.storage.base import Storage
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from beam_jobs.planning.listing import CorpusListing
@@ -159,7 +162,7 @@ def _bring_up(runner: _StageRunner) -> tuple[Literal["published", "unchanged"], 
     with contextlib.ExitStack() as stack:
         plan, listing = runner.do("plan", lambda: _list_and_plan(config, pointer.pointer, stack))
         record.update(plan=plan.entry)
-        progress.say(f"  {plan.summary}")
+        logger.info(f"  {plan.summary}")
         if plan.holds:
             return "unchanged", plan.holds
         channels.advance_fence(target.storage, channel, held.fence)
@@ -167,7 +170,7 @@ def _bring_up(runner: _StageRunner) -> tuple[Literal["published", "unchanged"], 
         listings = iter(() if plan.entry.train else (listing,))  # one that is hours old is not used, nor one twice
         embedded = runner.make("embed", lambda: calls.embed(config, encoder, MODALITY, next(listings, None)))
     if same := holding(config, plan.known, Manifest.model_validate(embedded)):
-        progress.say(f"  the files were written again, but hold what release {same.release.id} holds")
+        logger.info(f"  the files were written again, but hold what release {same.release.id} holds")
         return "unchanged", same.release.id
     build = runner.make("index", lambda: calls.index(config, embedded["id"], encoder))
     report = runner.make("check", lambda: calls.check(config, build["id"], channel))
@@ -206,7 +209,7 @@ def _tidy(runner: _StageRunner, now: datetime | None) -> None:
     try:
         runner.make("prune", prune)
     except SearchforgeError as error:
-        progress.say(f"what is not needed any more is not deleted: {error}; the next run tries again")
+        logger.info(f"what is not needed any more is not deleted: {error}; the next run tries again")
 
 
 class _Record:
@@ -227,7 +230,7 @@ class _Record:
             self.update(state=state, ended=journal.now(), **changes)
             journal.prune(self._storage, self._keep)
         except (SearchforgeError, OSError) as error:
-            progress.say(f"the end of run {self.run.run} cannot be written down: {error}")
+            logger.info(f"the end of run {self.run.run} cannot be written down: {error}")
 
 
 class _StageRunner:
@@ -278,7 +281,7 @@ class _StageRunner:
         settings, attempt = self.config.reindex, 1
         while True:
             self.held.check()
-            progress.say(f"{stage}{f', attempt {attempt} of {settings.attempts}' if attempt > 1 else ''}")
+            logger.info(f"{stage}{f', attempt {attempt} of {settings.attempts}' if attempt > 1 else ''}")
             try:
                 with logs.bind(stage=stage):
                     return work()
@@ -286,7 +289,7 @@ class _StageRunner:
                 if isinstance(error, _FINAL) or attempt == settings.attempts:
                     raise _for_user(error) from error
                 pause = settings.backoff_seconds * 2 ** (attempt - 1)
-                progress.say(f"  {stage} failed: {_described(error)}\n  the next attempt is in {pause:g} s")
+                logger.info(f"  {stage} failed: {_described(error)}\n  the next attempt is in {pause:g} s")
             time.sleep(pause)
             attempt += 1
 
@@ -325,7 +328,7 @@ def _close_dead_runs(storage: Storage) -> int:
         if run.state != "running":
             return run.failures
         stage = run.stages[-1].stage if run.stages else "its start"
-        progress.say(f"run {run.run}, of {run.started}, died after {stage}")
+        logger.info(f"run {run.run}, of {run.started}, died after {stage}")
         error = f"the process was killed, or its machine was lost, after {stage}"
         journal.write(storage, run.model_copy(update={"state": "failed", "ended": run.beat, "error": error}))
     return 0
@@ -335,7 +338,7 @@ def _notify(config: Config, run: Run, calls: Calls) -> None:
     try:
         calls.notify(config.reindex, run)
     except Exception as error:  # the run has ended, and as it did
-        progress.say(f"nobody was notified of run {run.run}: {_described(error)}")
+        logger.info(f"nobody was notified of run {run.run}: {_described(error)}")
 
 
 @contextlib.contextmanager

@@ -23,8 +23,9 @@ from prometheus_client import Counter
 
 from infra.reindex import cron, journal, metrics
 from searchforge.config import Config
-from searchforge.console import progress
 from searchforge.storage.factory import open_storage
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from apscheduler.triggers.base import BaseTrigger
@@ -67,7 +68,7 @@ def schedule(
 
     def left_out(counter: Counter, why: str) -> None:
         counter.inc()
-        progress.say(f"a scheduled run is left out: {why}; the next one is at {_shown(next_due())}")
+        logger.info(f"a scheduled run is left out: {why}; the next one is at {_shown(next_due())}")
 
     child = _Child(command, counters.failures)
     logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # what concerns the user is said here
@@ -88,15 +89,15 @@ def schedule(
     told_to_end = contextlib.nullcontext(ended) if ended else _told_to_end()
     with metrics.served(registry, settings.metrics_port), told_to_end as ended:
         late = ", which was missed: it starts now" if due < _now() else ""
-        progress.say(f"re-indexing {config.workspace} at {settings.cron} ({settings.timezone}); Ctrl-C ends it")
-        progress.say(f"the first run is that of {_shown(due)}{late}")
+        logger.info(f"re-indexing {config.workspace} at {settings.cron} ({settings.timezone}); Ctrl-C ends it")
+        logger.info(f"the first run is that of {_shown(due)}{late}")
         scheduler.start()
         while not ended.is_set():
             time.sleep(_LOOK_SECONDS)
             scheduler.wakeup()
         child.end(end_seconds)
         scheduler.shutdown()
-        progress.say("the schedule has ended")
+        logger.info("the schedule has ended")
 
 
 class _Child:
@@ -117,7 +118,7 @@ class _Child:
                 self._process = subprocess.Popen(self._command, start_new_session=True)
             except OSError as error:
                 self._failed.inc()
-                progress.say(f"the scheduled run cannot be started: {error.strerror}")
+                logger.info(f"the scheduled run cannot be started: {error.strerror}")
                 return
         code = self._process.wait()
         with contextlib.suppress(ProcessLookupError):  # what a crash left behind
@@ -125,14 +126,14 @@ class _Child:
         if code and not self._ended:
             self._failed.inc()
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            progress.say(f"the scheduled run {how}; `searchforge status` says how things stand")
+            logger.info(f"the scheduled run {how}; `searchforge status` says how things stand")
 
     def end(self, seconds: float) -> None:
         """Ends the command if it runs, and starts no other; after so many seconds it is killed."""
         with self._lock:
             self._ended = True
         if self._process and self._process.poll() is None:
-            progress.say(f"ending the run in progress; it has {seconds:.0f} s")
+            logger.info(f"ending the run in progress; it has {seconds:.0f} s")
             self._process.terminate()
             try:
                 self._process.wait(seconds)

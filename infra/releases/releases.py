@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,9 +27,10 @@ from infra.releases import channels, tombstones
 from infra.releases.channels import PRODUCTION, STAGING, Pointer, PointerFile, VersionedPointer
 from searchforge.artifacts.workspace import MARKERS, Workspace
 from searchforge.config import Config
-from searchforge.console import progress
 from searchforge.errors import ConflictError, GateError, JobError, SearchforgeError, UsageError
 from searchforge.hashing import content_id, sha256_file
+
+logger = logging.getLogger(__name__)
 
 MINIMUM_TASK_LIBRARY = "0.4.4"
 """Version of the TFLite Task Library with which a check opens the files."""
@@ -162,7 +164,7 @@ def publish(
         _store(workspace, target, id, searcher, report, content)
         release = read_release(target, id)
         if not revive and id in expected.pointer.withdrawn:
-            progress.say(f"release {id} was rolled back and stays withdrawn; `searchforge publish` makes it live again")
+            logger.info(f"release {id} was rolled back and stays withdrawn; `searchforge publish` makes it live again")
             return release
         _make_live(target, release, expected, fence)
     except (GateError, ConflictError) as error:
@@ -261,7 +263,7 @@ def list_refusals(target: Workspace) -> list[Refusal]:
         except FileNotFoundError:
             continue
         except ValidationError as error:
-            progress.say(f"{target.root}/{REFUSED}/{name} is damaged and is skipped: {error.errors()[0]['msg']}")
+            logger.info(f"{target.root}/{REFUSED}/{name} is damaged and is skipped: {error.errors()[0]['msg']}")
     return sorted(found, key=lambda refusal: refusal.time, reverse=True)
 
 
@@ -423,7 +425,7 @@ def _make_live(
     while True:
         if current.pointer.release == release.id:
             channels.require_fence(current.pointer, fence)
-            progress.say(f"release {release.id} is already live in channel {channel}")
+            logger.info(f"release {release.id} is already live in channel {channel}")
             return
         try:
             channels.require_fence(current.pointer, fence)
@@ -473,7 +475,7 @@ def _record_refusal(target: Workspace, refusal: Refusal) -> None:
         path = f"{REFUSED}/{now:%Y%m%dT%H%M%S.%f}-{refusal.check}.json"
         target.storage.write(path, json.dumps(entry, indent=2, ensure_ascii=False).encode())
     except SearchforgeError as error:
-        progress.say(f"the refusal of check {refusal.check} could not be recorded: {error}")
+        logger.info(f"the refusal of check {refusal.check} could not be recorded: {error}")
 
 
 def _marker_path(target: Workspace, id: str) -> str:

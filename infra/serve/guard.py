@@ -15,7 +15,7 @@ from aiohttp import web
 
 from infra.serve.request_error import RequestError
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -71,7 +71,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         paths = "/, /search, /releases, /thumbnail, /healthz"
         return json_response({"error": f"{request.path}: {error.reason}; available paths: {paths}"}, error.status)
     except Exception as error:
-        _LOG.exception("%s %s", request.method, request.path)
+        logger.exception("%s %s", request.method, request.path)
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         return json_response({"error": f"internal error ({reason}); the server's log has the details"}, 500)
 

@@ -32,7 +32,7 @@ from serving_check.measurement.search import Hit, Searcher
 MAX_RESULTS = (10, 100, 1_000)
 """Maximum numbers of hits with which searcher files are opened."""
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _EXTRA_SEARCHERS = 4
 """Number of searchers that a worker may open on top of those that it opens at the start."""
 
@@ -212,7 +212,7 @@ class _Worker:
         except ChildCrash as crash:
             self.crashes += 1
             self._close(key)
-            _LOG.error("%s: %s", self._name, crash)
+            logger.error("%s: %s", self._name, crash)
             first_line = str(crash).partition("\n")[0]
             raise RequestError(500, f"{self._name} crashed on this query and was restarted: {first_line}") from None
         except SearchforgeError as error:

@@ -20,8 +20,9 @@ from infra.serve.application import application
 from infra.serve.pool import SearcherPool
 from infra.serve.search_service import SearchService
 from infra.serve.served_release import ServedRelease, open_served_releases
-from searchforge.console import progress
 from searchforge.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from searchforge.config import Config
@@ -83,8 +84,8 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     for release in served.values():
-        progress.say(f"release {release.id}: {release.release.figures.get('images', '?')} images")
-    progress.say(f"opening the searchers in {service.pool.workers} workers")
+        logger.info(f"release {release.id}: {release.release.figures.get('images', '?')} images")
+    logger.info(f"opening the searchers in {service.pool.workers} workers")
     opening: asyncio.Future[Any] = asyncio.ensure_future(asyncio.to_thread(service.pool.start))
     stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -105,7 +106,7 @@ async def _serve(
         await web.SockSite(runner, listener, backlog=_BACKLOG).start()
         _announce(f"http://{HOST}:{port}/", served, open_page, as_json)
         await stop.wait()
-        progress.say("shutting down")
+        logger.info("shutting down")
         await runner.cleanup()
     stopped.cancel()
     await asyncio.to_thread(service.pool.close)
@@ -116,7 +117,7 @@ async def _serve(
 def _announce(url: str, served: dict[str, ServedRelease], open_page: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"url": url, "releases": list(served)}))
-    progress.say(f"serving at {url}; press Ctrl-C to stop")
+    logger.info(f"serving at {url}; press Ctrl-C to stop")
     if open_page:
         click.launch(url)
 

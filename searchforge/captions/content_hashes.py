@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from searchforge.console.progress import track
 from searchforge.hashing import sha256_file
+from searchforge.progress import track
 
 _TRACKED = 10_000
 """So many files take long enough to show progress."""

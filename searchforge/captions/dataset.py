@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,9 @@ from searchforge.captions.content_hashes import content_hashes
 from searchforge.captions.formats import READERS, Found, Reject, Row, reader_of
 from searchforge.captions.tfrecords import is_tfrecord, read_unpacked, unpack
 from searchforge.config import Config, DataConfig
-from searchforge.console.progress import say
 from searchforge.errors import JobError, UsageError
+
+logger = logging.getLogger(__name__)
 
 MAX_CAPTION = 4000
 """Characters; the rest of a longer caption is cut off. No text tower reads so many."""
@@ -160,7 +162,7 @@ def load_captions(config: Config) -> Captions:
         else:
             images.append(CaptionedImage(name, root / name, split, tuple(entry.captions), tuple(entry.categories)))
     if cut:
-        say(f"captions: {cut} longer than {MAX_CAPTION} characters are cut off there")
+        logger.info(f"captions: {cut} longer than {MAX_CAPTION} characters are cut off there")
     return Captions(images, rows, repeated, _report(rejects, rows, len(images), config), cut)
 
 
@@ -406,7 +408,7 @@ def _report(rejects: list[Reject], rows: int, images: int, config: Config) -> di
             "or raise data.max_reject_fraction"
         )
     if lines:
-        say(f"captions: {lost} of {rows} cannot be used; all faults are listed in {listing}:\n{summary}")
+        logger.info(f"captions: {lost} of {rows} cannot be used; all faults are listed in {listing}:\n{summary}")
     by_reason: Counter[str] = Counter()
     for reject in rejects:
         by_reason[reject.reason] += reject.captions

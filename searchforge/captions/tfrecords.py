@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import re
 import zlib
@@ -18,9 +19,10 @@ from typing import Any, BinaryIO, cast
 
 from searchforge.artifacts.records import example_bytes, iterate_tfrecords
 from searchforge.captions.formats import Found, read_json_lines
-from searchforge.console.progress import say
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_bytes
+
+logger = logging.getLogger(__name__)
 
 IMAGE_KEYS = ("image", "image/encoded")
 CAPTION_KEYS = ("caption", "captions", "captions/text", "image/caption")
@@ -47,7 +49,7 @@ def unpack(files: Sequence[Path], cache: Path) -> Path:
     images = folder / _IMAGES
     if (folder / _CAPTIONS).exists():
         return images
-    say(f"captions: unpacking {len(files)} TFRecord files into {images}")
+    logger.info(f"captions: unpacking {len(files)} TFRecord files into {images}")
     partial = folder / f".{_CAPTIONS}.{os.getpid()}"
     try:
         images.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,13 @@
-"""What a command tells on standard error, for a log collector: one JSON object a line.
+"""Logging of the command lines: plain messages on stderr, or one JSON object a line for a log collector.
 
-    {"time": "2026-11-28T03:00:04.120+00:00", "severity": "INFO", "message": "embed: 512/2400", "run": "2026...",
-     "stage": "embed", "done": 512, "total": 2400}
+    {"time": "2026-11-28T03:00:04.120+00:00", "severity": "INFO", "message": "embed: 512/2400, 31/s, about 61 s left",
+     "run": "2026...", "stage": "embed", "done": 512, "total": 2400}
 
-`time`, `severity` and `message` are the names that Cloud Logging reads; `--log-format json` or SEARCHFORGE_LOG=json
-asks for them.
+`time`, `severity` and `message` are the names that Cloud Logging reads. `--log-format json` or SEARCHFORGE_LOG=json
+selects JSON.
+
+The packages log through the standard `logging` module. Python programs that use them without a command line see
+these messages once they configure logging, for example with `logging.basicConfig(level=logging.INFO)`.
 """
 
 from __future__ import annotations
@@ -17,31 +20,40 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, Literal
 
+from searchforge import progress
+from searchforge.console.progress_bars import progress_bar
 from searchforge.errors import SearchforgeError
 
 Format = Literal["text", "json"]
-Severity = Literal["INFO", "ERROR"]
+
+PACKAGES = ("searchforge", "trainer", "beam_jobs", "indexer", "serving_check", "infra")
+"""Packages whose messages are shown; other libraries show only errors."""
 
 _format: Format = "text"
 _bound: dict[str, Any] = {}
 
 
-def use(format: Format) -> None:
-    """Chooses the form of everything that is told from now on."""
+def configure(format: Format) -> None:
+    """Sends log records to stderr in this format, and draws progress bars where text goes to a terminal.
+
+    May be called again to change the format.
+    """
     global _format
     _format = format
-
-
-def structured() -> bool:
-    """Whether lines are JSON."""
-    return _format == "json"
+    root = logging.getLogger()
+    root.setLevel(logging.ERROR)
+    if not any(isinstance(handler, ConsoleHandler) for handler in root.handlers):
+        root.addHandler(ConsoleHandler())
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)
+    progress.use_bars(progress_bar if format == "text" and sys.stderr.isatty() else None)
 
 
 @contextmanager
 def bind(**fields: Any) -> Iterator[None]:
-    """Inside, every JSON line of this process carries `fields`, such as `run` or `stage`, whichever thread writes it.
+    """Adds `fields`, such as `run` or `stage`, to every JSON line that any thread of this process writes meanwhile.
 
-    So does the line of an error that leaves it.
+    An error that leaves the block carries them to the line that reports it.
     """
     global _bound
     outer = _bound
@@ -55,28 +67,31 @@ def bind(**fields: Any) -> Iterator[None]:
         _bound = outer
 
 
-def write(message: str, severity: Severity = "INFO", **fields: Any) -> None:
-    """Writes one JSON line."""
-    print(_line(message, severity, **fields), file=sys.stderr, flush=True)
-
-
 def show(error: SearchforgeError) -> None:
-    """Shows an error to the user."""
-    if structured():
-        write(str(error), "ERROR", **error.log_fields)
-    else:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    """Reports an error to the user."""
+    _print(_json_line(str(error), "ERROR", **error.log_fields) if _format == "json" else f"error: {error}")
 
 
-class LibraryHandler(logging.StreamHandler):
-    """Writes what libraries log; of a JSON line, stack traces are no part."""
+class ConsoleHandler(logging.Handler):
+    """Prints log records on whatever stream `sys.stderr` is at that time. JSON lines contain no stack traces."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        if structured():
-            return _line(record.getMessage(), "ERROR", logger=record.name)
-        return super().format(record)
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        is_message = record.levelno < logging.ERROR
+        if _format == "json":
+            fields = getattr(record, "fields", {}) if is_message else {"logger": record.name}
+            _print(_json_line(record.getMessage(), record.levelname, **fields))
+        else:
+            _print(record.getMessage() if is_message else self.format(record))
 
 
-def _line(message: str, severity: Severity, **fields: Any) -> str:
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _json_line(message: str, severity: str, **fields: Any) -> str:
     time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     return json.dumps({"time": time, "severity": severity, "message": message.strip(), **_bound, **fields}, default=str)

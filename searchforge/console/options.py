@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib
 import json
-import logging
 import os
 import sys
 import warnings
@@ -43,7 +42,7 @@ def config_options(function: Command) -> Command:
     ) -> Any:
         from searchforge.config import load_config
 
-        logs.use(log_format)
+        logs.configure(log_format)
         overrides = {**dict(_parse_setting(setting) for setting in settings), **_overrides(values)}
         if workspace:
             overrides["workspace"] = workspace
@@ -103,7 +102,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")
-    logging.basicConfig(level=logging.ERROR, handlers=[logs.LibraryHandler()])
+    logs.configure("text")
 
 
 def import_quietly(module: str) -> None:

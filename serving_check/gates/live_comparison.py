@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 
 from searchforge.artifacts.searcher import TEXT_SEARCHER
 from searchforge.config import CheckConfig
-from searchforge.console.progress import say
 from searchforge.errors import SearchforgeError
 from serving_check.formats.index_file import read_index
 from serving_check.formats.searcher_file import open_file
@@ -22,6 +22,8 @@ from serving_check.measurement.measure import K
 from serving_check.measurement.queries import NO_ITEM, PROBES, Queries
 from serving_check.measurement.search import Searcher
 from serving_check.schema import Compared, LiveComparison
+
+logger = logging.getLogger(__name__)
 
 QUERIES = 200
 """Text queries that are asked, at most."""
@@ -61,7 +63,7 @@ def compare_live(
       queries: texts; without any, PROBES are asked, which tell latency and overlap.
       figures: of the candidate, as measured in this check.
     """
-    say(f"  compare with release {live.id}, which is live")
+    logger.info(f"  compare with release {live.id}, which is live")
     texts = [*zip(queries.values, queries.targets, strict=True)][:QUERIES] or [(text, NO_ITEM) for text in PROBES]
     try:
         held = _ids(live.folder / TEXT_SEARCHER)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.console.progress import track
 from searchforge.errors import SearchforgeError
+from searchforge.progress import track
 from searchforge.reporting.intervals import median_interval, share_interval
 from serving_check.measurement.corpus import Corpus
 from serving_check.measurement.queries import NO_ITEM, Queries

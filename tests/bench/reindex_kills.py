@@ -94,8 +94,10 @@ def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40, most_kill
 
 def import_all() -> None:
     """Imports what a run of `reindex` needs without training, here and in the fork server that forks share."""
+    from searchforge.console import logs
     from searchforge.console.options import import_quietly
 
+    logs.configure("text")
     import_quietly("apache_beam")
     stages = ("beam_jobs.embed", "indexer.build", "serving_check.check", "ai_edge_litert.interpreter")
     for name in (*stages, "infra.reindex.run", "infra.reindex.notify"):

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from searchforge import progress
 from searchforge.config import DEFAULT_MAX_PIXELS
-from searchforge.console import progress
 from searchforge.errors import JobError
 from searchforge.preprocessing import RejectedInput
 from trainer.data import UNREADABLE_ON_WORKER, Rejection

@@ -111,7 +111,7 @@ class FinetuningTask:
     paths: Sequence[str]
     texts: Sequence[str]
     heads: Mapping[str, Array]
-    label: str = "epochs of the towers"
+    label: str = "fine-tuning towers"
 
     @property
     def epochs(self) -> int:

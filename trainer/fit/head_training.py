@@ -31,7 +31,7 @@ class HeadTask:
 
     config: TrainConfig
     data: TrainingSet
-    label: str = "epochs of the heads"
+    label: str = "training heads"
 
     @property
     def epochs(self) -> int:

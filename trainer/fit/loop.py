@@ -8,6 +8,7 @@ with the same weights.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import tempfile
 import threading
@@ -20,13 +21,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from searchforge import progress
 from searchforge.config import TrainConfig
-from searchforge.console import progress
 from searchforge.errors import JobError
 from trainer.features.batches import batch_plan
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.epoch_counter import EpochCounter
 from trainer.ray_cluster import gpus_per_worker, root_cause
+
+logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -69,7 +72,7 @@ class Task(Protocol):
 
     @property
     def label(self) -> str:
-        """Of the progress, such as `epochs of the heads`."""
+        """Label of progress and error messages, such as "training heads"."""
 
     @property
     def config(self) -> TrainConfig:
@@ -133,7 +136,7 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Training
     workers = task.config.workers
     if (cpus := ray.cluster_resources().get("CPU", 0)) < workers:
         # Ray would wait for ever.
-        progress.say(f"the Ray cluster has {cpus:g} CPUs, but train.workers is {workers}: it waits for more nodes")
+        logger.info(f"the Ray cluster has {cpus:g} CPUs, but train.workers is {workers}: it waits for more nodes")
     counter = ray.remote(num_cpus=0)(EpochCounter).remote()
     trainer = TensorflowTrainer(
         _worker,
@@ -185,7 +188,7 @@ def _shown_progress(counter: Any, label: str, epochs: int) -> Iterator[None]:
                 advance(done - shown)
                 shown = done
 
-    with progress.track(label, epochs) as advance:
+    with progress.track(label, epochs, unit="epoch") as advance:
         thread = threading.Thread(target=follow, args=(advance,), daemon=True)
         thread.start()
         try:

@@ -1,4 +1,4 @@
-"""Structured logs: whatever a command tells is one JSON object a line, with the run that it belongs to."""
+"""Structured logs: every message is one JSON object on one line, with the run and stage it belongs to."""
 
 from __future__ import annotations
 
@@ -13,47 +13,50 @@ from typing import Any
 
 import pytest
 
-from searchforge.console import logs, progress
+from searchforge import progress
+from searchforge.console import logs
 from searchforge.errors import JobError
+
+logger = logging.getLogger("searchforge.tests")
 
 
 @pytest.fixture(autouse=True)
-def _json() -> Iterator[None]:
-    logs.use("json")
+def _json(console_logs: None) -> Iterator[None]:
+    logs.configure("json")
     yield
-    logs.use("text")
+    logs.configure("text")
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_a_line_has_what_a_collector_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    progress.say("\n  two photos\n  are damaged: «é»")
+def test_a_line_has_the_fields_that_cloud_logging_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    logger.info("\n  two photos\n  are damaged: «é»")
     (line,) = _lines(capsys)
     assert line.keys() == {"time", "severity", "message"}
     assert datetime.fromisoformat(line["time"]).utcoffset() is not None
     assert (line["severity"], line["message"]) == ("INFO", "two photos\n  are damaged: «é»")
 
 
-def test_progress_is_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.track("embed", 4, interval=0) as advance:
+def test_progress_has_numeric_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.track("embed", 4, interval=0, clock=iter([0, 2, 4, 4]).__next__) as advance:
         advance(1)
         advance(3)
     assert [(line["message"], line["done"], line["total"]) for line in _lines(capsys)] == [
         ("embed: 1/4", 1, 4),
-        ("embed: 4/4", 4, 4),
+        ("embed: 4/4 in 4.0 s, 1.0/s", 4, 4),
     ]
 
 
-def test_lines_carry_what_is_bound_in_every_thread(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bound_fields_are_in_the_lines_of_every_thread(capsys: pytest.CaptureFixture[str]) -> None:
     with logs.bind(run="r1"):
         with logs.bind(stage="embed"):
-            thread = threading.Thread(target=progress.say, args=["from a thread"])
+            thread = threading.Thread(target=logger.info, args=["from a thread"])
             thread.start()
             thread.join()
-        progress.say("between stages")
-    progress.say("after the run")
+        logger.info("between stages")
+    logger.info("after the run")
     assert [(line.get("run"), line.get("stage")) for line in _lines(capsys)] == [
         ("r1", "embed"),
         ("r1", None),
@@ -61,7 +64,7 @@ def test_lines_carry_what_is_bound_in_every_thread(capsys: pytest.CaptureFixture
     ]
 
 
-def test_an_error_names_the_run_and_stage_that_it_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_carries_the_fields_of_the_run_and_stage_it_left(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(JobError) as raised, logs.bind(run="r1"), logs.bind(stage="index"):
         raise JobError("no space left")
     logs.show(raised.value)
@@ -69,9 +72,9 @@ def test_an_error_names_the_run_and_stage_that_it_left(capsys: pytest.CaptureFix
     assert (line["severity"], line["message"], line["run"], line["stage"]) == ("ERROR", "no space left", "r1", "index")
 
 
-def test_what_libraries_log_is_a_line_without_a_stack_trace(capsys: pytest.CaptureFixture[str]) -> None:
+def test_library_errors_are_logged_without_a_stack_trace(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("some.library")
-    logger.addHandler(logs.LibraryHandler())
+    logger.warning("not shown")
     try:
         raise ValueError("x")
     except ValueError:
@@ -83,7 +86,7 @@ def test_what_libraries_log_is_a_line_without_a_stack_trace(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("arguments", [["--log-format", "json"], []])
-def test_commands_take_it_as_an_option_or_from_the_environment(arguments: list[str]) -> None:
+def test_the_format_is_an_option_or_an_environment_variable(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "infra", "embed", "--set", "embed.nonsense=1", *arguments],
         env={} if arguments else {"SEARCHFORGE_LOG": "json"},

@@ -71,7 +71,7 @@ def test_a_loss_that_is_not_a_number_stops_after_the_last_good_epoch() -> None:
     diverging = DivergesLater(CONFIG, random_set(16))  # 2 steps an epoch
     epochs = run_epochs(diverging, diverging.start(tf.distribute.OneDeviceStrategy("cpu:0"), steps=2), done=0, rank=0)
     assert [figures[0] for figures in itertools.islice(epochs, 3)] == [1, 2, 3]
-    with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(epochs of the heads\)"):
+    with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(training heads\)"):
         next(epochs)
 
 
@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_a_number_stops_after_the_last_good_epoch() -> None:
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(ray_local: None, tmp_path: Path) -> None:
     store, data = CheckpointStore(str(tmp_path)), random_set(16)  # 2 steps an epoch
     # Tried again, it would get beyond this step.
-    with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(epochs of the heads\)"):
+    with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(training heads\)"):
         fit(DivergesLater(CONFIG, data), store, "run", threads=1)
     (checkpoint,) = tmp_path.rglob("checkpoint.npz")
     kept = np.load(checkpoint)["history"].tolist()

@@ -5,12 +5,15 @@ Nobody waits for that job, so its shards are committed by the next `searchforge 
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from searchforge.config import Config
-from searchforge.console import progress
 from searchforge.console.options import config_options, reports_errors
 from searchforge.errors import JobError
+
+logger = logging.getLogger("infra.deploy.beam.dataflow.template")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -36,7 +39,7 @@ def main(config: Config, as_json: bool, encoder: str, template_location: str) ->
     except JobError:  # the shards are missing, as the job has not run yet
         if not FileSystems.exists(template_location):
             raise
-        progress.say(f"staged in {template_location}; when the job is done, `searchforge embed` commits its shards")
+        logger.info(f"staged in {template_location}; when the job is done, `searchforge embed` commits its shards")
 
 
 if __name__ == "__main__":
