@@ -1,8 +1,8 @@
-"""Lists what is inside tar shards and TFRecord files; the members are read later, each by its range of bytes.
+"""Lists the members of tar shards and TFRecord files, which workers later read by byte range.
 
-Formats: POSIX.1-2017 pax interchange format with the older ustar, v7 and GNU headers (the GNU tar manual, "Basic Tar
-Format"); TFRecords of tf.train.Example as in searchforge/artifacts/records.py. Python's tarfile is not used, because it
-keeps all members in memory, takes a damaged header for the end, and trusts the lengths that the headers give.
+Formats: the POSIX.1-2017 pax interchange format and the older ustar, v7 and GNU headers (GNU tar manual, "Basic Tar
+Format"), and TFRecords of tf.train.Example as in searchforge/artifacts/records.py. Python's tarfile is not used because
+it keeps all members in memory, takes a damaged header for the end of the archive, and trusts the lengths in headers.
 """
 
 from __future__ import annotations
@@ -47,36 +47,36 @@ _SUFFIXES = frozenset(
         "z",
     )
 )
-"""No other file has to be matched with the patterns above, unless it ends with a digit."""
+"""Suffixes of archives. Files with other suffixes that do not end in a digit skip the slower patterns above."""
 
 
 class _DamagedError(ValueError):
-    """The archive cannot be read on from here."""
+    """The archive is damaged, so nothing after this point can be read."""
 
 
 def is_archive(path: str) -> bool:
-    """Whether a file's name says that it is an archive.
+    """Returns whether a file is an archive, judging by its name.
 
     Raises:
-      UsageError: it is a compressed one.
+      UsageError: the archive is compressed.
     """
     suffix = path[path.rfind(".") + 1 :].lower()
     if suffix not in _SUFFIXES and not suffix[-1:].isdigit():
         return False
-    # An error, and no reject: nobody knows how many images are lost by it, and members of a compressed file have no
-    # range of bytes that could be read by itself.
+    # An error rather than a reject, because an unknown number of images would be lost. Members of a compressed archive
+    # have no byte range of their own.
     if _COMPRESSED.search(path):
-        raise UsageError(f"{path} is a compressed archive, whose members cannot be read one by one; decompress it")
+        raise UsageError(f"{path} is a compressed archive, whose members cannot be read individually; decompress it")
     return bool(_TAR.search(path) or _TFRECORD.search(path))
 
 
 def list_archive(archive: File, metadata: dict[str, Any]) -> Iterator[Item]:
-    """Yields an item for every image of an archive.
+    """Yields an item for every image in an archive; unusable members are yielded as rejects.
 
-    What cannot be used is rejected; where the archive is damaged, a last item says so: what follows is not listed.
+    If the archive is damaged, the last item is a reject of the archive, and members after the damage are not listed.
 
     Args:
-      metadata: of the archive; its members have it too.
+      metadata: metadata of the archive, which its members inherit.
 
     Raises:
       UsageError, JobError: its bucket cannot be used.
@@ -87,36 +87,36 @@ def list_archive(archive: File, metadata: dict[str, Any]) -> Iterator[Item]:
             try:
                 yield from list_members(archive, metadata, stream)
             except _DamagedError as error:
-                yield _whole(archive, "damaged_archive", f"{error}; nothing after it was listed")
+                yield _rejected_archive(archive, "damaged_archive", f"{error}; later members were not listed")
     except RejectedInput as error:
-        yield _whole(archive, error.reason, error.detail)
+        yield _rejected_archive(archive, error.reason, error.detail)
 
 
-def _whole(archive: File, reason: str, detail: str) -> Item:
+def _rejected_archive(archive: File, reason: str, detail: str) -> Item:
     return Item(archive.id, archive.path, archive.path, archive.version, archive.size, reject=reason, detail=detail)
 
 
-def _member(archive: File, name: str, offset: int, size: int, **others: Any) -> Item:
+def _item(archive: File, name: str, offset: int, size: int, **others: Any) -> Item:
     return Item(f"{archive.id}/{name}", f"{archive.path}!{name}", archive.path, archive.version, size, offset, **others)
 
 
-# Tar shards, as WebDataset (https://github.com/webdataset/webdataset) writes them: the members of one sample have one
-# stem and lie side by side.
+# Tar shards in the layout of WebDataset (https://github.com/webdataset/webdataset): the members of a sample share a
+# stem and are adjacent.
 
 _TEXT_MEMBERS = {".txt": "text", ".cls": "cls"}
-"""Members whose text becomes metadata, under this key."""
+"""Metadata key for the text of members with these extensions."""
 
-_OPEN_SAMPLES = 64
-"""So many samples wait for members that do not lie side by side."""
+_MAX_OPEN_SAMPLES = 64
+"""Number of samples kept open at a time, for members that are not strictly adjacent."""
 
 
 @dataclass
 class _Sample:
     images: list[_TarMember] = field(default_factory=list)
-    described_by: list[_TarMember] = field(default_factory=list)
+    metadata_members: list[_TarMember] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     length: int = 0
-    fault: str = ""
+    error: str = ""
 
 
 def _list_tar(archive: File, metadata: dict[str, Any], stream: BinaryIO) -> Iterator[Item]:
@@ -124,7 +124,7 @@ def _list_tar(archive: File, metadata: dict[str, Any], stream: BinaryIO) -> Iter
     damage: Exception | None = None
     try:
         for member in _tar_members(stream, archive.size):
-            reason, detail = _tar_fault(member)
+            reason, detail = _reject_reason(member)
             if reason:
                 yield _rejected(archive, member, reason, detail)
                 continue
@@ -134,37 +134,37 @@ def _list_tar(archive: File, metadata: dict[str, Any], stream: BinaryIO) -> Iter
             sample = samples.setdefault(stem, _Sample())
             extension = f".{extension.lower()}"
             if extension == ".json" or extension in _TEXT_MEMBERS:
-                _describe(sample, member, extension, stream)
+                _add_metadata(sample, member, extension, stream)
             else:
                 sample.images.append(member)
-            if max(len(samples), len(sample.images), len(sample.described_by)) > _OPEN_SAMPLES:
-                yield from _close(archive, metadata, samples.popitem(last=False)[1])
+            if max(len(samples), len(sample.images), len(sample.metadata_members)) > _MAX_OPEN_SAMPLES:
+                yield from _items_of_sample(archive, metadata, samples.popitem(last=False)[1])
     except (_DamagedError, OSError) as error:
         damage = error
     for sample in samples.values():
-        yield from _close(archive, metadata, sample)
+        yield from _items_of_sample(archive, metadata, sample)
     if damage:
         raise damage
 
 
-def _tar_fault(member: _TarMember) -> tuple[str, str]:
+def _reject_reason(member: _TarMember) -> tuple[str, str]:
     if member.kind:
         return "not_a_file", f"a {member.kind}"
     if not member.name or member.name.startswith("/") or ".." in member.name.split("/"):
-        return "unsafe_path", "the name leads out of the archive"
+        return "unsafe_path", "the path leaves the archive"
     if not member.utf8:
         return "not_utf8", "the name is not UTF-8"
     if _TAR.search(member.name) or _TFRECORD.search(member.name) or _COMPRESSED.search(member.name):
-        return "nested_archive", "an archive in an archive is not opened; unpack it"
+        return "nested_archive", "nested archives are not opened; unpack it"
     return "", ""
 
 
-def _describe(sample: _Sample, member: _TarMember, extension: str, stream: BinaryIO) -> None:
+def _add_metadata(sample: _Sample, member: _TarMember, extension: str, stream: BinaryIO) -> None:
     """Adds a JSON or text member to the metadata of its sample."""
-    sample.described_by.append(member)
+    sample.metadata_members.append(member)
     sample.length += member.size
     if sample.length > MAX_METADATA:
-        sample.fault = f"{member.name}: more than {MAX_METADATA} bytes"
+        sample.error = f"{member.name}: more than {MAX_METADATA} bytes"
         return
     stream.seek(member.offset)
     data = stream.read(member.size)
@@ -174,38 +174,38 @@ def _describe(sample: _Sample, member: _TarMember, extension: str, stream: Binar
         else:
             sample.metadata[_TEXT_MEMBERS[extension]] = data.decode().strip()
     except ValueError as error:
-        sample.fault = f"{member.name}: {error}"
+        sample.error = f"{member.name}: {error}"
 
 
-def _close(archive: File, metadata: dict[str, Any], sample: _Sample) -> Iterator[Item]:
+def _items_of_sample(archive: File, metadata: dict[str, Any], sample: _Sample) -> Iterator[Item]:
     found = {**metadata, **sample.metadata}
-    found.pop("id", None)  # the device has the item's own id under this name
+    found.pop("id", None)  # the device stores the item's id under this key
     for image in sample.images:
-        if sample.fault:
-            yield _rejected(archive, image, "bad_metadata", sample.fault)
+        if sample.error:
+            yield _rejected(archive, image, "bad_metadata", sample.error)
         else:
-            yield _member(archive, image.name, image.offset, image.size, metadata=found)
+            yield _item(archive, image.name, image.offset, image.size, metadata=found)
     if not sample.images:
-        for member in sample.described_by:
-            detail = "no image of this stem lies beside it; write the members of one sample one after the other"
+        for member in sample.metadata_members:
+            detail = "no image with this stem is near; store the members of a sample next to each other"
             yield _rejected(archive, member, "orphan_metadata", detail)
 
 
 def _rejected(archive: File, member: _TarMember, reason: str, detail: str) -> Item:
-    return _member(archive, member.name, member.offset, member.size, reject=reason, detail=detail)
+    return _item(archive, member.name, member.offset, member.size, reject=reason, detail=detail)
 
 
 _BLOCK = 512
 _END = bytes(_BLOCK)
 _MAX_EXTENDED = 2**20
-"""Bytes of an extended header; the longest name that Linux takes has 4,096."""
+"""Maximum number of bytes of an extended header; Linux limits paths to 4,096 bytes."""
 
 _MAX_SIZE = 2**62
 
 _FILE_KINDS = (b"0", b"\0", b"7")
 _EXTENDED_KINDS = (b"x", b"X", b"g", b"L", b"K")
-_NO_MEMBERS = (b"D", b"V")
-"""A folder's table of contents, and a label of the whole."""
+_NON_MEMBER_KINDS = (b"D", b"V")
+"""GNU tar's directory listings and volume labels, which are not members."""
 
 _OTHER_KINDS = {
     b"1": "hard link",
@@ -219,7 +219,14 @@ _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"6")
 
 
 class _TarMember(NamedTuple):
-    """A member: `kind` is empty for a regular file; `utf8` tells whether its name was UTF-8."""
+    """A member of a tar archive.
+
+    Attributes:
+      name: decoded name; bytes that are not UTF-8 are escaped.
+      utf8: whether the name is valid UTF-8.
+      kind: kind of a special member, for people; empty for a regular file.
+      offset, size: byte range of the data in the archive.
+    """
 
     name: str
     utf8: bool
@@ -229,29 +236,29 @@ class _TarMember(NamedTuple):
 
 
 def _tar_members(stream: BinaryIO, archive_size: int) -> Iterator[_TarMember]:
-    """Yields members in order, passing over their data.
+    """Yields the members in order, skipping their data.
 
     Raises:
-      _DamagedError: the archive is damaged or cut off.
+      _DamagedError: the archive is damaged or truncated.
     """
     position = 0
     ended = False
     extended: dict[str, bytes] = {}
     while header := stream.read(_BLOCK):
-        at, position = position, position + _BLOCK
-        if header == _END[: len(header)]:  # more may follow: archives are joined by appending one to the other
+        start, position = position, position + _BLOCK
+        if header == _END[: len(header)]:  # not necessarily the end: archives can be concatenated
             ended = ended or len(header) == _BLOCK
             continue
         ended = False
         if len(header) < _BLOCK:
-            raise _DamagedError(f"it ends within the header at byte {at}")
+            raise _DamagedError(f"it ends within the header at byte {start}")
         if not _checksum_matches(header):
-            raise _DamagedError(f"no tar header at byte {at}")
+            raise _DamagedError(f"no tar header at byte {start}")
         kind, size = header[156:157], _tar_number(header[124:136])
         if kind in _EXTENDED_KINDS:
             data = stream.read(_padded(size)) if size <= _MAX_EXTENDED else b""
             if not data or len(data) < size:
-                raise _DamagedError(f"the extended header at byte {at} claims {size} bytes")
+                raise _DamagedError(f"the extended header at byte {start} claims {size} bytes")
             position += len(data)
             if kind == b"L":
                 extended["path"] = data[:size].rstrip(b"\0")
@@ -264,7 +271,7 @@ def _tar_members(stream: BinaryIO, archive_size: int) -> Iterator[_TarMember]:
         sparse = kind == b"S" or any(key.startswith("GNU.sparse.") for key in extended)
         extended = {}
         more = kind == b"S" and header[482] != 0
-        while more:  # the map of a sparse file goes on
+        while more:  # the sparse map continues in the next block
             block = stream.read(_BLOCK)
             position += len(block)
             more = len(block) == _BLOCK and block[504] != 0
@@ -272,11 +279,11 @@ def _tar_members(stream: BinaryIO, archive_size: int) -> Iterator[_TarMember]:
         if kind in _WITHOUT_DATA or folder:
             size = 0
         if position + size > archive_size >= 0:
-            shown = name.decode(errors="backslashreplace")
-            raise _DamagedError(f"it ends {position + size - archive_size} bytes before member {shown!r} does")
-        if not folder and kind not in _NO_MEMBERS:
-            what = "sparse file" if sparse else _OTHER_KINDS.get(kind, "" if kind in _FILE_KINDS else f"{kind!r}")
-            yield _TarMember(*_decoded(name), what, position, size)
+            printable = name.decode(errors="backslashreplace")
+            raise _DamagedError(f"it ends {position + size - archive_size} bytes before member {printable!r} does")
+        if not folder and kind not in _NON_MEMBER_KINDS:
+            special = "sparse file" if sparse else _OTHER_KINDS.get(kind, "" if kind in _FILE_KINDS else f"{kind!r}")
+            yield _TarMember(*_decode_name(name), special, position, size)
         position += _padded(size)
         stream.seek(position)
     if not ended:
@@ -294,16 +301,16 @@ def _checksum_matches(header: bytes) -> bool:
         expected = _digits(field, 8)
     except _DamagedError:
         return False
-    # Some old programs summed signed characters.
+    # Some old implementations summed signed characters.
     return expected == found or expected == found - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
 
 
 def _tar_number(data: bytes) -> int:
-    """Parses a number of a header: octal digits, or, in GNU's format, binary."""
+    """Parses a number in a header: octal digits or, in the GNU format, big-endian binary."""
     if data[0] == 0x80:
         number = int.from_bytes(data[1:], "big")
         if number > _MAX_SIZE:
-            raise _DamagedError(f"a member of {number} bytes")
+            raise _DamagedError(f"a header claims {number} bytes")
         return number
     return _digits(data, 8)
 
@@ -313,21 +320,21 @@ def _digits(data: bytes, base: int) -> int:
     if not text:
         return 0
     if len(text) > 20 or not text.isdigit():
-        raise _DamagedError(f"{text[:20]!r} is no number")
+        raise _DamagedError(f"{text[:20]!r} is not a number")
     try:
         return min(int(text, base), _MAX_SIZE)
     except ValueError:
-        raise _DamagedError(f"{text!r} is no number") from None
+        raise _DamagedError(f"{text!r} is not a number") from None
 
 
 def _tar_name(header: bytes) -> bytes:
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0]
-    # GNU tar's own format, with a blank in the magic, keeps times there.
+    # The old GNU format, which has a blank in the magic, stores timestamps in the prefix field.
     return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
 
 
-def _decoded(name: bytes) -> tuple[str, bool]:
+def _decode_name(name: bytes) -> tuple[str, bool]:
     while name.startswith(b"./"):
         name = name[2:]
     try:
@@ -337,7 +344,7 @@ def _decoded(name: bytes) -> tuple[str, bool]:
 
 
 def _pax_records(data: bytes) -> dict[str, bytes]:
-    """Parses records of the form `<length> <key>=<value>` and a line break, where the length is that of all of it."""
+    """Parses pax records, `<length> <key>=<value>\\n`, where the length covers the whole record."""
     records: dict[str, bytes] = {}
     position = 0
     while position < len(data):
@@ -352,12 +359,12 @@ def _pax_records(data: bytes) -> dict[str, bytes]:
     return records
 
 
-# TFRecords of tf.train.Example, as TensorFlow Datasets, the Object Detection API and ImageNet's scripts write them.
+# TFRecords of tf.train.Example, with the keys of TensorFlow Datasets, the Object Detection API and ImageNet scripts.
 
 _IMAGE_KEYS = ("image/encoded", "image", "jpeg", "jpg", "png", "image_raw", "encoded", "bytes", "image_bytes")
 _ID_KEYS = ("image/filename", "filename", "id", "image/id", "image/source_id", "key")
 _MAX_TEXT = 1024
-"""Bytes; a longer feature is data rather than a description."""
+"""Maximum number of bytes of a feature that counts as text; longer ones are taken for data."""
 
 
 def _list_tfrecord(archive: File, metadata: dict[str, Any], stream: BinaryIO) -> Iterator[Item]:
@@ -370,16 +377,16 @@ def _list_tfrecord(archive: File, metadata: dict[str, Any], stream: BinaryIO) ->
             raise _DamagedError(str(error)) from None
         if payload is None:
             return
-        yield _example(archive, metadata, index, payload, start + _RECORD_HEADER)
+        yield _example_item(archive, metadata, index, payload, start + _RECORD_HEADER)
         start += _RECORD_HEADER + len(payload) + _RECORD_FOOTER
 
 
 _RECORD_HEADER, _RECORD_FOOTER = 12, 4
 
 
-def _example(archive: File, metadata: dict[str, Any], index: int, payload: bytes, start: int) -> Item:
+def _example_item(archive: File, metadata: dict[str, Any], index: int, payload: bytes, start: int) -> Item:
     def reject(reason: str, detail: str) -> Item:
-        return _member(archive, f"#{index}", start, len(payload), reject=reason, detail=detail)
+        return _item(archive, f"#{index}", start, len(payload), reject=reason, detail=detail)
 
     try:
         features = example_bytes(payload)
@@ -388,24 +395,24 @@ def _example(archive: File, metadata: dict[str, Any], index: int, payload: bytes
     key = next((key for key in _IMAGE_KEYS if key in features), None)
     if key is None:
         found = ", ".join(sorted(features)[:20]) or "none"
-        return reject("no_image", f"its bytes features are {found}; expected one of {', '.join(_IMAGE_KEYS)}")
+        return reject("no_image", f"found the bytes features {found}; expected one of {', '.join(_IMAGE_KEYS)}")
     values = features.pop(key)
     if len(values) != 1:
-        return reject("no_image", f"feature {key!r} holds {len(values)} values, expected one")
-    texts = {name: text for name, values in sorted(features.items()) if (text := _text(values)) is not None}
+        return reject("no_image", f"feature {key!r} has {len(values)} values, expected one")
+    texts = {name: text for name, values in sorted(features.items()) if (text := _short_text(values)) is not None}
     if is_too_long(texts, sum(len(text) for values in features.values() for text in values)):
         return reject("bad_metadata", f"more than {MAX_METADATA} bytes of text")
     id_key = next((name for name in _ID_KEYS if isinstance(texts.get(name), str) and texts[name]), "")
     name = str(texts.pop(id_key, f"#{index}"))
-    texts.pop("id", None)  # the device has the item's own id under this name
-    # Where the same bytes came before in the record, they are read there, which makes no difference.
+    texts.pop("id", None)  # the device stores the item's id under this key
+    # The first occurrence of these bytes in the record may be an earlier one, which is just as good.
     offset = start + payload.find(values[0])
     content = f"sha256:{sha256_bytes(values[0])}"
-    return _member(archive, name, offset, len(values[0]), content=content, metadata={**metadata, **texts})
+    return _item(archive, name, offset, len(values[0]), content=content, metadata={**metadata, **texts})
 
 
-def _text(values: list[bytes]) -> str | list[str] | None:
-    """Returns a feature's values where they are short text, else None."""
+def _short_text(values: list[bytes]) -> str | list[str] | None:
+    """Returns the values of a feature as text, or None if they are long or not text."""
     if not values or sum(map(len, values)) > _MAX_TEXT:
         return None
     try:

@@ -1,7 +1,4 @@
-"""Lists a corpus as a stream of items: images or texts, wherever they are and whatever they are packed in.
-
-A corpus is a folder with all below it, a glob, an archive, a list of places, or files with one text a line or row.
-"""
+"""Lists a corpus as a stream of items: the images or texts in folders, globs, archives, lists and tables."""
 
 from __future__ import annotations
 
@@ -19,95 +16,98 @@ from searchforge.errors import UsageError
 from searchforge.hashing import sha256_bytes
 from searchforge.preprocessing import RejectedInput
 
-PLACE_NAMES = ("uri", "path", "file", "image", "file_name", "filename", "filepath", "url")
-TEXT_NAMES = ("text", "caption", "sentence", "content", "document")
-"""Names of columns and keys, in any case; the first that is there is used."""
+PATH_COLUMNS = ("uri", "path", "file", "image", "file_name", "filename", "filepath", "url")
+TEXT_COLUMNS = ("text", "caption", "sentence", "content", "document")
+"""Accepted names of the column or key, in any case; the first one present is used."""
 
-_MAX_SHOWN_TEXT = 4096
-"""Bytes of a text that travel with its record, to be shown as a hit."""
+_MAX_METADATA_TEXT = 4096
+"""Maximum number of bytes of a text that its metadata keeps for display."""
 
-_ROWS_AT_ONCE = 1024
+_ROWS_PER_BATCH = 1024
 _REQUESTS = 32
-"""Objects in buckets that are looked up at the same time."""
+"""Number of concurrent lookups of remote files."""
 
 
 def list_images(source: str) -> Iterator[Item]:
-    """Yields every image of a corpus, in no particular order; what is known to be unusable has the reason.
+    """Yields every image of a corpus, in no particular order. Images known to be unusable have `reject` set.
 
     Args:
-      source: a folder, a glob, a list of places (lines, .csv, .tsv, .jsonl) or an archive (.tar, .tfrecord); local,
-        gs:// or where Beam can list. Archives are opened wherever they lie.
+      source: a folder, a glob, an archive (.tar, .tfrecord), or a list of paths or URIs (plain lines, .csv, .tsv,
+        .jsonl); local, gs://, or in any file system that Beam supports. Archives in folders and lists are opened.
 
     Raises:
-      UsageError: it does not exist, holds a compressed archive or a file name that is not UTF-8, or it is a list that
-        is not text or has no column of places.
+      UsageError: the source does not exist, contains a compressed archive or a file name that is not UTF-8, or is a
+        list that is not text or has no column of paths.
       JobError: a folder or a bucket cannot be listed.
     """
     found = find_files(source)
     if not isinstance(found, File):
-        return (item for file in found for item in _images_of(file, {}))
+        return (item for file in found for item in _images_in(file, {}))
     if is_archive(found.path):
         return list_archive(found, {})
-    return _usable(_listed(found), source, "a folder, a glob, an archive (.tar, .tfrecord), a list of paths or URIs")
+    expected = "a folder, a glob, an archive (.tar, .tfrecord) or a list of paths or URIs"
+    return _require_readable(_images_in_list(found), source, expected)
 
 
 def list_texts(source: str) -> Iterator[Item]:
-    """Yields every text of a corpus, each line of a file or row of a table, in no particular order.
+    """Yields every text of a corpus, one per line or table row, in no particular order.
 
     Args:
-      source: a file (lines, .csv, .tsv, .jsonl), a folder or a glob of such files; local, gs:// or where Beam can list.
+      source: a file (plain lines, .csv, .tsv, .jsonl), or a folder or glob of such files; local, gs://, or in any file
+        system that Beam supports.
 
     Raises:
-      UsageError, JobError: as of `list_images`.
+      UsageError, JobError: see `list_images`.
     """
     found = find_files(source)
     if isinstance(found, File):
-        return _usable(
-            _texts_of(found, ""), source, "a file with one text a line, CSV, TSV, JSONL, or a folder of such"
-        )
-    return (item for file in found for item in _some_texts(file))
+        expected = "a file with one text per line, a CSV, TSV or JSONL file, or a folder of such files"
+        return _require_readable(_texts_in(found, ""), source, expected)
+    return (item for file in found for item in _texts_in_member(file))
 
 
-def _some_texts(file: File) -> Iterator[Item]:
+def _texts_in_member(file: File) -> Iterator[Item]:
+    """Yields the texts of one file of a folder; a file that cannot be read becomes a reject."""
     try:
-        yield from _texts_of(file, f"{file.id}:")
+        yield from _texts_in(file, f"{file.id}:")
     except RejectedInput as error:
         detail = error.detail
         yield Item(file.id, file.path, file.path, file.version, file.size, reject=error.reason, detail=detail)
 
 
-def _usable(items: Iterator[Item], source: str, expected: str) -> Iterator[Item]:
-    """Passes items on; that the source itself cannot be read is an error."""
+def _require_readable(items: Iterator[Item], source: str, expected: str) -> Iterator[Item]:
+    """Passes items on; raises UsageError if the source itself cannot be read."""
     try:
         yield from items
     except RejectedInput as error:
         raise UsageError(f"corpus {source} cannot be used ({error.detail}); expected {expected}") from None
 
 
-def _images_of(file: File, metadata: dict[str, object]) -> Iterator[Item]:
+def _images_in(file: File, metadata: dict[str, object]) -> Iterator[Item]:
     if is_archive(file.path):
         return list_archive(file, metadata)
     return iter((Item(file.id, file.path, file.path, file.version, file.size, None, file.content, metadata),))
 
 
-def _listed(listing: File) -> Iterator[Item]:
-    """Yields the images that a list names."""
+def _images_in_list(listing: File) -> Iterator[Item]:
+    """Yields the images that a list of paths or URIs names."""
     folder = listing.path.rpartition("/")[0] or "/"
-    rows = _rows(listing, PLACE_NAMES)
+    rows = _rows(listing, PATH_COLUMNS)
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
-            places = [_place(folder, row.value) for row in batch]
-            remote = [place for place in places if "://" in place]
+        while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
+            paths = [_resolve(folder, row.value) for row in batch]
+            remote = [path for path in paths if "://" in path]
             described = dict(zip(remote, pool.map(describe_file, remote), strict=True))
-            for row, place in zip(batch, places, strict=True):
+            for row, path in zip(batch, paths, strict=True):
                 if row.reject or not row.value or "\0" in row.value:
-                    yield _bad_row(listing, f"{listing.id}:{row.line}", row, "bad_line", "no place of an image")
+                    yield _rejected_row(listing, f"{listing.id}:{row.line}", row, "bad_line", "no path or URI")
                 else:
-                    file = described.get(place) or describe_file(place)
-                    yield from _images_of(file._replace(id=row.id or row.value), row.metadata)
+                    file = described.get(path) or describe_file(path)
+                    yield from _images_in(file._replace(id=row.id or row.value), row.metadata)
 
 
-def _place(folder: str, value: str) -> str:
+def _resolve(folder: str, value: str) -> str:
+    """Returns the path or URI that a list in `folder` gives as `value`."""
     if "://" in value or not value:
         return value
     return f"{folder}/{value}" if "://" in folder else os.path.normpath(os.path.join(folder, value))  # noqa: PTH118
@@ -118,15 +118,15 @@ def _rows(file: File, names: tuple[str, ...]) -> Iterator[Row]:
         yield from read_rows(stream, file.path, names)
 
 
-def _texts_of(file: File, prefix: str) -> Iterator[Item]:
-    """Yields the texts of a file; without an id of their own they have the line's number after `prefix`."""
-    for row in _rows(file, TEXT_NAMES):
+def _texts_in(file: File, prefix: str) -> Iterator[Item]:
+    """Yields the texts of a file. The id of a text without one is `prefix` and its line number."""
+    for row in _rows(file, TEXT_COLUMNS):
         id = row.id or f"{prefix}{row.line}"
         data = row.value.encode()
         if row.reject or not data:
-            yield _bad_row(file, id, row, "empty", "no text")
+            yield _rejected_row(file, id, row, "empty", "no text")
             continue
-        shown = row.value if len(data) <= _MAX_SHOWN_TEXT else data[:_MAX_SHOWN_TEXT].decode(errors="ignore")
+        kept = row.value if len(data) <= _MAX_METADATA_TEXT else data[:_MAX_METADATA_TEXT].decode(errors="ignore")
         yield Item(
             id,
             f"{file.path}:{row.line}",
@@ -134,12 +134,12 @@ def _texts_of(file: File, prefix: str) -> Iterator[Item]:
             file.version,
             len(data),
             content=f"sha256:{sha256_bytes(data)}",
-            metadata={**row.metadata, "text": shown},
+            metadata={**row.metadata, "text": kept},
             text=row.value,
         )
 
 
-def _bad_row(file: File, id: str, row: Row, reason: str, detail: str) -> Item:
-    """Rejects a row for its own fault, or else for `reason`."""
+def _rejected_row(file: File, id: str, row: Row, reason: str, detail: str) -> Item:
+    """Returns a reject for a row: for the row's own reason if it has one, else for `reason`."""
     reason, detail = (row.reject, row.detail) if row.reject else (reason, detail)
     return Item(id, f"{file.path}:{row.line}", file.path, file.version, reject=reason, detail=detail)

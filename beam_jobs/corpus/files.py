@@ -1,6 +1,6 @@
-"""Finds the files of a corpus: one file, a folder with all below it, or a glob; local, gs://, or where Beam can list.
+"""Finds the files of a corpus (a file, a folder or a glob), local, in gs:// or in any file system that Beam supports.
 
-Files are a stream: no folder or bucket is ever held in memory as a whole. Their order is that of the file system.
+Files are yielded as a stream, in the order of the file system, so that large folders and buckets need little memory.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class File(NamedTuple):
     """One file.
 
     Attributes:
-      id: its path below the folder, or below the fixed part of the glob; of a single file its name.
+      id: path relative to the folder or to the fixed part of the glob; the name of a single file.
       path: absolute path or URI.
-      size: bytes; -1 where it is missing.
-      version, content: as of `Item`.
+      size: size in bytes; -1 if the file is missing.
+      version, content: see `Item`.
     """
 
     id: str
@@ -40,20 +40,20 @@ class File(NamedTuple):
 
 
 def find_files(source: str) -> File | Iterator[File]:
-    """Returns the file that `source` names, or the files in that folder, or the files that match that glob.
+    """Returns the file named `source`, or an iterator over the files in that folder or matching that glob.
 
-    In a glob, `*` and `?` stay within a folder, `**` does not, and `[...]` is one of some characters. A name that
-    exists is no glob.
+    In a glob, `*` and `?` match within a folder, `**` across folders, and `[...]` matches one of several characters.
+    A path that exists is not treated as a glob.
 
     Raises:
-      UsageError: there is no such file, folder or bucket, or a file's name is not UTF-8.
+      UsageError: the file, folder or bucket does not exist, or the name of a file is not UTF-8.
       JobError: a folder or a bucket cannot be listed.
     """
     if source.startswith(GCS_SCHEME):
-        return _in_bucket(source)
+        return _bucket_source(source)
     if "://" in source:
-        return _with_beam(source)
-    path = os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111 (resolving would follow links)
+        return _beam_source(source)
+    path = os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111 (Path.resolve would follow links)
     _check_utf8(path)
     if os.path.isdir(path):  # noqa: PTH112
         return _walk(path.rstrip("/"), None)
@@ -62,18 +62,19 @@ def find_files(source: str) -> File | Iterator[File]:
         if not os.path.isdir(pattern.root or "/"):  # noqa: PTH112
             raise UsageError(f"corpus {source}: folder {pattern.root} does not exist; check the path")
         return _walk(pattern.root, pattern)
-    return _one_local(source, path)
+    return _local_source(source, path)
 
 
 def describe_file(path: str) -> File:
-    """Returns the file of an absolute path or URI, without version where it is missing or may not be looked at.
+    """Returns the file at an absolute path or URI, without a version if it is missing or inaccessible.
 
     Raises:
-      JobError: its bucket cannot be reached. UsageError: there are no credentials.
+      JobError: its bucket cannot be reached.
+      UsageError: there are no credentials.
     """
     try:
         if path.startswith(GCS_SCHEME):
-            return _described_object(path)
+            return _describe_object(path)
         if "://" in path:
             return _beam_file(path, path)
         status = os.stat(path)  # noqa: PTH116
@@ -83,7 +84,7 @@ def describe_file(path: str) -> File:
 
 
 class _Glob:
-    """A path with wildcards: `root` is the folder above the first of them; names are paths below that folder."""
+    """A path with wildcards. File names are matched relative to `root`, the folder above the first wildcard."""
 
     def __init__(self, path: str) -> None:
         self.root = _WILDCARD.split(path)[0].rpartition("/")[0]
@@ -97,11 +98,11 @@ class _Glob:
         self._any_depth = "**" in below
 
     def matches(self, name: str) -> bool:
-        """Whether a file belongs to the corpus."""
+        """Returns whether a file matches."""
         return self._matches(name) is not None
 
     def enters(self, folder: str) -> bool:
-        """Whether files in a folder, or below it, can match: others are not even listed."""
+        """Returns whether files in or below a folder can match; other folders need not be listed."""
         depth = folder.count("/")
         if depth < len(self._folders):
             return self._folders[depth].fullmatch(folder) is not None
@@ -109,18 +110,18 @@ class _Glob:
 
 
 def _translate(pattern: str) -> str:
-    """Returns a glob as a regular expression."""
+    """Translates a glob into a regular expression."""
     tokens = re.compile(r"(\*\*/)|(\*\*)|(\*)|(\?)|\[([!^]?)(\]?[^\]]*)\]|(.)", re.DOTALL)
 
     def expression(token: re.Match[str]) -> str:
-        folders, anything, name, one, negated, characters, literal = token.groups()
-        if folders:
+        double_star_slash, double_star, star, question_mark, negated, characters, literal = token.groups()
+        if double_star_slash:
             return "(?:.*/)?"
-        if anything:
+        if double_star:
             return ".*"
-        if name:
+        if star:
             return "[^/]*"
-        if one:
+        if question_mark:
             return "[^/]"
         if literal:
             return re.escape(literal)
@@ -133,23 +134,23 @@ def _translate(pattern: str) -> str:
 def _walk(root: str, pattern: _Glob | None) -> Iterator[File]:
     folders = [""]
     while folders:
-        above = folders.pop()
-        below: list[str] = []
+        folder = folders.pop()
+        subfolders: list[str] = []
         try:
-            with os.scandir(f"{root}/{above}") as entries:
+            with os.scandir(f"{root}/{folder}") as entries:
                 for entry in entries:
-                    name = above + entry.name
-                    # A link to a folder is not followed, since it may lead back: it is listed, and will be rejected.
+                    name = folder + entry.name
+                    # A link to a folder could form a cycle: it is listed instead, and rejected when it is read.
                     if entry.is_dir(follow_symlinks=False):
                         if pattern is None or pattern.enters(name):
-                            below.append(f"{name}/")
+                            subfolders.append(f"{name}/")
                     elif pattern is None or pattern.matches(name):
                         yield _local_file(name, entry)
         except OSError as error:
             raise JobError(
-                f"folder {root}/{above} cannot be listed: {error.strerror}; change its permissions"
+                f"folder {root}/{folder} cannot be listed: {error.strerror}; change its permissions"
             ) from None
-        folders += sorted(below, reverse=True)
+        folders += sorted(subfolders, reverse=True)
 
 
 def _local_file(id: str, entry: os.DirEntry[str]) -> File:
@@ -173,13 +174,13 @@ def _check_utf8(path: str) -> None:
         raise UsageError(f"file name {path!r} is not UTF-8; rename the file") from None
 
 
-def _one_local(source: str, path: str) -> File:
+def _local_source(source: str, path: str) -> File:
     try:
         status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
-            f"corpus {source} does not exist or may not be read ({reason}); expected a folder, a glob, a list or an "
+            f"corpus {source} does not exist or cannot be read ({reason}); expected a folder, a glob, a list or an "
             "archive"
         ) from None
     if not stat.S_ISREG(status.st_mode):
@@ -189,10 +190,10 @@ def _one_local(source: str, path: str) -> File:
     return File(os.path.basename(path), path, status.st_size, _local_version(status))  # noqa: PTH119
 
 
-def _described_object(uri: str) -> File:
+def _describe_object(uri: str) -> File:
     try:
         found = buckets.find_object(uri)
-    except (BadRequest, Forbidden):  # this one only; reading it will tell why
+    except (BadRequest, Forbidden):  # concerns this object only; reading it will report why
         found = None
     except buckets.ERRORS:
         with buckets.reports_errors(uri):
@@ -200,45 +201,45 @@ def _described_object(uri: str) -> File:
     return File(uri, uri, found.size, found.generation, found.content) if found else File(uri, uri)
 
 
-def _in_bucket(source: str) -> File | Iterator[File]:
+def _bucket_source(source: str) -> File | Iterator[File]:
     with buckets.reports_errors(source):
         found = None if source.endswith("/") else buckets.find_object(source)
     if found:
         return File(source.rpartition("/")[2], source, found.size, found.generation, found.content)
     if _WILDCARD.search(source):
         pattern = _Glob(source)
-        files = _objects(_WILDCARD.split(source)[0], f"{pattern.root}/")
+        files = _list_bucket(_WILDCARD.split(source)[0], f"{pattern.root}/")
         return (file for file in files if pattern.matches(file.id))
     folder = f"{source.rstrip('/')}/"
-    return _objects(folder, folder)
+    return _list_bucket(folder, folder)
 
 
-def _objects(prefix: str, root: str) -> Iterator[File]:
+def _list_bucket(prefix: str, root: str) -> Iterator[File]:
     with buckets.reports_errors(prefix):
         for uri, size, generation, content in buckets.list_objects(prefix):
             yield File(uri[len(root) :], uri, size, generation, content)
 
 
-def _with_beam(source: str) -> File | Iterator[File]:
+def _beam_source(source: str) -> File | Iterator[File]:
     root = _Glob(source).root if _WILDCARD.search(source) else source.rstrip("/")
     try:
         (result,) = FileSystems.match([source if _WILDCARD.search(source) else f"{root}/**"])
     except ValueError as error:
-        raise UsageError(f"corpus {source} is in a file system that Beam does not know: {error}") from None
+        raise UsageError(f"corpus {source} is in a file system that Beam does not support: {error}") from None
     except (BeamIOError, OSError) as error:
         raise JobError(f"corpus {source} cannot be listed: {error}") from None
     if result.metadata_list or _WILDCARD.search(source):
         found = (file for file in result.metadata_list if not file.path.endswith("/"))
-        return (_matched_file(file.path.removeprefix(f"{root}/"), file) for file in found)
+        return (_file_from_metadata(file.path.removeprefix(f"{root}/"), file) for file in found)
     try:
         return _beam_file(root.rpartition("/")[2], root)
     except (BeamIOError, OSError) as error:
-        raise UsageError(f"corpus {source} does not exist or may not be read: {error}") from None
+        raise UsageError(f"corpus {source} does not exist or cannot be read: {error}") from None
 
 
 def _beam_file(id: str, path: str) -> File:
-    return _matched_file(id, FileSystems.get_filesystem(path).metadata(path))
+    return _file_from_metadata(id, FileSystems.get_filesystem(path).metadata(path))
 
 
-def _matched_file(id: str, found: FileMetadata) -> File:
+def _file_from_metadata(id: str, found: FileMetadata) -> File:
     return File(id, found.path, found.size_in_bytes, f"{found.size_in_bytes}:{found.last_updated_in_seconds or 0:.6f}")

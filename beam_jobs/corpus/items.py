@@ -1,4 +1,4 @@
-"""Items: what a corpus consists of, before anything of it is read."""
+"""The items of a corpus, as listed before their content is read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ class Item:
     """One input of a corpus.
 
     Attributes:
-      id: unique: the path below the folder (or below the fixed part of the glob), the list's id column (else its path
-        or URI as the list gives it); of a member of an archive `<archive's id>/<member>`.
-      uri: where it comes from, for people and for comparison: path, URI, `archive.tar!member`, `texts.csv:17`.
-      file: path or URI of the file that holds its bytes.
-      version: changes when the file changes: `size:mtime_ns` of a local one, the generation of one in a bucket;
-        empty where the file is missing.
-      size: bytes; -1 where unknown.
-      offset: where its bytes start in `file`; None: it is the whole file.
-      content: what is known of its content without reading it: `sha256:<hex>`, `md5:<hex>`, or nothing.
-      metadata: JSON object of what else the corpus says about it; it travels with the record to the device.
-      reject: why it cannot be read at all, where listing it showed that; else empty.
-      detail: what was found, for the person who reads the rejects.
-      text: of an item of a text corpus; None for images.
+      id: unique id: the path relative to the folder or to the fixed part of the glob; for a list, its id column or else
+        the path or URI as listed; for a member of an archive, `<archive's id>/<member>`.
+      uri: origin, for display and comparison: a path, a URI, `archive.tar!member` or `texts.csv:17`.
+      file: path or URI of the file that contains the item.
+      version: version of the file: `size:mtime_ns` if local, the generation if in a bucket; empty if it is missing.
+      size: size in bytes; -1 if unknown.
+      offset: offset of the item in `file`, in bytes; None if it is the whole file.
+      content: hash of the content, if known from listing: `sha256:<hex>` or `md5:<hex>`; else empty.
+      metadata: JSON object with the item's other attributes, which travels with its record to the device.
+      reject: reason why the item cannot be used, if known from listing; else empty.
+      detail: details of the reject, for people.
+      text: the text, in a text corpus; None for images.
     """
 
     id: str
@@ -40,5 +39,5 @@ class Item:
 
     @property
     def byte_range(self) -> str:
-        """The bytes of an archive member, formatted as in `EmbeddingRecord.byte_range`; "" for a whole file."""
+        """Byte range of an archive member, formatted as in `EmbeddingRecord`; empty for a whole file."""
         return "" if self.offset is None else f"{self.offset}+{self.size}@{self.file}"

@@ -1,4 +1,4 @@
-"""Metadata of an item: a JSON object that some file of the corpus gives, with its limits."""
+"""Parsing and limits of an item's metadata, a JSON object from the corpus."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import math
 from typing import Any, NoReturn
 
 MAX_METADATA = 64 * 2**10
-"""Bytes of JSON an item; the device keeps all of it in the index."""
+"""Maximum size of an item's metadata in bytes of JSON, all of which the index on the device stores."""
 
-_SURELY_SHORT = MAX_METADATA // 6
-"""A string of so many characters is short enough however JSON escapes it."""
+_SHORT = MAX_METADATA // 6
+"""Number of source characters that cannot exceed the limit, however JSON escapes them."""
 
 
 def parse_object(text: bytes | str) -> dict[str, Any]:
-    """Parses a JSON object whose values can be written as JSON again.
+    """Parses a JSON object.
 
     Raises:
-      ValueError: it is not UTF-8, not JSON, no object, or holds what only some parsers take (NaN, infinity, half of a
-        surrogate pair).
+      ValueError: the text is not UTF-8, not JSON, not an object, or contains a value that standard JSON cannot express
+        (NaN, infinity, a lone surrogate).
     """
     if isinstance(text, bytes):
         text = text.decode()
@@ -34,8 +34,8 @@ def parse_object(text: bytes | str) -> dict[str, Any]:
 
 
 def is_too_long(metadata: dict[str, Any], source_length: int) -> bool:
-    """Whether metadata, which was made of `source_length` characters, is more than an item may carry."""
-    return source_length > _SURELY_SHORT and len(json.dumps(metadata, ensure_ascii=False).encode()) > MAX_METADATA
+    """Returns whether metadata, made from `source_length` characters, exceeds the limit."""
+    return source_length > _SHORT and len(json.dumps(metadata, ensure_ascii=False).encode()) > MAX_METADATA
 
 
 def _refuse(constant: str) -> NoReturn:

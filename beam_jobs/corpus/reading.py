@@ -1,6 +1,6 @@
-"""Reads files, local, gs:// or wherever Beam can read: one item's bytes, or a file from its beginning to its end.
+"""Reads items and whole files from local disk, gs://, or any file system that Beam supports.
 
-Nothing is decompressed, whatever a file's name says.
+Nothing is decompressed, whatever the name of the file.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _BUFFER = 2**18
 
 
 def read_bytes(file: str, max_bytes: int, offset: int | None = None, size: int = -1) -> bytes:
-    """Reads a file, or `size` bytes of it from `offset` on.
+    """Reads a file, or `size` bytes of it starting at `offset`.
 
     Args:
-      max_bytes: what is longer is refused; no more than this is held in memory.
-      offset: None for the whole file.
+      max_bytes: size limit; longer inputs are rejected, having read at most one byte more than this.
+      offset: offset of the range in bytes; None to read the whole file.
 
     Raises:
-      RejectedInput: it is `missing`, `not_a_file` (a folder, a pipe, a device), `unreadable` or `too_large`, or the
-        file ends before the range does (`truncated`).
+      RejectedInput: the file is `missing`, `not_a_file` (a folder, a pipe, a device), `unreadable` or `too_large`, or
+        it ends before the range does (`truncated`).
       UsageError: there are no credentials for gs://.
     """
     if offset is not None and size > max_bytes:
@@ -53,13 +53,13 @@ def read_bytes(file: str, max_bytes: int, offset: int | None = None, size: int =
 
 @contextmanager
 def open_file(file: str, version: str) -> Iterator[BinaryIO]:
-    """Opens a file for reading from its beginning to its end in little memory, whatever its size.
+    """Opens a file for sequential reading, in constant memory.
 
     Args:
-      version: as of `Item`: of an object in a bucket, that generation is read.
+      version: version of the file as in `Item`; for an object in a bucket, the generation to read.
 
     Raises:
-      RejectedInput: it is `missing`, `not_a_file` or `unreadable`.
+      RejectedInput: the file is `missing`, `not_a_file` or `unreadable`.
       UsageError, JobError: its bucket cannot be used.
     """
     if "://" not in file:
@@ -84,10 +84,10 @@ def _open_local(path: str, buffering: int) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (opening a pipe or a device would block)
             raise RejectedInput("not_a_file", path)
-        return open(path, "rb", buffering=buffering)  # noqa: PTH123 (a Path costs as much as the call)
+        return open(path, "rb", buffering=buffering)  # noqa: PTH123 (constructing a Path doubles the cost)
     except (FileNotFoundError, NotADirectoryError):
         raise RejectedInput("missing", path) from None
-    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL
+    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL byte
         raise RejectedInput("unreadable", str(error)) from error
 
 
@@ -97,7 +97,7 @@ def _read_local(path: str, start: int, stop: int) -> bytes:
         try:
             stop = min(stop, os.fstat(descriptor).st_size)
             data = os.pread(descriptor, max(0, stop - start), start)
-            # The kernel gives at most 2 GiB at once.
+            # Linux returns at most 2 GiB per call.
             while len(data) < stop - start and (
                 more := os.pread(descriptor, stop - start - len(data), start + len(data))
             ):
@@ -114,7 +114,7 @@ def _read_object(uri: str, start: int, stop: int) -> bytes:
         return buckets.read_object(uri, start, stop)
     except NotFound as error:
         raise RejectedInput("missing", str(error)) from error
-    except (*buckets.ERRORS, ValueError) as error:  # ValueError: the URI names no bucket
+    except (*buckets.ERRORS, ValueError) as error:  # ValueError: the URI has no bucket
         raise RejectedInput("unreadable", str(error)) from error
 
 
@@ -132,6 +132,6 @@ def _open_with_beam(uri: str) -> BinaryIO:
         file: BinaryIO = FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
     except FileNotFoundError as error:
         raise RejectedInput("missing", str(error)) from error
-    except (BeamIOError, OSError, ValueError) as error:  # ValueError: Beam knows no such scheme
+    except (BeamIOError, OSError, ValueError) as error:  # ValueError: Beam does not know the scheme
         raise RejectedInput("unreadable", str(error)) from error
     return file

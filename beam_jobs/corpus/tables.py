@@ -1,7 +1,7 @@
-"""Rows of lists and text corpora: plain lines, CSV, TSV and JSON Lines.
+"""Reads the rows of lists and text corpora: plain lines, CSV, TSV and JSON Lines, all in UTF-8.
 
-Whatever the format, a row has one value (a place, or a text), perhaps an id, and metadata: everything else. Faults of
-single rows are yielded in their place; only a file that is of no use at all is an error. Text is UTF-8.
+In every format, a row has one value (a path, a URI or a text), an optional id, and metadata, which is everything else.
+A malformed row is yielded as a reject; only a file that is unusable as a whole is an error.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ class Row(NamedTuple):
     """One row.
 
     Attributes:
-      line: its number in the file, from 1; of a record over several lines the first.
-      value: the place or the text; empty where the row has none.
-      id: as given, or None.
+      line: line number, from 1; of the first line if a record spans several.
+      value: the path, URI or text; empty if the row has none.
+      id: the row's id, or None.
       metadata: the row's other columns or keys.
-      reject: reason why the row cannot be used, else empty; detail: what was found.
+      reject: reason why the row cannot be used; else empty.
+      detail: details of the reject, for people.
     """
 
     line: int
     value: str
     id: str | None = None
-    metadata: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    metadata: dict[str, Any] = {}  # noqa: RUF012 (never mutated)
     reject: str = ""
     detail: str = ""
 
 
 def read_rows(stream: BinaryIO, path: str, names: Sequence[str]) -> Iterator[Row]:
-    """Yields the rows of an open file; blank lines are skipped.
+    """Yields the rows of an open file, skipping blank lines.
 
     Args:
-      path: is named in errors; its extension tells the format: .csv, .tsv, .jsonl; anything else is plain lines.
-      names: columns or keys that may hold the value, in any case; the first that is there is used.
+      path: path for error messages; its extension determines the format: .csv, .tsv, .jsonl, else plain lines.
+      names: accepted names of the value's column or key, in any case; the first one present is used.
 
     Raises:
-      RejectedInput: `not_text`: the first line is not UTF-8, so the file is something else.
-      UsageError: a table's header has no such column.
+      RejectedInput: the first line is not UTF-8 (`not_text`).
+      UsageError: a table's header has none of these columns.
     """
     lines = _lines(stream)
     suffix = path.lower().rpartition(".")[2]
@@ -56,7 +57,7 @@ def read_rows(stream: BinaryIO, path: str, names: Sequence[str]) -> Iterator[Row
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | None]]:
-    """Yields numbered lines; None for one of MAX_LINE bytes. What is not UTF-8 becomes lone surrogates."""
+    """Yields numbered lines, None for one that exceeds MAX_LINE bytes. Invalid UTF-8 becomes lone surrogates."""
     number = 0
     while line := stream.readline(MAX_LINE):
         number += 1
@@ -75,7 +76,7 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | None]]:
 
 def _is_utf8(line: bytes) -> bool:
     try:
-        codecs.utf_8_decode(line, "strict", line.endswith(b"\n"))  # a long line may be cut within a character
+        codecs.utf_8_decode(line, "strict", line.endswith(b"\n"))  # a long line may be cut inside a character
     except UnicodeDecodeError:
         return False
     return True
@@ -86,7 +87,7 @@ def _plain_lines(lines: Iterator[tuple[int, str | None]]) -> Iterator[Row]:
         if line is None:
             yield _too_long(number)
         elif value := line.strip():
-            yield _checked(Row(number, value), value)
+            yield _require_utf8(Row(number, value), value)
 
 
 def _json_lines(lines: Iterator[tuple[int, str | None]], names: Sequence[str]) -> Iterator[Row]:
@@ -107,9 +108,11 @@ def _json_lines(lines: Iterator[tuple[int, str | None]], names: Sequence[str]) -
         value = values.pop(key) if key is not None else ""
         given = values.pop("id" if "id" in values else keys.get("id", "id"), None)
         if not isinstance(value, str | None):
-            yield Row(number, "", reject="bad_line", detail=f"{key!r} is {_shown(value)}, expected a string")
+            yield Row(number, "", reject="bad_line", detail=f"{key!r} is {_abbreviated(value)}, expected a string")
         elif isinstance(given, bool) or not isinstance(given, str | int | None):
-            yield Row(number, "", reject="bad_line", detail=f"'id' is {_shown(given)}, expected a string or a number")
+            yield Row(
+                number, "", reject="bad_line", detail=f"'id' is {_abbreviated(given)}, expected a string or a number"
+            )
         else:
             yield _row(number, value or "", "" if given is None else str(given), values, len(line))
 
@@ -119,23 +122,23 @@ def _table(path: str, records: Iterator[tuple[int, list[str] | str]], names: Seq
     if header is None:
         return
     if isinstance(header, str):
-        raise UsageError(f"{path} has no header ({header}); expected a column {_one_of(names)}")
+        raise UsageError(f"{path} has no header ({header}); expected one with a column {' or '.join(names)}")
     columns = [name.strip() for name in header]
     lower = [name.lower() for name in columns]
     column = next((lower.index(name) for name in names if name in lower), None)
     if column is None:
-        found = ", ".join(map(_shown, columns[:20]))
-        raise UsageError(f"{path} has the columns {found}; expected one of {_one_of(names)}")
-    double = next((name for index, name in enumerate(columns) if lower[index] in lower[:index]), None)
-    if double is not None:
-        raise UsageError(f"{path} has two columns {double!r}; rename one of them")
+        found = ", ".join(map(_abbreviated, columns[:20]))
+        raise UsageError(f"{path} has the columns {found}; expected one of {', '.join(names)}")
+    duplicate = next((name for index, name in enumerate(columns) if lower[index] in lower[:index]), None)
+    if duplicate is not None:
+        raise UsageError(f"{path} has two columns {duplicate!r}; rename one of them")
     id_column = lower.index("id") if "id" in lower else None
     others = [(index, name) for index, name in enumerate(columns) if index not in (column, id_column)]
     for number, fields in records:
         if isinstance(fields, str):
             yield Row(number, "", reject="bad_line", detail=fields)
         elif len(fields) != len(columns):
-            detail = f"{len(fields)} fields, expected {len(columns)}; a field with the delimiter in it needs quotes"
+            detail = f"{len(fields)} fields, expected {len(columns)}; quote fields that contain the delimiter"
             yield Row(number, "", reject="bad_line", detail=detail)
         else:
             id = fields[id_column].strip() if id_column is not None else ""
@@ -144,14 +147,14 @@ def _table(path: str, records: Iterator[tuple[int, list[str] | str]], names: Seq
 
 
 def _row(line: int, value: str, id: str, metadata: dict[str, Any], length: int, raw: str = "") -> Row:
-    row = _checked(Row(line, value, id or None, metadata), raw)
+    row = _require_utf8(Row(line, value, id or None, metadata), raw)
     if row.metadata and is_too_long(row.metadata, length):
         return Row(line, value, row.id, reject="bad_metadata", detail=f"more than {MAX_METADATA} bytes")
     return row
 
 
-def _checked(row: Row, raw: str) -> Row:
-    """Rejects a row that was not UTF-8."""
+def _require_utf8(row: Row, raw: str) -> Row:
+    """Returns the row, or a reject if its raw text was not UTF-8."""
     if raw.isascii():
         return row
     try:
@@ -169,10 +172,6 @@ def _too_long(line: int) -> Row:
     return Row(line, "", reject="bad_line", detail=f"more than {MAX_LINE} bytes")
 
 
-def _one_of(names: Sequence[str]) -> str:
-    return ", ".join(names)
-
-
-def _shown(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -203,7 +203,7 @@ def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UsageError, match=message):
             _images(tmp_path / name)
-    with pytest.raises(UsageError, match="file system that Beam does not know"):
+    with pytest.raises(UsageError, match="file system that Beam does not support"):
         _images("nothing://here")
 
 
