@@ -1,4 +1,4 @@
-"""The command line and the Python API over all stages, releases, and the demo.
+"""Command line, Python API, releases, re-indexing, the search server, and the demo, on top of all stages.
 
-`infra.api` has the functions of the command line: train, embed, index, check, publish, run, and so on.
+`infra.api` has the functions behind the command line: train, embed, index, check, publish, run, and so on.
 """

@@ -1,4 +1,4 @@
-"""`python -m infra` is `searchforge`."""
+"""Runs the `searchforge` command line as `python -m infra`."""
 
 from infra.cli.commands import main
 

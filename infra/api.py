@@ -7,7 +7,7 @@
     api.run(config)
     hits = api.search(config, "a dog on a beach")
 
-Every stage finds what an earlier run finished, so that a killed `run`, started again, goes on where it was.
+Every stage reuses what an earlier run finished, so a killed `run` resumes when it is started again.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunReport:
-    """What `run` did.
+    """Result of `run`.
 
     Attributes:
-      seconds: wall time by stage.
-      release: what is live.
-      reports: of every stage, by its name.
+      seconds: Wall time by stage.
+      release: The published release.
+      reports: JSON report by stage.
     """
 
     seconds: dict[str, float]
@@ -97,7 +97,7 @@ class RunReport:
 
 
 def publish(config: Config, check: str | None = None, channel: str = PRODUCTION) -> Release:
-    """Publishes what a passed check vouches for, and makes it the live one of a channel."""
+    """Publishes a searcher that passed its check and makes it live in a channel."""
     workspace = Workspace(config.workspace)
     return _releases.publish(
         workspace, _releases.open_target(config), choose_artifact(config, "checks", check), channel=channel
@@ -110,36 +110,36 @@ def rollback(config: Config, to: str | None = None, channel: str = PRODUCTION) -
 
 
 def promote(config: Config, source: str = STAGING, to: str = PRODUCTION, release: str | None = None) -> Release:
-    """Makes the live release of one channel, or `release`, live in another one too."""
+    """Makes `release`, by default the live release of one channel, live in another channel."""
     return _releases.promote(_releases.open_target(config), source, to, release)
 
 
 def prune(config: Config, dry_run: bool = False) -> PruneResult:
-    """Deletes releases beyond `reindex.keep_releases` and `reindex.keep_days`."""
+    """Deletes releases that neither `reindex.keep_releases` nor `reindex.keep_days` protects."""
     from infra.releases.pruning import prune as prune_releases
 
     keep = config.reindex.keep_releases
     if keep is None:
-        raise UsageError("reindex.keep_releases is null, which keeps everything; say how many stay with --keep")
+        raise UsageError("reindex.keep_releases is null, which keeps every release; set the number to keep with --keep")
     return prune_releases(_releases.open_target(config), keep, config.reindex.keep_days, dry_run)
 
 
 def releases(config: Config) -> ReleaseListing:
-    """Returns all releases and refusals, the most recent first."""
+    """Returns all releases and refused publications, most recent first."""
     target = _releases.open_target(config)
     return ReleaseListing(_releases.list_releases(target), _releases.list_refusals(target))
 
 
 def run(config: Config) -> RunReport:
-    """Train, embed, index, check, publish.
+    """Trains, embeds, indexes, checks and publishes.
 
     Raises:
-      GateError: the searcher did not pass its check; nothing was published.
+      GateError: The searcher did not pass its check; nothing was published.
     """
-    logger.info(f"train, embed, index, check and publish into {config.workspace}; what is done already is kept")
+    logger.info(f"train, embed, index, check and publish into {config.workspace}; finished stages are reused")
     workspace, target = Workspace(config.workspace), _releases.open_target(config)
-    for place in (workspace, target):
-        place.require_writable()  # fails now, not after the training
+    for each in (workspace, target):
+        each.require_writable()  # fails before the training rather than after it
     seconds: dict[str, float] = {}
     reports: dict[str, dict[str, Any]] = {}
 
@@ -148,9 +148,8 @@ def run(config: Config) -> RunReport:
         start = time.monotonic()
         reports[name] = work()
         seconds[name] = round(time.monotonic() - start, 1)
-        logger.info(
-            f"  {name} is done after {seconds[name]:.1f} s: {workspace.url(KIND_OF_STAGE[name], reports[name]['id'])}"
-        )
+        url = workspace.url(KIND_OF_STAGE[name], reports[name]["id"])
+        logger.info(f"  {name} finished in {seconds[name]:.1f} s: {url}")
         return reports[name]
 
     encoder = stage("train", lambda: train(config))
@@ -163,11 +162,11 @@ def run(config: Config) -> RunReport:
 
 
 def status(config: Config, count: int = 10, lag: bool = False) -> Status:
-    """Returns how re-indexing stands.
+    """Returns the state of re-indexing.
 
     Args:
-      count: of runs to list, the latest first.
-      lag: whether to list the corpus now; by default the lag is what the latest run found.
+      count: Number of runs to list, latest first.
+      lag: Whether to list the corpus now; by default, the lag is the one found by the latest run.
     """
     from infra.reindex.status import examine, with_plan
 
@@ -176,7 +175,7 @@ def status(config: Config, count: int = 10, lag: bool = False) -> Status:
 
 
 def require_healthy(found: Status, max_age: str | None = None) -> None:
-    """Raises JobError where somebody must look: runs are stopped, or the index is older than `max_age` (`26h`)."""
+    """Raises JobError if re-indexing has stopped, or if the index is older than `max_age` (for example `26h`)."""
     from infra.reindex.status import parse_age
 
     if faults := found.faults(parse_age(max_age) if max_age else None):
@@ -184,40 +183,43 @@ def require_healthy(found: Status, max_age: str | None = None) -> None:
 
 
 def metrics(config: Config) -> str:
-    """Returns how re-indexing stands, in Prometheus' text format."""
+    """Returns the state of re-indexing in the Prometheus text format."""
     from infra.reindex.metrics import text
 
     return text(config)
 
 
 def write_metrics(config: Config, path: Path) -> None:
-    """Writes the metrics to a local file, for node_exporter's textfile collector; a reader never sees half of it."""
+    """Writes the metrics atomically to a local file, for node_exporter's textfile collector."""
     path = path.expanduser().absolute()
     open_storage(str(path.parent)).write(path.name, metrics(config).encode())
 
 
 def reindex(config: Config, *, trigger: str = "command", resume: bool = False, now: datetime | None = None) -> Run:
-    """Brings the live release up to the corpus, if anything changed; see infra.reindex.run.reindex."""
-    from infra.reindex.run import reindex as bring_up
+    """Updates the live release if the corpus has changed; see infra.reindex.run.reindex."""
+    from infra.reindex.run import reindex as run_reindex
 
-    return bring_up(config, trigger=trigger, resume=resume, now=now)
+    return run_reindex(config, trigger=trigger, resume=resume, now=now)
 
 
 def preview_reindex(config: Config) -> Plan:
-    """Returns what `reindex` would do; nothing is changed."""
+    """Returns what `reindex` would do, without changing anything."""
     from infra.reindex.run import preview
 
     return preview(config)
 
 
 def search(config: Config, query: str, k: int = 10, release: str | None = None, channel: str = PRODUCTION) -> list[Hit]:
-    """Answers a query from a published file, through the Task Library.
+    """Searches a release with the Task Library.
 
     Args:
-      query: a text, or the path of an image file.
-      k: number of hits.
-      release: id of a release; a folder or URL of releases, whose live one is used; default: the live one.
-      channel: whose live one is meant.
+      query: Text, or path of an image file.
+      k: Maximum number of hits.
+      release: Id of a release, or folder or URL of releases, whose live one is searched; by default the live one.
+      channel: Channel of the live release.
+
+    Returns:
+      Hits, best first.
     """
     return search_many(config, [query], k, release, channel)[0]
 
@@ -225,11 +227,11 @@ def search(config: Config, query: str, k: int = 10, release: str | None = None, 
 def search_many(
     config: Config, queries: Sequence[str], k: int = 10, release: str | None = None, channel: str = PRODUCTION
 ) -> list[list[Hit]]:
-    """Like `search`, for several queries."""
+    """Searches a release with several queries; see `search`."""
     from serving_check.measurement.search import Searcher
 
     folder = open_release(config, release, channel)[1]
-    answers: list[list[Hit]] = []
+    results: list[list[Hit]] = []
     with contextlib.ExitStack() as stack:
         opened: dict[str, Searcher] = {}
         for query in queries:
@@ -237,27 +239,27 @@ def search_many(
             name = IMAGE_SEARCHER if image else TEXT_SEARCHER
             if name not in opened:
                 opened[name] = stack.enter_context(Searcher(folder / name))
-            answers.append(opened[name].search_image(Path(query), k) if image else opened[name].search_text(query, k))
-    return answers
+            results.append(opened[name].search_image(Path(query), k) if image else opened[name].search_text(query, k))
+    return results
 
 
 def open_release(config: Config, release: str | None = None, channel: str = PRODUCTION) -> tuple[Release, Path]:
-    """Returns a release and a local folder with its files; see `search` for the arguments."""
+    """Returns a release and a local folder that contains its files; see `search` for the arguments."""
     if release and ("/" in release or Path(release).is_dir()):
         return _releases.find_release(Workspace(release), channel=channel)
     return _releases.find_release(_releases.open_target(config), release, channel)
 
 
 def is_image_query(query: str) -> bool:
-    """Whether a query is the path of a file, and so an image."""
+    """Returns whether a query is the path of a file, and therefore an image."""
     try:
         return Path(query).is_file()
-    except (OSError, ValueError):  # a text can be too long for a path
+    except (OSError, ValueError):  # a text may be too long for a path
         return False
 
 
 def corpus_images(config: Config, embeddings: str, ids: set[str]) -> dict[str, Path]:
-    """Returns the local files of items of an embedding run, by id; remote or unknown ones are left out."""
+    """Returns the local files of an embedding run's items by id; remote and unknown items are omitted."""
     workspace = Workspace(config.workspace)
     if not workspace.committed("embeddings", embeddings):
         return {}
@@ -269,28 +271,29 @@ def corpus_images(config: Config, embeddings: str, ids: set[str]) -> dict[str, P
 def write_contact_sheet(
     config: Config,
     queries: Sequence[str],
-    answers: Sequence[Sequence[Hit]],
+    results: Sequence[Sequence[Hit]],
     release: str | None = None,
     expected: Sequence[str] = (),
     path: Path = Path("contact-sheet.png"),
     channel: str = PRODUCTION,
 ) -> Path:
-    """Draws queries and the images of their hits; an image that is not in the workspace is left grey.
+    """Draws queries with the images of their hits; images that are not available locally are grey.
 
     Args:
-      expected: id of each query's own image, which is framed.
+      results: Hits of each query, best first.
+      expected: Id of each query's expected image, which is framed.
 
     Returns:
       `path`.
     """
-    from infra.contact_sheet import Row, Tile, draw_contact_sheet
+    from infra.contact_sheet import QueryRow, Tile, draw_contact_sheet
 
     found, _ = open_release(config, release, channel)
-    images = corpus_images(config, found.provenance["embeddings"], {hit.id for hits in answers for hit in hits})
-    own = [*expected, *[""] * (len(queries) - len(expected))]
+    images = corpus_images(config, found.provenance["embeddings"], {hit.id for hits in results for hit in hits})
+    targets = [*expected, *[""] * (len(queries) - len(expected))]
     rows = [
-        Row(query, [Tile(images.get(hit.id), hit.score, hit.id == target) for hit in hits])
-        for query, hits, target in zip(queries, answers, own, strict=True)
+        QueryRow(query, [Tile(images.get(hit.id), hit.score, hit.id == target) for hit in hits])
+        for query, hits, target in zip(queries, results, targets, strict=True)
     ]
     draw_contact_sheet(f"release {found.id}: {found.figures['images']} images", rows, path)
     return path

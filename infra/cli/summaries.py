@@ -1,6 +1,6 @@
-"""What commands print when they are done: short, for people. The same figures are in the JSON reports.
+"""Human-readable summaries that commands print at the end; the JSON reports have the same figures.
 
-The stages have summaries of their own; here are those of what joins them.
+The stages' own summaries are in their packages; these are the others.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 
 
 def run(report: RunReport) -> str:
-    """Figures of the live release, and where it is."""
+    """Returns the figures of the published release and the time that each stage took."""
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
     return f"{release(report.release)}\n  time            {stages}"
 
 
 def reindex(done: Run) -> str:
-    """What a run of `reindex` did, and how long its stages took."""
+    """Returns the outcome of a re-index and the time that each stage took."""
     stages = ", ".join(f"{entry.stage} {entry.seconds:.0f} s" for entry in done.stages)
     reason = f": {done.plan.reason}" if done.plan else ""
     return f"{done.state} release {done.release} in channel {done.channel}{reason}\n  time            {stages}"
 
 
 def release(found: Release) -> str:
+    """Returns the channels and figures of a release."""
     figures = found.figures
     live = f" is live in {', '.join(found.channels)}" if found.live else ""
     lines = [f"release {found.id}{live}", f"  images          {figures.get('images', '?')}"]
@@ -51,14 +52,14 @@ _FIGURES = {
     "r_at_1": ("R@1", "of held-out captions"),
     "r_at_5": ("R@5", "of held-out captions"),
     "r_at_10": ("R@10", "of held-out captions"),
-    "latency_p50_ms": ("latency", "ms a query on one thread (median)"),
-    "bytes_per_image": ("size", "bytes an image"),
+    "latency_p50_ms": ("latency", "ms per query on one thread (median)"),
+    "bytes_per_image": ("size", "bytes per image"),
 }
-"""Figures of a release that are shown: label and what it is."""
+"""Labels and meanings of the figures shown, by name."""
 
 
 def releases(found: ReleaseListing) -> str:
-    """Both tables of a listing."""
+    """Returns the table of releases and the table of refused publications."""
     lines = []
     if found.releases:
         lines.append(
@@ -76,33 +77,28 @@ def releases(found: ReleaseListing) -> str:
             f"{entry.bytes / 1e6:>8.1f}  {entry.provenance.get('encoder', ''):<18}{live}\n  {printable(entry.reason)}"
         )
     if found.refused:
-        lines.append(f"\n{'refused check':<18}{'at':<21}{'channel':<14}why")
+        lines.append(f"\n{'refused check':<18}{'time':<21}{'channel':<14}reason")
     for refusal in found.refused:
-        why = printable(refusal.reason.partition("\n")[0])
-        lines.append(f"{refusal.check:<18}{refusal.time[:19]:<21}{refusal.channel:<14}{why}")
+        reason = printable(refusal.reason.partition("\n")[0])
+        lines.append(f"{refusal.check:<18}{refusal.time[:19]:<21}{refusal.channel:<14}{reason}")
         lines += [f"  {printable(name)}: {printable(detail)}" for name, detail in refusal.gates.items()]
-    return "\n".join(lines) or "no release yet; `searchforge run` makes one"
+    return "\n".join(lines) or "no release yet; `searchforge run` publishes one"
 
 
 def pruned(found: PruneResult) -> str:
-    """What went and what stays."""
+    """Returns what was deleted and what is kept."""
     verb = "would be deleted" if found.dry_run else "deleted"
     lines = [f"{verb}: release {id}" for id in found.releases]
-    lines += [f"{verb}: release {id}, which was never finished" for id in found.unfinished]
+    lines += [f"{verb}: incomplete release {id}" for id in found.unfinished]
     lines.append(
         f"{len(found.releases) + len(found.unfinished)} releases ({found.bytes / 1e6:.1f} MB), {found.refusals} "
-        f"refusals and {found.temporary} temporary files {verb}; {found.kept} releases stay"
+        f"refusals and {found.temporary} temporary files {verb}; {found.kept} releases kept"
     )
     return "\n".join(lines)
 
 
-def _figure(figures: Mapping[str, Any], name: str, width: int, digits: int) -> str:
-    value = figures.get(name)
-    return f"{value:>{width}.{digits}f}" if isinstance(value, (int, float)) else f"{'?':>{width}}"
-
-
 def status(found: Status) -> str:
-    """How re-indexing stands, and the latest runs."""
+    """Returns the state of re-indexing and the table of the latest runs."""
     lines = [f"re-indexing of {found.workspace}"]
 
     def line(label: str, text: str) -> None:
@@ -114,46 +110,46 @@ def status(found: Status) -> str:
     if not found.live:
         line("live", "no release yet")
     if lag := found.lag:
-        line("behind by", f"{_behind(lag)} of {lag.items} items, listed {_ago(lag.listed, found.time)}")
+        line("lag", f"{_lag(lag)} ({lag.items} items listed {_ago(lag.listed, found.time)})")
     if running := found.running:
-        alive = f"at {running.stage}, started {_ago(running.since, found.time)}"
-        how = "died; the next run takes over" if running.died else alive
-        line("running", f"{running.run} on {running.host}, {how}")
+        alive = f"stage {running.stage}, started {_ago(running.since, found.time)}"
+        progress = "died; the next run takes over" if running.died else alive
+        line("running", f"{running.run} on {running.host}, {progress}")
     line("next run", _time(found.next_run) if found.next_run else "no schedule.cron is configured")
     if found.failures:
         stopped = "; stopped until `searchforge reindex --resume`" if found.stopped else ""
         line("failures", f"{found.failures} in a row{stopped}")
     if found.runs:
-        lines += ["", f"{'run':<35}{'by':<10}{'seconds':>8}  state"]
+        lines += ["", f"{'run':<35}{'trigger':<10}{'seconds':>8}  state"]
         lines += [_run_line(run, found.state(run)) for run in found.runs]
     return "\n".join(lines)
 
 
-def _behind(lag: Lag) -> str:
+def _lag(lag: Lag) -> str:
     if lag.withheld:
-        return f"release {lag.withheld}, which is not live and has all"
+        return f"release {lag.withheld} is up to date but not live"
     counts = [f"{getattr(lag, change)} {change}" for change in ("added", "changed", "removed") if getattr(lag, change)]
-    return ", ".join(counts) or "nothing"
+    return ", ".join(counts) or "none"
 
 
 def _run_line(run: Run, state: str) -> str:
     seconds = f"{seconds_between(run.started, run.ended):.0f}" if run.ended else ""
-    why = ""
+    details = ""
     if state == "failed":
         first, *_ = run.error.splitlines() or [""]
-        why = f"{f' at {run.failed_stage}' if run.failed_stage else ''}: {printable(first)}"
+        details = f"{f' at {run.failed_stage}' if run.failed_stage else ''}: {printable(first)}"
     elif state in ("published", "unchanged"):
-        why = f" {run.release or ''}"
-    return f"{run.run:<35}{run.trigger:<10}{seconds:>8}  {state}{why}"
+        details = f" {run.release or ''}"
+    return f"{run.run:<35}{run.trigger:<10}{seconds:>8}  {state}{details}"
 
 
 def _time(moment: str) -> str:
-    """A time to the minute, with its distance to UTC."""
+    """Returns an ISO 8601 time to the minute, with its UTC offset."""
     return f"{moment[:10]} {moment[11:16]}{moment[-6:]}"
 
 
 def _ago(moment: str, now: str) -> str:
-    """How long before `now` that was."""
+    """Returns the time from `moment` to `now`, rounded down to one unit."""
     seconds = seconds_between(moment, now)
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
@@ -161,7 +157,13 @@ def _ago(moment: str, now: str) -> str:
     return f"{max(seconds, 0):.0f} seconds ago"
 
 
+def _figure(figures: Mapping[str, Any], name: str, width: int, digits: int) -> str:
+    value = figures.get(name)
+    return f"{value:>{width}.{digits}f}" if isinstance(value, (int, float)) else f"{'?':>{width}}"
+
+
 def hits(found: Sequence[Hit]) -> str:
+    """Returns one line per hit, with its text if it has one."""
     lines = []
     for rank, hit in enumerate(found, start=1):
         text = f"  {printable(str(hit.metadata['text']))}" if "text" in hit.metadata else ""
@@ -170,17 +172,19 @@ def hits(found: Sequence[Hit]) -> str:
 
 
 def demo(report: DemoReport) -> str:
+    """Returns the demo's queries with their hits, and the summary of its run."""
     lines = []
-    for query, expected, answers in zip(report.queries, report.expected, report.answers, strict=True):
+    for query, expected, found in zip(report.queries, report.expected, report.answers, strict=True):
         lines.append(f"\n{query}")
-        for hit in answers:
-            own = "  <- its own image" if hit.id == expected else ""
-            lines.append(f"  {hit.score:.3f}  {printable(hit.id)}{own}")
+        for hit in found:
+            mark = "  <- expected" if hit.id == expected else ""
+            lines.append(f"  {hit.score:.3f}  {printable(hit.id)}{mark}")
     lines.append(f"\n{run(report.run)}\n  contact sheet   {report.contact_sheet}")
     return "\n".join(lines)
 
 
 def findings(found: Sequence[Finding]) -> str:
+    """Returns one line per finding, followed by its advice."""
     marks = {"ok": click.style("ok   ", fg="green"), "note": "note ", "fault": click.style("FAULT", fg="red")}
     return "\n".join(
         f"{marks[finding.status]} {finding.name}: {finding.found}"
@@ -190,5 +194,5 @@ def findings(found: Sequence[Finding]) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns `text` without characters that would steer a terminal."""
+    """Returns `text` with non-printable characters escaped, so that it cannot control a terminal."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -1,1 +1,1 @@
-"""The demo: a corpus that it draws itself, taken through all stages."""
+"""The demo: a synthetic captioned corpus, processed by every stage."""

@@ -1,7 +1,7 @@
-"""The demo's corpus: drawn scenes with captions, made from a seed, in COCO-captions JSON.
+"""The demo's corpus: drawn scenes with captions in COCO JSON, generated from a seed.
 
-A scene is a place with two things in it; a thing has a kind, a colour, a size and a position. Each scene has
-five differently worded captions, and every tenth scene is held out (split `test`).
+A scene shows two objects in a place; an object has a kind, a colour, a size and a position. Each scene has five
+differently worded captions, and every tenth scene is held out (split `test`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COLOURS: dict[str, _Colour] = {
 }
 
 SIZES = {"small": 0.11, "medium": 0.16, "large": 0.23}
-"""Half of a thing's width, as a share of the image's."""
+"""Half of an object's width, as a fraction of the image's width."""
 
 POSITIONS = {
     "on the left": (0.27, 0.62),
@@ -63,11 +63,11 @@ PLACES: dict[str, tuple[_Colour, _Colour]] = {
     "at sunset": ((250, 150, 90), (110, 70, 80)),
     "in a desert": ((245, 215, 165), (205, 140, 80)),
 }
-"""Sky and ground of each place."""
+"""Colours of the sky and the ground of each place."""
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object of a scene."""
 
     kind: str
@@ -82,17 +82,20 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One image: a place with two things."""
+    """A place with two objects."""
 
     place: str
-    first: Thing
-    second: Thing
+    first: SceneObject
+    second: SceneObject
 
 
 def write_scenes(folder: Path, count: int, seed: int = 0) -> Path:
-    """Draws `count` scenes into folder/images and writes folder/captions.json, which is returned.
+    """Draws `count` scenes into folder/images and writes folder/captions.json; returns the latter's path.
 
-    A folder that is complete already is left as it is.
+    A complete folder with the same parameters is reused.
+
+    Raises:
+      UsageError: The folder has images that the demo did not draw.
     """
     captions = folder / "captions.json"
     info = {"description": "drawn scenes", "scenes": count, "seed": seed, "size": SIZE}
@@ -100,10 +103,10 @@ def write_scenes(folder: Path, count: int, seed: int = 0) -> Path:
         return captions
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    captions.unlink(missing_ok=True)  # written last: without it, the folder is not complete
+    captions.unlink(missing_ok=True)  # written last; without it, the folder is incomplete
     for stale in images.iterdir():
         if not re.fullmatch(r"scene-\d+\.jpg", stale.name):
-            raise UsageError(f"{stale} was not drawn by the demo; choose a workspace that has no corpus/images folder")
+            raise UsageError(f"{stale} was not drawn by the demo; choose a workspace without a corpus/images folder")
         stale.unlink()
     content: dict[str, object] = {"info": info, "images": [], "annotations": []}
     entries: list[dict[str, object]] = []
@@ -125,7 +128,7 @@ def write_scenes(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def random_scene(generator: random.Random) -> Scene:
-    """Draws the content of a scene by lot; its two things differ in kind, colour and side."""
+    """Returns a random scene whose two objects differ in kind, colour and side."""
     kinds = generator.sample(sorted(_DRAW), 2)
     colours = generator.sample(sorted(COLOURS), 2)
     sizes = [generator.choice(sorted(SIZES)) for _ in kinds]
@@ -133,7 +136,7 @@ def random_scene(generator: random.Random) -> Scene:
     right = [name for name in POSITIONS if name.endswith("right")]
     positions = [generator.choice(left), generator.choice(right)]
     generator.shuffle(positions)
-    first, second = (Thing(*parts) for parts in zip(kinds, colours, sizes, positions, strict=True))
+    first, second = (SceneObject(*attributes) for attributes in zip(kinds, colours, sizes, positions, strict=True))
     return Scene(generator.choice(sorted(PLACES)), first, second)
 
 
@@ -155,8 +158,8 @@ def describe(scene: Scene, generator: random.Random) -> list[str]:
 
 
 def draw_scene(scene: Scene, generator: random.Random) -> Image.Image:
-    """Draws a scene as an RGB image of SIZE x SIZE; places and shapes vary a little by lot."""
-    scale = 2  # drawn larger and reduced: smooth edges
+    """Draws a scene as an RGB image of SIZE x SIZE pixels, with small random variations."""
+    scale = 2  # supersampling smooths the edges
     image = Image.new("RGB", (SIZE * scale, SIZE * scale))
     draw = ImageDraw.Draw(image)
     extent = SIZE * scale
@@ -170,11 +173,11 @@ def draw_scene(scene: Scene, generator: random.Random) -> Image.Image:
         for _ in range(40):
             x, y = generator.uniform(0, extent), generator.uniform(0, horizon)
             draw.ellipse((x, y, x + 3, y + 3), fill=(255, 255, 220))
-    for thing in (scene.first, scene.second):
-        x, y = (centre + generator.uniform(-0.03, 0.03) for centre in POSITIONS[thing.position])
-        half = SIZES[thing.size] * generator.uniform(0.9, 1.1)
+    for item in (scene.first, scene.second):
+        x, y = (centre + generator.uniform(-0.03, 0.03) for centre in POSITIONS[item.position])
+        half = SIZES[item.size] * generator.uniform(0.9, 1.1)
         box = tuple(extent * value for value in (x - half, y - half, x + half, y + half))
-        _DRAW[thing.kind](draw, (box[0], box[1], box[2], box[3]), COLOURS[thing.colour])
+        _DRAW[item.kind](draw, (box[0], box[1], box[2], box[3]), COLOURS[item.colour])
     return image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from infra.cli.commands import main
-from infra.cli.doctor import Finding, examine, packages
+from infra.cli.doctor import Finding, check_packages, diagnose
 from infra.cli.summaries import printable
 from infra.releases.releases import list_releases
 from searchforge.artifacts.workspace import Workspace
@@ -34,6 +34,12 @@ def test_help_lists_every_command() -> None:
     output = _invoke("--help").output
     for command in COMMANDS:
         assert f"\n  {command} " in output
+
+
+def test_the_help_of_every_command_fits_its_line() -> None:
+    lines = CliRunner().invoke(main, ["--help"], terminal_width=80).output.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == len(main.commands)  # type: ignore[attr-defined]
+    assert [line for line in lines if line.endswith("...")] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -62,7 +68,7 @@ def test_every_command_takes_the_configuration(command: str) -> None:
         (["rollback", "--workspace", "{tmp}"], "no earlier release in channel production"),
         (["rollback", "--workspace", "{tmp}", "--channel", "A"], "'A' is not a valid channel name"),
         (["promote", "--workspace", "{tmp}"], "channel staging of {tmp} has no live release"),
-        (["prune", "--workspace", "{tmp}", "--set", "reindex.keep_releases=null"], "say how many stay with --keep"),
+        (["prune", "--workspace", "{tmp}", "--set", "reindex.keep_releases=null"], "set the number to keep with --keep"),
         (["search", "a dog", "--workspace", "{tmp}"], "has no live release"),
         (["demo", "--workspace", "gs://bucket/x"], "needs a local workspace"),
         (["releases", "--config", "none.yaml"], "configuration none.yaml cannot be read"),
@@ -114,13 +120,13 @@ def test_an_unsupported_python_is_refused(version: tuple[int, int]) -> None:
 
 
 def test_the_doctor_finds_this_environment_sound(tmp_path: Path) -> None:
-    findings = examine(str(tmp_path))
+    findings = diagnose(str(tmp_path))
     assert [finding for finding in findings if finding.status == "fault"] == []
     assert {"python", "packages", "Task Library", "ScaNN", "workspace"} <= {finding.name for finding in findings}
 
 
 def test_the_doctor_names_a_conflict_and_the_remedy() -> None:
-    found = packages(lambda name: "6.0" if name == "protobuf" else version(name))
+    found = check_packages(lambda name: "6.0" if name == "protobuf" else version(name))
     faults = {finding.name: finding for finding in found if finding.status == "fault"}
     assert list(faults) == ["protobuf"]
     assert faults["protobuf"] == Finding("protobuf", "fault", "6.0", "expected protobuf<6,>=3.20.3; run `make setup`")

@@ -97,7 +97,7 @@ def test_a_release_that_was_rolled_back_leaves_the_index_as_old_as_the_one_befor
     status = examine(_config(workspace))
     assert status.fresh == before.started
     assert status.lag and status.lag.withheld == second.id
-    assert f"release {second.id}, which is not live and has all of 100 items" in _status(workspace).output
+    assert f"release {second.id} is up to date but not live (100 items" in _status(workspace).output
 
 
 def test_a_run_in_progress_is_shown_with_its_holder_and_stage(workspace: Workspace) -> None:
