@@ -30,7 +30,7 @@ from searchforge import progress
 from searchforge.clock import Clock
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_file
-from searchforge.storage.local import make_folder
+from searchforge.storage.files import make_folder
 
 logger = logging.getLogger(__name__)
 

@@ -196,13 +196,13 @@ def _describe_object(uri: str) -> File:
     except (BadRequest, Forbidden):  # concerns this object only; reading it will report why
         found = None
     except buckets.ERRORS:
-        with buckets.reports_errors(uri):
+        with buckets.converted_errors(uri):
             raise
     return File(uri, uri, found.size, found.generation, found.content) if found else File(uri, uri)
 
 
 def _bucket_source(source: str) -> File | Iterator[File]:
-    with buckets.reports_errors(source):
+    with buckets.converted_errors(source):
         found = None if source.endswith("/") else buckets.find_object(source)
     if found:
         return File(source.rpartition("/")[2], source, found.size, found.generation, found.content)
@@ -215,7 +215,7 @@ def _bucket_source(source: str) -> File | Iterator[File]:
 
 
 def _list_bucket(prefix: str, root: str) -> Iterator[File]:
-    with buckets.reports_errors(prefix):
+    with buckets.converted_errors(prefix):
         for uri, size, generation, content in buckets.list_objects(prefix):
             yield File(uri[len(root) :], uri, size, generation, content)
 

@@ -69,7 +69,7 @@ def open_file(file: str, version: str) -> Iterator[BinaryIO]:
             except OSError as error:
                 raise RejectedInput("unreadable", str(error)) from error
     elif file.startswith(GCS_SCHEME):
-        with buckets.reports_errors(file):
+        with buckets.converted_errors(file):
             try:
                 with buckets.open_object(file, version) as stream:
                     yield io.BufferedReader(stream, _BUFFER)  # type: ignore[type-var]

@@ -130,7 +130,7 @@ def _report_progress(
 ) -> Iterator[None]:
     """Shows progress by polling the folder for finished shards, which works with every runner."""
     finished = threading.Event()
-    existing = set(storage.files(options.folder))
+    existing = set(storage.list_files(options.folder))
     pending = [
         (shard, size) for shard, size in zip(shards, sizes, strict=True) if shard.name("done", "json") not in existing
     ]
@@ -143,7 +143,7 @@ def _report_progress(
             while not last:
                 last = finished.wait(_POLL_SECONDS)
                 try:
-                    files = set(storage.files(options.folder))
+                    files = set(storage.list_files(options.folder))
                 except (SearchforgeError, OSError):  # the job must not fail because progress cannot be shown
                     continue
                 done = [(shard, size) for shard, size in pending if shard.name("done", "json") in files]

@@ -178,5 +178,5 @@ def rejected_by_reason(reports: Iterable[ShardReport]) -> dict[str, int]:
 
 def remove_temporary_files(storage: Storage, folder: str, keep: Iterable[str]) -> None:
     """Deletes the files of a finished run except `keep`: plans, shard reports, and leftovers of killed writers."""
-    for name in set(storage.files(folder)) - set(keep):
+    for name in set(storage.list_files(folder)) - set(keep):
         storage.delete(f"{folder}/{name}")

@@ -30,6 +30,7 @@ from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes, sha256_file
 from searchforge.processes import isolated
 from searchforge.progress import track
+from searchforge.storage.files import atomic_write
 
 _BATCH = 64
 """Texts of a request: less than a second of work, so that all processes end together."""
@@ -121,13 +122,11 @@ def embed_texts(encoder: Path, texts: Sequence[str], cache: Path) -> npt.NDArray
         return known
     except (EOFError, OSError, ValueError):  # not there, or damaged
         vectors = _embed(encoder, texts)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.npy")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        np.save(partial, vectors, allow_pickle=False)
-        partial.replace(path)
+        with atomic_write(path) as file:
+            np.save(file, vectors, allow_pickle=False)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise JobError(f"{path} cannot be written: {error.strerror}; make room in the workspace") from error
     return vectors
 

@@ -127,7 +127,7 @@ def write(storage: Storage, run: Run) -> None:
 
 def ids(storage: Storage) -> list[str]:
     """Ids of all runs, the latest first."""
-    return sorted((name.removesuffix(".json") for name in storage.files(FOLDER) if _is_run(name)), reverse=True)
+    return sorted((name.removesuffix(".json") for name in storage.list_files(FOLDER) if _is_run(name)), reverse=True)
 
 
 def read(storage: Storage, id: str) -> Run | None:

@@ -157,7 +157,7 @@ def _tidy_runs(workspace: Workspace, needed: Iterable[Artifact], limit: datetime
 
 
 def _remove_unfinished_writes(storage: Storage, folder: str, limit: datetime) -> None:
-    for name in storage.files(folder):
+    for name in storage.list_files(folder):
         if name.startswith(".") and name.endswith(".tmp") and storage.modified(f"{folder}/{name}") <= limit:
             storage.delete(f"{folder}/{name}")
 
@@ -169,7 +169,7 @@ def _prune_caches(
     places = {storage.root: storage for storage in (workspace.storage, workspace.local_storage)}
     if len(places) == 2:  # a bucket and the copies of what is in it
         for kind in KINDS:
-            for id in workspace.local_storage.names(kind):
+            for id in workspace.local_storage.list_folders(kind):
                 if not workspace.committed(kind, id):
                     workspace.local_storage.delete_folder(f"{kind}/{id}")
     builds = [workspace.marker(*one) for one in needed if one.kind == "searchers" and workspace.committed(*one)]
@@ -177,24 +177,24 @@ def _prune_caches(
     runs = {id for kind, id in needed if kind == "embeddings"}
     unpacked = image_folder(config).parent.name if has_captions(config.data) else ""
     for storage in places.values():
-        for name in storage.names("cache/parts"):
+        for name in storage.list_folders("cache/parts"):
             if name not in quantizers:
                 _delete_old(storage, f"cache/parts/{name}", limit)
-        for name in storage.files("cache/folded"):
+        for name in storage.list_files("cache/folded"):
             if name.partition(".")[0].rpartition("-")[2] not in quantizers:
                 _delete_old(storage, f"cache/folded/{name}", limit)
-        for name in storage.names("cache/captions"):
+        for name in storage.list_folders("cache/captions"):
             if name != unpacked:
                 _delete_old(storage, f"cache/captions/{name}", limit)
-        for name in storage.files("cache/sources"):
+        for name in storage.list_files("cache/sources"):
             if name.partition(".")[0] not in runs:
                 _delete_old(storage, f"cache/sources/{name}", limit)
-        for name in storage.files("cache/queries"):
+        for name in storage.list_files("cache/queries"):
             _delete_old(storage, f"cache/queries/{name}", limit)
-        for name in storage.names("cache/training"):
+        for name in storage.list_folders("cache/training"):
             _delete_old(storage, f"cache/training/{name}", limit)
-        for tower in storage.names("cache/features"):
-            for name in storage.files(f"cache/features/{tower}"):
+        for tower in storage.list_folders("cache/features"):
+            for name in storage.list_files(f"cache/features/{tower}"):
                 _delete_old(storage, f"cache/features/{tower}/{name}", now - FEATURES_AGE)
 
 

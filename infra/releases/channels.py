@@ -225,5 +225,5 @@ def touch(storage: Storage, channel: str, now: datetime) -> Pointer:
 
 def channels(storage: Storage) -> list[str]:
     """Returns the names of the channels that have a pointer, sorted."""
-    found = (_POINTER.fullmatch(name) for name in storage.files(_FOLDER))
+    found = (_POINTER.fullmatch(name) for name in storage.list_files(_FOLDER))
     return sorted(match.group(1) or PRODUCTION for match in found if match)

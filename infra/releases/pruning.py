@@ -75,8 +75,10 @@ def prune(
     for pointer in pointers:
         for earlier in pointer.history:
             last_live[earlier.release] = max(earlier.until, last_live.get(earlier.release, earlier.until))
-    folders = [found for id in storage.names("releases") if (found := _read_folder(storage, id, last_live.get(id)))]
-    marked = {name.removesuffix(".json") for name in storage.files(tombstones.FOLDER) if _is_record(name)}
+    folders = [
+        found for id in storage.list_folders("releases") if (found := _read_folder(storage, id, last_live.get(id)))
+    ]
+    marked = {name.removesuffix(".json") for name in storage.list_files(tombstones.FOLDER) if _is_record(name)}
     complete = sorted((folder for folder in folders if folder.complete), key=lambda f: f.last_used, reverse=True)
     age_limit, abandoned = now - timedelta(days=min_age_days), now - timedelta(days=ABANDONED_DAYS)
     releases = {folder.id for folder in complete[keep:] if folder.last_used <= age_limit} - protected
@@ -110,14 +112,14 @@ def _read_folder(storage: Storage, id: str, last_live: datetime | None) -> _Rele
 
 
 def _prune_refusals(storage: Storage, keep: int, age_limit: datetime, dry_run: bool) -> int:
-    names = sorted(filter(_is_record, storage.files(REFUSED)), reverse=True)[keep:]  # names begin with their time
+    names = sorted(filter(_is_record, storage.list_files(REFUSED)), reverse=True)[keep:]  # names begin with their time
     paths = [path for name in names if _is_older(storage, path := f"{REFUSED}/{name}", age_limit)]
     return _delete(storage, paths, dry_run)
 
 
 def _prune_temporary(storage: Storage, abandoned: datetime, dry_run: bool) -> int:
     folders = ("releases", REFUSED, tombstones.FOLDER)
-    names = [(folder, name) for folder in folders for name in storage.files(folder)]
+    names = [(folder, name) for folder in folders for name in storage.list_files(folder)]
     paths = [f"{folder}/{name}" for folder, name in names if name.startswith(".") and name.endswith(".tmp")]
     return _delete(storage, [path for path in paths if _is_older(storage, path, abandoned)], dry_run)
 

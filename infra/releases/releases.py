@@ -255,7 +255,7 @@ def list_releases(target: Workspace) -> list[Release]:
 def list_refusals(target: Workspace) -> list[Refusal]:
     """Returns the records of refused publications, most recent first; damaged ones are logged and skipped."""
     found = []
-    for name in target.storage.files(REFUSED):
+    for name in target.storage.list_files(REFUSED):
         if name.startswith(".") or not name.endswith(".json"):
             continue
         try:

@@ -27,7 +27,8 @@ from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_bytes
 from searchforge.storage.base import Storage
 from searchforge.storage.factory import open_storage
-from searchforge.storage.local import LocalStorage, make_folder, sync_files, sync_folder
+from searchforge.storage.files import make_folder, sync_files, sync_folder
+from searchforge.storage.local import LocalStorage
 
 Kind = Literal["encoders", "evaluations", "embeddings", "searchers", "checks", "releases"]
 
@@ -125,7 +126,7 @@ class Workspace:
 
     def begun(self, kind: Kind) -> list[str]:
         """Returns the ids of all artifacts of a kind, committed or not."""
-        return [name for name in self.storage.names(kind) if _ID.fullmatch(name)]
+        return [name for name in self.storage.list_folders(kind) if _ID.fullmatch(name)]
 
     def local(self, kind: Kind, id: str) -> Path:
         """Returns a local folder with a committed artifact's files; those of a bucket are downloaded once.

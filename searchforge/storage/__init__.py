@@ -1,1 +1,1 @@
-"""Objects in a local folder or in Google Cloud Storage, behind one interface."""
+"""Storage of objects in a local folder or in Google Cloud Storage, behind one interface."""

@@ -1,8 +1,8 @@
-"""One storage interface over a local folder and gs://bucket/prefix.
+"""The storage interface that a local folder and gs://bucket/prefix share.
 
-Paths are relative to the storage's root and use `/`. A write is whole or not there. A mutable object is replaced
-only if it is still the version that was read (GCS: generation precondition; local: content under a lock).
-What fails for good is a JobError that names the object; what passes by itself is tried again first.
+Paths are relative to the storage's root and use `/`. Writes are atomic. A mutable object is replaced only if it is
+still at the version that was read (GCS: generation precondition; local: content hash under a lock). Transient failures
+are retried; permanent ones raise a JobError that names the object.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from searchforge.errors import UsageError
 GCS_SCHEME = "gs://"
 
 
-class Object(NamedTuple):
-    """What a listing tells of an object.
+class ObjectInfo(NamedTuple):
+    """Metadata of a listed object.
 
     Attributes:
-      bytes: its size.
-      modified: when it was written, by the storage's clock.
+      bytes: Size in bytes.
+      modified: Time of the last write, by the storage's clock.
     """
 
     bytes: int
     modified: datetime
 
 
-class Snapshot(ABC):
-    """A folder as it is in one moment.
+class FolderSnapshot(ABC):
+    """Objects of a folder at one moment.
 
     Attributes:
-      objects: below the folder, by their path in it.
+      objects: Metadata of every object below the folder, by path relative to the folder.
     """
 
-    objects: dict[str, Object]
+    objects: dict[str, ObjectInfo]
 
     @abstractmethod
     def delete(self, first: str = "") -> None:
-        """Deletes these very objects, `first` before the others; what was written to the folder since stays."""
+        """Deletes the listed objects, `first` before the others. Objects written later are kept."""
 
 
 class Storage(ABC):
@@ -51,71 +51,74 @@ class Storage(ABC):
 
     @abstractmethod
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Reads an object, or at most `size` bytes of it from `offset` on.
+        """Reads an object, or at most `size` bytes of it starting at `offset`.
 
         Raises:
-          FileNotFoundError: there is no such object.
+          FileNotFoundError: The object does not exist.
         """
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
-        """Writes an object whole."""
+        """Writes an object atomically."""
 
     @abstractmethod
     def exists(self, path: str) -> bool:
-        """Whether the object is there."""
+        """Returns whether the object exists."""
 
     @abstractmethod
-    def names(self, folder: str) -> list[str]:
-        """Names of the folders directly in `folder`, sorted."""
+    def list_folders(self, folder: str) -> list[str]:
+        """Returns the sorted names of the folders directly in `folder`."""
 
     @abstractmethod
-    def files(self, folder: str) -> list[str]:
-        """Names of the objects directly in `folder`, sorted; unfinished writes are among them."""
+    def list_files(self, folder: str) -> list[str]:
+        """Returns the sorted names of the objects directly in `folder`, including unfinished writes."""
 
     @abstractmethod
-    def snapshot(self, folder: str) -> AbstractContextManager[Snapshot]:
-        """Holds on to what is below `folder` now, unfinished writes among it."""
+    def snapshot(self, folder: str) -> AbstractContextManager[FolderSnapshot]:
+        """Lists everything below `folder`, including unfinished writes, and pins it while the context is open."""
 
     @abstractmethod
     def delete(self, path: str, version: str | None = None) -> None:
-        """Deletes an object that may be gone already; with `version`, only if it still is at that version."""
+        """Deletes an object if it exists; with `version`, only if it is still at that version."""
 
     @abstractmethod
     def upload(self, local: Path, path: str) -> None:
-        """Copies a local file; what arrives is verified by checksum.
+        """Copies a local file into the storage and verifies the copy by checksum.
 
         Raises:
-          FileNotFoundError: there is no such local file.
+          FileNotFoundError: The local file does not exist.
         """
 
     @abstractmethod
     def download_folder(self, folder: str, local: Path) -> None:
-        """Copies every object under `folder` into a local folder; what arrives is verified by checksum."""
+        """Copies every object below `folder` into a local folder and verifies the copies by checksum."""
 
     @abstractmethod
     def read_version(self, path: str) -> tuple[bytes | None, str]:
-        """Returns an object's content (None where it is absent) and the version to hand to `replace`."""
+        """Returns an object's content, or None if it does not exist, and the version to pass to `replace`."""
 
     @abstractmethod
     def replace(self, path: str, data: bytes, version: str) -> None:
         """Replaces an object if it is still at `version`.
 
         Raises:
-          ConflictError: somebody else replaced it first.
+          ConflictError: Another writer replaced it first.
         """
 
     @abstractmethod
     def modified(self, path: str) -> datetime:
-        """When an object was written (UTC), by the storage's clock.
+        """Returns the time (UTC) of an object's last write, by the storage's clock.
 
         Raises:
-          FileNotFoundError: there is no such object.
+          FileNotFoundError: The object does not exist.
         """
 
     @abstractmethod
     def now(self) -> datetime:
-        """The time (UTC) by the storage's clock: ages are right whatever this machine's clock says. It is a write."""
+        """Returns the time (UTC) by the storage's clock, so that ages do not depend on the local clock.
+
+        This writes to the storage.
+        """
 
     def delete_folder(self, folder: str) -> None:
         """Deletes everything below `folder`."""
@@ -127,7 +130,11 @@ class Storage(ABC):
 
 
 def check_path(path: str) -> str:
-    """Returns `path` if it stays inside its root, else raises UsageError."""
+    """Returns `path` if it stays inside the storage's root.
+
+    Raises:
+      UsageError: The path is absolute, empty or contains `..`.
+    """
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise UsageError(f"path {path!r} leaves its storage; expected a relative path without '..'")

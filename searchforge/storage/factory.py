@@ -11,7 +11,7 @@ def open_storage(root: str) -> Storage:
     """Opens a local folder or gs://bucket/prefix.
 
     Raises:
-      UsageError: the scheme is another one, or there are no credentials for it.
+      UsageError: The scheme is not supported, or credentials are missing.
     """
     if root.startswith(GCS_SCHEME):
         from searchforge.storage.gcs import GcsStorage

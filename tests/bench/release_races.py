@@ -355,7 +355,7 @@ def main() -> None:
         if options.only != "folder":
             with serving_gcs(Path(scratch)) as url:
                 os.environ["STORAGE_EMULATOR_HOST"] = url
-                from searchforge.storage.gcs import gcs_client
+                from searchforge.storage.gcs_client import gcs_client
 
                 gcs_client().create_bucket("races")
                 report["bucket"] = race("gs://races/public", *counts)

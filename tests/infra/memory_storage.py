@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from searchforge.errors import ConflictError
 from searchforge.hashing import sha256_bytes
-from searchforge.storage.base import Object, Snapshot, Storage, check_path
+from searchforge.storage.base import FolderSnapshot, ObjectInfo, Storage, check_path
 
 
 class _Stored(NamedTuple):
@@ -60,13 +60,13 @@ class MemoryStorage(Storage):
     def exists(self, path: str) -> bool:
         return check_path(path) in self._shelf.objects
 
-    def names(self, folder: str) -> list[str]:
+    def list_folders(self, folder: str) -> list[str]:
         return sorted({name.partition("/")[0] for name in self._below(folder) if "/" in name})
 
-    def files(self, folder: str) -> list[str]:
+    def list_files(self, folder: str) -> list[str]:
         return sorted(name for name in self._below(folder) if "/" not in name)
 
-    def snapshot(self, folder: str) -> AbstractContextManager[Snapshot]:
+    def snapshot(self, folder: str) -> AbstractContextManager[FolderSnapshot]:
         return contextlib.nullcontext(MemorySnapshot(self._shelf, check_path(folder), self._below(folder)))
 
     def delete(self, path: str, version: str | None = None) -> None:
@@ -89,7 +89,7 @@ class MemoryStorage(Storage):
     def replace(self, path: str, data: bytes, version: str) -> None:
         with self._shelf.lock:
             if self.read_version(path)[1] != version:
-                raise ConflictError(f"{self.root}/{path} was replaced by another writer; read it again and decide anew")
+                raise ConflictError(f"{self.root}/{path} was replaced by another writer; read it again and retry")
             self.write(path, data)
 
     def modified(self, path: str) -> datetime:
@@ -117,12 +117,12 @@ class MemoryStorage(Storage):
             return {path.removeprefix(prefix): stored for path, stored in objects if path.startswith(prefix)}
 
 
-class MemorySnapshot(Snapshot):
+class MemorySnapshot(FolderSnapshot):
     """The objects of a folder as they were when they were listed."""
 
     def __init__(self, shelf: _Shelf, folder: str, seen: dict[str, _Stored]) -> None:
         self._shelf, self._folder, self._seen = shelf, folder, seen
-        self.objects = {name: Object(len(stored.data), stored.modified) for name, stored in seen.items()}
+        self.objects = {name: ObjectInfo(len(stored.data), stored.modified) for name, stored in seen.items()}
 
     def delete(self, first: str = "") -> None:
         with self._shelf.lock:

@@ -59,7 +59,7 @@ def bucket(gcs_host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> st
     """A fresh bucket's gs:// URL, with the environment that makes clients use the server."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_host)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    from searchforge.storage.gcs import gcs_client
+    from searchforge.storage.gcs_client import gcs_client
 
     name = f"bucket-{uuid.uuid4().hex}"
     gcs_client().create_bucket(name)

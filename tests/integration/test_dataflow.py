@@ -208,7 +208,7 @@ def _run(python: Path, checkout: Path, *arguments: str) -> None:  # noqa: F811
 
 def _shards(workspace: Workspace, run: str) -> dict[str, bytes]:
     folder = f"embeddings/{run}"
-    names = [name for name in workspace.storage.files(folder) if name.endswith(".tfrecord")]
+    names = [name for name in workspace.storage.list_files(folder) if name.endswith(".tfrecord")]
     assert names
     return {name: workspace.storage.read(f"{folder}/{name}") for name in names}
 

@@ -34,7 +34,7 @@ def test_objects_are_written_listed_and_copied(bucket: str, tmp_path: Path) -> N
     storage.write("a/long", b"0123456789")
     assert storage.read("a/long", 3, 4) == b"3456"
     assert storage.exists("a/one.json") and not storage.exists("a/none")
-    assert storage.names("a") == ["b"]
+    assert storage.list_folders("a") == ["b"]
     with pytest.raises(FileNotFoundError):
         storage.read("none")
     storage.download_folder("a", tmp_path / "copy")

@@ -15,7 +15,7 @@ from beam_jobs.corpus.reading import read_bytes
 from searchforge.errors import JobError, UsageError
 from searchforge.preprocessing import RejectedInput
 from searchforge.storage.factory import open_storage
-from searchforge.storage.gcs import gcs_client
+from searchforge.storage.gcs_client import gcs_client
 from tests.beam_jobs.corpus.test_archives import tar_bytes, tf_example, tfrecord_bytes
 
 pytestmark = pytest.mark.integration

@@ -14,7 +14,8 @@ from infra.releases.pruning import prune
 from infra.releases.releases import find_release, list_releases, live_release, publish, require_complete, rollback
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError
-from searchforge.storage.gcs import GcsStorage, RetryPolicy, crc32c_file
+from searchforge.storage.gcs import GcsStorage
+from searchforge.storage.gcs_client import RetryPolicy, crc32c_file
 from tests.infra.releases.release_world import FILES, commit_checked
 from tests.integration.faulty_proxy import Fault, FaultyProxy, Request, faulty_proxy
 

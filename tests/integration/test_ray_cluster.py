@@ -159,9 +159,9 @@ def test_checkpoints_are_kept_in_a_bucket_and_a_rerun_continues(
         results.append(np.load(tmp_path / f"{attempt}.npz")["history"])
     np.testing.assert_array_equal(*results)  # with its seconds: nothing was trained again
     storage = open_storage(f"{bucket}/workspace")
-    assert storage.names("cache/training") == ["run"]
+    assert storage.list_folders("cache/training") == ["run"]
     CheckpointStore(f"{bucket}/workspace").delete("run")
-    assert storage.names("cache/training") == []
+    assert storage.list_folders("cache/training") == []
 
 
 def test_a_cluster_that_is_not_there_is_one_line(corpus: Path, tmp_path: Path) -> None:

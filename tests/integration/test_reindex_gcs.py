@@ -22,7 +22,7 @@ def _upload(world: World, bucket: str) -> None:
     """Makes the bucket's photos those of the world's folder; objects of the same content stay as they are."""
     storage = open_storage(f"{bucket}/photos")
     there = {path.name: path for path in world.images.iterdir()}
-    for name in storage.files("all"):
+    for name in storage.list_files("all"):
         if name not in there:
             storage.delete(f"all/{name}")
     for name, path in there.items():
@@ -69,7 +69,7 @@ def test_a_bucket_is_brought_up_again_and_again_also_after_a_run_died(bucket: st
     assert len(target.ids("releases")) == 2  # the live one and the one before it
     assert len(world.workspace.ids("searchers")) == len(world.workspace.ids("checks")) == 2
     copies = world.workspace.local_storage
-    assert set(copies.names("searchers")) <= set(world.workspace.ids("searchers"))
+    assert set(copies.list_folders("searchers")) <= set(world.workspace.ids("searchers"))
     fresh = load_config(None, {"workspace": str(tmp_path / "elsewhere"), "releases": f"{bucket}/apps"})
     image = sorted(world.images.iterdir())[0]
     assert api.search(fresh, str(image), 1)[0].id == image.name

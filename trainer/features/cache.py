@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from searchforge.errors import JobError
 from searchforge.hashing import content_id
+from searchforge.storage.files import atomic_write
 
 _CORRUPT = (EOFError, ValueError, KeyError, BadZipFile, zlib.error)
 """Errors of reading a damaged file."""
@@ -77,15 +78,11 @@ class FeatureCache:
         """
         folder = self._root / name
         path = folder / f"{content_id(list(keys))}.npz"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with atomic_write(path) as file:
                 np.savez(file, keys=np.array(keys, "S64"), values=values)
-            temporary.replace(path)
         except OSError as error:
-            with contextlib.suppress(OSError):  # may fail for the same reason
-                temporary.unlink(missing_ok=True)
             raise JobError(f"cannot write features to {folder}: {error.strerror}") from error
         return {key: (path, row) for row, key in enumerate(keys)}
 

@@ -20,6 +20,7 @@ from beam_jobs.corpus.reading import read_bytes
 from searchforge.captions.formats import MAX_LINE
 from searchforge.errors import JobError, UsageError
 from searchforge.preprocessing import RejectedInput
+from searchforge.storage.gcs_client import RetryPolicy
 
 
 def _images(source: Path | str) -> dict[str, Item]:
@@ -330,7 +331,7 @@ def test_a_bucket_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: p
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        monkeypatch.setattr(buckets, "_RETRY", buckets._RETRY.with_timeout(0.5))
+        monkeypatch.setattr(buckets, "POLICY", RetryPolicy(retry_seconds=0.5))
         (tmp_path / "list.txt").write_text("gs://photos/a.jpg\n")
         for source in ("gs://photos/folder", "gs://photos", "gs://photos/*.jpg", str(tmp_path / "list.txt")):
             with pytest.raises(JobError, match=r"gs://photos cannot be reached .*check the network"):

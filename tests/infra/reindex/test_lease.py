@@ -261,4 +261,4 @@ def test_racing_processes_never_hold_it_together(tmp_path: Path, processes: int,
     for process in racing:
         process.join()
     assert storage.read("count") == b"%d" % (processes * rounds)
-    assert sorted(map(int, storage.files("fences"))) == list(range(1, processes * rounds + 1))
+    assert sorted(map(int, storage.list_files("fences"))) == list(range(1, processes * rounds + 1))

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from searchforge.artifacts.workspace import Workspace
-from searchforge.storage.base import Snapshot, Storage
+from searchforge.storage.base import FolderSnapshot, Storage
 
 CHANGES = ("write", "delete", "upload", "replace", "now")
 """Calls that change something. Dying before any other call leaves the same state as dying before the next of these."""
 
-CALLS = (*CHANGES, "read", "exists", "names", "files", "snapshot", "read_version", "modified")
+CALLS = (*CHANGES, "read", "exists", "list_folders", "list_files", "snapshot", "read_version", "modified")
 
 
 class KilledError(BaseException):
@@ -52,7 +52,7 @@ class Steps:
             snapshot = storage.snapshot
 
             @contextlib.contextmanager
-            def stepped(folder: str) -> Iterator[Snapshot]:
+            def stepped(folder: str) -> Iterator[FolderSnapshot]:
                 with snapshot(folder) as found:
                     yield _SteppedSnapshot(found, self._step)
 
@@ -77,10 +77,10 @@ class Steps:
             self._event()
 
 
-class _SteppedSnapshot(Snapshot):
+class _SteppedSnapshot(FolderSnapshot):
     """Deletes the objects of another snapshot one by one."""
 
-    def __init__(self, snapshot: Snapshot, step: Callable[[], None]) -> None:
+    def __init__(self, snapshot: FolderSnapshot, step: Callable[[], None]) -> None:
         self.objects, self._snapshot, self._step = snapshot.objects, snapshot, step
 
     def delete(self, first: str = "") -> None:

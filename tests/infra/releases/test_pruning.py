@@ -227,8 +227,8 @@ def test_a_killed_prune_is_finished_by_the_next_one(actors: PruneActors, interle
         require_sound(workspace)
         actors.prune(workspace)
         require_sound(workspace)
-        assert len(workspace.storage.names("releases")) == 2 == len(_ids(workspace))
-        assert not workspace.storage.files(tombstones.FOLDER)
+        assert len(workspace.storage.list_folders("releases")) == 2 == len(_ids(workspace))
+        assert not workspace.storage.list_files(tombstones.FOLDER)
 
     interleaved(dying(actors.prune), killed, verify, calls=CHANGES)
 

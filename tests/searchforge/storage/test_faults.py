@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from searchforge.errors import JobError
-from searchforge.storage.local import LocalStorage, locked
+from searchforge.storage.files import locked
+from searchforge.storage.local import LocalStorage
 
 NOBODY = 65534
 
@@ -68,7 +69,7 @@ def test_a_full_device_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pyt
         "read('a/x')",
         "exists('a/x')",
         "now()",
-        "files('a')",
+        "list_files('a')",
     ],
 )
 def test_lost_permission_is_named(tmp_path: Path, call: str) -> None:
@@ -189,11 +190,11 @@ def test_a_snapshot_deletes_what_it_saw_and_nothing_else(tmp_path: Path) -> None
         (tmp_path / "a").rename(tmp_path / "moved")
         storage.write("a/1", b"new")
         snapshot.delete(first="1")
-    assert storage.read("a/1") == b"new" and storage.files("moved") == []
+    assert storage.read("a/1") == b"new" and storage.list_files("moved") == []
     with storage.snapshot("a") as snapshot:
         storage.write("a/late", b"new")
         snapshot.delete()
-    assert storage.files("a") == ["late"]
+    assert storage.list_files("a") == ["late"]
     storage.delete_folder("a")
     storage.delete_folder("none")
     assert not (tmp_path / "a").exists()

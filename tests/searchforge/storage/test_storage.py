@@ -11,7 +11,8 @@ import pytest
 from searchforge.errors import ConflictError, JobError, UsageError
 from searchforge.storage.base import Storage
 from searchforge.storage.factory import open_storage
-from searchforge.storage.local import LocalStorage, make_folder
+from searchforge.storage.files import make_folder
+from searchforge.storage.local import LocalStorage
 from tests.infra.memory_storage import MemoryStorage
 
 # The contract, which the storage in memory keeps as a folder does, so that tests can use it in a folder's stead.
@@ -28,8 +29,8 @@ def test_objects_are_written_and_listed(storage: Storage) -> None:
     storage.write("b/three.json", b"3")
     assert storage.read("a/one.json") == b"1"
     assert storage.exists("b/c/two.json") and not storage.exists("b/c") and not storage.exists("b/c/none")
-    assert (storage.names("b"), storage.files("b")) == (["c"], ["three.json"])
-    assert (storage.names("none"), storage.files("none")) == ([], [])
+    assert (storage.list_folders("b"), storage.list_files("b")) == (["c"], ["three.json"])
+    assert (storage.list_folders("none"), storage.list_files("none")) == ([], [])
     storage.write("a/one.json", b"again")
     assert storage.read("a/one.json") == b"again"
 
@@ -53,7 +54,7 @@ def test_a_failed_write_leaves_the_old_object_and_no_litter(storage: Storage, tm
     with pytest.raises(FileNotFoundError):
         storage.upload(tmp_path / "missing", "a/x")
     assert storage.read("a/x") == b"old"
-    assert storage.files("a") == ["x"]
+    assert storage.list_files("a") == ["x"]
 
 
 def test_files_are_copied_in_and_folders_out(storage: Storage, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_an_object_is_deleted_only_at_the_version_that_was_read(storage: Storage
     storage.delete("a/x", storage.read_version("a/x")[1])
     storage.delete("a/x", version)
     storage.delete("a/x")
-    assert not storage.exists("a/x") and storage.files("a") == [], "its lock goes too"
+    assert not storage.exists("a/x") and storage.list_files("a") == [], "its lock goes too"
 
 
 def test_of_racing_writers_one_wins(storage: Storage) -> None:
@@ -150,10 +151,14 @@ def test_a_snapshot_deletes_what_it_saw_and_not_what_came_since(storage: Storage
         storage.write("a/late", b"new")
         storage.write("a/sub/late", b"new")
         snapshot.delete(first)
-    assert (storage.files("a"), storage.files("a/sub"), storage.files("b")) == (["late"], ["late"], ["4"])
+    assert (storage.list_files("a"), storage.list_files("a/sub"), storage.list_files("b")) == (
+        ["late"],
+        ["late"],
+        ["4"],
+    )
     storage.delete_folder("a")
     storage.delete_folder("none")
-    assert (storage.files("a"), storage.names("a")) == ([], [])
+    assert (storage.list_files("a"), storage.list_folders("a")) == ([], [])
 
 
 # What only the storage in memory can do.
@@ -165,7 +170,7 @@ def test_clients_share_objects_and_forks_do_not() -> None:
     other, fork = storage.another_client(), storage.fork()
     other.write("a/x", b"2")
     fork.write("a/y", b"3")
-    assert (storage.read("a/x"), fork.read("a/x"), storage.files("a")) == (b"2", b"1", ["x"])
+    assert (storage.read("a/x"), fork.read("a/x"), storage.list_files("a")) == (b"2", b"1", ["x"])
 
 
 def test_the_clock_of_a_storage_in_memory_is_set() -> None:
