@@ -1,1 +1,1 @@
-"""Training loops: of the projection heads and of whole towers, with their checkpoints."""
+"""Trains projection heads, and fine-tunes towers, on Ray workers with checkpoints."""

@@ -1,4 +1,4 @@
-"""Where checkpoints of training are kept: in the workspace, so that every node of a cluster reaches them."""
+"""Stores training checkpoints in the workspace, where every node of a cluster can reach them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from searchforge.storage.base import GCS_SCHEME
 
 
 class CheckpointStore:
-    """A folder of the workspace, as Ray Train wants it.
+    """The checkpoint folder of a workspace, as a pyarrow filesystem and path for Ray Train.
 
     Attributes:
-      filesystem: of pyarrow; it may be sent to other processes.
-      path: of the folder on it.
+      filesystem: pyarrow filesystem; it can be pickled.
+      path: path of the folder on that filesystem.
 
     Args:
-      root: of the workspace: a local folder, which all nodes must see under this path, or gs://bucket/prefix.
+      root: root of the workspace: a local folder that all nodes see under the same path, or gs://bucket/prefix.
     """
 
     def __init__(self, root: str) -> None:
@@ -33,7 +33,7 @@ class CheckpointStore:
         self.path = f"{root.rstrip('/')}/cache/training"
 
     def delete(self, run: str) -> None:
-        """Deletes the checkpoints of a run, if there are any."""
+        """Deletes the checkpoints of a run, if any."""
         from pyarrow import fs
 
         folder = f"{self.path}/{run}"

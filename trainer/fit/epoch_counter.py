@@ -1,10 +1,10 @@
-"""A Ray actor that counts finished epochs. It imports nothing, so that its process starts at once."""
+"""Defines the Ray actor that counts finished epochs; it imports nothing, so that its process starts quickly."""
 
 from __future__ import annotations
 
 
 class EpochCounter:
-    """The highest number that it was given."""
+    """Holds the highest epoch number reported so far."""
 
     def __init__(self) -> None:
         self._done = 0

@@ -1,11 +1,11 @@
-"""Tuning of towers: training goes on from the heads that were trained on frozen features, through the towers.
+"""Fine-tunes towers together with heads that were trained on frozen features.
 
-The loss is that of the whole global batch, whatever fits into memory (GradCache: Gao et al. 2021, arXiv:2101.06983):
-features are computed in micro-batches without gradients, the gradient of the loss with respect to the features is
-taken at once, and is then carried through the tower in the same micro-batches. Towers have neither dropout nor batch
-statistics, so that both passes are the same function.
+GradCache (Gao et al. 2021, arXiv:2101.06983) gives the gradient of the whole global batch in limited memory: features
+are computed in micro-batches without gradients, the gradient of the loss with respect to all features is taken at
+once, and is then backpropagated through the tower in the same micro-batches. Towers have neither dropout nor batch
+statistics, so both passes compute the same function.
 
-The plain view of each image is used, and no mixing.
+Images are not augmented, and mixup is not applied.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ FROZEN = "frozen"
 
 @dataclass(frozen=True)
 class FinetuningResult:
-    """What tuning gives.
+    """Result of fine-tuning.
 
     Attributes:
-      heads: of the dual encoder, see DualEncoder.state.
-      towers: by modality, weights for Tower.assign; empty where it stayed frozen.
+      heads: weights of the dual encoder; see DualEncoder.state.
+      towers: weights for Tower.assign, by modality; empty for a frozen tower.
       history: see loop.TrainingResult.
     """
 
@@ -52,12 +52,15 @@ class FinetuningResult:
 
 
 def is_enabled(config: TrainConfig) -> bool:
-    """Whether any tower is tuned."""
+    """Returns whether any tower is to be fine-tuned."""
     return config.tune_image != FROZEN or config.tune_text != FROZEN
 
 
 def tunable_variables(tower: Any, part: str) -> dict[str, Any]:
-    """Returns the variables of a part of a tower, `last_<k>_...` or `full`, by name; none of a frozen one.
+    """Returns the variables to fine-tune by name: none, all, or those of the last blocks or layers.
+
+    Args:
+      part: `frozen`, `full`, or `last_<k>_blocks` or `last_<k>_layers`.
 
     Raises:
       UsageError: the tower has no such part.
@@ -65,12 +68,12 @@ def tunable_variables(tower: Any, part: str) -> dict[str, Any]:
     if part == FROZEN:
         return {}
     last = re.fullmatch(r"last_(\d+)_\w+", part)
-    found: dict[str, Any] = tower.tunable_variables(int(last[1]) if last else None)
-    return found
+    variables: dict[str, Any] = tower.tunable_variables(int(last[1]) if last else None)
+    return variables
 
 
 def check_settings(config: TrainConfig, image_tower: Any, text_tower: Any) -> None:
-    """Raises UsageError where a part that is to be tuned is not there."""
+    """Raises UsageError if a tower lacks the part that is to be fine-tuned."""
     for key, part, tower in (
         ("tune_image", config.tune_image, image_tower),
         ("tune_text", config.tune_text, text_tower),
@@ -82,7 +85,7 @@ def check_settings(config: TrainConfig, image_tower: Any, text_tower: Any) -> No
 
 
 def finetune(task: FinetuningTask, store: CheckpointStore, name: str, threads: int) -> FinetuningResult:
-    """Tunes towers and heads; see `loop.fit` for the arguments and errors."""
+    """Fine-tunes towers and heads; see `loop.fit` for arguments and errors."""
     trained = fit(task, store, f"{name}-towers", threads)
     towers = {modality: _weights(trained, modality) for modality in ("image", "text")}
     return FinetuningResult(_weights(trained, "heads"), towers, trained.history)
@@ -96,13 +99,13 @@ def _weights(trained: TrainingResult, prefix: str) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class FinetuningTask:
-    """See loop.Task.
+    """Fine-tuning of towers and heads; see loop.Task.
 
     Attributes:
-      data: features of the frozen towers; those of a tower that is tuned are not used.
-      specs: image and text tower.
-      paths, texts: the images and captions in the rows of `data`.
-      heads: weights to begin with, see DualEncoder.state.
+      data: features of the frozen towers; not used for towers that are fine-tuned.
+      specs: image tower and text tower.
+      paths, texts: images and captions, in the order of the rows of `data`.
+      heads: initial weights; see DualEncoder.state.
     """
 
     config: TrainConfig
@@ -138,7 +141,7 @@ class FinetuningTask:
 
 
 class FinetuningRun:
-    """See loop.Run; `result/heads/...`, `result/image/...` and `result/text/...` are the weights."""
+    """State of fine-tuning; see loop.Run. `result/` has the weights of `heads/`, `image/` and `text/`."""
 
     def __init__(self, task: FinetuningTask, strategy: Any, steps: int) -> None:
         import tensorflow as tf
@@ -149,28 +152,28 @@ class FinetuningRun:
         config, data = task.config, task.data
         self._model = DualEncoder(config, data.images.shape[-1], data.texts.shape[-1])
         self._model.load(task.heads)
-        self._sides: dict[str, MicroBatchedTower] = {}
+        self._towers: dict[str, MicroBatchedTower] = {}
         rates = []
         if config.tune_image != FROZEN:
             tower = load_image_tower(task.specs[0])
             self._preprocessing = tower.preprocessing
             run, variables = functools.partial(_run_on_pixels, tower), tunable_variables(tower, config.tune_image)
-            self._sides["image"] = MicroBatchedTower(run, variables, config.tune_micro_batch)
+            self._towers["image"] = MicroBatchedTower(run, variables, config.tune_micro_batch)
             rates.append(config.tune_image_learning_rate)
         if config.tune_text != FROZEN:
             text_tower = load_text_tower(task.specs[1])
             variables = tunable_variables(text_tower, config.tune_text)
-            self._sides["text"] = MicroBatchedTower(text_tower, variables, config.tune_micro_batch)
+            self._towers["text"] = MicroBatchedTower(text_tower, variables, config.tune_micro_batch)
             rates.append(config.tune_text_learning_rate)
 
         def optimizer(variables: Sequence[Any], rate: float) -> AdamW:
             schedule = cosine(rate, steps * task.epochs)
-            kept = [self._model.log_temperature]
-            return AdamW(variables, schedule, lambda step: config.weight_decay * schedule(step), kept)
+            no_decay = [self._model.log_temperature]
+            return AdamW(variables, schedule, lambda step: config.weight_decay * schedule(step), no_decay)
 
         self._optimizers = [optimizer(self._model.trainable_variables, config.tune_learning_rate)]
-        for side, rate in zip(self._sides.values(), rates, strict=True):
-            self._optimizers.append(optimizer(list(side.variables.values()), rate))
+        for tuned, rate in zip(self._towers.values(), rates, strict=True):
+            self._optimizers.append(optimizer(list(tuned.variables.values()), rate))
         self._pool = ThreadPoolExecutor(tf.config.threading.get_intra_op_parallelism_threads() or 1)
 
         @tf.function(reduce_retracing=True)
@@ -180,7 +183,7 @@ class FinetuningRun:
         @tf.function
         def add_up(gradients: Any) -> Any:
             def over_workers(*parts: Any) -> Any:
-                # An argument of a function has no device yet, and the reduction asks for one.
+                # The reduction needs tensors with a device, which the arguments of a function do not have.
                 parts = tuple(tf.identity(part) for part in parts)
                 return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(parts))
 
@@ -188,8 +191,8 @@ class FinetuningRun:
 
         @tf.function
         def apply(gradients: Any) -> None:
-            for one, own in zip(self._optimizers, gradients, strict=True):
-                one.apply(own)
+            for each, part in zip(self._optimizers, gradients, strict=True):
+                each.apply(part)
 
         self._compare_all, self._add_up, self._apply = compare, add_up, apply
         self.step: Callable[..., Any] = self._step
@@ -200,32 +203,34 @@ class FinetuningRun:
         return loss
 
     def gradients(self, images: Array, texts: Array, text_ids: Array, seed: Array | None) -> tuple[Any, list[Any]]:
-        """Returns the loss over the global batch, and its gradients for the heads and for each tuned tower.
+        """Returns the global batch's loss, and its gradients for the heads and for each fine-tuned tower.
 
-        Arguments are what `FinetuningTask.batch` returned, and a dropout seed, or None for no dropout.
+        Args:
+          images, texts, text_ids: the result of `FinetuningTask.batch`.
+          seed: dropout seed, int32 [2], or None for no dropout.
         """
         inputs: dict[str, Any] = {}
-        if "image" in self._sides:
+        if "image" in self._towers:
             paths = map(Path, images)
             pixels = self._pool.map(functools.partial(reread_pixels, preprocessing=self._preprocessing), paths)
             inputs["image"] = images = np.stack(list(pixels))
-            images = self._sides["image"].features(images)
-        if "text" in self._sides:
+            images = self._towers["image"].features(images)
+        if "text" in self._towers:
             inputs["text"] = texts.reshape(-1)
-            texts = self._sides["text"].features(inputs["text"]).reshape(*text_ids.shape, -1)
-        # All pairs of heads are given the same batch.
+            texts = self._towers["text"].features(inputs["text"]).reshape(*text_ids.shape, -1)
+        # All ensemble members share the same batch.
         loss, heads, *by_features = self._compare_all(
             images[:, np.newaxis], texts[:, np.newaxis], text_ids[:, np.newaxis], seed
         )
-        found = [heads]
-        for side, gradient in zip(("image", "text"), by_features, strict=True):
-            if side in self._sides:
-                rows = gradient.numpy().reshape(len(inputs[side]), -1)
-                found.append(self._add_up(self._sides[side].gradients(inputs[side], rows)))
-        return loss, found
+        gradients = [heads]
+        for modality, gradient in zip(("image", "text"), by_features, strict=True):
+            if modality in self._towers:
+                rows = gradient.numpy().reshape(len(inputs[modality]), -1)
+                gradients.append(self._add_up(self._towers[modality].gradients(inputs[modality], rows)))
+        return loss, gradients
 
     def _compare(self, images: Any, texts: Any, text_ids: Any, seed: Any) -> tuple[Any, ...]:
-        """In a replica: the global loss, its gradients for the heads over all workers, and for the own features."""
+        """Returns the global loss and its gradients for the heads, summed over workers, and for the local features."""
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
@@ -247,8 +252,8 @@ class FinetuningRun:
 
     def state(self) -> dict[str, Array]:
         state = {f"result/heads/{name}": value for name, value in self._model.state().items()}
-        for side, tower in self._sides.items():
-            state |= {f"result/{side}/{name}": variable.numpy() for name, variable in tower.variables.items()}
+        for modality, tower in self._towers.items():
+            state |= {f"result/{modality}/{name}": variable.numpy() for name, variable in tower.variables.items()}
         for i, optimizer in enumerate(self._optimizers):
             state |= {f"optimizer/{i}/{j}": variable.numpy() for j, variable in enumerate(optimizer.variables)}
         return state
@@ -256,23 +261,23 @@ class FinetuningRun:
     def load(self, state: dict[str, Array]) -> None:
         heads = {k.removeprefix("result/heads/"): v for k, v in state.items() if k.startswith("result/heads/")}
         self._model.load(heads)
-        for side, tower in self._sides.items():
+        for modality, tower in self._towers.items():
             for name, variable in tower.variables.items():
-                variable.assign(state[f"result/{side}/{name}"])
+                variable.assign(state[f"result/{modality}/{name}"])
         for i, optimizer in enumerate(self._optimizers):
             for j, variable in enumerate(optimizer.variables):
                 variable.assign(state[f"optimizer/{i}/{j}"])
 
 
 class MicroBatchedTower:
-    """A tower that takes as many inputs at once as its memory allows, and its gradient for all of them.
+    """Runs a tower and its backward pass in micro-batches.
 
-    On a GPU its products are of bfloat16 numbers, as far as it is made of trainer.towers.layers.
+    On a GPU, the layers of trainer.towers.layers multiply in bfloat16.
 
     Args:
-      tower: float32 [n, width] of a batch of inputs.
-      variables: to be trained, by name.
-      size: inputs at once.
+      tower: function from a batch of inputs to features, float32 [n, width].
+      variables: variables to train, by name.
+      size: number of inputs per micro-batch.
     """
 
     def __init__(self, tower: Callable[[Any], Any], variables: dict[str, Any], size: int) -> None:
@@ -296,21 +301,21 @@ class MicroBatchedTower:
                 tape.watch(trained)
                 features = tower(inputs)
             zero = tf.UnconnectedGradients.ZERO
-            found = tape.gradient(features, trained, by_features, unconnected_gradients=zero)
-            return [tf.convert_to_tensor(gradient) for gradient in found]  # that of a table of words is sparse
+            gradients = tape.gradient(features, trained, by_features, unconnected_gradients=zero)
+            return [tf.convert_to_tensor(gradient) for gradient in gradients]  # embedding tables have sparse gradients
 
         self._forward, self._backward = forward, backward
 
     def features(self, inputs: Array) -> Array:
-        """Returns float32 [n, width]."""
+        """Returns the features of the inputs, float32 [n, width]."""
         return np.concatenate([self._forward(inputs[part]).numpy() for part in self._parts(len(inputs))])
 
     def gradients(self, inputs: Array, by_features: Array) -> list[Any]:
-        """Returns the gradients of the variables, in their order, given those of the features, float32 [n, width]."""
+        """Backpropagates the features' gradients, float32 [n, width], to the variables, in their order."""
         total: list[Any] = []
         for part in self._parts(len(inputs)):
-            found = self._backward(inputs[part], by_features[part])
-            total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+            gradients = self._backward(inputs[part], by_features[part])
+            total = [a + b for a, b in zip(total, gradients, strict=True)] if total else gradients
         return total
 
     def _parts(self, count: int) -> list[slice]:
@@ -318,7 +323,7 @@ class MicroBatchedTower:
 
 
 def _run_on_pixels(tower: Any, pixels: Any) -> Any:
-    """Features of uint8 [n, h, w, 3]."""
+    """Runs an image tower on unscaled pixels, uint8 [n, h, w, 3]."""
     import tensorflow as tf
 
     preprocessing: Preprocessing = tower.preprocessing

@@ -1,4 +1,4 @@
-"""Training of the heads on cached features: the model, its optimizer and the moving average of its weights."""
+"""Trains the projection heads on cached features, with AdamW and a moving average of the weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Array = npt.NDArray[Any]
 def train_heads(
     config: TrainConfig, data: TrainingSet, store: CheckpointStore, name: str, threads: int
 ) -> TrainingResult:
-    """Trains the heads; see `loop.fit`. The weights are the dual encoder's, see DualEncoder.state."""
+    """Trains the heads; see `loop.fit`. The resulting weights are those of DualEncoder.state."""
     return fit(HeadTask(config, data), store, f"{name}-heads", threads)
 
 
 @dataclass(frozen=True)
 class HeadTask:
-    """See loop.Task."""
+    """Training of the projection heads; see loop.Task."""
 
     config: TrainConfig
     data: TrainingSet
@@ -49,7 +49,7 @@ class HeadTask:
 
 
 class HeadRun:
-    """See loop.Run; `result/...` are the weights, or their moving average where that is on."""
+    """State of training the heads; see loop.Run. `result/...` are the averaged weights, if averaging is enabled."""
 
     def __init__(self, config: TrainConfig, data: TrainingSet, strategy: Any, steps: int) -> None:
         import tensorflow as tf
@@ -62,10 +62,10 @@ class HeadRun:
         variables = self._model.trainable_variables
         self._average = [tf.Variable(variable, trainable=False) for variable in variables]
         schedule = _schedule(config, steps)
-        # The 2022 recipe's optimizer (TensorFlow Addons) does not multiply the decay with the learning rate.
-        follows = (lambda _step: 1.0) if config.preset == "recipe2022" else schedule
+        # The 2022 recipe's optimizer (TensorFlow Addons) does not scale the weight decay with the learning rate.
+        decay_factor = (lambda _step: 1.0) if config.preset == "recipe2022" else schedule
         self._optimizer = AdamW(
-            variables, schedule, lambda step: config.weight_decay * follows(step), [self._model.log_temperature]
+            variables, schedule, lambda step: config.weight_decay * decay_factor(step), [self._model.log_temperature]
         )
         gradients = gradient_step(strategy, self._model)
 
@@ -73,7 +73,7 @@ class HeadRun:
         def step(images: Any, texts: Any, text_ids: Any, seed: Any) -> Any:
             loss, grads = gradients(images, texts, text_ids, seed)
             done = tf.cast(self._optimizer.steps, tf.float32)
-            # A young average follows the weights closely: it must not remember where they began.
+            # Use a lower decay in the first steps, so that the average forgets the initial weights.
             keep = tf.minimum(config.ema, (1.0 + done) / (10.0 + done)) if config.ema else 0.0
             self._optimizer.apply(grads)
             for average, variable in zip(self._average, variables, strict=True):
@@ -94,11 +94,11 @@ class HeadRun:
         weights = self._model.state()
         state = {f"weights/{name}": value for name, value in weights.items()}
         trained = self._model.trainable_variables
-        now = [variable.numpy() for variable in trained]
+        current = [variable.numpy() for variable in trained]
         for variable, average in zip(trained, self._average, strict=True):
             variable.assign(average)
         state |= {f"result/{name}": value for name, value in self._model.state().items()}
-        for variable, value in zip(trained, now, strict=True):
+        for variable, value in zip(trained, current, strict=True):
             variable.assign(value)
         return {**state, **{f"optimizer/{i}": variable.numpy() for i, variable in enumerate(self._optimizer.variables)}}
 
@@ -113,7 +113,7 @@ class HeadRun:
 
 
 def _schedule(config: TrainConfig, steps: int) -> Any:
-    """The preset's learning rate: warm-up and cosine, or the 2022 recipe's exponential decay after three epochs."""
+    """Returns the preset's learning rate schedule: cosine with warm-up, or exponential decay after three epochs."""
     import tf_keras
 
     from trainer.model.optimizer import cosine

@@ -1,8 +1,7 @@
-"""The training loop under Ray Train on N workers, whatever it trains: epochs, checkpoints, recovery and history.
+"""Runs a training task on N Ray Train workers, with checkpoints, recovery and a history of its epochs.
 
-Every worker takes its part of each global batch; gradients and the loss are those of the whole batch. All random
-choices follow from the seed and the step, so that a killed worker or run continues from the last checkpoint and ends
-with the same weights.
+Each worker processes its part of every global batch; loss and gradients are those of the whole batch. All random
+choices depend only on the seed and the step, so a run that resumes from a checkpoint ends with the same weights.
 """
 
 from __future__ import annotations
@@ -34,45 +33,45 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 CHECKPOINTS = 10
-"""Checkpoints of a run: a killed one repeats at most this part of its epochs."""
+"""Number of checkpoints per run; a killed run repeats at most a tenth of its epochs."""
 
 MAX_FAILURES = 5
-"""How often lost workers are replaced in one run."""
+"""Maximum number of times that lost workers are replaced in one run."""
 
 _CHECKPOINT = "checkpoint.npz"
 _HISTORY = ("epoch", "loss", "learning_rate", "temperature", "seconds")
 
 
 class Run(Protocol):
-    """The state of training in a worker.
+    """State of a training task in one worker.
 
     Attributes:
-      step: trains on a batch and a dropout seed, int32 [2]; returns the loss over the global batch.
+      step: function that trains on a batch with a dropout seed, int32 [2], and returns the global batch's loss.
     """
 
     step: Callable[..., Any]
 
     @property
     def learning_rate(self) -> float:
-        """Of the last step."""
+        """Learning rate of the last step."""
 
     @property
     def temperature(self) -> float:
-        """Of the loss, now."""
+        """Current temperature of the loss."""
 
     def state(self) -> dict[str, Array]:
-        """Returns everything that the rest of the run depends on; `result/...` is what training gives."""
+        """Returns everything that a checkpoint needs; the entries `result/...` are the result of training."""
 
     def load(self, state: dict[str, Array]) -> None:
-        """Continues from what `state()` returned."""
+        """Restores the result of `state()`."""
 
 
 class Task(Protocol):
-    """What is trained, and on what; it travels to the workers."""
+    """A model and the data to train it on; it is pickled and sent to the workers."""
 
     @property
     def label(self) -> str:
-        """Label of progress and error messages, such as "training heads"."""
+        """Label of progress and error messages, for example `training heads`."""
 
     @property
     def config(self) -> TrainConfig:
@@ -80,33 +79,33 @@ class Task(Protocol):
 
     @property
     def epochs(self) -> int:
-        """To be trained."""
+        """Number of epochs."""
 
     @property
     def images(self) -> int:
         """Number of training images."""
 
     def start(self, strategy: Any, steps: int) -> Run:
-        """Returns the state before the first of `steps` steps an epoch."""
+        """Returns the initial state, given the number of steps per epoch."""
 
     def batch(self, rows: Array, random: np.random.Generator, part: slice) -> tuple[Any, ...]:
         """Returns one worker's part of a global batch.
 
-        Every worker calls this with a generator in the same state.
+        Every worker must call this with a generator in the same state.
 
         Args:
           rows: images of the global batch.
-          part: this worker's share of them.
+          part: this worker's part of the rows.
         """
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training gives.
+    """Result of training.
 
     Attributes:
-      weights: by name; of the task.
-      history: of each epoch, `epoch` (from 1), mean `loss`, `learning_rate` and `temperature` at its end, and
+      weights: trained weights by name, as the task defines them.
+      history: for each epoch, `epoch` (from 1), the mean `loss`, the final `learning_rate` and `temperature`, and
         `seconds`.
     """
 
@@ -115,17 +114,17 @@ class TrainingResult:
 
 
 def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> TrainingResult:
-    """Trains; call it inside `cluster.ray_cluster`. A run of the same name continues where it was killed.
+    """Runs a training task; call it inside `ray_cluster`.
 
-    A worker that is lost is replaced, and training goes on from the last checkpoint.
+    Resumes a killed run of the same name. Lost workers are replaced, and training continues from the last checkpoint.
 
     Args:
-      store: where Ray Train keeps checkpoints.
-      name: of the run; derived from everything that the result depends on.
-      threads: of each worker.
+      store: storage of checkpoints.
+      name: name of the run, derived from everything that determines its result.
+      threads: number of threads per worker.
 
     Raises:
-      JobError: the loss is not a number any more, or workers failed again and again.
+      JobError: the loss is no longer finite, or workers failed more than MAX_FAILURES times.
     """
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -135,8 +134,8 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Training
 
     workers = task.config.workers
     if (cpus := ray.cluster_resources().get("CPU", 0)) < workers:
-        # Ray would wait for ever.
-        logger.info(f"the Ray cluster has {cpus:g} CPUs, but train.workers is {workers}: it waits for more nodes")
+        # Ray waits indefinitely.
+        logger.info(f"the Ray cluster has {cpus:g} CPUs, but train.workers is {workers}; waiting for more nodes")
     counter = ray.remote(num_cpus=0)(EpochCounter).remote()
     trainer = TensorflowTrainer(
         _worker,
@@ -157,10 +156,10 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Training
         ),
     )
     try:
-        with _shown_progress(counter, task.label, task.epochs):
+        with _progress_bar(counter, task.label, task.epochs):
             result = trainer.fit()
-    except Exception as error:  # Ray wraps what a worker raised in errors of its own
-        raise JobError(f"training failed ({task.label}): {root_cause(error)}") from error
+    except Exception as error:  # Ray wraps the errors of workers
+        raise JobError(f"{task.label} failed: {root_cause(error)}") from error
     if result.return_value:
         raise JobError(result.return_value)
     if result.checkpoint is None:
@@ -173,8 +172,8 @@ def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> Training
 
 
 @contextlib.contextmanager
-def _shown_progress(counter: Any, label: str, epochs: int) -> Iterator[None]:
-    """Shows what the workers count, from a thread: Ray Train's own call returns only at the end."""
+def _progress_bar(counter: Any, label: str, epochs: int) -> Iterator[None]:
+    """Shows the finished epochs from a thread, because Ray Train's `fit` blocks until the end."""
     import ray
 
     ended = threading.Event()
@@ -183,7 +182,7 @@ def _shown_progress(counter: Any, label: str, epochs: int) -> Iterator[None]:
         shown, last = 0, False
         while not last:
             last = ended.wait(0.5)
-            with contextlib.suppress(ray.exceptions.RayError):  # the counter's node may be lost
+            with contextlib.suppress(ray.exceptions.RayError):  # the counter's node may have been lost
                 done = ray.get(counter.get.remote())
                 advance(done - shown)
                 shown = done
@@ -199,13 +198,13 @@ def _shown_progress(counter: Any, label: str, epochs: int) -> Iterator[None]:
 
 
 def _worker(settings: dict[str, Any]) -> str | None:
-    """Runs in every Ray Train worker; returns what makes going on useless, such as a loss that is not a number."""
+    """Trains in a Ray Train worker; returns a message if training cannot succeed, for example if the loss diverges."""
     import ray
     import ray.train
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(settings["threads"])
-    tf.config.threading.set_inter_op_parallelism_threads(2)  # one may wait for the other workers
+    tf.config.threading.set_inter_op_parallelism_threads(2)  # one of them may be waiting for other workers
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
     task: Task = ray.get(settings["task"][0])
@@ -220,8 +219,8 @@ def _worker(settings: dict[str, Any]) -> str | None:
         run.load(state)
 
     try:
-        for figures in run_epochs(task, run, len(history), rank):
-            history.append(figures)
+        for metrics in run_epochs(task, run, len(history), rank):
+            history.append(metrics)
             done = len(history)
             if rank == 0:
                 settings["counter"].set.remote(done)
@@ -235,28 +234,28 @@ def _worker(settings: dict[str, Any]) -> str | None:
                 if rank == 0:
                     np.savez(Path(folder) / _CHECKPOINT, history=np.array(history), **state)
                     saved = ray.train.Checkpoint.from_directory(folder)
-                ray.train.report({"epoch": done, "loss": figures[1]}, checkpoint=saved)
+                ray.train.report({"epoch": done, "loss": metrics[1]}, checkpoint=saved)
     except DivergedError as error:
-        return str(error)  # the same for all workers; an exception would have Ray try again, to the same end
+        return str(error)  # raising it would make Ray retry, with the same outcome
     return None
 
 
 class DivergedError(JobError):
-    """The loss is not a number any more."""
+    """Raised when the loss is no longer finite."""
 
 
 def run_epochs(task: Task, run: Run, done: int, rank: int) -> Iterator[list[float]]:
-    """Trains one worker's share of the epochs after the first `done` ones.
+    """Trains one worker's part of all epochs after the first `done` ones.
 
     Args:
-      run: the state after `done` epochs.
-      rank: of this worker; the others must be at the same step.
+      run: state after `done` epochs.
+      rank: rank of this worker; all workers must run in step.
 
     Yields:
-      After each epoch its number (from 1), mean loss, learning rate, temperature and seconds.
+      After each epoch, its number (from 1), mean loss, learning rate, temperature and seconds.
 
     Raises:
-      DivergedError: the loss is not a number any more.
+      DivergedError: the loss is no longer finite.
     """
     config = task.config
     share, steps = batch_plan(config, task.images)

@@ -1,6 +1,6 @@
-"""Tells Ray Train's workers each other's addresses, as TensorFlow expects them, without loading TensorFlow itself.
+"""Sets TF_CONFIG in Ray Train's workers without importing TensorFlow in the controller.
 
-Ray's own TensorflowConfig does the same, but the process that controls the workers has to import TensorFlow to read it.
+Ray's own TensorflowConfig does the same, but makes the controller process import TensorFlow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ray.train.backend import Backend, BackendConfig
 
 @dataclass
 class TensorFlowBackend(BackendConfig):
-    """Sets TF_CONFIG in every worker."""
+    """Configures a TensorFlow cluster: sets TF_CONFIG, with all workers' addresses, in every worker."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -36,7 +36,7 @@ class _Backend(Backend):
 
 
 def _free_address() -> str:
-    """Returns a host:port of this worker at which no process listens."""
+    """Returns an unused host:port of this worker."""
     host = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as found:

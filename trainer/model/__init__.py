@@ -1,1 +1,1 @@
-"""The dual encoder: projection heads, loss, optimizer and ensembling."""
+"""Defines the trainable part of the dual encoder: projection heads, loss, optimizer and ensembling."""

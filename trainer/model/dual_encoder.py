@@ -1,4 +1,4 @@
-"""The trainable part of the dual encoder: pairs of heads and a temperature, and one step of their training."""
+"""Defines the trainable part of the dual encoder: an ensemble of head pairs with a shared temperature."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trainer.model.projection_heads import Head, ResidualHead, WideHead, split_s
 Array = npt.NDArray[Any]
 
 MIN_TEMPERATURE = 0.01
-"""Of a learned temperature; CLIP's bound."""
+"""Lower bound of a learned temperature, as in CLIP."""
 
 
 def new_heads(config: TrainConfig, modality: Literal["image", "text"], width: int) -> list[Head]:
-    """Returns `config.ensemble_size` untrained heads of one modality for features of a width."""
+    """Returns `config.ensemble_size` untrained heads of one modality, for features of length `width`."""
     seeds = [(config.seed, member, int(modality == "text")) for member in range(config.ensemble_size)]
     if config.preset == "recipe2022":
         return [ResidualHead(width, config.dim, seed, modality) for seed in seeds]
@@ -29,14 +29,14 @@ def new_heads(config: TrainConfig, modality: Literal["image", "text"], width: in
 
 
 class DualEncoder(tf.Module):
-    """Pairs of an image head and a text head, which learn side by side, and their temperature.
+    """Ensemble of pairs of an image head and a text head that are trained together.
 
-    Pairs share nothing but the temperature: each has initial weights, dropout and batches of its own.
-    `trainer.model.ensemble` makes one encoder of them.
+    The members share only the temperature; each has its own initial weights, dropout and batches.
+    `trainer.model.ensemble` combines them into one encoder.
 
     Attributes:
-      image_heads, text_heads: see trainer.model.projection_heads; `config.ensemble_size` of each.
-      log_temperature: float32 scalar; trained or not.
+      image_heads, text_heads: `config.ensemble_size` heads each; see trainer.model.projection_heads.
+      log_temperature: float32 scalar, trainable if `config.learn_temperature`.
     """
 
     def __init__(self, config: TrainConfig, image_width: int, text_width: int) -> None:
@@ -48,7 +48,11 @@ class DualEncoder(tf.Module):
         self.log_temperature = tf.Variable(initial, trainable=config.learn_temperature, name="log_temperature")
 
     def standardize(self, image_features: Array, text_features: Array) -> None:
-        """Gives heads that z-score their input the statistics of the training features, float32 [n, d] each."""
+        """Sets the feature statistics of heads that standardize their input.
+
+        Args:
+          image_features, text_features: features of the training set, float32 [n, d].
+        """
         for heads, features in ((self.image_heads, image_features), (self.text_heads, text_features)):
             mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
             for head in heads:
@@ -57,42 +61,46 @@ class DualEncoder(tf.Module):
 
     @property
     def temperature(self) -> tf.Tensor:
-        """Float32 scalar."""
+        """Temperature, a float32 scalar."""
         return tf.maximum(tf.exp(self.log_temperature), MIN_TEMPERATURE)
 
     def loss(
         self, images: tf.Tensor, texts: tf.Tensor, text_ids: tf.Tensor, dropout_seed: tf.Tensor | None
     ) -> tf.Tensor:
-        """This worker's share of the loss over the global batch; call it inside `strategy.run`.
+        """Returns this worker's share of the global batch's loss; call it inside `strategy.run`.
 
-        Axis m has a batch for each pair of heads, or one for all of them.
+        The size of axis m is the number of members, or 1 if all members share the batch.
 
         Args:
           images: float32 [n, m, image width], features of this worker's part of the batch.
-          texts: float32 [n, m, k, text width], features of k captions of each.
-          text_ids: int32 [n, m, k], equal where captions read the same.
+          texts: float32 [n, m, k, text width], features of k captions per image.
+          text_ids: int32 [n, m, k], equal for identical captions.
           dropout_seed: int32 [2], or None for no dropout.
 
         Returns:
-          The mean over the pairs.
+          float32 scalar, the mean over the members.
         """
         embedded = self.embed(images, texts, dropout_seed)
-        return over_global_batch(self.compare, *embedded, self._for_all(text_ids), self.temperature)
+        return over_global_batch(self.mean_loss, *embedded, self._per_member(text_ids), self.temperature)
 
     def embed(self, images: tf.Tensor, texts: tf.Tensor, dropout_seed: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns each pair's embeddings, float32 [n, pairs, dim] and [n, pairs, k, dim]; arguments as of `loss`."""
-        seeds = split_seed(dropout_seed, 2 * len(self.image_heads))
-        images, texts = self._for_all(images), self._for_all(texts)
-        shape = tf.shape(texts)
-        found_images, found_texts = [], []
-        for member, (image_head, text_head) in enumerate(zip(self.image_heads, self.text_heads, strict=True)):
-            found_images.append(image_head(images[:, member], seeds[2 * member]))
-            flat = text_head(tf.reshape(texts[:, member], [-1, texts.shape[-1]]), seeds[2 * member + 1])
-            found_texts.append(tf.reshape(flat, [shape[0], shape[2], flat.shape[-1]]))
-        return tf.stack(found_images, 1), tf.stack(found_texts, 1)
+        """Embeds features; see `loss` for the arguments.
 
-    def compare(self, images: tf.Tensor, texts: tf.Tensor, text_ids: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
-        """The mean loss of the pairs over a whole batch, of what `embed` returned."""
+        Returns:
+          Image embeddings float32 [n, members, dim] and text embeddings float32 [n, members, k, dim].
+        """
+        seeds = split_seed(dropout_seed, 2 * len(self.image_heads))
+        images, texts = self._per_member(images), self._per_member(texts)
+        shape = tf.shape(texts)
+        embedded_images, embedded_texts = [], []
+        for member, (image_head, text_head) in enumerate(zip(self.image_heads, self.text_heads, strict=True)):
+            embedded_images.append(image_head(images[:, member], seeds[2 * member]))
+            flat = text_head(tf.reshape(texts[:, member], [-1, texts.shape[-1]]), seeds[2 * member + 1])
+            embedded_texts.append(tf.reshape(flat, [shape[0], shape[2], flat.shape[-1]]))
+        return tf.stack(embedded_images, 1), tf.stack(embedded_texts, 1)
+
+    def mean_loss(self, images: tf.Tensor, texts: tf.Tensor, text_ids: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
+        """Returns the members' mean loss over a whole batch of embeddings, as returned by `embed`."""
         losses = [
             self._loss(images[:, member], texts[:, member], text_ids[:, member], temperature)
             for member in range(len(self.image_heads))
@@ -100,21 +108,24 @@ class DualEncoder(tf.Module):
         return tf.add_n(losses) / len(losses)
 
     def state(self) -> dict[str, Array]:
-        """Returns all weights by name, trained or not."""
+        """Returns all weights by name, including those that are not trained."""
         return {name: variable.numpy() for name, variable in self._named().items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Sets the weights to what `state()` returned."""
+        """Restores the result of `state()`."""
         for name, variable in self._named().items():
             variable.assign(state[name])
 
-    def _for_all(self, batch: tf.Tensor) -> tf.Tensor:
+    def _per_member(self, batch: tf.Tensor) -> tf.Tensor:
         return batch if batch.shape[1] == len(self.image_heads) else tf.repeat(batch, len(self.image_heads), 1)
 
     def _named(self) -> dict[str, tf.Variable]:
-        parts = {"image": self.image_heads, "text": self.text_heads}
+        modalities = {"image": self.image_heads, "text": self.text_heads}
         named = {
-            f"{part}{i}/{v.name}": v for part, heads in parts.items() for i, h in enumerate(heads) for v in h.variables
+            f"{modality}{i}/{variable.name}": variable
+            for modality, heads in modalities.items()
+            for i, head in enumerate(heads)
+            for variable in head.variables
         }
         return {**named, "log_temperature": self.log_temperature}
 
@@ -122,10 +133,10 @@ class DualEncoder(tf.Module):
 def gradient_step(
     strategy: tf.distribute.Strategy, model: DualEncoder
 ) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
-    """Returns a function of `DualEncoder.loss`'s arguments: the loss over the global batch and its gradients.
+    """Returns a function that computes the global batch's loss and gradients from the arguments of `DualEncoder.loss`.
 
-    Both are summed over all workers, so that every worker gets the same; gradients are in the order of
-    `model.trainable_variables`. The strategy must have one replica a worker.
+    Loss and gradients are summed over the workers, so all workers get the same results. The gradients are in the order
+    of `model.trainable_variables`. The strategy must have one replica per worker.
     """
 
     def replica_step(*batch: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:

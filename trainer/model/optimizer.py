@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) and a schedule of its rate."""
+"""Implements Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) and a cosine schedule."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import tensorflow as tf
 import tf_keras
 
 WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises."""
+"""Fraction of the steps with a rising learning rate."""
 
 
 class AdamW:
-    """Trains some variables.
+    """Updates variables by Adam with decoupled weight decay.
 
     Args:
-      variables: to be trained.
-      rate: learning rate by step.
-      decay: share of a weight that is taken away in a step, by step.
-      kept: variables without decay.
+      variables: the variables to train.
+      rate: learning rate schedule.
+      decay: function from the step to the fraction by which weights decay in that step.
+      no_decay: variables without weight decay.
     """
 
     def __init__(
@@ -27,32 +27,32 @@ class AdamW:
         variables: Sequence[tf.Variable],
         rate: Any,
         decay: Callable[[tf.Tensor], Any],
-        kept: Sequence[tf.Variable] = (),
+        no_decay: Sequence[tf.Variable] = (),
     ) -> None:
         self._trained = list(variables)
         self._rate, self._decay = rate, decay
-        unchanged = {id(variable) for variable in kept}
-        self._decayed = [variable for variable in self._trained if id(variable) not in unchanged]
+        excluded = {id(variable) for variable in no_decay}
+        self._decayed = [variable for variable in self._trained if id(variable) not in excluded]
         self._adam = tf_keras.optimizers.Adam(rate)
         self._adam.build(self._trained)
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """The optimizer's own state."""
+        """State of the optimizer."""
         return list(self._adam.variables)
 
     @property
     def steps(self) -> tf.Variable:
-        """Steps that are done, an integer."""
+        """Number of completed steps, an integer variable."""
         return self._adam.iterations
 
     @property
     def rate(self) -> float:
-        """Learning rate of the last step that was done."""
+        """Learning rate of the last completed step."""
         return float(self._rate(tf.maximum(self.steps - 1, 0)))
 
     def apply(self, gradients: Sequence[tf.Tensor]) -> None:
-        """Takes a step; gradients are in the order of the variables."""
+        """Applies a step; gradients are in the order of the variables."""
         decay = self._decay(self.steps)
         for variable in self._decayed:
             variable.assign_sub(decay * variable)
@@ -60,7 +60,7 @@ class AdamW:
 
 
 def cosine(rate: float, steps: int) -> Any:
-    """A schedule: linear warm-up to `rate`, then a cosine down to 0 at the last of all steps."""
+    """Returns a schedule with a linear warm-up to `rate`, and a cosine decay to 0 at the last step."""
     warm_up = max(1, round(WARM_UP * steps))
     return tf_keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up

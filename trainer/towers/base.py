@@ -1,4 +1,4 @@
-"""What every tower is: from pixels or texts to one feature vector each."""
+"""Defines the interfaces of image towers and text towers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from searchforge.preprocessing import Preprocessing
 from trainer.towers.minilm import BertTokenizer
 
 Layers = Literal["last", "several"]
-"""Which layers of a packaged tower feed the head: the last one only, or earlier ones as well."""
+"""Layers of a packaged tower that provide features: only the last one, or several."""
 
 DEFAULT_SIZE = 224
-"""Pixels a side, for models that take images of any size."""
+"""Image width and height in pixels for models that take any size."""
 
 
 @dataclass(frozen=True)
 class TowerSpec:
-    """Everything that a tower is built from.
+    """Specification that determines a tower.
 
     Attributes:
       modality: `image` or `text`.
-      name: as in the configuration; see trainer.towers.
-      layers: see Layers; other than packaged towers have one output only.
-      sequence_length: tokens that a text tower reads.
+      name: name in the configuration; see trainer.towers.
+      layers: see Layers; applies only to packaged towers.
+      sequence_length: maximum number of tokens that a text tower reads.
     """
 
     modality: Literal["image", "text"]
@@ -39,29 +39,29 @@ class TowerSpec:
 
 
 class Tower(tf.Module):
-    """What image and text towers have in common.
+    """Base class of image towers and text towers.
 
     Attributes:
-      width: of a feature vector.
-      fingerprint: hash of the weights and of what is computed from them.
+      width: length of a feature vector.
+      fingerprint: hash of the weights and of the computation.
     """
 
     width: int
     fingerprint: str
 
     def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
-        """Returns the variables that training may change, by name.
+        """Returns the variables that fine-tuning may change, by name.
 
         Args:
-          last: of how many blocks or layers at the tower's end; None: of the whole tower.
+          last: number of blocks or layers at the tower's end; None for the whole tower.
 
         Raises:
-          UsageError: the tower has no such part, or nothing in it can be trained.
+          UsageError: the tower has no such part, or no trainable variables.
         """
-        raise UsageError("this tower cannot be tuned; leave it frozen (train.tune_image, train.tune_text)")
+        raise UsageError("this tower cannot be fine-tuned; leave it frozen (train.tune_image, train.tune_text)")
 
     def assign(self, weights: Mapping[str, Any]) -> None:
-        """Replaces variables of `tunable_variables` by arrays; with any, the fingerprint becomes another one."""
+        """Sets some of the `tunable_variables`, and updates the fingerprint if there are any."""
         if not weights:
             return
         variables = self.tunable_variables()
@@ -71,45 +71,45 @@ class Tower(tf.Module):
 
 
 class ImageTower(Tower):
-    """Images to features.
+    """Maps images to features.
 
     Attributes:
-      preprocessing: how pixels become this tower's input.
+      preprocessing: preprocessing of this tower's input.
     """
 
     preprocessing: Preprocessing
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns float32 [n, width]; images are float32 [n, h, w, 3], already scaled."""
+        """Maps scaled images, float32 [n, h, w, 3], to features, float32 [n, width]."""
         raise NotImplementedError
 
 
 class TextTower(Tower):
-    """Texts to features.
+    """Maps texts to features.
 
     Attributes:
-      sequence_length: tokens that are read; 0 where the model tokenizes by itself.
-      tokenizer: None where the model tokenizes by itself.
+      sequence_length: maximum number of tokens; 0 for a model with a built-in tokenizer.
+      tokenizer: tokenizer of the texts; None for a model with a built-in tokenizer.
     """
 
     sequence_length: int = 0
     tokenizer: BertTokenizer | None = None
 
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """Returns float32 [n, width] for string [n]."""
+        """Maps texts, string [n], to features, float32 [n, width]."""
         assert self.tokenizer is not None
         ids, mask, segment_ids = self.tokenizer(texts, self.sequence_length)
-        longest = tf.reduce_max(tf.reduce_sum(mask, 1))  # padding beyond it changes nothing but the time
+        longest = tf.reduce_max(tf.reduce_sum(mask, 1))  # padding beyond the longest text would only cost time
         return self.encode(ids[:, :longest], mask[:, :longest], segment_ids[:, :longest])
 
     def encode(self, ids: tf.Tensor, mask: tf.Tensor, segment_ids: tf.Tensor) -> tf.Tensor:
-        """Returns float32 [n, width] for tokens, int32 [n, length] each; of towers with a tokenizer."""
+        """Maps tokens, int32 [n, length] each, to features, float32 [n, width]; only for towers with a tokenizer."""
         raise NotImplementedError
 
 
-def hash_variables(variables: Iterable[tf.Variable], about: str) -> str:
-    """Returns a fingerprint of weights and of a text that says what is done with them."""
-    digest = hashlib.sha256(about.encode())
+def hash_variables(variables: Iterable[tf.Variable], computation: str) -> str:
+    """Returns the fingerprint of weights and of a text that identifies the computation."""
+    digest = hashlib.sha256(computation.encode())
     for variable in sorted(variables, key=lambda v: v.name):
         value = variable.numpy()
         digest.update(f"{variable.name} {value.dtype} {value.shape}".encode())

@@ -1,9 +1,8 @@
 """EfficientNet-Lite (Tan and Le 2019, arXiv:1905.11946; the Lite variant: ReLU6, no squeeze-and-excite).
 
-The image towers of the default encoders: networks made for TensorFlow Lite, built from plain TensorFlow
-operations. Their batch normalisations are folded into the convolutions when the weights are read, which changes
-nothing but rounding, and makes them faster and easier to quantize. Sizes differ in depth, in width (which the weights
-tell) and in the size of the images they were made for.
+The default image tower is one of these networks, which are designed for TensorFlow Lite and built here from plain
+TensorFlow operations. Batch normalisations are folded into the convolutions when weights are loaded, which makes the
+networks faster and easier to quantize. The sizes differ in depth, in width (given by the weights) and in image size.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _STAGES = (  # repeats, stride, expansion
     (1, 1, 6),
 )
 _MIDDLE_STAGE = 4
-"""The last stage at 1/16 of the input's resolution."""
+"""Index of the last stage at 1/16 of the input's resolution."""
 
 _BATCH_NORM_EPSILON = 1e-3
 
@@ -37,22 +36,22 @@ Array = npt.NDArray[Any]
 
 
 class EfficientNetLite(tf.Module):
-    """The convolutional part, without the classifier.
+    """EfficientNet-Lite without its classifier.
 
     Args:
       weights: tensors by their PyTorch names (`_blocks.0._bn1.weight`), in PyTorch's layouts.
-      depth: the size's coefficient of depth; 1.0 is Lite0.
+      depth: depth coefficient; 1.0 for Lite0.
 
     Attributes:
-      widths: length of each vector that `stages` returns, by name.
+      widths: lengths of the vectors that `stages` returns, by name.
 
     Raises:
-      UsageError: the weights are of another depth.
+      UsageError: the weights have a different depth.
     """
 
     def __init__(self, weights: Mapping[str, Array], depth: float) -> None:
         super().__init__(name="efficientnet_lite")
-        # As in the Lite networks, the first and the last stage are not scaled.
+        # The Lite variants do not scale the first and the last stage.
         self._repeats = [
             repeats if index in (0, len(_STAGES) - 1) else math.ceil(repeats * depth)
             for index, (repeats, _, _) in enumerate(_STAGES)
@@ -71,40 +70,40 @@ class EfficientNetLite(tf.Module):
         }
 
     def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
-        """Returns weights by name: all, or those of the last blocks and of what comes after them."""
+        """Returns all weights by name, or those of the last blocks and the layers after them."""
         if last is None:
             return dict(self._weights)
         blocks = sum(self._repeats)
         if last > blocks:
-            raise UsageError(f"this EfficientNet-Lite has {blocks} blocks, not {last}; tune fewer, or all (full)")
+            raise UsageError(f"this EfficientNet-Lite has {blocks} blocks, not {last}; choose fewer, or `full`")
         parts = ("_conv_head.", *(f"_blocks.{index}." for index in range(blocks - last, blocks)))
         return {name: variable for name, variable in self._weights.items() if name.startswith(parts)}
 
     def stages(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns spatial means of three depths of the network.
+        """Returns spatial means at three depths of the network.
 
         Args:
-          images: float32 [n, h, w, 3], scaled as the weights expect it.
+          images: float32 [n, h, w, 3], scaled as the weights require.
 
         Returns:
           float32 `middle` (at 1/16 of the resolution), `last` (last block) and `head` (the usual feature vector), each
           [n, widths[name]].
         """
         x = self._conv(images, "_conv_stem", stride=2)
-        found = {}
+        means = {}
         index = 0
         for stage, ((_, stride, expansion), repeats) in enumerate(zip(_STAGES, self._repeats, strict=True)):
             for repeat in range(repeats):
                 x = self._block(x, f"_blocks.{index}", stride if repeat == 0 else 1, expansion, residual=repeat > 0)
                 index += 1
             if stage == _MIDDLE_STAGE:
-                found["middle"] = tf.reduce_mean(x, [1, 2])
-        found["last"] = tf.reduce_mean(x, [1, 2])
-        found["head"] = tf.reduce_mean(self._conv(x, "_conv_head"), [1, 2])
-        return found
+                means["middle"] = tf.reduce_mean(x, [1, 2])
+        means["last"] = tf.reduce_mean(x, [1, 2])
+        means["head"] = tf.reduce_mean(self._conv(x, "_conv_head"), [1, 2])
+        return means
 
     def _block(self, x: tf.Tensor, name: str, stride: int, expansion: int, residual: bool) -> tf.Tensor:
-        """An inverted residual block (MBConv)."""
+        """Applies an inverted residual block (MBConv)."""
         shortcut = x
         if expansion > 1:
             x = self._conv(x, f"{name}._expand_conv")
@@ -116,7 +115,7 @@ class EfficientNetLite(tf.Module):
         self, x: tf.Tensor, name: str, stride: int = 1, depthwise: bool = False, activation: bool = True
     ) -> tf.Tensor:
         kernel, strides = self._weights[f"{name}.kernel"], [1, stride, stride, 1]
-        if depthwise:  # bound by memory, so that conversions would not pay
+        if depthwise:  # memory-bound, so bfloat16 would not pay off
             x = tf.nn.depthwise_conv2d(x, kernel, strides, "SAME")
         else:
             x = tf.cast(tf.nn.conv2d(*cast_for_product(x, kernel), strides, "SAME"), tf.float32)
@@ -125,7 +124,7 @@ class EfficientNetLite(tf.Module):
 
 
 def fold_batch_norms(weights: Mapping[str, Array], blocks: int) -> dict[str, Array]:
-    """Folds every batch normalisation into its convolution, and brings kernels into TensorFlow's layouts.
+    """Folds each batch normalisation into its convolution, and converts kernels to TensorFlow's layouts.
 
     Returns:
       float32 `<convolution>.kernel` ([h, w, in, out], depthwise [h, w, channels, 1]) and `<convolution>.bias`.

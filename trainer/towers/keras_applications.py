@@ -1,7 +1,7 @@
-"""Image towers from Keras Applications, by name and with a file of weights: `keras:MobileNetV3Small@<weights.h5>`.
+"""Loads image towers from Keras Applications by name and weights file: `keras:MobileNetV3Small@<weights.h5>`.
 
-The weights are of the network without its classifier (`include_top=False`, the files named `..._no_top.h5`). Nothing is
-downloaded.
+The weights file must be for the network without its classifier (`include_top=False`; Keras publishes these as
+`..._no_top.h5`). Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.towers.saved_models import model_tunable_variables
 
 
 def image_tower(name: str) -> ImageTower:
-    """Returns the tower of a name without its `keras:`."""
+    """Returns the tower with the given name, without the prefix `keras:`."""
     return _KerasTower(name)
 
 
@@ -34,18 +34,18 @@ class _KerasTower(ImageTower):
         path = Path(weights)
         if not weights or not path.is_file():
             raise UsageError(
-                f"tower 'keras:{name}' names no file of weights; expected keras:{network}@<file>, such as the .h5 file "
-                "of the network without its classifier that Keras publishes"
+                f"tower 'keras:{name}' names no weights file; expected keras:{network}@<file>, for example the "
+                "..._no_top.h5 file that Keras publishes"
             )
         height, width = build(weights=None).input_shape[1:3]
         height, width = height or DEFAULT_SIZE, width or DEFAULT_SIZE
         self._model = build(weights=None, include_top=False, pooling="avg", input_shape=(height, width, 3))
         try:
             self._model.load_weights(str(path))
-        except Exception as error:  # h5py and Keras raise many kinds
+        except Exception as error:  # h5py and Keras raise many types
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UsageError(
-                f"{path} does not hold the weights of {network} without its classifier (include_top=False): {reason}"
+                f"{path} does not contain the weights of {network} without its classifier (include_top=False): {reason}"
             ) from error
         self._model.trainable = False
         self.preprocessing, self._prepare = _preprocessing(module, height, width)
@@ -64,7 +64,7 @@ class _KerasTower(ImageTower):
 
 
 def _application(name: str) -> tuple[ModuleType, Any]:
-    """Returns a network's module, which has its `preprocess_input`, and the function that builds it."""
+    """Returns a network's module, which defines `preprocess_input`, and the function that builds the network."""
     from tf_keras import applications
 
     names = [n for n in dir(applications) if n[0].isupper() and callable(getattr(applications, n))]
@@ -75,7 +75,10 @@ def _application(name: str) -> tuple[ModuleType, Any]:
 
 
 def _preprocessing(module: ModuleType, height: int, width: int) -> tuple[Preprocessing, Any]:
-    """Returns a network's own preprocessing: in the string where that can say it, else what remains as a function."""
+    """Splits a network's preprocessing into a Preprocessing and a function for the rest.
+
+    The function is the identity if the network only scales its input.
+    """
     black, middle, white = (
         np.ravel(module.preprocess_input(np.full((1, 1, 1, 3), value, np.float32))) for value in (0, 102, 255)
     )

@@ -29,15 +29,15 @@ _HEADROOM = 1.1
 """Factor by which ranges are widened beyond the observed values."""
 
 _LEAST = 1e-3
-"""Least range of a channel as a share of its layer's widest: a channel that was always 0 needs one too."""
+"""Minimum range of a channel, relative to the widest channel of its layer; avoids empty ranges."""
 
 
 @dataclass
 class ActivationRanges:
-    """Largest absolute values of the inputs and outputs of dense layers, a pair for each layer in the order of calls.
+    """Maximum absolute values of the inputs and outputs of dense layers.
 
     Attributes:
-      layers: (float32 [inputs], float32 [outputs]).
+      layers: pairs (float32 [inputs], float32 [outputs]), one per layer in the order of calls.
     """
 
     layers: list[tuple[Array, Array]] = field(default_factory=list)
@@ -45,7 +45,13 @@ class ActivationRanges:
 
 @dataclass
 class _Pass:
-    """One pass through a network: which form its layers take, and how many dense ones were called."""
+    """State of one pass through a network.
+
+    Attributes:
+      ranges: activation ranges to observe, or to quantize with; None for layers without static quantization.
+      observing: whether the pass observes ranges, instead of tracing for export.
+      called: number of dense layers called so far.
+    """
 
     ranges: ActivationRanges | None
     observing: bool
@@ -58,21 +64,21 @@ _current: contextvars.ContextVar[_Pass | None] = contextvars.ContextVar("layers_
 
 @contextlib.contextmanager
 def observe_ranges(ranges: ActivationRanges) -> Iterator[None]:
-    """Inside, one eager pass widens the ranges to what it meets."""
+    """Context in which one eager pass widens the ranges to the activations it computes."""
     with _passing(_Pass(ranges, observing=True)):
         yield
 
 
 @contextlib.contextmanager
 def trace_for_device(ranges: ActivationRanges | None = None) -> Iterator[None]:
-    """Inside, one function is traced in the form that is exported to TFLite; with ranges, in 8-bit dense layers."""
+    """Context in which one function is traced for export to TFLite, with 8-bit dense layers if ranges are given."""
     with _passing(_Pass(ranges, observing=False)):
         yield
 
 
 @contextlib.contextmanager
 def mixed_precision() -> Iterator[None]:
-    """Inside, functions are traced whose products are of bfloat16 numbers; everything else stays float32."""
+    """Context in which traced functions multiply and convolve in bfloat16; everything else stays float32."""
     token = _half.set(True)
     try:
         yield
@@ -81,12 +87,12 @@ def mixed_precision() -> Iterator[None]:
 
 
 def cast_for_product(*tensors: tf.Tensor) -> list[tf.Tensor]:
-    """Returns the factors of a product as they are, or as bfloat16 inside `mixed_precision`."""
+    """Returns the factors of a product, cast to bfloat16 inside `mixed_precision`."""
     return [tf.cast(tensor, tf.bfloat16) for tensor in tensors] if _half.get() else list(tensors)
 
 
 def dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """Multiplies the last axis of float32 [..., inputs] with a kernel [inputs, outputs] and adds the bias."""
+    """Multiplies the last axis of float32 [..., inputs] by a kernel [inputs, outputs] and adds the bias."""
     shape = tf.shape(x)
     rows = tf.reshape(x, [-1, kernel.shape[0]])
     current = _current.get()
@@ -97,7 +103,7 @@ def dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     elif current.ranges is not None:
         rows = _static_int8(rows, kernel, bias, *current.ranges.layers[current.called])
     else:
-        # Rows are the batch, so that each one is quantized with a scale of its own.
+        # Rows become the batch axis, so that each row is quantized with its own scale.
         rows = tf.nn.conv2d(rows[:, tf.newaxis, tf.newaxis], kernel[tf.newaxis, tf.newaxis], 1, "VALID")
         rows = tf.nn.bias_add(rows, bias)
     if current is not None:
@@ -106,7 +112,7 @@ def dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 
 
 def embedding(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-    """Returns the rows float32 [..., d] of a table [n, d]; 8 bits with a scale for each row where there are ranges."""
+    """Returns rows of a table [n, d], float32 [..., d]; with ranges, the table has 8 bits and one scale per row."""
     if not _is_static():
         return tf.gather(table, ids)
     values = _constant(table)
@@ -116,14 +122,14 @@ def embedding(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
 
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
-    """GELU; on the device by its tanh approximation (within 5e-4), written with what XNNPACK has."""
+    """Computes GELU; on the device by its tanh approximation (within 5e-4), in operations that XNNPACK supports."""
     if not _is_static():
         return tf.nn.gelu(x)
     return x * tf.sigmoid(x * (1.5957691 + 0.0713548 * x * x))  # 2 sqrt(2 / pi) (x + 0.044715 x^3)
 
 
 def layer_norm(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """Layer normalisation of the last axis."""
+    """Applies layer normalisation to the last axis."""
     centred = x - tf.reduce_mean(x, -1, keepdims=True)
     variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
     return centred * tf.math.rsqrt(variance + epsilon) * gain + bias
@@ -146,18 +152,18 @@ def _is_static() -> bool:
 def _observed(rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, current: _Pass) -> tf.Tensor:
     assert current.ranges is not None
     outputs = tf.nn.bias_add(tf.matmul(rows, kernel), bias)
-    found = (np.abs(rows.numpy()).max(0), np.abs(outputs.numpy()).max(0))
+    maxima = (np.abs(rows.numpy()).max(0), np.abs(outputs.numpy()).max(0))
     layers = current.ranges.layers
     if current.called == len(layers):
-        layers.append(found)
+        layers.append(maxima)
     else:
-        before = layers[current.called]
-        layers[current.called] = (np.maximum(before[0], found[0]), np.maximum(before[1], found[1]))
+        previous = layers[current.called]
+        layers[current.called] = (np.maximum(previous[0], maxima[0]), np.maximum(previous[1], maxima[1]))
     return outputs
 
 
 def _static_int8(rows: tf.Tensor, kernel: Any, bias: Any, inputs: Array, outputs: Array) -> tf.Tensor:
-    """The converter makes 8-bit operations of what stands between `fake_quant` operations."""
+    """Computes a dense layer between `fake_quant` operations, which the converter turns into an 8-bit operation."""
     inputs, outputs = _widened(inputs), _widened(outputs)
     folded = _constant(kernel) * inputs[:, np.newaxis] / outputs
     limits = np.maximum(np.abs(folded).max(0), np.finfo(np.float32).tiny)
@@ -167,7 +173,7 @@ def _static_int8(rows: tf.Tensor, kernel: Any, bias: Any, inputs: Array, outputs
     )
     pixels = tf.nn.bias_add(tf.nn.conv2d(pixels, weights, 1, "VALID"), bias / outputs)
     pixels = tf.quantization.fake_quant_with_min_max_args(pixels, -1.0, 1.0)
-    # The converter would fold the factors back into the kernel, were they not behind a reshape.
+    # The reshape keeps the converter from folding the factors back into the kernel.
     return tf.reshape(pixels, [-1, len(outputs)]) * outputs
 
 
@@ -177,6 +183,6 @@ def _widened(limits: Array) -> Array:
 
 
 def _constant(value: Any) -> Array:
-    with tf.init_scope():  # out of the function that is being traced
-        found: Array = tf.convert_to_tensor(value).numpy()
-    return found
+    with tf.init_scope():  # leaves the function that is being traced
+        constant: Array = tf.convert_to_tensor(value).numpy()
+    return constant

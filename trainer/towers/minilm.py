@@ -1,6 +1,6 @@
-"""MiniLM-L6: a BERT encoder of six layers (Devlin et al. 2018, arXiv:1810.04805; Wang et al. 2020, arXiv:2002.10957).
+"""MiniLM-L6, a BERT encoder with six layers (Devlin et al. 2018, arXiv:1810.04805; Wang et al. 2020, arXiv:2002.10957).
 
-The text tower of the default encoders, in plain TensorFlow operations that convert to TensorFlow Lite builtins.
+This is the default text tower, built from plain TensorFlow operations that convert to TensorFlow Lite builtins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tensorflow_text as tf_text
 from searchforge.errors import UsageError
 from trainer.towers.layers import dense, embedding, gelu, layer_norm
 
-_EPSILON = 1e-12  # of layer normalisation, as in the published configuration
+_EPSILON = 1e-12  # for layer normalisation, as in the published configuration
 _HEAD_SIZE = 32
 
 _PUNCTUATION = r"[!-/]|[:-@]|[\[-`]|[{-~]|\p{P}"
@@ -30,38 +30,38 @@ Array = npt.NDArray[Any]
 
 
 class MiniLM(tf.Module):
-    """The encoder without its pooler.
+    """MiniLM without its pooler.
 
     Args:
-      weights: tensors by their names in the sentence-transformers package, dense kernels as [out, in].
-      layers: how many are kept, from the first one; all by default.
+      weights: tensors by their names in the sentence-transformers package, with dense kernels as [out, in].
+      layers: number of layers to keep, starting with the first; all by default.
 
     Attributes:
       layers: number of layers.
 
     Raises:
-      UsageError: the weights do not have that many layers.
+      UsageError: the weights have fewer layers.
     """
 
     def __init__(self, weights: Mapping[str, Array], layers: int | None = None) -> None:
         super().__init__(name="minilm")
-        found = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
-        self.layers = found if layers is None else layers
-        if not 1 <= self.layers <= found:
-            raise UsageError(f"{self.layers} layers were asked for, expected 1 to {found}")
+        available = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
+        self.layers = available if layers is None else layers
+        if not 1 <= self.layers <= available:
+            raise UsageError(f"{self.layers} layers were requested, expected 1 to {available}")
         self._weights: dict[str, tf.Variable] = {}
         for name, value in self._prepared(weights).items():
             self._weights[name] = tf.Variable(value, trainable=False, name=name)
 
     def _prepared(self, weights: Mapping[str, Array]) -> dict[str, Array]:
-        """Transposes dense kernels to [in, out], and makes one of query, key and value."""
+        """Transposes dense kernels to [in, out], and joins those of query, key and value."""
         kept = {name: weights[name] for name in weights if name.startswith("embeddings.")}
         for index in range(self.layers):
             layer = f"encoder.layer.{index}"
             attention = f"{layer}.attention.self"
             for part, axis in (("weight", 1), ("bias", 0)):
                 query, key, value = (weights[f"{attention}.{name}.{part}"].T for name in ("query", "key", "value"))
-                # Attention logits are query times key over the root of the head's size.
+                # Scale the query by 1 / sqrt(head size) in advance.
                 kept[f"{attention}.{part}"] = np.concatenate([query * _HEAD_SIZE**-0.5, key, value], axis)
             for name in ("attention.output.dense", "intermediate.dense", "output.dense"):
                 kept[f"{layer}.{name}.weight"] = weights[f"{layer}.{name}.weight"].T
@@ -71,16 +71,16 @@ class MiniLM(tf.Module):
         return {name: np.ascontiguousarray(v, np.float32) for name, v in kept.items() if v.dtype == np.float32}
 
     def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
-        """Returns weights by name: all, or those of the last layers."""
+        """Returns all weights by name, or those of the last layers."""
         if last is None:
             return dict(self._weights)
         if last > self.layers:
-            raise UsageError(f"this MiniLM has {self.layers} layers, not {last}; tune fewer, or all (full)")
+            raise UsageError(f"this MiniLM has {self.layers} layers, not {last}; choose fewer, or `full`")
         parts = tuple(f"encoder.layer.{index}." for index in range(self.layers - last, self.layers))
         return {name: variable for name, variable in self._weights.items() if name.startswith(parts)}
 
     def hidden_states(self, ids: tf.Tensor, mask: tf.Tensor, segment_ids: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the embedding layer's output and every layer's, each float32 [n, length, 384].
+        """Returns the outputs of the embedding layer and of each encoder layer, float32 [n, length, 384] each.
 
         Args:
           ids, mask, segment_ids: int32 [n, length]; the mask is 1 for tokens and 0 for padding.
@@ -90,7 +90,7 @@ class MiniLM(tf.Module):
         x += self._weights[table.format("position")][: tf.shape(ids)[1]]
         x += tf.gather(self._weights[table.format("token_type")], segment_ids)
         states = [self._layer_norm(x, "embeddings.LayerNorm")]
-        # Added to attention logits: padding must not be attended to.
+        # Attention logits of padding.
         bias = (1.0 - tf.cast(mask, tf.float32))[:, tf.newaxis, tf.newaxis, :] * -1e4
         for index in range(self.layers):
             states.append(self._layer(states[-1], bias, f"encoder.layer.{index}"))
@@ -118,10 +118,10 @@ class MiniLM(tf.Module):
 
 
 class BertTokenizer(tf.Module):
-    """Tokenizes as the Task Library does on the device: ASCII is lower-cased, accents stay as they are.
+    """Tokenizes exactly as the Task Library does on the device: lower-cases ASCII, and keeps accents.
 
     Args:
-      vocabulary: vocab.txt, one token a line.
+      vocabulary: path of vocab.txt, with one token per line.
     """
 
     def __init__(self, vocabulary: Path) -> None:
@@ -139,10 +139,10 @@ class BertTokenizer(tf.Module):
 
         Args:
           texts: string [n], UTF-8.
-          length: tokens including [CLS] and [SEP]; longer texts are cut, shorter ones padded with zeros.
+          length: number of tokens, including [CLS] and [SEP]; texts are truncated or padded with zeros.
         """
-        # Unlike tf_text.BertTokenizer, the device leaves control characters in their words.
-        # tf.strings.lower in its default encoding touches ASCII only.
+        # Unlike tf_text.BertTokenizer, the device keeps control characters.
+        # tf.strings.lower with its default encoding affects only ASCII.
         words = tf_text.regex_split(
             tf.strings.lower(texts), rf"\s+|{_PUNCTUATION}|{_CJK}", keep_delim_regex_pattern=f"{_PUNCTUATION}|{_CJK}"
         )

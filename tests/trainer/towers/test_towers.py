@@ -110,7 +110,7 @@ def test_a_sentence_encoder_without_its_pieces_is_a_usage_error(tmp_path: Path) 
     with pytest.raises(UsageError, match="is not a SentencePiece model"):
         load_text_tower(TowerSpec("text", f"hub:{folder}"))
     (folder / "assets" / "second.model").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"2 files that may be its SentencePiece model, expected one"):
+    with pytest.raises(UsageError, match=r"2 candidates for the SentencePiece model, expected one"):
         load_text_tower(TowerSpec("text", f"hub:{folder}"))
 
 
@@ -148,11 +148,11 @@ def test_wrong_keras_names_and_weights_are_usage_errors(mobilenet: tuple[Path, A
     path, _ = mobilenet
     with pytest.raises(UsageError, match=r"no 'MobileNetV9'; expected one of .*MobileNetV3Small"):
         load_image_tower(TowerSpec("image", f"keras:MobileNetV9@{path}"))
-    with pytest.raises(UsageError, match="names no file of weights"):
+    with pytest.raises(UsageError, match="names no weights file"):
         load_image_tower(TowerSpec("image", f"keras:MobileNetV2@{tmp_path / 'nothing.h5'}"))
-    with pytest.raises(UsageError, match="does not hold the weights of MobileNet without its classifier"):
+    with pytest.raises(UsageError, match="does not contain the weights of MobileNet without its classifier"):
         load_image_tower(TowerSpec("image", f"keras:MobileNet@{path}"))
-    with pytest.raises(UsageError, match="image networks only"):
+    with pytest.raises(UsageError, match="only image networks"):
         load_text_tower(TowerSpec("text", f"keras:MobileNetV2@{path}"))
 
 
@@ -169,7 +169,7 @@ def weights_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> packaged
 def test_a_package_is_used_only_with_the_known_weights(weights_package: packaged._Package) -> None:
     folder = weights_package.folder()
     (folder / "weights.bin").write_bytes(b"other weights")
-    with pytest.raises(UsageError, match=r"has SHA-256 [0-9a-f]{64}, expected .*install the package again"):
+    with pytest.raises(UsageError, match=r"has SHA-256 [0-9a-f]{64}, expected .*reinstall the package"):
         weights_package.folder()
 
 
@@ -200,7 +200,7 @@ def test_minilm_keeps_its_first_layers(shared_text_tower: TextTowers) -> None:
     # The middle vector of all six layers is the mean of the third one's output.
     expected = whole(texts).numpy()[:, 2 * 384 : 3 * 384]
     np.testing.assert_allclose(tf.math.l2_normalize(short(texts), -1).numpy(), expected, atol=1e-6)
-    with pytest.raises(UsageError, match="7 layers were asked for, expected 1 to 6"):
+    with pytest.raises(UsageError, match="7 layers were requested, expected 1 to 6"):
         load_text_tower(TowerSpec("text", "pypi:minilm-l6@7"))
 
 
