@@ -1,5 +1,4 @@
-"""Training of dual encoders: frozen towers, projection heads, contrastive loss over Ray workers, export.
+"""Trains dual encoders: frozen towers, projection heads with a contrastive loss on Ray workers, and export.
 
-`trainer.train.train` is the entry point, and `python -m trainer` the command; this package imports nothing
-heavy by itself.
+`trainer.train.train` is the entry point, and `python -m trainer` the command. Importing the package is cheap.
 """

@@ -122,8 +122,8 @@ def calibration_texts(train: Sequence[CaptionedImage]) -> Sequence[str]:
     return subsample([text for image in train for text in image.captions], MAX_CALIBRATION_TEXTS)
 
 
-def report_unused_images(data: TrainingData) -> None:
-    """Prints how many images are unused, dropped or merged, and whether none is held out."""
+def log_unused_images(data: TrainingData) -> None:
+    """Logs how many images are unused, dropped or merged, and whether none is held out."""
     split = data.split
     if split.unused:
         logger.info(

@@ -25,7 +25,7 @@ from trainer.data import (
     calibration_texts,
     drop_rejected,
     load_data,
-    report_unused_images,
+    log_unused_images,
     reread_pixels,
     subsample,
 )
@@ -87,8 +87,8 @@ def train(config: Config) -> EncoderInfo:
         _delete_checkpoints(store, bundle)
         return EncoderInfo(**workspace.marker("encoders", bundle))
 
-    _report_plan(config, data, specs, towers, bundle)
-    report_unused_images(data)
+    _log_plan(config, data, specs, towers, bundle)
+    log_unused_images(data)
     start = time.monotonic()
     trained = _train_encoders(config, data, specs, towers, workspace.cache("features"), store, bundle)
     export_start = time.monotonic()
@@ -298,14 +298,14 @@ def _bundle_id(settings: TrainConfig, data: TrainingData, image_tower: ImageTowe
     )
 
 
-def _report_plan(
+def _log_plan(
     config: Config,
     data: TrainingData,
     specs: tuple[TowerSpec, TowerSpec],
     towers: tuple[ImageTower, TextTower],
     bundle: str,
 ) -> None:
-    """Prints the planned work and an estimate of its duration."""
+    """Logs the planned work and an estimate of its duration."""
     settings = config.train
     share, steps = batch_plan(settings, len(data.train))
     cache = FeatureCache(Workspace(config.workspace).cache("features"))
