@@ -1,1 +1,1 @@
-"""Turns an embedding run into on-device searchers: ScaNN training, the Task Library's index, TFLite packaging."""
+"""Builds on-device searchers from an embedding run: quantizer training, the Task Library's index, TFLite packaging."""

@@ -1,4 +1,4 @@
-"""Builds a searcher: one index of an embedding run, packed into the text and into the image encoder."""
+"""Builds a searcher: indexes an embedding run and packs the index into the text and the image encoder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from indexer.corpus.shards import require_images
 from indexer.device import worker
 from indexer.device.index_writer import write_index
 from indexer.device.partitioned import write_partitioned
-from indexer.encoding.local_run import forget_unused
-from indexer.encoding.reuse import NOT_TRAINED, QUANTIZER, find_base, training_config
+from indexer.encoding.local_run import delete_unused
+from indexer.encoding.reuse import NON_TRAINING_KEYS, QUANTIZER, find_reusable_build, training_config
 from indexer.quantization.quantizer import Quantizer
 from indexer.quantization.query_map import inverse_transpose
-from indexer.quantizer_choice import CorpusEncoder, Encoded
 from indexer.stopwatch import Stopwatch
-from indexer.tuning.settings import Setting, require_possible
-from indexer.tuning.tradeoff import write_curve
+from indexer.train_or_reuse import CorpusEncoder, IndexContent
+from indexer.tuning.parameters import IndexParameters, require_valid_settings
+from indexer.tuning.tradeoff import write_tradeoff
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
@@ -38,46 +38,46 @@ from searchforge.processes import isolated
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-"""Of build.json and USER_INFO; also part of a searcher's id, so a build that packs differently gets another id."""
+"""Version of build.json and USER_INFO. Part of a searcher's id, so that a change of the packing changes the id."""
 
 
 def build_index(config: Config, embeddings: str, encoder: str | None = None) -> dict[str, Any]:
-    """Indexes an embedding run and commits `searchers/<id>`; a searcher that is there already is returned as it is.
+    """Indexes an embedding run and commits `searchers/<id>`, or returns the report of an existing one.
 
     Args:
-      config: names the workspace, and what the index must reach.
-      embeddings: id of the embedding run.
-      encoder: id of the encoder bundle that answers queries; by default the one that made the embeddings.
+      config: Workspace and index settings.
+      embeddings: Id of the embedding run.
+      encoder: Id of the encoder bundle that embeds queries; by default the one that made the embeddings.
 
     Returns:
-      The content of build.json, see docs/indexing.md.
+      The content of build.json, described in docs/indexing.md.
 
     Raises:
-      UsageError: the embeddings are another encoder's, are faulty, or do not suit the settings.
-      JobError: no setting reaches the recall within the limits, a file is damaged, or ScaNN failed.
+      UsageError: The embeddings come from another encoder, are invalid, or do not suit the settings.
+      JobError: No parameters reach the recall within the limits, a file is damaged, or ScaNN failed.
     """
     workspace = Workspace(config.workspace)
     manifest = Manifest.model_validate(workspace.marker("embeddings", embeddings))
     bundle = EncoderInfo.model_validate(workspace.marker("encoders", encoder or manifest.encoder))
     manifest.require_fingerprint(bundle.fingerprint, of=bundle.id)
     require_images(manifest)
-    require_possible(config.index, manifest.records, manifest.dim)
+    require_valid_settings(config.index, manifest.records, manifest.dim)
     texts = choose_texts(config)
     id = _searcher_id(config, manifest, bundle, texts)
     if workspace.committed("searchers", id):
-        logger.info(f"searcher {id} is there already: same embeddings, encoder, settings and captions")
+        logger.info(f"searcher {id} already exists: same embeddings, encoder, settings and captions")
         return workspace.marker("searchers", id)
     encoders = _verified_encoders(workspace.local("encoders", bundle.id), bundle)
     logger.info(
-        f"index {manifest.records:,} images of embeddings {manifest.id}; from nothing about "
-        f"{_estimate(manifest.records, texts):.0f} s on two cores"
+        f"indexing {manifest.records:,} images of embeddings {manifest.id}; a full build takes about "
+        f"{_estimated_seconds(manifest.records, texts):.0f} s on two cores"
     )
     stopwatch = Stopwatch()
     corpus = CorpusEncoder(config.index, workspace, manifest, texts, encoders[TEXT_SEARCHER], stopwatch)
     with workspace.create("searchers", id) as staging:
         scratch = staging.path / "scratch"
         scratch.mkdir()
-        encoded = corpus.encode(find_base(workspace, manifest, bundle.id, config.index), scratch / "metadata")
+        content = corpus.encode(find_reusable_build(workspace, manifest, bundle.id, config.index), scratch / "metadata")
         user_info = {
             "version": FORMAT_VERSION,
             "searcher": id,
@@ -87,17 +87,17 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
             "preprocessing": bundle.preprocessing,
             "images": manifest.records,
             "dim": manifest.dim,
-            "quantizer": encoded.quantizer.id,
-            "parameters": encoded.setting.to_json(),
+            "quantizer": content.quantizer.id,
+            "parameters": content.parameters.to_json(),
         }
-        sizes = _write(encoded, config.index, user_info, encoders, staging.path, workspace.cache("folded"), stopwatch)
+        sizes = _write(content, config.index, user_info, encoders, staging.path, workspace.cache("folded"), stopwatch)
         shutil.rmtree(scratch)
         index_bytes = sizes["codes"] + sizes["centroids_and_codebooks"] + sizes["user_info"]
         report: dict[str, Any] = {
             **user_info,
             "id": id,
             "config": training_config(config.index),
-            "training": encoded.training,
+            "training": content.training,
             "sizes": sizes,
             "bytes_per_image": index_bytes / manifest.records,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
@@ -109,18 +109,19 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Returns what a build gave, in one line for people."""
-    recall = report["training"]["tuning"].get("recall_at_10")
-    reached = f"recall@10 {recall['verification']['recall_at_10']:.3f}, " if recall else ""
+    """Returns a one-line summary of a build."""
+    measured = report["training"]["tuning"].get("recall_at_10")
+    recall = f"recall@10 {measured['verification']['recall_at_10']:.3f}, " if measured else ""
     return (
-        f"searchers/{report['id']}: {report['images']:,} images, {reached}{Setting(**report['parameters']).summary}, "
-        f"{report['bytes_per_image']:.0f} bytes an image, "
+        f"searchers/{report['id']}: {report['images']:,} images, {recall}"
+        f"{IndexParameters(**report['parameters']).summary}, "
+        f"{report['bytes_per_image']:.0f} bytes per image, "
         f"text searcher {report['sizes'][TEXT_SEARCHER] / 1e6:.1f} MB; {report['seconds']['total']:.1f} s"
     )
 
 
 def _write(
-    encoded: Encoded,
+    content: IndexContent,
     config: IndexConfig,
     user_info: dict[str, Any],
     encoders: dict[str, Path],
@@ -128,35 +129,35 @@ def _write(
     cache: Path,
     stopwatch: Stopwatch,
 ) -> dict[str, int]:
-    """Writes the index, the quantizer, the curve and both searchers; returns the size of every part in bytes."""
-    quantizer, setting = encoded.quantizer, encoded.setting
+    """Writes the index, the quantizer, the trade-off and both searchers; returns the size of each part in bytes."""
+    quantizer, parameters = content.quantizer, content.parameters
     with stopwatch.step("write_index"):
         if config.partition_by:
             sizes = write_partitioned(
-                encoded.merged, quantizer, setting, config, user_info, target, len(os.sched_getaffinity(0))
+                content.encoded, quantizer, parameters, config, user_info, target, len(os.sched_getaffinity(0))
             )
         else:
             sizes = write_index(
-                encoded.merged,
+                content.encoded,
                 quantizer.centroids,
                 quantizer.codebooks,
-                setting.lut_type,
-                setting.search_fraction,
+                parameters.lut_type,
+                parameters.search_fraction,
                 config.compression,
                 json.dumps(user_info, sort_keys=True),
                 target / INDEX,
             )
     if config.max_index_size and sizes["index_file"] > config.max_index_size and not config.partition_by:
         raise JobError(
-            f"the index has {sizes['index_file']:,} bytes, {sizes['metadata']:,} of them metadata before compression, "
-            f"expected at most {config.max_index_size:,} (index.max_index_size); raise it, or lower index.recall_at_10"
+            f"the index has {sizes['index_file']:,} bytes (metadata before compression: {sizes['metadata']:,}), more "
+            f"than index.max_index_size {config.max_index_size:,}; raise it or lower index.recall_at_10"
         )
     (target / QUANTIZER).write_bytes(quantizer.to_bytes())
-    if encoded.curve:
-        write_curve(encoded.curve, setting, target)
+    if content.tradeoff:
+        write_tradeoff(content.tradeoff, parameters, target)
     with stopwatch.step("pack"), isolated.Session(worker.MODULE) as session:
         for searcher, encoder in encoders.items():
-            folded = _folded(session, encoder, quantizer, cache, images=searcher == IMAGE_SEARCHER)
+            folded = _folded_encoder(session, encoder, quantizer, cache, images=searcher == IMAGE_SEARCHER)
             packed = target / (encoder.name if config.partition_by else searcher)
             if config.partition_by:
                 shutil.copyfile(folded, packed)
@@ -168,8 +169,8 @@ def _write(
     return sizes
 
 
-def _folded(session: isolated.Session, encoder: Path, quantizer: Quantizer, cache: Path, images: bool) -> Path:
-    """Returns the encoder with the quantizer's map as its last layer; made and proven once."""
+def _folded_encoder(session: isolated.Session, encoder: Path, quantizer: Quantizer, cache: Path, images: bool) -> Path:
+    """Returns the encoder with the query map folded in as its last layer; folded and verified once, then cached."""
     path = cache / f"{sha256_file(encoder)}-{quantizer.id}.tflite"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
@@ -180,12 +181,12 @@ def _folded(session: isolated.Session, encoder: Path, quantizer: Quantizer, cach
             request = {"step": "fold", "encoder": str(encoder), "folded": f"{scratch}/folded", "images": images}
             session.call({**request, **files})
             Path(scratch, "folded").rename(path)
-    forget_unused(path)
+    delete_unused(path)
     return path
 
 
-def _estimate(items: int, texts: QueryTexts | None) -> float:
-    """Seconds a build takes, as measured with 1,000 to 10,000,000 items; captions are embedded once only."""
+def _estimated_seconds(items: int, texts: QueryTexts | None) -> float:
+    """Returns the seconds of a build, fitted to builds of 1,000 to 10,000,000 items."""
     captions = len(texts.training) + len(texts.tuning) + len(texts.verification) if texts else 0
     return 6 + 50e-6 * items + 2.7e-3 * captions
 
@@ -199,7 +200,7 @@ def _searcher_id(config: Config, manifest: Manifest, bundle: EncoderInfo, texts:
             "encoder": bundle.id,
             "fingerprint": bundle.fingerprint,
             "files": bundle.files,
-            "config": config.index.changed(NOT_TRAINED),
+            "config": config.index.changed(NON_TRAINING_KEYS),
             "reuse": config.index.changed(IndexConfig.model_fields.keys() - {"reuse_from", "max_drift"}),
             "captions": texts.id if texts else None,
         }
@@ -207,7 +208,7 @@ def _searcher_id(config: Config, manifest: Manifest, bundle: EncoderInfo, texts:
 
 
 def _verified_encoders(directory: Path, bundle: EncoderInfo) -> dict[str, Path]:
-    """Returns the encoder's TFLite file for each searcher, each with the bytes that its bundle lists."""
+    """Returns the encoder's TFLite file for each searcher, after comparing hashes with encoder.json."""
     encoders = {TEXT_SEARCHER: directory / TEXT_TFLITE, IMAGE_SEARCHER: directory / IMAGE_TFLITE}
     for path in encoders.values():
         if not path.is_file():
@@ -215,6 +216,6 @@ def _verified_encoders(directory: Path, bundle: EncoderInfo) -> dict[str, Path]:
         listed = bundle.files.get(path.name)
         if listed and (found := sha256_file(path)) != listed:
             raise JobError(
-                f"{path} has SHA-256 {found}, encoder.json says {listed}; delete {directory} and train again"
+                f"{path} has SHA-256 {found}, but encoder.json lists {listed}; delete {directory} and train again"
             )
     return encoders

@@ -1,4 +1,4 @@
-"""Seconds of the steps of a build."""
+"""Measures how long each step of a build takes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up the time of each step.
+    """Accumulates the time of named steps.
 
     Attributes:
-      seconds: by step.
+      seconds: Seconds by step.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Stopwatch:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Times what happens inside."""
+        """Adds the time spent in the context to a step."""
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

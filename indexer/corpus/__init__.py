@@ -1,1 +1,1 @@
-"""Reads an embedding run: its shards, a scan for bad input and exact neighbours, queries and metadata."""
+"""Reads an embedding run: shards, metadata, tuning queries and their exact nearest neighbors."""

@@ -1,4 +1,4 @@
-"""One pass over a corpus: refuses what must not be indexed, draws a sample, and finds the exact answers to queries."""
+"""Scans a corpus once: rejects invalid records, draws a sample and finds the exact nearest neighbors of queries."""
 
 from __future__ import annotations
 
@@ -11,67 +11,67 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.corpus.shard_reader import read_shard
-from indexer.corpus.shards import Shard, map_in_order, require_distinct_ids, require_sound
+from indexer.corpus.shards import Shard, map_in_order, require_unique_ids, require_valid_records
 from searchforge import progress
 
-TIE = 1e-6
-"""Items whose exact scores differ by less stand for each other: copies of an image, say."""
+SCORE_TOLERANCE = 1e-6
+"""Maximum difference of exact scores at which items count as equally good, for example copies of an image."""
 
 ROWS = 2048
-"""Records whose scores are computed at once."""
+"""Number of records whose scores are computed at once."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The exact best items of queries, over full-precision embeddings.
+class ExactNeighbors:
+    """Exact nearest neighbors of queries among full-precision embeddings.
 
     Attributes:
-      items: [m, k] int64, best first, of equal scores the one that came first: an item's number among the live records,
-        in the order of the shards; -1 where the corpus has fewer than k.
-      scores: [m, k] float32, dot products; minus infinity where there is no item.
-      vectors: [m, k, dim] float32, the items' embeddings.
+      items: [m, k] int64, row numbers among the live records in shard order, best first; ties are in row order. Padded
+        with -1 if the corpus has fewer than k items.
+      scores: [m, k] float32, dot products; minus infinity for padding.
+      vectors: [m, k, dim] float32, embeddings of the items.
     """
 
     items: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
     vectors: npt.NDArray[np.float32]
 
-    def rows(self, chosen: slice) -> Answers:
-        """Returns the answers to some of the queries."""
-        return Answers(self.items[chosen], self.scores[chosen], self.vectors[chosen])
+    def rows(self, chosen: slice) -> ExactNeighbors:
+        """Returns the neighbors of some of the queries."""
+        return ExactNeighbors(self.items[chosen], self.scores[chosen], self.vectors[chosen])
 
     def recalls(self, found: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.float64]:
-        """Returns recall@k of each query [m] float64: the share of its exact top k among the first k items found.
+        """Returns recall@k [m] float64 of each query: the share of its exact top k among the first k items found.
 
-        An item that scores as the k-th does counts as one of the top k, so long as it is among these answers.
+        Any of these neighbors that scores as well as the k-th counts as one of the top k.
 
         Args:
-          found: [m, any] int64, best first, each item once; -1 where there is none.
-          k: as many as there are answers, if that is fewer.
+          found: [m, any] int64, best first, without repetitions; padded with -1.
+          k: Number of hits; reduced to the number of neighbors if that is smaller.
         """
         k = max(1, min(k, int(np.sum(self.items >= 0, axis=1).max(initial=0))))
-        good = (self.scores >= self.scores[:, k - 1 : k] - TIE) & (self.items >= 0)
-        hits = (found[:, :k, None] == np.where(good, self.items, -2)[:, None, :]).any(axis=2)
+        relevant = (self.scores >= self.scores[:, k - 1 : k] - SCORE_TOLERANCE) & (self.items >= 0)
+        hits = (found[:, :k, None] == np.where(relevant, self.items, -2)[:, None, :]).any(axis=2)
         recalls: npt.NDArray[np.float64] = hits.sum(axis=1) / k
         return recalls
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What one pass over a corpus found.
+class CorpusScan:
+    """Result of a scan.
 
     Attributes:
-      sample: [min(count, items), dim] float32, a uniform sample that depends on the items' ids only, not on shards.
-      answers: to the queries.
-      metadata_bytes: size of all items' metadata together.
+      sample: [min(count, items), dim] float32, a uniform sample that depends on the ids only, not on the sharding.
+      neighbors: Exact nearest neighbors of the queries.
+      metadata_bytes: Total size of all items' metadata.
     """
 
     sample: npt.NDArray[np.float32]
-    answers: Answers
+    neighbors: ExactNeighbors
     metadata_bytes: int
 
 
-def survey(
+def scan_corpus(
     shards: Sequence[Shard],
     dim: int,
     count: int,
@@ -80,31 +80,31 @@ def survey(
     k: int,
     threads: int = 1,
     rows: int = ROWS,
-) -> Survey:
+) -> CorpusScan:
     """Reads a whole corpus once.
 
-    The sample is the `count` live records with the smallest keyed hash of their id, in the order of that hash. Three
-    times its size is held while it is drawn.
+    The sample consists of the `count` live records with the smallest keyed hash of their id, in the order of that hash.
+    Memory holds up to three times the sample while it is drawn.
 
     Args:
-      dim: of the embeddings.
-      count: size of the sample.
+      dim: Dimension of the embeddings.
+      count: Size of the sample.
       queries: [m, dim] float32; may be empty.
-      k: answers of each query, at least 1.
-      threads: shards that are read at a time.
-      rows: records whose scores are computed at once, for each thread.
+      k: Number of neighbors per query, at least 1.
+      threads: Number of shards read concurrently.
+      rows: Number of records whose scores each thread computes at once.
 
     Raises:
-      UsageError: a live vector is not a finite one of length 1 and of `dim` dimensions, metadata cannot be JSON on the
-        device, or an id is there twice.
-      JobError: a shard is damaged.
+      UsageError: A live vector is not finite, not of length 1 or not of `dim` dimensions, metadata has no JSON form for
+        the device, or an id occurs twice.
+      JobError: A shard is damaged.
     """
     order: list[npt.NDArray[np.uint64]] = []
     hashes, vectors = np.empty(2 * count, np.uint64), np.empty((2 * count, dim), np.float32)
     held, largest = 0, np.uint64(2**64 - 1)
     search = _ExactSearch(queries, k, rows)
     first = metadata_bytes = 0
-    with progress.track("read the corpus", sum(info.live for info, _ in shards)) as advance:
+    with progress.track("scanning the corpus", sum(info.live for info, _ in shards)) as advance:
         found = map_in_order(functools.partial(_read, dim, count, seed, search), shards, threads)
         for (info, _), (keys, drawn, drawn_vectors, best, size) in zip(shards, found, strict=True):
             order.append(keys)
@@ -120,31 +120,31 @@ def survey(
             search.add(best, first)
             first += info.live
             advance(info.live)
-    require_distinct_ids(order, shards, dim)
+    require_unique_ids(order, shards, dim)
     sample = vectors[np.argsort(hashes[:held], kind="stable")[:count]]
-    return Survey(sample, search.answers(), metadata_bytes)
+    return CorpusScan(sample, search.neighbors(), metadata_bytes)
 
 
-def exact_search(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], k: int) -> Answers:
-    """Returns the exact best k of vectors [n, dim] in memory for each query [m, dim]; items are row numbers."""
+def exact_search(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], k: int) -> ExactNeighbors:
+    """Returns the exact k nearest of vectors [n, dim] for each query [m, dim]; items are row numbers."""
     search = _ExactSearch(queries, k, ROWS)
     search.add(search.find(vectors), 0)
-    return search.answers()
+    return search.neighbors()
 
 
 @dataclass(frozen=True)
 class _Best:
-    """The best records of one shard, those that may be among the best of the corpus.
+    """Best records of one shard that may be among the best of the corpus.
 
     Attributes:
-      scores: [m, k] float32, descending; minus infinity where there is none.
-      places: [m, k] int64, of each among `rows` and `vectors`; of no meaning where there is none.
-      rows: [n] int64, among the live records.
+      scores: [m, k] float32, descending; minus infinity for padding.
+      indices: [m, k] int64, index of each record in `rows` and `vectors`; undefined for padding.
+      rows: [n] int64, row numbers among the shard's live records.
       vectors: [n, dim] float32.
     """
 
     scores: npt.NDArray[np.float32]
-    places: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
     vectors: npt.NDArray[np.float32]
 
@@ -152,57 +152,59 @@ class _Best:
 class _ExactSearch:
     """Keeps the best items of every query, shard by shard.
 
-    A matrix product finds who comes into question; their scores are then computed one by one, so that they do not
-    depend on where a vector stands in a matrix: copies of an image score alike.
+    A matrix product selects candidates. Their scores are then computed one by one, so that a score does not depend on
+    a vector's position in a matrix: copies of an image score equally.
     """
 
     def __init__(self, queries: npt.NDArray[np.float32], k: int, rows: int) -> None:
         self._rows = rows
         self._queries = np.ascontiguousarray(queries, np.float32)
         count, dim = self._queries.shape
-        # At least twice what rounding can do to the product of a query and a vector of length 1.
+        # At least twice the rounding error of the dot product of a query and a vector of length 1.
         norms = np.linalg.norm(self._queries, axis=1)
         self._margins = ((dim + 4) * np.finfo(np.float32).eps * norms).astype(np.float32)
         self._thresholds = np.full(count, -np.inf, np.float32)
         self._scores = np.full((count, k), -np.inf, np.float32)
         self._slots = np.tile(np.arange(k), (count, 1))
-        self._items = np.full((count, k), -1, np.int64)  # this and the vectors by slot, so that they need not move
+        self._items = np.full(
+            (count, k), -1, np.int64
+        )  # items and vectors are indexed by slot, so that they need not move
         self._vectors = np.zeros((count, k, dim), np.float32)
 
     def find(self, vectors: npt.NDArray[np.float32]) -> _Best:
-        """Returns the best of a shard's live records, [n, dim] float32; for any thread."""
+        """Returns the best of a shard's live records [n, dim] float32; thread-safe."""
         scores = np.full(self._scores.shape, -np.inf, np.float32)
         rows = np.full(self._scores.shape, -1, np.int64)
         for start in range(0, len(vectors) if len(self._queries) else 0, self._rows):
             block = vectors[start : start + self._rows]
-            # Other threads' thresholds may be those of a moment ago: they only rise, so at worst more is found.
+            # Thresholds may be stale while other threads run. They only rise, so at worst more records are selected.
             _select(self._queries @ block.T, self._margins, self._thresholds, self._queries, block, start, scores, rows)
-        chosen, places = np.unique(rows[rows >= 0], return_inverse=True)
-        all_places = np.zeros(rows.shape, np.int64)
-        all_places[rows >= 0] = places
-        return _Best(scores, all_places, chosen, vectors[chosen])
+        chosen, positions = np.unique(rows[rows >= 0], return_inverse=True)
+        indices = np.zeros(rows.shape, np.int64)
+        indices[rows >= 0] = positions
+        return _Best(scores, indices, chosen, vectors[chosen])
 
     def add(self, best: _Best, first: int) -> None:
-        """Takes over what is better; `first` is the number of the shard's first live record. Shards come in order."""
+        """Merges the best of a shard whose first live record has number `first`; shards must be added in order."""
         items = first + best.rows
-        _merge(best.scores, best.places, items, best.vectors, self._scores, self._slots, self._items, self._vectors)
+        _merge(best.scores, best.indices, items, best.vectors, self._scores, self._slots, self._items, self._vectors)
         self._thresholds = self._scores[:, -1].copy()
 
-    def answers(self) -> Answers:
-        """Returns what was found; ends the search."""
+    def neighbors(self) -> ExactNeighbors:
+        """Returns the result; the search must not be used afterwards."""
         items = np.take_along_axis(self._items, self._slots, axis=1)
-        for vectors, slots in zip(self._vectors, self._slots, strict=True):  # in place: they are the bulk
+        for vectors, slots in zip(self._vectors, self._slots, strict=True):  # in place, as they are most of the memory
             vectors[:] = vectors[slots]
-        return Answers(items, self._scores, self._vectors)
+        return ExactNeighbors(items, self._scores, self._vectors)
 
 
 def _read(
     dim: int, count: int, seed: int, search: _ExactSearch, shard: Shard
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.float32], _Best, int]:
-    """Returns a shard's order keys, hashes and vectors of what may be in the sample, answers, and size of metadata."""
+    """Returns a shard's order keys, hashes and vectors of sample candidates, best records and metadata bytes."""
     info, path = shard
     records = read_shard(path, dim)
-    require_sound(records.faults, len(records), info.dead, path.name)
+    require_valid_records(records.faults, len(records), info.dead, path.name)
     live = np.delete(np.arange(len(records)), info.dead)
     hashes = _keyed_hash(records.order_keys[live], seed)
     smallest = _smallest(hashes, count)
@@ -216,7 +218,10 @@ def _smallest(values: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int6
 
 
 def _keyed_hash(keys: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finalizer (Steele et al. 2014, "Fast splittable pseudorandom number generators"), a bijection."""
+    """Hashes keys by SplitMix64's finalizer, a bijection.
+
+    Steele et al. 2014, "Fast splittable pseudorandom number generators".
+    """
     mixed = keys + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -234,12 +239,13 @@ def _select(
     scores: npt.NDArray[np.float32],
     rows: npt.NDArray[np.int64],
 ) -> None:
-    """Notes records [n, dim] whose score is above the threshold and among the best k of the shard so far.
+    """Inserts the vectors [n, dim] that score above the threshold and among the best k of the shard so far.
 
     Args:
-      rough: [m, n], the scores, each off by less than its query's margin.
-      first: row of the first of the vectors.
-      scores, rows: [m, k], changed.
+      rough: [m, n] float32, approximate scores, each off by less than its query's margin.
+      first: Row number of the first vector.
+      scores: [m, k] float32, updated.
+      rows: [m, k] int64, updated.
     """
     for query in range(len(rough)):
         limit = max(thresholds[query], scores[query, -1])
@@ -256,7 +262,7 @@ def _select(
 @numba.njit(cache=True, nogil=True)
 def _merge(
     scores: npt.NDArray[np.float32],
-    places: npt.NDArray[np.int64],
+    indices: npt.NDArray[np.int64],
     items: npt.NDArray[np.int64],
     vectors: npt.NDArray[np.float32],
     best_scores: npt.NDArray[np.float32],
@@ -264,30 +270,30 @@ def _merge(
     best_items: npt.NDArray[np.int64],
     best_vectors: npt.NDArray[np.float32],
 ) -> None:
-    """Takes the best of a shard (see _Best) into those of the corpus; who drops out leaves its slot."""
+    """Merges the best of a shard (see _Best) into those of the corpus; a dropped item frees its slot."""
     for query in range(len(scores)):
         for i in range(scores.shape[1]):
             if scores[query, i] <= best_scores[query, -1]:
                 break
-            slot, place = best_slots[query, -1], places[query, i]
+            slot, index = best_slots[query, -1], indices[query, i]
             _insert(scores[query, i], slot, best_scores[query], best_slots[query])
-            best_items[query, slot] = items[place]
-            best_vectors[query, slot] = vectors[place]
+            best_items[query, slot] = items[index]
+            best_vectors[query, slot] = vectors[index]
 
 
 @numba.njit(cache=True, nogil=True)
 def _insert(score: np.float32, value: int, scores: npt.NDArray[np.float32], values: npt.NDArray[np.int64]) -> None:
-    """Puts a score that is above the last one [k] at its place in descending order, behind its equals."""
-    place = len(scores) - 1
-    while place > 0 and score > scores[place - 1]:
-        scores[place], values[place] = scores[place - 1], values[place - 1]
-        place -= 1
-    scores[place], values[place] = score, value
+    """Inserts a score greater than the last one of [k] in descending order, after equal ones."""
+    position = len(scores) - 1
+    while position > 0 and score > scores[position - 1]:
+        scores[position], values[position] = scores[position - 1], values[position - 1]
+        position -= 1
+    scores[position], values[position] = score, value
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc"})
 def _dot(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> np.float32:
-    """Sums in float64, so that the order of the sum next to never shows in the float32 result."""
+    """Returns the dot product, summed in float64 so that the summation order hardly ever affects the result."""
     total = np.float64(0)
     for i in range(len(a)):
         total += np.float64(a[i]) * np.float64(b[i])

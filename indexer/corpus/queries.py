@@ -1,4 +1,4 @@
-"""Text queries that are like a user's: captions, embedded by the very file that a device runs."""
+"""Text queries for tuning: captions, embedded with the TFLite file that ships to devices."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from searchforge.progress import track
 from searchforge.storage.files import atomic_write
 
 _BATCH = 64
-"""Texts of a request: less than a second of work, so that all processes end together."""
+"""Number of texts per request: less than a second of work, so that all processes finish at about the same time."""
 
-
-_HELDOUT_SHARE = 3
-"""One held-out caption is asked for so many training captions."""
+_TRAINING_PER_HELDOUT = 3
+"""Number of training captions per held-out caption."""
 
 
 @dataclass(frozen=True)
 class QueryTexts:
-    """Captions by what they are for; no image has captions in two of the sets.
+    """Captions by purpose; no image has captions in two of the sets.
 
     Attributes:
-      training: of training images.
-      tuning, verification: of held-out images.
+      training: Captions of training images.
+      tuning: Captions of held-out images.
+      verification: Captions of other held-out images.
     """
 
     training: tuple[str, ...]
@@ -55,13 +55,13 @@ class QueryTexts:
 
     @property
     def id(self) -> str:
-        """Hash of all of them."""
+        """SHA-256 of all captions."""
         return sha256_bytes(json.dumps([self.training, self.tuning, self.verification]).encode())
 
 
 @dataclass(frozen=True)
-class TextQueries:
-    """Embedded `QueryTexts`: training [m, dim], tuning [t, dim] and verification [v, dim] float32."""
+class QueryEmbeddings:
+    """Embeddings of `QueryTexts`: training [m, dim], tuning [t, dim] and verification [v, dim] float32."""
 
     training: npt.NDArray[np.float32]
     tuning: npt.NDArray[np.float32]
@@ -69,22 +69,22 @@ class TextQueries:
 
 
 def choose_texts(config: Config) -> QueryTexts | None:
-    """Returns a sample of the captions of `config.data`, which does not depend on the order that they are read in.
+    """Samples the captions of `config.data`, independent of the order in which they are read.
 
-    `index.queries` training captions and a third as many held-out ones, where there are so many; see
+    The sample has at most `index.queries` training captions and a third as many held-out ones, see
     searchforge.captions.dataset.split_queries.
 
     Returns:
-      None where no captions are configured, or none of them can be used or is asked for.
+      None if no captions are configured, `index.queries` is 0, or no caption is usable.
 
     Raises:
-      UsageError: the captions cannot be read.
+      UsageError: The captions cannot be read.
     """
     if not has_captions(config.data) or not config.index.queries:
         return None
     seed, training = config.index.seed, config.index.queries
     images = split_queries(split_heldout(load_captions(config), config, training=False), seed)
-    each = max(1, training // _HELDOUT_SHARE // 2)
+    each = max(1, training // _TRAINING_PER_HELDOUT // 2)
     texts = QueryTexts(
         _sample(images.training, training, seed),
         _sample(images.tuning, each, seed),
@@ -93,41 +93,41 @@ def choose_texts(config: Config) -> QueryTexts | None:
     return texts if texts.training or texts.tuning else None
 
 
-def embed_queries(encoder: Path, texts: QueryTexts, cache: Path) -> TextQueries:
-    """Embeds all texts; see `embed_texts`."""
+def embed_queries(encoder: Path, texts: QueryTexts, cache: Path) -> QueryEmbeddings:
+    """Embeds all texts with `embed_texts`."""
     sets = (texts.training, texts.tuning, texts.verification)
-    vectors = embed_texts(encoder, [text for part in sets for text in part], cache)
-    return TextQueries(*np.split(vectors, np.cumsum([len(part) for part in sets])[:-1]))
+    vectors = embed_texts(encoder, [text for captions in sets for text in captions], cache)
+    return QueryEmbeddings(*np.split(vectors, np.cumsum([len(captions) for captions in sets])[:-1]))
 
 
 def embed_texts(encoder: Path, texts: Sequence[str], cache: Path) -> npt.NDArray[np.float32]:
-    """Embeds texts with the Task Library, in a process for each core.
+    """Embeds texts with the Task Library, in one process per core.
 
     Args:
-      encoder: the text encoder's TFLite file.
-      texts: one or more.
-      cache: folder that keeps the result, by the content of the file and the texts.
+      encoder: TFLite file of the text encoder.
+      texts: Texts to embed, at least one.
+      cache: Folder in which the result is cached by the contents of the file and the texts.
 
     Returns:
-      [n, dim] float32.
+      Embeddings [n, dim] float32.
 
     Raises:
-      JobError: the Task Library cannot run the file or refuses a text, or the cache cannot be written.
+      JobError: The Task Library cannot run the file or rejects a text, or the cache cannot be written.
     """
-    # ASCII JSON takes any string, even one that is no valid UTF-8.
+    # ASCII JSON can represent any string, even one that is not valid UTF-8.
     key = sha256_bytes(json.dumps([sha256_file(encoder), *texts]).encode())
     path = cache / f"{key}.npy"
     try:
-        known: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
-        return known
-    except (EOFError, OSError, ValueError):  # not there, or damaged
+        cached: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
+        return cached
+    except (EOFError, OSError, ValueError):  # missing or damaged
         vectors = _embed(encoder, texts)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             np.save(file, vectors, allow_pickle=False)
     except OSError as error:
-        raise JobError(f"{path} cannot be written: {error.strerror}; make room in the workspace") from error
+        raise JobError(f"{path} cannot be written: {error.strerror}; free up space in the workspace") from error
     return vectors
 
 
@@ -135,7 +135,11 @@ def _embed(encoder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     starts = range(0, len(texts), _BATCH)
     processes = min(len(os.sched_getaffinity(0)), len(starts))
     idle: SimpleQueue[isolated.Session] = SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as sessions, track("captions", len(texts)) as advance:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ExitStack() as sessions,
+        track("embedding captions", len(texts)) as advance,
+    ):
         for _ in range(processes):
             idle.put(sessions.enter_context(isolated.Session(text_embedder.MODULE)))
 
@@ -159,5 +163,6 @@ def _embed(encoder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
 
 
 def _sample(images: list[CaptionedImage], count: int, seed: int) -> tuple[str, ...]:
+    """Returns the `count` captions of the smallest random rank, in that order."""
     pairs = ((random_rank(seed, image.id, text), text) for image in images for text in image.captions)
     return tuple(text for _, text in heapq.nsmallest(count, pairs))

@@ -1,4 +1,4 @@
-"""Reads the records of one embedding shard, many at once: vectors, ids and what the device is told of each item."""
+"""Reads all records of an embedding shard into arrays: vectors, ids and the metadata for the device."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from indexer.corpus.metadata import GIVEN_UP, ID_ROOM, KEYS, device_metadata, write_device_metadata
+from indexer.corpus.metadata import ID_ROOM, SCRATCH_ROWS, UNHANDLED, device_metadata, write_device_metadata
 from searchforge.artifacts.records import MAX_RECORD_BYTES, TFRECORD_FRAMING, TFRECORD_HEADER, EmbeddingRecord
 from searchforge.errors import JobError, UsageError
 
 NORM_TOLERANCE = 1e-3
-"""How far the length of an embedding may be from 1."""
+"""Maximum deviation of an embedding's length from 1."""
 
 
 @dataclass(frozen=True)
 class ByteStrings:
-    """Many byte strings in one buffer.
+    """Byte strings in one buffer.
 
     Attributes:
       data: [bytes] uint8.
-      starts, ends: [n] int64, where each string lies.
+      starts: [n] int64, start of each string in the buffer.
+      ends: [n] int64, end of each string in the buffer.
     """
 
     data: npt.NDArray[np.uint8]
@@ -36,7 +37,7 @@ class ByteStrings:
 
     @classmethod
     def of_offsets(cls, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> ByteStrings:
-        """Returns strings that lie one behind the other; offsets: [n + 1]."""
+        """Returns concatenated strings with offsets [n + 1]."""
         return cls(data, offsets[:-1], offsets[1:])
 
     def __len__(self) -> int:
@@ -46,7 +47,7 @@ class ByteStrings:
         return self.data[self.starts[row] : self.ends[row]].tobytes()
 
     def take(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Returns the strings of some rows, one behind the other, and their [rows + 1] offsets."""
+        """Returns the concatenated strings of some rows and their offsets [rows + 1]."""
         starts, ends = self.starts[rows], self.ends[rows]
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(ends - starts, out=offsets[1:])
@@ -60,11 +61,12 @@ class ShardRecords:
     """All records of one shard file, in the file's order.
 
     Attributes:
-      vectors: [n, dim] float32, L2-normalised; zeros for a record at fault.
-      order_keys: [n] uint64, by which items are ordered however they are sharded; see `order_keys`.
-      ids, uris: UTF-8.
-      metadata: the JSON that the device returns with a hit; empty for a record whose metadata is at fault.
-      faults: by row, why the record must not be indexed and what to do.
+      vectors: [n, dim] float32, L2-normalized; zeros for a faulty embedding.
+      order_keys: [n] uint64, hashes of ids that define an item order independent of the sharding; see `order_keys`.
+      ids: Ids in UTF-8.
+      uris: URIs in UTF-8.
+      metadata: JSON that the device returns with a hit; empty for faulty metadata.
+      faults: Reasons why records cannot be indexed, with the remedy, by row.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -79,21 +81,21 @@ class ShardRecords:
 
 
 def read_shard(path: Path, dim: int) -> ShardRecords:
-    """Reads every record of a shard file whose bytes are known to be right; see `parse_shard`."""
+    """Reads all records of a shard file, whose hash the caller has verified; see `parse_shard`."""
     return parse_shard(path.read_bytes(), dim, str(path))
 
 
 def parse_shard(data: bytes, dim: int, name: str) -> ShardRecords:
-    """Reads every record of a shard, which is held in memory together with its vectors.
+    """Reads all records of a shard; memory holds the shard and its vectors.
 
     Args:
-      data: a TFRecord file of tf.train.Example messages (searchforge.artifacts.records) whose SHA-256 was compared to
-        the manifest's: the records' own checksums are not computed again.
-      dim: of the embeddings.
-      name: of the shard, for errors.
+      data: TFRecord file of tf.train.Example messages (searchforge.artifacts.records). The caller has compared its
+        SHA-256 with the manifest, so the records' checksums are not verified again.
+      dim: Dimension of the embeddings.
+      name: Name of the shard, for errors.
 
     Raises:
-      JobError: the file is truncated or holds something else than embedding records.
+      JobError: The file is truncated or contains anything but embedding records.
     """
     buffer = np.frombuffer(data, np.uint8)
     payloads = _payloads(buffer, name)
@@ -104,21 +106,21 @@ def parse_shard(data: bytes, dim: int, name: str) -> ShardRecords:
     ids, texts = strings[b"id"], strings[b"metadata"]
     try:
         metadata, faults = _device_metadata(ids, texts)
-    except UnicodeDecodeError:  # the codec says in which record
+    except UnicodeDecodeError:  # the rewrite reports the faulty record
         return parse_shard(_rewritten(data, payloads, name), dim, name)
     vectors, faulty = _vectors(ids, strings[b"embedding"], dim)
     return ShardRecords(vectors, order_keys(data, ids), ids, strings[b"uri"], metadata, {**faults, **faulty})
 
 
 def order_keys(data: bytes, ids: ByteStrings) -> npt.NDArray[np.uint64]:
-    """Returns the key of each id: the first 8 bytes, big-endian, of its BLAKE2b of 8 bytes (RFC 7693)."""
+    """Returns the order key of each id: its 8-byte BLAKE2b digest (RFC 7693) as a big-endian integer."""
     ranges = zip(ids.starts.tolist(), ids.ends.tolist(), strict=True)
     digests = b"".join([blake2b(data[start:end], digest_size=8).digest() for start, end in ranges])
     return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
 def _payloads(buffer: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.int64]:
-    """Returns [n, 2] where the payload of each TFRecord begins and ends."""
+    """Returns the start and end [n, 2] of each TFRecord's payload."""
     count = _walk_records(buffer, np.empty((0, 2), np.int64))
     if count < 0:
         raise JobError(f"{name}: damaged TFRecord at byte {-count - 1}; embed it again")
@@ -128,7 +130,7 @@ def _payloads(buffer: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.int64]
 
 
 def _rewritten(data: bytes, payloads: npt.NDArray[np.int64], name: str) -> bytes:
-    """Returns a shard's records as this project writes them; their checksums are left out."""
+    """Returns the shard with every record reserialized in canonical form, without checksums."""
     written = []
     for row, (start, end) in enumerate(payloads.tolist()):
         try:
@@ -140,55 +142,52 @@ def _rewritten(data: bytes, payloads: npt.NDArray[np.int64], name: str) -> bytes
 
 
 def _vectors(ids: ByteStrings, embeddings: ByteStrings, dim: int) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
-    """Returns the [n, dim] vectors and what is wrong with them by row; a faulty one is replaced by zeros."""
+    """Returns the vectors [n, dim] and their faults by row; faulty vectors are zeros."""
     dims = (embeddings.ends - embeddings.starts) // 4
     vectors = np.zeros((len(ids), dim), np.float32)
-    right = np.flatnonzero(dims == dim)
-    _copy_rows(embeddings.data, embeddings.starts, right, vectors.view(np.uint8))
+    matching = np.flatnonzero(dims == dim)
+    _copy_rows(embeddings.data, embeddings.starts, matching, vectors.view(np.uint8))
     lengths = np.sqrt(_squared_norms(vectors))
     faults: dict[int, str] = {}
     for row in np.flatnonzero(~(np.abs(lengths - 1) <= NORM_TOLERANCE)).tolist():
         id, length = ids[row].decode(), lengths[row]
         if dims[row] != dim:
             faults[row] = (
-                f"embedding of {id!r} has {dims[row]} dimensions, expected {dim} as the manifest says; embed the "
+                f"embedding of {id!r} has {dims[row]} dimensions, but the manifest says {dim}; embed the "
                 "corpus again with one encoder"
             )
             continue
-        what = (
-            "holds NaN or infinity"
+        fault = (
+            "contains NaN or infinity"
             if not np.isfinite(length)
             else "is all zeros"
             if length == 0
             else f"has length {length:g}, expected 1 (tolerance {NORM_TOLERANCE})"
         )
-        faults[row] = (
-            f"embedding of {id!r} {what}; the encoder that made it is faulty: train it again, then embed the corpus "
-            "again"
-        )
+        faults[row] = f"embedding of {id!r} {fault}; its encoder is faulty: train it again, then embed the corpus again"
         vectors[row] = 0
     return vectors, faults
 
 
 def _device_metadata(ids: ByteStrings, texts: ByteStrings) -> tuple[ByteStrings, dict[int, str]]:
-    """Returns what the device is told of each item, and what is wrong with it by row.
+    """Returns the metadata JSON for the device, and its faults by row.
 
     Raises:
-      UnicodeDecodeError: an id or metadata is not UTF-8.
+      UnicodeDecodeError: An id or metadata is not UTF-8.
     """
     room = int((ids.ends - ids.starts).sum() + (texts.ends - texts.starts).sum()) + ID_ROOM * len(ids)
     written = np.empty(room, np.uint8)
     ends = _write_all_metadata(ids.data, ids.starts, ids.ends, texts.starts, texts.ends, written)
     bounds = np.maximum.accumulate(np.concatenate([[0], ends]))
-    starts, usual = bounds[:-1], written[: bounds[-1]]
-    str(usual.data, "utf-8")  # every string is enclosed in ASCII: if all of it is UTF-8, each of them is
-    given_up = np.flatnonzero(ends == GIVEN_UP)
-    if not len(given_up):
-        return ByteStrings(usual, starts, ends), {}
+    starts, handled = bounds[:-1], written[: bounds[-1]]
+    str(handled.data, "utf-8")  # strings are delimited by ASCII, so each is valid UTF-8 if the whole is
+    unhandled = np.flatnonzero(ends == UNHANDLED)
+    if not len(unhandled):
+        return ByteStrings(handled, starts, ends), {}
     faults: dict[int, str] = {}
     others: list[bytes] = []
-    at = len(usual)
-    for row in given_up.tolist():
+    at = len(handled)
+    for row in unhandled.tolist():
         id, other = ids[row].decode(), b""
         try:
             other = device_metadata(id, json.loads(texts[row].decode()))
@@ -197,29 +196,29 @@ def _device_metadata(ids: ByteStrings, texts: ByteStrings) -> tuple[ByteStrings,
         except (ValueError, RecursionError) as error:
             if isinstance(error, UnicodeDecodeError):
                 raise
-            faults[row] = f"metadata of {id!r} is not JSON ({error}); mend the value"
+            faults[row] = f"metadata of {id!r} is not JSON ({error}); correct the value"
         others.append(other)
         starts[row], at = at, at + len(other)
         ends[row] = at
-    return ByteStrings(np.concatenate([usual, np.frombuffer(b"".join(others), np.uint8)]), starts, ends), faults
+    return ByteStrings(np.concatenate([handled, np.frombuffer(b"".join(others), np.uint8)]), starts, ends), faults
 
 
 _FEATURES = (b"id", b"embedding", b"metadata", b"uri", b"content_hash")
-"""Features that every record has."""
+"""Features that every record must have."""
 _KEY_LENGTHS = np.array([len(key) for key in _FEATURES])
 _KEY_BYTES = np.frombuffer(b"".join(key.ljust(16) for key in _FEATURES), np.uint8).reshape(len(_FEATURES), 16)
 _ALL_FOUND = 2 ** len(_FEATURES) - 1
 
 _MESSAGE, _VALUE, _FLOAT_LIST = 0x0A, 0x12, 0x12
-"""Tags: of an Example's features, a map entry, its key and a list of bytes; of its value; of a list of floats."""
+"""Protobuf tags: of an Example's features, a map entry, its key and a list of bytes; of its value; of a float list."""
 
 
 @numba.njit(cache=True, nogil=True)
 def _walk_records(buffer: npt.NDArray[np.uint8], payloads: npt.NDArray[np.int64]) -> int:
-    """Notes where the payloads lie, for as many as there is room.
+    """Writes the ranges of as many payloads as fit into `payloads`.
 
     Returns:
-      How many there are; negative: -1 - position of what is no TFRecord.
+      Number of records; if negative, -1 - the position of the first damaged record.
     """
     position, count = np.int64(0), 0
     while position < len(buffer):
@@ -242,9 +241,9 @@ def _walk_records(buffer: npt.NDArray[np.uint8], payloads: npt.NDArray[np.int64]
 def _find_fields(
     buffer: npt.NDArray[np.uint8], payloads: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Returns [n, keys, 2] where each feature's only value lies, and whether the record was understood.
+    """Returns the range [n, keys, 2] of each feature's only value, and whether each record was understood.
 
-    What searchforge.artifacts.records.record_fields reads, but for values that are of no use here.
+    Reads the same messages as searchforge.artifacts.records.record_fields, but only the values used here.
     """
     fields = np.zeros((len(payloads), len(_KEY_LENGTHS), 2), np.int64)
     understood = np.zeros(len(payloads), np.bool_)
@@ -282,7 +281,7 @@ def _find_fields(
 
 @numba.njit(cache=True, nogil=True)
 def _enclosed(buffer: npt.NDArray[np.uint8], position: int, limit: int, tag: int, other: int) -> tuple[int, int]:
-    """Returns where a length-delimited value with one of the tags begins and ends; -1, -1 where there is none."""
+    """Returns the range of a length-delimited value with one of the two tags, or -1, -1."""
     if position >= limit or (buffer[position] != tag and buffer[position] != other):
         return -1, -1
     length, shift, more = np.int64(0), 0, True
@@ -316,8 +315,8 @@ def _write_all_metadata(
     ends: npt.NDArray[np.int64],
     out: npt.NDArray[np.uint8],
 ) -> npt.NDArray[np.int64]:
-    """Returns where each item's JSON ends in `out`, or GIVEN_UP."""
-    keys = np.empty((KEYS, 2), np.int64)
+    """Returns the end of each item's JSON in `out`, or UNHANDLED."""
+    keys = np.empty((SCRATCH_ROWS, 2), np.int64)
     written = np.empty(len(starts), np.int64)
     at = 0
     for row in range(len(starts)):
@@ -355,7 +354,7 @@ def _copy_ranges(
 
 @numba.njit(cache=True, nogil=True)
 def _squared_norms(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """In float64, in which the squares of finite float32 numbers are finite."""
+    """Returns squared norms [n] float64, in which the squares of finite float32 numbers are finite."""
     norms = np.zeros(len(vectors), np.float64)
     for row in range(len(vectors)):
         total = np.float64(0)

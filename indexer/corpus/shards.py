@@ -1,4 +1,4 @@
-"""The shards of a corpus: opens them, works through them in order, and refuses what must not be indexed."""
+"""Opens the shards of a corpus, processes them in order, and rejects records that cannot be indexed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Result = TypeVar("Result")
 
 
 def open_corpus(workspace: Workspace, manifest: Manifest) -> list[Shard]:
-    """Returns the shards of an embedding run, each with the bytes that the manifest lists.
+    """Returns the shards of an embedding run, after comparing their hashes with the manifest.
 
     Raises:
-      UsageError: there are no records, or a shard was made by another encoder.
-      JobError: a shard is missing, or its bytes are others.
+      UsageError: There are no records, or a shard was made by another encoder.
+      JobError: A shard is missing or damaged.
     """
     require_images(manifest)
     shards = list(verified_shards(workspace, manifest))
@@ -37,41 +37,41 @@ def open_corpus(workspace: Workspace, manifest: Manifest) -> list[Shard]:
         earlier = Manifest.model_validate(workspace.marker("embeddings", run))
         if earlier.fingerprint != manifest.fingerprint:
             raise UsageError(
-                f"embeddings {manifest.id} are of encoder {manifest.fingerprint}, but their shards in embeddings {run} "
-                f"are of encoder {earlier.fingerprint}: the two spaces differ; embed the corpus again from the start"
+                f"embeddings {manifest.id} are from encoder {manifest.fingerprint}, but reuse shards of embeddings "
+                f"{run} from encoder {earlier.fingerprint}; embed the corpus again with embed.reuse_from none"
             )
     return shards
 
 
 def require_images(manifest: Manifest) -> None:
-    """Raises UsageError where an embedding run embedded nothing."""
+    """Raises UsageError if an embedding run contains no images."""
     if not manifest.records:
         raise UsageError(
-            f"embeddings {manifest.id} hold no images ({manifest.inputs} inputs, {manifest.rejected} rejected: "
+            f"embeddings {manifest.id} contain no images ({manifest.inputs} inputs, {manifest.rejected} rejected: "
             f"{manifest.rejected_by_reason}); there is nothing to index"
         )
 
 
-def require_sound(faults: Mapping[int, str], count: int, dead: Collection[int], name: str) -> None:
-    """Raises UsageError, with the first fault, if a live record of a shard must not be indexed."""
+def require_valid_records(faults: Mapping[int, str], count: int, dead: Collection[int], name: str) -> None:
+    """Raises UsageError with the first fault if a live record of a shard cannot be indexed."""
     live = sorted(faults.keys() - set(dead))
     if live:
         raise UsageError(f"{faults[live[0]]} ({len(live)} of {count} records of {name} cannot be indexed)")
 
 
-def require_distinct_ids(
+def require_unique_ids(
     keys: Iterable[npt.NDArray[np.uint64]], shards: Sequence[Shard], dim: int
 ) -> npt.NDArray[np.uint64]:
-    """Compares the ids of all live records, of which it holds 8 bytes an item.
+    """Verifies that the ids of all live records are unique; uses 8 bytes of memory per item.
 
     Args:
-      keys: for each shard the order keys of all its records.
+      keys: Order keys of all records, for each shard.
 
     Returns:
-      The order keys that several different ids share: next to always none.
+      Order keys that different ids share; almost always empty.
 
     Raises:
-      UsageError: an id is there twice.
+      UsageError: An id occurs twice.
     """
     all_keys = list(keys)
     live = (np.delete(found, info.dead) for found, (info, _) in zip(all_keys, shards, strict=True))
@@ -89,17 +89,17 @@ def require_distinct_ids(
             id, uri = records.ids[row], records.uris[row].decode(errors="replace")
             if id in sources:
                 raise UsageError(
-                    f"id {id.decode()!r} is in the corpus twice, from {sources[id]} and from {uri}; "
-                    "give every item an id of its own"
+                    f"id {id.decode()!r} occurs twice in the corpus, from {sources[id]} and from {uri}; "
+                    "give every item a unique id"
                 )
             sources[id] = uri
     return shared
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Yields function(item) in the order of the items; threads are ahead by one item each, so memory is bounded.
+    """Yields function(item) in the order of the items; each thread is at most one item ahead, which bounds memory.
 
-    Meanwhile NumPy's matrix products take one thread each: more of them would contend for the same cores.
+    Meanwhile BLAS runs on one thread per call, as more would contend for the same cores.
     """
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         running: deque[Future[Result]] = deque()

@@ -1,1 +1,1 @@
-"""Writes what a device opens: the index file and the encoders that it is packed into."""
+"""Writes the files that a device opens: the index, and the encoders with the index inside."""

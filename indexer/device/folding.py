@@ -1,6 +1,6 @@
-"""Appends a matrix to an encoder's TFLite model, as its last layer.
+"""Folds a matrix into an encoder's TFLite model, as its last layer.
 
-Imports tflite-support, so it runs in a process of its own (searchforge.processes.isolated).
+Imports tflite-support, so it must run in an isolated process (searchforge.processes.isolated).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _IDENTIFIER = b"TFL3"
 _UNNAMED = b"embedding"
 
 
-def folded(model: bytes, matrix: npt.NDArray[np.float32]) -> bytes:
-    """Returns the model that computes `matrix @ embedding`, in float.
+def fold_matrix(model: bytes, matrix: npt.NDArray[np.float32]) -> bytes:
+    """Returns a model that computes `matrix @ embedding` in float32.
 
-    The layer's output, [1, dim_out] float32, takes the place and the names of the model's output, in the graph and in
-    its signatures; all else stays. Equal inputs give equal bytes.
+    The layer's output [1, dim_out] float32 replaces the model's output, under the same names, in the graph and in its
+    signatures; everything else is unchanged. Equal inputs give equal bytes.
 
     Args:
-      model: TFLite flatbuffer; files behind it are left out.
+      model: TFLite flatbuffer; files appended to it are dropped.
       matrix: [dim_out, dim] float32.
 
     Raises:
-      JobError: `model` is not a TFLite model, has more than one output, or one that is not float32 [1, dim].
+      JobError: `model` is not a TFLite model, or its outputs are not a single float32 [1, dim].
     """
     from tensorflow_lite_support.metadata import schema_py_generated as schema
 
@@ -59,10 +59,10 @@ def folded(model: bytes, matrix: npt.NDArray[np.float32]) -> bytes:
 
 
 def read_model(model: bytes) -> Any:
-    """Returns the ModelT of a TFLite flatbuffer, whose buffers are views of `model`.
+    """Returns the ModelT of a TFLite flatbuffer; its buffers are views of `model`.
 
     Raises:
-      JobError: it is not one.
+      JobError: `model` is not a TFLite flatbuffer.
     """
     from tensorflow_lite_support.metadata import schema_py_generated as schema
 
@@ -72,24 +72,24 @@ def read_model(model: bytes) -> Any:
 
 
 def write_model(model: Any, size: int) -> bytes:
-    """Returns the flatbuffer of a ModelT of about `size` bytes, with every tensor's data aligned as the schema asks."""
+    """Returns the flatbuffer of a ModelT of about `size` bytes, with tensor data aligned as the schema requires."""
     import flatbuffers
 
     class AlignedBuilder(flatbuffers.Builder):
-        """The generated code leaves out the schema's `force_align: 16`."""
+        """Builder that applies the schema's `force_align: 16`, which the generated code omits."""
 
         def CreateNumpyVector(self, x: npt.NDArray[Any]) -> int:
             self.Prep(16, x.nbytes)
             offset: int = super().CreateNumpyVector(x)
             return offset
 
-    builder = AlignedBuilder(size + size // 16 + 4096)  # growing would copy everything written so far
+    builder = AlignedBuilder(size + size // 16 + 4096)  # growing the buffer would copy everything written so far
     builder.Finish(model.Pack(builder), _IDENTIFIER)
     return bytes(builder.Output())
 
 
 def _require_output(graph: Any, dim: int) -> int:
-    """Returns the number of the output tensor, which the matrix fits."""
+    """Returns the index of the output tensor after verifying that the matrix fits it."""
     from tensorflow_lite_support.metadata import schema_py_generated as schema
 
     if len(graph.outputs) != 1:
@@ -115,14 +115,14 @@ def _tensor(name: bytes, shape: tuple[int, ...], buffer: int) -> Any:
 
 
 def _unused(name: bytes, names: set[bytes]) -> bytes:
-    """Returns `name`, lengthened until no tensor has it."""
+    """Returns `name`, with underscores appended until no tensor has it."""
     while name in names:
         name += b"_"
     return name
 
 
 def _fully_connected(model: Any) -> int:
-    """Returns the number of FULLY_CONNECTED among the model's operator codes, to which it is added where it misses."""
+    """Returns the index of FULLY_CONNECTED in the model's operator codes, adding it if it is missing."""
     from tensorflow_lite_support.metadata import schema_py_generated as schema
 
     kind, version = schema.BuiltinOperator.FULLY_CONNECTED, 1

@@ -1,8 +1,8 @@
-"""The on-device index's INDEX_CONFIG: the protobuf message IndexConfig, written with NumPy.
+"""Serializes INDEX_CONFIG, the protobuf message IndexConfig of the on-device index, with NumPy.
 
 Format: tensorflow_lite_support/scann_ondevice/proto/index_config.proto and cc/core/serialized_searcher.proto, in
 protobuf's wire format (https://protobuf.dev/programming-guides/encoding), fields in the order of their numbers.
-tflite-support's own classes run in pure Python (searchforge.processes.isolated), a hundred times slower than this.
+tflite-support's generated classes run in pure Python (searchforge.processes.isolated), a hundred times slower.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ def index_config(
     search_fraction: float,
     partition_sizes: npt.NDArray[np.int64],
 ) -> bytes:
-    """Returns the bytes that protobuf's own serializer gives the message.
+    """Returns the same bytes as protobuf's serializer.
 
     Args:
       centroids: [partitions, dim] float32.
-      codebooks: for each block of dimensions, [256, dimensions of the block] float32.
-      lut_type: type of the device's look-up tables.
-      search_fraction: of the partitions, that a query searches; a float32 on the device.
-      partition_sizes: [partitions], items of each partition.
+      codebooks: [256, dimensions of the block] float32 for each block of dimensions.
+      lut_type: Element type of the device's look-up tables.
+      search_fraction: Fraction of the partitions that a query searches; float32 on the device.
+      partition_sizes: [partitions] int64, number of items in each partition.
 
     Raises:
-      ValueError: the arrays do not fit together.
+      ValueError: The shapes disagree.
     """
     dim = sum(book.shape[1] for book in codebooks)
     if centroids.shape != (len(partition_sizes), dim):
         raise ValueError(
-            f"centroids are {list(centroids.shape)}, expected [{len(partition_sizes)}, {dim}] as the sizes of the "
-            "partitions and the codebooks say; pass what belongs together"
+            f"centroids are {list(centroids.shape)}, expected [{len(partition_sizes)}, {dim}] to match the "
+            "partition sizes and the codebooks"
         )
     partitioner = (
-        _each_in_a_message(centroids)
+        _repeated_rows(centroids)
         + _tag(2, _FIXED32)
         + np.array(search_fraction, "<f4").tobytes()
         + _integer(3, _DOT_PRODUCT)
     )
     hashing = (
-        b"".join(_field(1, _each_in_a_message(book)) for book in codebooks)
+        b"".join(_field(1, _repeated_rows(book)) for book in codebooks)
         + _integer(2, _DOT_PRODUCT)
         + _integer(3, _LOOKUP_TYPES[lut_type])
     )
@@ -63,13 +63,13 @@ def index_config(
     return (
         _field(1, scann_config)
         + _integer(2, _UINT8)
-        + _integer(3, len(codebooks))  # the format's "embedding_dim": bytes of a code
+        + _integer(3, len(codebooks))  # the format's "embedding_dim": bytes per code
         + _field(4, b"".join(map(varint, offsets.tolist())))
     )
 
 
-def _each_in_a_message(rows: npt.NDArray[np.float32]) -> bytes:
-    """Returns field 1, repeated: for each row of [n, d] a message whose own field 1 holds the row, packed."""
+def _repeated_rows(rows: npt.NDArray[np.float32]) -> bytes:
+    """Returns repeated field 1: for each row of [n, d], a message whose field 1 is the packed row."""
     values = np.ascontiguousarray(rows, "<f4").view(np.uint8)
     header = _tag(1, _LENGTH_DELIMITED) + varint(values.shape[1])
     header = _tag(1, _LENGTH_DELIMITED) + varint(len(header) + values.shape[1]) + header

@@ -1,4 +1,4 @@
-"""Writes the Task Library's index: a LevelDB table of codes by partition, the search's configuration and metadata.
+"""Writes the Task Library's index: a LevelDB table of codes by partition, search configuration and metadata.
 
 Format: tensorflow_lite_support/scann_ondevice/cc/index_builder.cc.
 """
@@ -15,19 +15,19 @@ import numpy.typing as npt
 from indexer.corpus.shard_reader import ByteStrings
 from indexer.device.index_config import index_config
 from indexer.device.leveldb_writer import TableWriter
-from indexer.encoding.encoded_shards import Merged
+from indexer.encoding.encoded_shards import EncodedCorpus
 from searchforge.config import LutType
 
 CHUNK = 65_536
-"""Items whose metadata is written at once."""
+"""Number of items whose metadata is written at once."""
 
 _WRITE_BUFFER = 2**20
 _PREFIX = np.frombuffer(b"M_", np.uint8)
-"""Of the keys of metadata."""
+"""Prefix of metadata keys."""
 
 
 def write_index(
-    merged: Merged,
+    encoded: EncodedCorpus,
     centroids: npt.NDArray[np.float32],
     codebooks: Sequence[npt.NDArray[np.float32]],
     lut_type: LutType,
@@ -36,60 +36,60 @@ def write_index(
     user_info: str,
     path: Path,
 ) -> dict[str, int]:
-    """Writes the index file of an encoded corpus, as a stream: it holds little more than INDEX_CONFIG in memory.
+    """Writes the index file of an encoded corpus as a stream; memory holds little more than INDEX_CONFIG.
 
     Args:
       centroids: [partitions, dim] float32.
-      codebooks: for each block of dimensions, [256, dimensions of the block] float32.
-      lut_type: type of the device's look-up tables.
-      search_fraction: of the partitions, that a query searches; see IndexParameters.search_fraction.
-      compression: of metadata and `user_info`. Codes and floats hardly shrink, and a device reads a raw block from
-        where it is mapped.
-      user_info: stored beside the index; the Task Library's get_user_info returns it.
-      path: written; incomplete if this raises.
+      codebooks: [256, dimensions of the block] float32 for each block of dimensions.
+      lut_type: Element type of the device's look-up tables.
+      search_fraction: `IndexParameters.search_fraction`.
+      compression: Whether to compress metadata and `user_info`. Codes and floats hardly shrink, and a device uses
+        uncompressed blocks in place from the mapped file.
+      user_info: Text that the Task Library's get_user_info returns.
+      path: File to write; incomplete if this raises.
 
     Returns:
-      Size in bytes of every part before compression, and of the file.
+      Size in bytes of each part before compression, and of the file.
 
     Raises:
-      ValueError: the arrays do not fit together.
+      ValueError: The shapes disagree.
     """
-    config = index_config(centroids, codebooks, lut_type, search_fraction, merged.partition_sizes)
-    if merged.codes.shape != (merged.partition_sizes.sum(), len(codebooks)):
+    config = index_config(centroids, codebooks, lut_type, search_fraction, encoded.partition_sizes)
+    if encoded.codes.shape != (encoded.partition_sizes.sum(), len(codebooks)):
         raise ValueError(
-            f"codes are {list(merged.codes.shape)}, expected [{merged.partition_sizes.sum()}, {len(codebooks)}] as the "
-            "sizes of the partitions and the codebooks say; pass what belongs together"
+            f"codes are {list(encoded.codes.shape)}, expected [{encoded.partition_sizes.sum()}, {len(codebooks)}] to "
+            "match the partition sizes and the codebooks"
         )
     info = user_info.encode()
-    ends = np.cumsum(merged.partition_sizes)
+    ends = np.cumsum(encoded.partition_sizes)
     with path.open("wb", _WRITE_BUFFER) as file:
         table = TableWriter(file, compression)
         for partition in sorted(range(len(ends)), key=str):
-            start = ends[partition] - merged.partition_sizes[partition]
-            table.add(b"E_%d" % partition, merged.codes[start : ends[partition]])
+            start = ends[partition] - encoded.partition_sizes[partition]
+            table.add(b"E_%d" % partition, encoded.codes[start : ends[partition]])
         table.add(b"INDEX_CONFIG", config)
-        _add_metadata(table, merged)
+        _add_metadata(table, encoded)
         table.add(b"USER_INFO", info, compress=True)
         index_file = table.finish()
     return {
-        "codes": merged.codes.nbytes,
+        "codes": encoded.codes.nbytes,
         "centroids_and_codebooks": len(config),
-        "metadata": merged.metadata_bytes,
+        "metadata": encoded.metadata_bytes,
         "user_info": len(info),
         "index_file": index_file,
     }
 
 
-def _add_metadata(table: TableWriter, merged: Merged) -> None:
-    """Adds M_<item> of every item; the order of keys is lexical: 0, 1, 10, 100, 11, 2."""
-    count, item = len(merged.order), 0
+def _add_metadata(table: TableWriter, encoded: EncodedCorpus) -> None:
+    """Adds M_<item> for every item, in the lexical order of keys: 0, 1, 10, 100, 11, 2."""
+    count, item = len(encoded.order), 0
     for start in range(0, count, CHUNK):
         items = np.empty(min(CHUNK, count - start), np.int64)
         keys = np.empty(len(items) * (len(_PREFIX) + len(str(count))), np.uint8)
         offsets = np.zeros(len(items) + 1, np.int64)
         item = _lexical_keys(item, count, items, keys, offsets)
-        rows = merged.order[items]
-        values = ByteStrings(merged.metadata_blob, merged.metadata_offsets[rows], merged.metadata_offsets[rows + 1])
+        rows = encoded.order[items]
+        values = ByteStrings(encoded.metadata_blob, encoded.metadata_offsets[rows], encoded.metadata_offsets[rows + 1])
         table.add_many(ByteStrings.of_offsets(keys, offsets), values, compress=True)
 
 
@@ -101,10 +101,10 @@ def _lexical_keys(
     keys: npt.NDArray[np.uint8],
     offsets: npt.NDArray[np.int64],
 ) -> int:
-    """Writes the items of 0..count - 1 from `item` on, in the order of their decimals, and their keys.
+    """Writes the items of 0..count - 1 that follow from `item` on in lexical order, and their keys.
 
     Returns:
-      The item that comes next, if there is one.
+      The next item, if any.
     """
     for i in range(len(items)):
         items[i] = item

@@ -1,8 +1,8 @@
-"""Packs an index into an encoder's TFLite file, where the Task Library's TextSearcher and ImageSearcher look for it.
+"""Packs an index into an encoder's TFLite file, where the Task Library's TextSearcher and ImageSearcher expect it.
 
-The file is a model's flatbuffer, whose metadata names files, and a ZIP archive of these files behind it. The index
-is copied into the archive piece by piece, so memory holds the encoder only. Imports tflite-support, so it runs in a
-process of its own (searchforge.processes.isolated).
+The file is a model's flatbuffer, whose metadata lists associated files, followed by a ZIP archive of these files. The
+index is copied into the archive in chunks, so memory holds the encoder only. Imports tflite-support, so it must run in
+an isolated process (searchforge.processes.isolated).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from indexer.device.folding import folded, read_model, write_model
+from indexer.device.folding import fold_matrix, read_model, write_model
 from searchforge.artifacts.associated_files import EPOCH, split, write_files
 from searchforge.errors import JobError, UsageError
 
 INDEX_NAME = "on_device_scann_index.ldb"
-"""Name of the index inside the searcher; the one that Model Maker gives it."""
+"""File name of the index inside the searcher, the same as Model Maker's."""
 
 _METADATA_NAME = b"TFLITE_METADATA"
 _METADATA_IDENTIFIER = b"M001"
 _MAX_BYTES = 2**32 - 1
-"""Of a searcher: what positions in a ZIP archive reach."""
-_ZIP_ROOM = 1 << 10
-"""More than what an archive holds of a file beside its data, or at its end."""
-_PIECE = 1 << 20
+"""Maximum size of a searcher: the largest offset in a ZIP archive without Zip64."""
+_ZIP_OVERHEAD = 1 << 10
+"""Upper bound on an archive's overhead per file, and at its end."""
+_CHUNK = 1 << 20
 
 
 def pack_searcher(
@@ -36,37 +36,37 @@ def pack_searcher(
 ) -> None:
     """Writes `searcher`: the encoder's model with the index as an associated file of its output tensor.
 
-    All metadata and associated files of the encoder are kept. Equal inputs give equal bytes.
+    All other metadata and associated files are kept. Equal inputs give equal bytes.
 
     Args:
-      index: None writes an encoder, for indexes that lie beside it.
+      index: Index file; None writes an encoder without an index, for use with separate index files.
       query_map: [dim_out, dim] float32; the searcher's encoder returns `query_map @ embedding`
         (indexer.device.folding).
 
     Raises:
-      UsageError: the index is too large for the archive.
-      JobError: the encoder carries no metadata, or not of exactly one output tensor, or an index already; or the query
-        map does not fit it.
+      UsageError: The index is too large for the archive.
+      JobError: The encoder has no metadata for exactly one output tensor, already contains an index, or the query map
+        does not fit it.
     """
     model = encoder.read_bytes()
     _, files = split(model)
     if INDEX_NAME in files:
-        raise JobError(f"{encoder.name} carries an index already; expected an encoder, not a searcher")
+        raise JobError(f"{encoder.name} already contains an index; expected an encoder, not a searcher")
     if query_map is not None:
-        model = folded(model, query_map)
+        model = fold_matrix(model, query_map)
     flatbuffer = _with_index_entry(model, encoder.name, listed=index is not None)
     size = index.stat().st_size if index else 0
-    total = len(flatbuffer) + sum(map(len, files.values())) + size + _ZIP_ROOM * (len(files) + 2)
+    total = len(flatbuffer) + sum(map(len, files.values())) + size + _ZIP_OVERHEAD * (len(files) + 2)
     if total > _MAX_BYTES:
         raise UsageError(
-            f"the index has {size:,} bytes, which makes a searcher of {total:,}; the ZIP archive in it ends at 4 GiB "
+            f"the index has {size:,} bytes, which makes a searcher of {total:,}; its ZIP archive is limited to 4 GiB "
             f"({_MAX_BYTES:,} bytes): split the corpus (index.partition_by) or choose smaller codes "
             "(index.code_bytes)"
         )
     with searcher.open("wb") as target:
         target.write(flatbuffer)
-        # Positions in the archive count from the start of the file. From 2 GiB on Python writes Zip64 fields, which
-        # the Task Library reads, too.
+        # Offsets in the archive are relative to the start of the file. From 2 GiB on, Python writes Zip64 fields,
+        # which the Task Library can read.
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             write_files(archive, files)
             if index is None:
@@ -74,17 +74,17 @@ def pack_searcher(
             entry = zipfile.ZipInfo(INDEX_NAME, EPOCH)
             entry.file_size = size
             with index.open("rb") as source, archive.open(entry, "w") as packed:
-                shutil.copyfileobj(source, packed, _PIECE)
+                shutil.copyfileobj(source, packed, _CHUNK)
 
 
 def _with_index_entry(model: bytes, name: str, listed: bool) -> bytes:
-    """Returns the flatbuffer, whose metadata lists the index with the output tensor's files if that is wanted."""
+    """Returns the flatbuffer with the index listed among the output tensor's files if `listed`."""
     from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
 
     parsed = read_model(model)
     buffers = [entry.buffer for entry in parsed.metadata or [] if entry.name == _METADATA_NAME]
     if not buffers or parsed.buffers[buffers[0]].data is None:
-        raise JobError(f"{name} carries no TFLite metadata; train the encoder again")
+        raise JobError(f"{name} has no TFLite metadata; train the encoder again")
     buffer = parsed.buffers[buffers[0]]
     metadata = schema.ModelMetadataT.InitFromObj(schema.ModelMetadata.GetRootAs(buffer.data.tobytes(), 0))
     outputs = [tensor for graph in metadata.subgraphMetadata or [] for tensor in graph.outputTensorMetadata or []]
@@ -92,7 +92,7 @@ def _with_index_entry(model: bytes, name: str, listed: bool) -> bytes:
         raise JobError(f"{name} has metadata of {len(outputs)} output tensors, expected 1; train it again")
     files = outputs[0].associatedFiles or []
     if any(file.type == schema.AssociatedFileType.SCANN_INDEX_FILE for file in files):
-        raise JobError(f"{name} carries an index already; expected an encoder, not a searcher")
+        raise JobError(f"{name} already contains an index; expected an encoder, not a searcher")
     if not listed:
         return write_model(parsed, len(model))
     entry = schema.AssociatedFileT()
@@ -105,7 +105,7 @@ def _with_index_entry(model: bytes, name: str, listed: bool) -> bytes:
 
 
 def _versioned(metadata: Any) -> bytes:
-    """Returns the metadata's flatbuffer, which says the oldest version of readers that understand it."""
+    """Returns the metadata's flatbuffer with the minimum parser version that can read it."""
     from tensorflow_lite_support.metadata.cc.python import _pywrap_metadata_version
 
     metadata.minParserVersion = _pywrap_metadata_version.GetMinimumMetadataParserVersion(_serialized(metadata))

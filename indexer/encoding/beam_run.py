@@ -1,4 +1,4 @@
-"""A Beam job that encodes shards, for corpora too big for one machine: one element a shard, on any runner."""
+"""Beam job that encodes shards on any runner, one element per shard, for corpora too large for one machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from indexer.encoding.encoded_shards import Quantizer, encoded, part_name
+from indexer.encoding.encoded_shards import QuantizerLike, encode_shard_bytes, encoded_shard_name
 from searchforge.artifacts.manifest import Manifest, ShardInfo
 from searchforge.artifacts.workspace import Workspace
 from searchforge.beam_runner import runner_option
@@ -16,22 +16,22 @@ from searchforge.hashing import sha256_bytes
 
 
 class EncodeShard(beam.DoFn):
-    """Writes the part of a shard, unless it is there.
+    """Encodes a shard unless its encoded form exists.
 
     Args:
-      root: of the workspace, which the workers can reach.
-      folder: in the workspace, for the parts.
+      root: Root of the workspace, which workers must be able to reach.
+      folder: Folder in the workspace for encoded shards.
     """
 
-    def __init__(self, root: str, folder: str, quantizer: Quantizer) -> None:
+    def __init__(self, root: str, folder: str, quantizer: QuantizerLike) -> None:
         self._root, self._folder, self._quantizer = root, folder, quantizer
 
     def setup(self) -> None:
         self._storage = Workspace(self._root).storage
 
     def process(self, shard: ShardInfo) -> None:
-        part = f"{self._folder}/{part_name(shard)}"
-        if self._storage.exists(part):
+        target = f"{self._folder}/{encoded_shard_name(shard)}"
+        if self._storage.exists(target):
             return
         name = f"embeddings/{shard.run}/{shard.name}"
         try:
@@ -39,35 +39,36 @@ class EncodeShard(beam.DoFn):
         except FileNotFoundError:
             raise JobError(f"{self._root}/{name} is missing; embed the corpus again") from None
         if (found := sha256_bytes(data)) != shard.sha256:
-            raise JobError(f"{name} has SHA-256 {found}, the manifest says {shard.sha256}; embed the corpus again")
-        self._storage.write(part, encoded(data, self._quantizer, name))
+            raise JobError(f"{name} has SHA-256 {found}, but the manifest lists {shard.sha256}; embed the corpus again")
+        self._storage.write(target, encode_shard_bytes(data, self._quantizer, name))
 
 
 def encode_with_beam(
     workspace: Workspace,
     manifest: Manifest,
-    quantizer: Quantizer,
+    quantizer: QuantizerLike,
     folder: str,
     runner: str = "DirectRunner",
     beam_options: Sequence[str] = (),
 ) -> None:
-    """Writes the part of every shard of an embedding run, the same bytes that `encode_shards` writes.
+    """Encodes every shard of an embedding run into the same bytes as `encode_shards`.
 
     Args:
-      quantizer: travels to the workers with the job.
-      folder: in the workspace, of the quantizer; `workspace.storage` holds the parts afterwards.
-      runner: any Beam runner; DirectRunner runs in this process.
-      beam_options: passed to the runner as they are.
+      quantizer: Sent to the workers with the job.
+      folder: Folder in the workspace for the encoded shards of this quantizer.
+      runner: Any Beam runner; DirectRunner runs in this process.
+      beam_options: Passed to the runner unchanged.
 
     Raises:
-      JobError: the job failed; parts that are written are kept.
+      UsageError: Beam does not accept the options.
+      JobError: The job failed; shards that are already encoded are kept.
     """
     shards = [shard.model_copy(update={"run": shard.run or manifest.id}) for shard in manifest.shards]
     arguments = [runner_option(runner), *beam_options]
     try:
         options = PipelineOptions(arguments)
-    except SystemExit:  # of its parser of arguments, which has said why
-        raise UsageError(f"index.beam_options {list(beam_options)} are not options of Beam; mend them") from None
+    except SystemExit:  # from its argument parser, which has printed the reason
+        raise UsageError(f"index.beam_options {list(beam_options)} are not valid Beam options; correct them") from None
     try:
         with beam.Pipeline(options=options) as pipeline:
             _ = (
@@ -78,7 +79,7 @@ def encode_with_beam(
             )
     except SearchforgeError:
         raise
-    except Exception as error:  # every runner has its own; none of them concerns the user's shell
+    except Exception as error:  # every runner has its own exception types
         raise JobError(
-            f"the Beam job failed: {error}\nWritten parts are kept in {workspace.root}/{folder}; run the command again"
+            f"the Beam job failed: {error}\nEncoded shards are kept in {workspace.root}/{folder}; run the command again"
         ) from error

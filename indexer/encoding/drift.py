@@ -1,4 +1,4 @@
-"""How far a corpus has moved from the one that a quantizer was trained on: whether it may be used again."""
+"""Measures how far a corpus has drifted from the one that a quantizer was trained on."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from typing import Any
 
 import numpy as np
 
-from indexer.encoding.encoded_shards import Merged
+from indexer.encoding.encoded_shards import EncodedCorpus
 from searchforge.artifacts.manifest import Manifest
 
 SHARE_WEIGHT = 0.25
-"""Of the share of the corpus that changed: with a limit of 0.1, two fifths of it may, if nothing else moves."""
+"""Weight of the share of the corpus that changed: a limit of 0.1 allows two fifths, if nothing else changes."""
 
 
-def statistics(merged: Merged) -> dict[str, float]:
-    """Returns what is compared: the mean squared error of codes, and the imbalance of partitions.
+def index_statistics(encoded: EncodedCorpus) -> dict[str, float]:
+    """Returns the statistics that drift compares: mean squared error of the codes and imbalance of the partitions.
 
-    The imbalance is the number of items in an item's own partition, on average, as a multiple of the mean partition.
+    The imbalance is the mean size of an item's own partition, as a multiple of the mean partition size.
     """
-    sizes = merged.partition_sizes.astype(np.float64)
+    sizes = encoded.partition_sizes.astype(np.float64)
     return {
-        "squared_error": merged.squared_error,
+        "squared_error": encoded.squared_error,
         "imbalance": float(np.sum(sizes**2) * len(sizes) / np.sum(sizes) ** 2),
     }
 
 
-def drift(trained: Mapping[str, float], found: Mapping[str, float], changed: float) -> dict[str, float]:
-    """Compares an index with the one whose quantizer it uses.
+def measure_drift(trained: Mapping[str, float], current: Mapping[str, float], changed: float) -> dict[str, float]:
+    """Compares an index with the one that its quantizer was trained for.
 
     Args:
-      trained, found: `statistics` of both.
-      changed: share of the corpus, see `share_changed`.
+      trained: `index_statistics` of the index at training time.
+      current: `index_statistics` of the index now.
+      changed: Result of `share_changed`.
 
     Returns:
-      Growth of error and imbalance, the share changed, and `drift`: the largest, the share weighted.
+      Growth of squared error and imbalance, the share changed, and `drift`: the maximum, with the share weighted.
     """
-    growth = {f"{name}_growth": found[name] / max(trained[name], 1e-12) - 1 for name in trained}
+    growth = {f"{name}_growth": current[name] / max(trained[name], 1e-12) - 1 for name in trained}
     overall = max(0.0, *growth.values(), SHARE_WEIGHT * changed)
     return {**growth, "share_changed": changed, "drift": overall}
 
 
 def share_changed(trained_on: Manifest, manifest: Manifest) -> float:
-    """Returns how many items came or went, as a share of the corpus that was trained on: at least 0.
+    """Returns the number of items added and removed, divided by the size of the corpus that was trained on.
 
-    Only shards that both runs hold are known to be the same.
+    Only items in shards that both runs contain count as unchanged.
     """
     before, after = (_live_rows(run) for run in (trained_on, manifest))
     kept = sum(count - len(dead | after[shard][1]) for shard, (count, dead) in before.items() if shard in after)
@@ -52,4 +53,5 @@ def share_changed(trained_on: Manifest, manifest: Manifest) -> float:
 
 
 def _live_rows(manifest: Manifest) -> dict[str, tuple[int, Any]]:
+    """Returns the number of records and the dead rows of each shard, by its SHA-256."""
     return {shard.sha256: (shard.count, frozenset(shard.dead)) for shard in manifest.shards}

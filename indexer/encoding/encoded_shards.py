@@ -1,8 +1,8 @@
-"""Parts: shards as a quantizer encodes them, each on its own, and their merge into one index in device order.
+"""Encodes shards with a quantizer and merges the encoded shards into one corpus in device order.
 
-A part is a function of the shard's bytes and the quantizer, so an index of a changed corpus encodes only the shards
-that changed. It is one safetensors file, written whole or not at all, and holds all records of the shard file: which of
-them are dead depends on the manifest and is the merge's concern.
+An encoded shard is a function of the shard's bytes and the quantizer, so only changed shards of a corpus are encoded
+again. It is one safetensors file, written atomically, of all records in the shard file. Which of them are dead depends
+on the manifest, so the merge drops those.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from indexer.corpus.shard_reader import ByteStrings, parse_shard
-from indexer.corpus.shards import Shard, map_in_order, require_distinct_ids, require_sound
+from indexer.corpus.shards import Shard, map_in_order, require_unique_ids, require_valid_records
 from searchforge import progress
 from searchforge.artifacts.manifest import ShardInfo
 from searchforge.errors import JobError, UsageError
 from searchforge.storage.local import LocalStorage
 
 FORMAT_VERSION = 1
-"""Of part files."""
+"""Version of encoded shard files."""
 
 CHUNK = 16_384
-"""Vectors that are encoded at once."""
+"""Number of vectors encoded at once."""
 
 _HEADER = "part"
 
 
-class Quantizer(Protocol):
-    """What encoding needs.
+class QuantizerLike(Protocol):
+    """Interface of a quantizer that encoding uses.
 
     Attributes:
       transform: [dim, dim] float32; a vector x is indexed as transform @ x.
-      centroids: [partitions, dim] float32, of mapped vectors.
-      codebooks: for each block of mapped dimensions, in their order, [256, dimensions of the block] float32.
+      centroids: [partitions, dim] float32, in the mapped space.
+      codebooks: [256, dimensions of the block] float32 for each block of mapped dimensions, in order.
     """
 
     @property
@@ -52,20 +52,23 @@ class Quantizer(Protocol):
     def codebooks(self) -> Sequence[npt.NDArray[np.float32]]: ...
 
     def encode(self, vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
-        """Returns the partitions [n] and codes [n, blocks] of [n, dim] vectors, each by itself: not of its batch."""
+        """Returns the partitions [n] and codes [n, blocks] of vectors [n, dim], row by row.
+
+        A row's result must not depend on its batch.
+        """
 
 
 @dataclass(frozen=True)
-class Merged:
-    """An encoded corpus in device order: by partition, then order key, then id.
+class EncodedCorpus:
+    """An encoded corpus in device order: sorted by partition, then order key, then id.
 
     Attributes:
       codes: [n, blocks] uint8.
       partition_sizes: [partitions] int64.
-      metadata_blob: [bytes] uint8, mapped from a file: what the device returns with a hit, in the shards' order.
-      metadata_offsets: [n + 1] int64, into the blob.
-      order: [n] int64; item i's metadata is number order[i] of the blob.
-      squared_error: mean over the items of |mapped vector - what its code stands for|^2.
+      metadata_blob: [bytes] uint8, mapped from a file: metadata that the device returns with a hit, in shard order.
+      metadata_offsets: [n + 1] int64, offsets into the blob.
+      order: [n] int64; entry order[i] of the blob is item i's metadata.
+      squared_error: Mean squared distance between mapped vectors and their reconstructions.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -77,62 +80,62 @@ class Merged:
 
     @property
     def metadata_bytes(self) -> int:
-        """Size of all items' metadata together."""
+        """CorpusTotal size of all items' metadata in bytes."""
         return int((self.metadata_offsets[self.order + 1] - self.metadata_offsets[self.order]).sum())
 
     def metadata(self, item: int) -> bytes:
-        """Returns the JSON of an item."""
+        """Returns the metadata JSON of an item."""
         return ByteStrings.of_offsets(self.metadata_blob, self.metadata_offsets)[int(self.order[item])]
 
 
-def part_name(info: ShardInfo) -> str:
-    """Returns the file name of a shard's part."""
+def encoded_shard_name(info: ShardInfo) -> str:
+    """Returns the file name of an encoded shard."""
     return f"{info.sha256}.v{FORMAT_VERSION}.safetensors"
 
 
-def encode_shards(shards: Sequence[Shard], quantizer: Quantizer, folder: Path, threads: int) -> None:
-    """Writes the part of every shard into `folder`, unless it is there.
+def encode_shards(shards: Sequence[Shard], quantizer: QuantizerLike, folder: Path, threads: int) -> None:
+    """Encodes every shard into `folder`, skipping those that are already there.
 
     Args:
-      folder: of the quantizer; another one's parts have the same names.
+      folder: Folder for this quantizer only: file names do not identify the quantizer.
 
     Raises:
-      JobError: a shard is damaged.
+      JobError: A shard is damaged.
     """
-    missing = [(info, path) for info, path in shards if not (folder / part_name(info)).exists()]
-    with progress.track("encode", sum(info.count for info, _ in missing)) as advance:
+    missing = [(info, path) for info, path in shards if not (folder / encoded_shard_name(info)).exists()]
+    with progress.track("encoding", sum(info.count for info, _ in missing)) as advance:
 
         def encode(shard: Shard) -> int:
             info, path = shard
-            encode_shard(path, quantizer, folder / part_name(info))
+            encode_shard(path, quantizer, folder / encoded_shard_name(info))
             return info.count
 
         for count in map_in_order(encode, missing, threads):
             advance(count)
 
 
-def encode_shard(path: Path, quantizer: Quantizer, part: Path) -> None:
-    """Writes the part of one shard file, whose bytes are known to be right.
+def encode_shard(path: Path, quantizer: QuantizerLike, target: Path) -> None:
+    """Encodes one shard file, whose hash the caller has verified, and writes the result atomically.
 
     Raises:
-      JobError: the shard is damaged.
+      JobError: The shard is damaged.
     """
-    LocalStorage(str(part.parent)).write(part.name, encoded(path.read_bytes(), quantizer, str(path)))
+    LocalStorage(str(target.parent)).write(target.name, encode_shard_bytes(path.read_bytes(), quantizer, str(path)))
 
 
-def encoded(data: bytes, quantizer: Quantizer, name: str, chunk: int = CHUNK) -> bytes:
-    """Returns the part of a shard as the bytes of a file.
+def encode_shard_bytes(data: bytes, quantizer: QuantizerLike, name: str, chunk: int = CHUNK) -> bytes:
+    """Returns the encoded shard as the bytes of a safetensors file.
 
     Tensors: order_keys [n] uint64, assignments [n] uint32, codes [n, blocks] uint8, errors [n] float32 (squared
-    distances between mapped vectors and what their codes stand for), metadata [bytes] uint8 with offsets [n + 1] int64.
+    distances between mapped vectors and their reconstructions), metadata [bytes] uint8, offsets [n + 1] int64.
 
     Args:
-      data: of the shard.
-      name: of the shard, for errors.
-      chunk: vectors that are encoded at once.
+      data: Bytes of the shard file.
+      name: Name of the shard, for errors.
+      chunk: Number of vectors encoded at once.
 
     Raises:
-      JobError: the shard is damaged.
+      JobError: The shard is damaged.
     """
     records = parse_shard(data, quantizer.transform.shape[1], name)
     count = len(records)
@@ -160,18 +163,18 @@ def encoded(data: bytes, quantizer: Quantizer, name: str, chunk: int = CHUNK) ->
     return written
 
 
-def merge(shards: Sequence[Shard], quantizer: Quantizer, folder: Path, metadata_file: Path) -> Merged:
-    """Joins the live records of all parts, in an order that does not depend on how the corpus is sharded.
+def merge_shards(shards: Sequence[Shard], quantizer: QuantizerLike, folder: Path, metadata_file: Path) -> EncodedCorpus:
+    """Merges the live records of all encoded shards, in an order that does not depend on the sharding.
 
-    In memory: the codes, and about 40 bytes an item.
+    Memory holds the codes and about 40 bytes per item.
 
     Args:
-      folder: of the quantizer's parts.
-      metadata_file: written; holds the metadata that the result maps.
+      folder: Folder of the encoded shards.
+      metadata_file: File to write; the result maps its metadata into memory.
 
     Raises:
-      UsageError: a live record must not be indexed, an id is there twice, or there are no live records.
-      JobError: a part is missing or damaged.
+      UsageError: A live record cannot be indexed, an id occurs twice, or there are no live records.
+      JobError: An encoded shard is missing or damaged.
     """
     count = sum(info.live for info, _ in shards)
     if not count:
@@ -182,13 +185,13 @@ def merge(shards: Sequence[Shard], quantizer: Quantizer, folder: Path, metadata_
     end = 0
     with metadata_file.open("wb") as file:
         for info, shard in shards:
-            part = _Part(folder / part_name(info), info)
-            require_sound(part.faults, info.count, info.dead, shard.name)
+            encoded = _EncodedShard(folder / encoded_shard_name(info), info)
+            require_valid_records(encoded.faults, info.count, info.dead, shard.name)
             start, end = end, end + info.live
-            keys[start:end] = part.live("order_keys")
-            assignments[start:end] = part.live("assignments")
-            squared_error += float(part.live("errors").sum(dtype=np.float64))
-            blob, blob_offsets = part.metadata()
+            keys[start:end] = encoded.live("order_keys")
+            assignments[start:end] = encoded.live("assignments")
+            squared_error += float(encoded.live("errors").sum(dtype=np.float64))
+            blob, blob_offsets = encoded.metadata()
             offsets[start + 1 : end + 1] = offsets[start] + blob_offsets[1:]
             file.write(blob.data)
     metadata_blob = np.memmap(metadata_file, np.uint8, "r")
@@ -196,27 +199,27 @@ def merge(shards: Sequence[Shard], quantizer: Quantizer, folder: Path, metadata_
     del keys
     partition_sizes = np.bincount(assignments, minlength=len(quantizer.centroids))
     del assignments
-    place = np.empty_like(order)
-    place[order] = np.arange(count)
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(count)
     codes = np.empty((count, len(quantizer.codebooks)), np.uint8)
     end = 0
     for info, _ in shards:
         start, end = end, end + info.live
-        codes[place[start:end]] = _Part(folder / part_name(info), info).live("codes")
-    return Merged(codes, partition_sizes, metadata_blob, offsets, order, squared_error / count)
+        codes[ranks[start:end]] = _EncodedShard(folder / encoded_shard_name(info), info).live("codes")
+    return EncodedCorpus(codes, partition_sizes, metadata_blob, offsets, order, squared_error / count)
 
 
 def _device_order(
     shards: Sequence[Shard],
-    quantizer: Quantizer,
+    quantizer: QuantizerLike,
     folder: Path,
     keys: npt.NDArray[np.uint64],
     assignments: npt.NDArray[np.uint32],
     metadata: ByteStrings,
 ) -> npt.NDArray[np.int64]:
-    """Returns the rows of all live records, sorted by partition, order key and id."""
-    all_keys = (_Part(folder / part_name(info), info).all("order_keys") for info, _ in shards)
-    shared = require_distinct_ids(all_keys, shards, quantizer.transform.shape[1])
+    """Returns the live records' rows [n], sorted by partition, order key and id."""
+    all_keys = (_EncodedShard(folder / encoded_shard_name(info), info).all("order_keys") for info, _ in shards)
+    shared = require_unique_ids(all_keys, shards, quantizer.transform.shape[1])
     if not len(shared):
         return np.lexsort((keys, assignments))
     rows = np.flatnonzero(np.isin(keys, shared)).tolist()
@@ -225,31 +228,31 @@ def _device_order(
     return np.lexsort((ranks, keys, assignments))
 
 
-class _Part:
-    """Reads a part file."""
+class _EncodedShard:
+    """Reads an encoded shard file."""
 
     def __init__(self, path: Path, info: ShardInfo) -> None:
         self._path, self._info = path, info
 
     @property
     def faults(self) -> dict[int, str]:
-        """By row, why a record must not be indexed."""
+        """Reasons why records cannot be indexed, by row."""
         return dict(json.loads(self._read(None))["faults"])
 
     def all(self, name: str) -> npt.NDArray[Any]:
-        """Returns a tensor of all records."""
+        """Returns a tensor for all records."""
         tensor: npt.NDArray[Any] = self._read(name)
         return tensor
 
     def live(self, name: str) -> npt.NDArray[Any]:
-        """Returns a tensor's rows of live records."""
+        """Returns a tensor's rows for live records."""
         tensor = self.all(name)
         if len(tensor) != self._info.count:
             raise JobError(f"{self._path} holds {len(tensor)} records, expected {self._info.count}; delete it")
         return np.delete(tensor, self._info.dead, axis=0) if self._info.dead else tensor
 
     def metadata(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Returns the metadata of live records, one behind the other, and their offsets."""
+        """Returns the concatenated metadata of live records and their offsets."""
         blob, offsets = self.all("metadata"), self.all("offsets")
         if not self._info.dead:
             return blob, offsets
@@ -260,7 +263,9 @@ class _Part:
             with safe_open(str(self._path), framework="numpy") as file:
                 return file.get_tensor(tensor) if tensor else file.metadata()[_HEADER]
         except (SafetensorError, OSError) as error:
-            raise JobError(f"part {self._path} cannot be read: {error}; delete it and run the command again") from None
+            raise JobError(
+                f"encoded shard {self._path} cannot be read: {error}; delete it and run the command again"
+            ) from None
 
 
 @numba.njit(cache=True, nogil=True)
@@ -271,7 +276,7 @@ def _squared_errors(
     blocks: npt.NDArray[np.int64],
     out: npt.NDArray[np.float32],
 ) -> None:
-    """Writes |mapped vector - its entries|^2 of each row; entries: [256, dim]; blocks: [dim], a dimension's block."""
+    """Writes each row's squared distance to its reconstruction; entries: [256, dim]; blocks: [dim], block numbers."""
     for row in range(len(mapped)):
         total = np.float32(0)
         for dim in range(mapped.shape[1]):

@@ -1,4 +1,4 @@
-"""Encodes a whole corpus with a quantizer: in threads here, or as a Beam job; finished parts are found again."""
+"""Encodes a whole corpus with a quantizer, in threads or as a Beam job, and caches the encoded shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from indexer.corpus.shards import Shard
-from indexer.encoding.encoded_shards import Merged, encode_shards, merge, part_name
+from indexer.encoding.encoded_shards import EncodedCorpus, encode_shards, encoded_shard_name, merge_shards
 from indexer.quantization.quantizer import Quantizer
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
@@ -18,7 +18,7 @@ from searchforge.config import IndexConfig
 from searchforge.storage.local import LocalStorage
 
 _CACHE = "parts"
-_KEPT_SECONDS = 24 * 3600
+_RETENTION_SECONDS = 24 * 3600
 
 
 def encode_corpus(
@@ -29,44 +29,44 @@ def encode_corpus(
     config: IndexConfig,
     threads: int,
     metadata_file: Path,
-) -> Merged:
-    """Returns the encoded corpus; only shards that have no part of this quantizer are encoded.
+) -> EncodedCorpus:
+    """Returns the encoded corpus. Shards that are already encoded with this quantizer are taken from the cache.
 
     Args:
-      metadata_file: written; the result maps it.
+      metadata_file: File to write; the result maps it into memory.
 
     Raises:
-      UsageError: the corpus must not be indexed.
-      JobError: a shard or a part is damaged, or the Beam job failed.
+      UsageError: The corpus contains records that cannot be indexed.
+      JobError: A shard or an encoded shard is damaged, or the Beam job failed.
     """
     folder = workspace.cache(f"{_CACHE}/{quantizer.id}")
     if config.runner:
         _encode_with_beam(workspace, manifest, shards, quantizer, config, folder)
     else:
         encode_shards(shards, quantizer, folder, threads)
-    merged = merge(shards, quantizer, folder, metadata_file)
-    forget_parts(folder, shards)
-    return merged
+    encoded = merge_shards(shards, quantizer, folder, metadata_file)
+    delete_stale_shards(folder, shards)
+    return encoded
 
 
-def forget_parts(folder: Path, shards: Sequence[Shard]) -> None:
-    """Deletes parts of shards that the corpus no longer has, and those of quantizers that were not used for a day."""
-    current = {part_name(info) for info, _ in shards}
-    for part in folder.iterdir():
-        if part.name not in current:
-            part.unlink(missing_ok=True)
-    forget_unused(folder)
+def delete_stale_shards(folder: Path, shards: Sequence[Shard]) -> None:
+    """Deletes encoded shards that left the corpus, and those of quantizers unused for a day."""
+    current = {encoded_shard_name(info) for info, _ in shards}
+    for path in folder.iterdir():
+        if path.name not in current:
+            path.unlink(missing_ok=True)
+    delete_unused(folder)
 
 
-def forget_unused(used: Path) -> None:
-    """Notes that a file or folder of a cache is used, and deletes those beside it that were not for a day.
+def delete_unused(used: Path) -> None:
+    """Marks a cache entry as used and deletes its siblings that have been unused for a day.
 
-    A build that runs at this moment uses what is younger.
+    Entries of a concurrent build are younger than that.
     """
     os.utime(used)
     for other in used.parent.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another build deletes, too
-            if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
+        with contextlib.suppress(FileNotFoundError):  # a concurrent build may delete it, too
+            if time.time() - other.stat().st_mtime > _RETENTION_SECONDS:
                 if other.is_dir():
                     shutil.rmtree(other, ignore_errors=True)
                 else:
@@ -81,11 +81,13 @@ def _encode_with_beam(
     config: IndexConfig,
     folder: Path,
 ) -> None:
-    from indexer.encoding.beam_run import encode_with_beam  # Beam takes seconds to import
+    """Runs the Beam job and copies its results from a remote workspace into `folder`."""
+    from indexer.encoding.beam_run import encode_with_beam  # importing Beam takes seconds
 
-    name = f"cache/{_CACHE}/{quantizer.id}"
-    encode_with_beam(workspace, manifest, quantizer, name, str(config.runner), config.beam_options)
+    prefix = f"cache/{_CACHE}/{quantizer.id}"
+    encode_with_beam(workspace, manifest, quantizer, prefix, str(config.runner), config.beam_options)
     if not isinstance(workspace.storage, LocalStorage):
         for info, _ in shards:
-            if not (folder / part_name(info)).exists():
-                LocalStorage(str(folder)).write(part_name(info), workspace.storage.read(f"{name}/{part_name(info)}"))
+            name = encoded_shard_name(info)
+            if not (folder / name).exists():
+                LocalStorage(str(folder)).write(name, workspace.storage.read(f"{prefix}/{name}"))

@@ -1,11 +1,11 @@
-"""Reference searcher: on arrays, what the Task Library does with an index of codes on a device, to the last bit.
+"""Reference searcher: reproduces the Task Library's search of an on-device index, on arrays and bit by bit.
 
-Follows tensorflow_lite_support (cc/task/processor/embedding_searcher.cc, scann_ondevice/cc/core/partitioner.cc,
+It follows tensorflow_lite_support (cc/task/processor/embedding_searcher.cc, scann_ondevice/cc/core/partitioner.cc,
 processor.cc, index_table_sum.h, top_n_amortized_constant.h) as built for x86-64: float32 throughout, sums in the same
-order as Eigen's matrix-vector product, no fused multiply-add. A device of another kind may round otherwise.
+order as Eigen's matrix-vector product, no fused multiply-add. Other architectures may round differently.
 
-What the library leaves open is which of several items at the same distance it returns, and in what order; here the one
-scanned first is nearer: partitions are scanned nearest first, each in device order.
+The library does not specify which of several items at the same distance it returns, nor their order. Here the item
+that is scanned first wins: partitions are scanned nearest first, each in device order.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ import numpy.typing as npt
 from searchforge.config import LutType
 
 _LEVELS: dict[LutType, int] = {"float": 0, "int16": 2047, "int8": 255}
-"""Largest value in a table: 32 of them add up in 16 bits. A float table is not quantized."""
+"""Largest table value by look-up type: 32 of them add up within 16 bits. Float tables are not quantized."""
 
 _SUMMED = 32
-"""Blocks whose table entries are added before they are turned back into a distance."""
+"""Number of blocks whose table entries are summed before dequantization."""
 
 _ROWS_OF_WIDE_PANELS = 8000
-"""Eigen adds a product of 128 or more columns panel by panel: 16 columns wide up to here, then 4."""
+"""Number of rows up to which Eigen sums products of 128 or more columns in panels of 16 columns; beyond, of 4."""
 
 
 def partitions_searched(partitions: int, search_fraction: float) -> int:
-    """Returns how many partitions a device searches: the fraction is stored, and multiplied, in float32."""
+    """Returns the number of partitions that a device searches; it stores and multiplies the fraction in float32."""
     return min(partitions, math.ceil(np.float32(partitions) * np.float32(search_fraction)))
 
 
 class ReferenceSearcher:
-    """An index of n items, in device order: partition by partition.
+    """Searches an index of n items in device order, partition by partition.
 
     Args:
       centroids: [partitions, dim] float32.
-      codebooks: for each block of dimensions, [256, dimensions of the block] float32; their dimensions add up to dim.
+      codebooks: [256, dimensions of the block] float32 for each block; the blocks' dimensions add up to dim.
       codes: [n, blocks] uint8.
-      partition_sizes: [partitions], items of each partition; they add up to n.
-      lut_type: type of the look-up tables.
-      threads: how many queries are searched at once; by default one for each core of this process.
+      partition_sizes: [partitions] int64, number of items in each partition; they add up to n.
+      lut_type: Element type of the look-up tables.
+      threads: Number of queries searched concurrently; by default the number of cores available to this process.
 
     Raises:
-      ValueError: the shapes or sizes do not agree, or there is no such look-up type.
+      ValueError: The shapes or sizes disagree, or the look-up type is unknown.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class ReferenceSearcher:
         self._threads = threads or len(os.sched_getaffinity(0))
 
     def route(self, queries: npt.NDArray[np.float32], searched: int) -> npt.NDArray[np.int64]:
-        """Returns the partitions [m, searched] that queries [m, dim] search, nearest first.
+        """Returns the `searched` nearest partitions [m, searched] of queries [m, dim], nearest first.
 
-        The nearest has the largest dot product; where two are equal, it is the one of smaller number. Exact where
-        partitions + dim is at least 19 (below, Eigen adds in another order).
+        The nearest partition has the largest dot product; of equal ones, the smaller number. Exact if
+        partitions + dim is at least 19 (below, Eigen sums in another order).
         """
         queries = self._checked(queries)
         distances = np.empty((len(queries), len(self.partition_sizes)), np.float32)
@@ -100,11 +100,11 @@ class ReferenceSearcher:
         """Searches the `searched` nearest partitions of each query.
 
         Args:
-          queries: [m, dim] float32, as the encoder returns them.
+          queries: [m, dim] float32, mapped, as the searcher's encoder returns them.
 
         Returns:
-          items [m, k] in device order's numbering, best first, and distances [m, k], negative dot products as the
-          codes approximate them; -1 and infinity where the partitions searched hold fewer than k items.
+          Items [m, k] int64 in device order, best first, and distances [m, k] float32: negated approximate dot
+          products. Padded with -1 and infinity if the partitions searched hold fewer than k items.
         """
         items, distances = self.sweep(queries, k, [searched])
         return items[0], distances[0]
@@ -112,16 +112,16 @@ class ReferenceSearcher:
     def sweep(
         self, queries: npt.NDArray[np.float32], k: int, searched: Sequence[int]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Searches with several numbers of partitions, at the cost of the largest.
+        """Searches with several numbers of partitions at the cost of the largest.
 
         Args:
-          searched: ascending numbers of partitions searched.
+          searched: Numbers of partitions searched, ascending.
 
         Returns:
-          items and distances as `search` returns them, [len(searched), m, k].
+          Items and distances as `search` returns them, [len(searched), m, k].
 
         Raises:
-          ValueError: k is not positive, or `searched` does not ascend from 1 or more to at most all partitions.
+          ValueError: k is not positive, or `searched` does not ascend within 1..partitions.
         """
         steps = np.asarray(searched, np.int64)
         most = len(self.partition_sizes)
@@ -154,7 +154,7 @@ class ReferenceSearcher:
         return np.ascontiguousarray(queries)
 
     def _parallel(self, count: int, function) -> None:  # type: ignore[no-untyped-def]
-        """Calls function(slice) for slices of `count` queries; compiled loops let other threads run."""
+        """Calls function(slice) concurrently for slices that cover `count` queries; compiled loops release the GIL."""
         size = max(1, -(-count // (4 * self._threads)))
         with ThreadPoolExecutor(self._threads) as pool:
             list(pool.map(function, (slice(start, start + size) for start in range(0, count, size))))
@@ -167,7 +167,7 @@ def _subtract_product(
     scratch: npt.NDArray[np.float32],
     out: npt.NDArray[np.float32],
 ) -> None:
-    """Writes -(vector @ matrix) into out; matrix: [columns, rows], that is, Eigen's transposed, by columns."""
+    """Writes -(vector @ matrix) into out; matrix: [columns, rows], the transpose of Eigen's."""
     columns, rows = matrix.shape
     panel = columns if columns < 128 else 16 if rows < _ROWS_OF_WIDE_PANELS else 4
     out[:] = 0
@@ -183,7 +183,7 @@ def _subtract_product(
 def _route(
     queries: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32], distances: npt.NDArray[np.float32]
 ) -> None:
-    """Writes the distances [m, partitions] of queries and centroids; centroids: [dim, partitions]."""
+    """Writes the distances [m, partitions] between queries and centroids; centroids: [dim, partitions]."""
     scratch = np.empty(centroids.shape[1], np.float32)
     for query in range(len(queries)):
         _subtract_product(centroids, queries[query], scratch, distances[query])
@@ -197,10 +197,10 @@ def _fill_table(
     levels: int,
     table: npt.NDArray[np.float32],
 ) -> tuple[np.float32, np.float32]:
-    """Writes the look-up table [blocks, 256] of a query; whole numbers in 0..levels where levels is not 0.
+    """Writes the look-up table [blocks, 256] of a query; integers in 0..levels unless levels is 0.
 
     Returns:
-      scale and offset by which a sum of m table entries stands for the distance scale * sum + offset * m.
+      Scale and offset: a sum of m table entries represents the distance scale * sum + offset * m.
     """
     scratch = np.empty(table.shape[1], np.float32)
     start = 0
@@ -227,7 +227,7 @@ def _add_entries(
     start: int,
     end: int,
 ) -> tuple[np.float32, np.float32, np.float32, np.float32]:
-    """Returns the sums of the table entries of four items over blocks start..end; four hide an addition's latency."""
+    """Returns the sums of four items' table entries over blocks start..end; four hide the latency of additions."""
     first, second, third, fourth = rows
     a = b = c = d = np.float32(0)
     for block in range(start, end):
@@ -252,7 +252,7 @@ def _search(
     items: npt.NDArray[np.int64],
     distances: npt.NDArray[np.float32],
 ) -> None:
-    """Writes the best items and their distances, [steps, m, k], after each of `steps` partitions of the routes."""
+    """Writes the best items and their distances [steps, m, k] after the first `steps` partitions of each route."""
     blocks = codes.shape[1]
     k = items.shape[2]
     table = np.empty((blocks, entries.shape[1]), np.float32)
@@ -273,7 +273,7 @@ def _search(
                     end = min(start + _SUMMED, blocks)
                     sums = _add_entries(table, codes, rows, start, end)
                     for i in range(4):
-                        # A float table's scale of 1 and offset of 0 change no bit.
+                        # For a float table, the scale of 1 and the offset of 0 change no bit.
                         scores[i] += scale * sums[i] + np.float32(end - start) * offset
                 for i in range(min(4, last + 1 - item)):
                     if scores[i] < best_distances[k - 1]:

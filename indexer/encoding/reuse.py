@@ -1,4 +1,4 @@
-"""Finds the earlier searcher whose quantizer a build may use again, so that only a corpus' change is encoded."""
+"""Finds the earlier searcher whose quantizer a build may reuse, so that only the changes of a corpus are encoded."""
 
 from __future__ import annotations
 
@@ -6,47 +6,52 @@ from dataclasses import dataclass
 from typing import Any
 
 from indexer.quantization.quantizer import Quantizer
-from indexer.tuning.settings import Setting
+from indexer.tuning.parameters import IndexParameters
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import IndexConfig
 from searchforge.errors import UsageError
 
 QUANTIZER = "quantizer.safetensors"
-"""File of a searcher's quantizer."""
+"""File name of a searcher's quantizer."""
 
-NOT_TRAINED = {"reuse_from", "max_drift", "runner", "beam_options"}
-"""Keys of the configuration that do not change what is trained."""
+NON_TRAINING_KEYS = {"reuse_from", "max_drift", "runner", "beam_options"}
+"""Configuration keys that do not affect what is trained."""
 
 
 @dataclass(frozen=True)
-class Base:
-    """A quantizer with its history.
+class ReusableBuild:
+    """An earlier build whose quantizer may be reused.
 
     Attributes:
-      setting: of its index.
-      trained_on: the embedding run that it was trained on.
-      trained: `drift.statistics` of that run's index.
-      tuning: what the tuner measured then.
+      parameters: Parameters of its index.
+      trained_on: Embedding run that the quantizer was trained on.
+      statistics: `drift.index_statistics` of the index of that run.
+      tuning: Recall that was measured when the quantizer was trained, as in build.json.
     """
 
     quantizer: Quantizer
-    setting: Setting
+    parameters: IndexParameters
     trained_on: Manifest
-    trained: dict[str, float]
+    statistics: dict[str, float]
     tuning: dict[str, Any]
 
 
 def training_config(config: IndexConfig) -> dict[str, Any]:
-    """Returns the settings that decide what is trained."""
-    return config.model_dump(mode="json", exclude=NOT_TRAINED)
+    """Returns the settings that affect what is trained."""
+    return config.model_dump(mode="json", exclude=NON_TRAINING_KEYS)
 
 
-def find_base(workspace: Workspace, manifest: Manifest, encoder: str, config: IndexConfig) -> Base | None:
-    """Returns what `index.reuse_from` names; `auto`: the latest searcher of the same encoder and settings, if any.
+def find_reusable_build(
+    workspace: Workspace, manifest: Manifest, encoder: str, config: IndexConfig
+) -> ReusableBuild | None:
+    """Returns the build that `index.reuse_from` names; for `auto`, the latest one with the same encoder and settings.
+
+    Returns:
+      None if `auto` finds no such build, or `index.reuse_from` is `none`.
 
     Raises:
-      UsageError: the searcher that is named has another encoder or other settings, or is not there.
+      UsageError: The named searcher does not exist, or has another encoder or other settings.
     """
     if config.reuse_from == "none":
         return None
@@ -54,26 +59,26 @@ def find_base(workspace: Workspace, manifest: Manifest, encoder: str, config: In
     builds = [
         workspace.marker("searchers", id) for id in ([config.reuse_from] if named else workspace.ids("searchers"))
     ]
-    fitting = []
+    matching = []
     for build in builds:
         wanted = {"encoder": encoder, "fingerprint": manifest.fingerprint}
-        differs = [key for key, value in wanted.items() if build.get(key) != value]
-        if config.changed_since(build.get("config"), NOT_TRAINED):
-            differs.append("config")
-        if not differs and workspace.committed("embeddings", build["training"]["embeddings"]):
-            fitting.append(build)
+        differing = [key for key, value in wanted.items() if build.get(key) != value]
+        if config.changed_since(build.get("config"), NON_TRAINING_KEYS):
+            differing.append("config")
+        if not differing and workspace.committed("embeddings", build["training"]["embeddings"]):
+            matching.append(build)
         elif named:
             raise UsageError(
-                f"searcher {config.reuse_from} (index.reuse_from) has another {' and '.join(differs) or 'corpus'}; "
-                "name another one, or leave it out"
+                f"searcher {config.reuse_from} (index.reuse_from) has a different "
+                f"{' and '.join(differing) or 'corpus'}; name another searcher or omit the key"
             )
-    if not fitting:
+    if not matching:
         return None
-    build = max(fitting, key=lambda build: build["created"])
+    build = max(matching, key=lambda build: build["created"])
     path = workspace.local("searchers", build["id"]) / QUANTIZER
-    return Base(
+    return ReusableBuild(
         Quantizer.from_bytes(path.read_bytes(), str(path)),
-        Setting(**build["parameters"]),
+        IndexParameters(**build["parameters"]),
         Manifest.model_validate(workspace.marker("embeddings", build["training"]["embeddings"])),
         build["training"]["statistics"],
         build["training"]["tuning"],

@@ -1,1 +1,1 @@
-"""Quantization: partitions, codebooks and the linear map of the queries."""
+"""Trains quantizers: partitions, codebooks, the query-aware map and the query direction."""

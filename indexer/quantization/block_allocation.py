@@ -1,4 +1,4 @@
-"""How many dimensions share each byte of a code: few where the variance is large, many where it is small."""
+"""Allocates dimensions to the bytes of a code: few to a byte where the variance is large, many where it is small."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import numpy as np
 import numpy.typing as npt
 
 BITS = 8
-"""Of a block's code."""
+"""Bits of a block's code."""
 
 
 def block_widths(variances: npt.NDArray[np.floating], blocks: int) -> list[int]:
-    """Cuts dimensions, in their order, into blocks of the least expected squared error.
+    """Returns the widths of consecutive blocks with the least expected squared error.
 
-    Dynamic programming over all cuts; a block's error is that of a Gaussian source at 8 bits (reverse water-filling,
-    Cover and Thomas, "Elements of Information Theory", 10.3.3).
+    Uses dynamic programming over all cuts. A block's error is that of a Gaussian source at 8 bits (reverse
+    water-filling, Cover and Thomas, "Elements of Information Theory", 10.3.3).
 
     Args:
       variances: [dim], in descending order.
 
     Returns:
-      The number of dimensions of each block.
+      Number of dimensions of each block.
 
     Raises:
-      ValueError: there are fewer dimensions than blocks.
+      ValueError: There are fewer dimensions than blocks, or no blocks.
     """
     dim = len(variances)
     if not 1 <= blocks <= dim:
@@ -47,12 +47,12 @@ def block_widths(variances: npt.NDArray[np.floating], blocks: int) -> list[int]:
 
 
 def _errors_of_prefixes(variances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Returns the error at 8 bits of the first 1, 2, ... dimensions, whose variances descend."""
+    """Returns the expected error at 8 bits of the first 1, 2, ... dimensions; variances descend."""
     variances = np.maximum(variances, 1e-30)
     logs = np.cumsum(np.log2(variances))
     sizes = np.arange(1, len(variances) + 1)
-    # With the first `size` dimensions in use, all are at the water level; the widest use whose level is below its
-    # smallest variance is the right one.
+    # Bits go to the first dimensions only, whose errors equal the water level; as many dimensions are used as have a
+    # variance above the level.
     levels = 2 ** ((logs - 2 * BITS) / sizes)
     used = max(int(np.sum(levels < variances)), 1)
     sizes_used = np.minimum(sizes, used)

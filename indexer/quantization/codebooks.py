@@ -1,13 +1,14 @@
-"""Product codes of uneven blocks, chosen so that the scores that queries see come out right.
+"""Product quantization with blocks of uneven width: trains codebooks, and chooses codes by an anisotropic loss.
 
-A mapped vector y (indexer.quantization.query_map) is cut into blocks; each is stood for by one of the 256 entries of
-the block's codebook. The loss of a code with residual r = y - entries is
+A mapped vector y (indexer.quantization.query_map) is cut into blocks, and each block is represented by one of the 256
+entries of its codebook. The loss of a code with residual r = y - entries is
 
     |r|^2 + (v . r)^2
 
-where v points to where the queries lie that have y among their best hits: what the residual does along v moves y in
-their rankings. With v along y itself this is the score-aware loss of Guo et al. 2020, "Accelerating Large-Scale
-Inference with Anisotropic Vector Quantization", arXiv:1908.10396; text queries lie apart from images, so v is learned.
+where v is the mean direction of the queries that retrieve y: the residual along v changes y's rank in their results.
+With v along y itself this is the score-aware loss of Guo et al. 2020, "Accelerating Large-Scale Inference with
+Anisotropic Vector Quantization", arXiv:1908.10396. Text queries lie apart from images, so v is learned
+(indexer.quantization.query_direction).
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 CODEBOOK_SIZE = 256
-"""Entries of a codebook: the on-device format stores a code in 8 bits."""
+"""Number of entries in a codebook: the on-device format stores 8 bits per block."""
 
 _SWEEPS = 4
-"""Times that the blocks of a code are chosen anew, each given the others; hardly any code changes after that."""
+"""Maximum passes of coordinate descent over the blocks of a code; hardly any code changes after that."""
 
 _SEEDING = 16 * CODEBOOK_SIZE
-"""Points from which k-means++ draws."""
+"""Number of points that k-means++ draws from."""
 
 Matrix = npt.NDArray[np.float32]
 
@@ -38,10 +39,10 @@ def train_codebooks(
 
     Args:
       sample: [n, dim] float32, mapped.
-      widths: dimensions of each block; they add up to dim.
+      widths: Number of dimensions of each block; they add up to dim.
 
     Returns:
-      For each block [256, width] float32.
+      Codebook [256, width] float32 of each block.
     """
     bounds = np.cumsum([0, *widths])
 
@@ -54,30 +55,31 @@ def train_codebooks(
 
 
 def encode(vectors: Matrix, directions: Matrix, codebooks: Sequence[Matrix]) -> npt.NDArray[np.uint8]:
-    """Returns the codes [n, blocks] of mapped vectors, each by itself: not of its batch.
+    """Returns the codes [n, blocks] uint8 of mapped vectors, row by row, independent of the batch.
 
     Args:
-      vectors, directions: [n, dim] float32, y and v of the loss; v = 0 takes the nearest entries.
+      vectors: [n, dim] float32, y of the loss.
+      directions: [n, dim] float32, v of the loss; v = 0 chooses the nearest entries.
     """
-    entries, ends = joined(codebooks)
+    entries, ends = concatenate_codebooks(codebooks)
     codes = np.empty((len(vectors), len(ends)), np.uint8)
     _encode(np.ascontiguousarray(vectors), np.ascontiguousarray(directions), entries, ends, codes)
     return codes
 
 
-def joined(codebooks: Sequence[Matrix]) -> tuple[Matrix, npt.NDArray[np.int64]]:
-    """Returns all codebooks' entries side by side, [dim, 256], and where each block of dimensions ends."""
+def concatenate_codebooks(codebooks: Sequence[Matrix]) -> tuple[Matrix, npt.NDArray[np.int64]]:
+    """Returns the entries of all codebooks as [dim, 256], and the end of each block of dimensions [blocks]."""
     entries = np.ascontiguousarray(np.concatenate(codebooks, axis=1).T, np.float32)
     return entries, np.cumsum([book.shape[1] for book in codebooks])
 
 
 def decode(codes: npt.NDArray[np.uint8], codebooks: Sequence[Matrix]) -> Matrix:
-    """Returns the vectors [n, dim] that codes [n, blocks] stand for."""
+    """Reconstructs mapped vectors [n, dim] from codes [n, blocks]."""
     return np.concatenate([book[codes[:, block]] for block, book in enumerate(codebooks)], axis=1)
 
 
 def _k_means(points: Matrix, iterations: int, generator: np.random.Generator) -> Matrix:
-    """Lloyd's algorithm from k-means++; an entry that stands for nothing takes over a farthest point."""
+    """Runs Lloyd's algorithm from a k-means++ start; an empty cluster restarts at a point far from its center."""
     count = len(points)
     centers = _plus_plus(points[:_SEEDING], generator.random(CODEBOOK_SIZE))
     nearest, distances = np.empty(count, np.int64), np.empty(count, np.float32)
@@ -94,7 +96,7 @@ def _k_means(points: Matrix, iterations: int, generator: np.random.Generator) ->
 
 @numba.njit(cache=True, nogil=True)
 def _plus_plus(points: Matrix, draws: npt.NDArray[np.float64]) -> Matrix:
-    """k-means++ (Arthur and Vassilvitskii 2007); draws: [k] uniform in [0, 1)."""
+    """Chooses centers by k-means++ (Arthur and Vassilvitskii 2007); draws: [k] uniform in [0, 1)."""
     centers = np.empty((len(draws), points.shape[1]), np.float32)
     distances = np.full(len(points), np.inf)
     chosen = int(draws[0] * len(points))
@@ -119,10 +121,10 @@ def _plus_plus(points: Matrix, draws: npt.NDArray[np.float64]) -> Matrix:
 
 @numba.njit(cache=True, nogil=True)
 def _argmin(levels: npt.NDArray[np.int32]) -> int:
-    """Returns the place of the smallest of 256 non-negative float32 numbers, given by their bits.
+    """Returns the index of the smallest of 256 non-negative float32 numbers, given their bits as int32.
 
-    These order as whole numbers do. The place takes their last 8 bits, which is all the precision that is lost: a
-    minimum of whole numbers is a vector instruction, that of floats and a search for its place are not.
+    Such numbers sort like their bits. The index replaces the last 8 bits, which loses only that precision: a minimum
+    of integers compiles to vector instructions, while a minimum of floats and a search for its index do not.
     """
     least = np.int32(2**31 - 1)
     for entry in range(256):
@@ -139,7 +141,7 @@ def _assign(
     sums: npt.NDArray[np.float64],
     sizes: npt.NDArray[np.int64],
 ) -> None:
-    """Writes the nearest of 256 centers [width, 256] of each point, the squared distance, and the centers' members."""
+    """Writes each point's nearest of 256 centers [width, 256] and squared distance, and cluster sums and sizes."""
     sums[:] = 0
     sizes[:] = 0
     levels = np.empty(256, np.float32)

@@ -1,12 +1,11 @@
-"""Partitions of the corpus: which items lie together on the device, and which of them a query reads.
+"""Partitions a corpus: clusters the embeddings by k-means and assigns each vector to its nearest cluster.
 
-A device scores q . c for the centroid c of each partition and reads the best ones (see indexer.encoding.reference).
-Clusters are those of the embeddings themselves: clusters under the query-aware map, or centroids trained on which
-partitions hold the answers of queries, found fewer of them.
+A device scores q . c for the centroid c of each partition and scans the best ones (indexer.encoding.reference).
+Embeddings are clustered without the query-aware map: clusters under the map, and centroids trained on which partitions
+hold the neighbors of queries, reached a lower recall.
 
-A vector is compared with the clusters of the few groups of clusters that are nearest to it, not with all of them: a
-corpus of ten million has thousands. Loops in a fixed order, and no matrix product, make its cluster a function of the
-vector alone, whatever its batch.
+With thousands of clusters, a vector is compared only with the members of the groups of clusters nearest to it. Loops in
+a fixed order, rather than a matrix product, make its cluster a function of the vector alone, independent of the batch.
 """
 
 from __future__ import annotations
@@ -15,41 +14,42 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-_ALONE = 256
-"""Up to so many clusters are one group."""
+_MAX_UNGROUPED = 256
+"""Maximum number of clusters that are searched exhaustively, as one group."""
 
-_PROBED = 4
-"""Groups whose clusters a vector is compared with; the nearest cluster is among them for 99 of 100 vectors."""
+_PROBED_GROUPS = 4
+"""Number of groups that a vector is compared with; they contain the nearest cluster of 99 percent of vectors."""
 
 _GROUP_ITERATIONS = 5
+"""Iterations of the k-means that groups clusters."""
 
 Matrix = npt.NDArray[np.float32]
 
 
-class Assigner:
-    """Finds the nearest cluster of vectors.
+class PartitionAssigner:
+    """Assigns vectors to their nearest clusters.
 
     Args:
-      clusters: [partitions, dim] float32, their means.
+      clusters: [partitions, dim] float32, means of the clusters.
     """
 
     def __init__(self, clusters: Matrix) -> None:
         count = len(clusters)
-        groups = 1 if count <= _ALONE else int(count**0.5)
+        groups = 1 if count <= _MAX_UNGROUPED else int(count**0.5)
         means = clusters[:: -(-count // groups)][:groups].copy()
         for _ in range(_GROUP_ITERATIONS if groups > 1 else 0):
             means = _means(clusters, _exhaustive(clusters, means), means)
-        filled, own = np.unique(_exhaustive(clusters, means), return_inverse=True)
+        filled, assigned = np.unique(_exhaustive(clusters, means), return_inverse=True)
         means = means[filled]
-        self._numbers = np.argsort(own, kind="stable")
-        self._ends = np.cumsum(np.bincount(own, minlength=len(means)))
+        self._numbers = np.argsort(assigned, kind="stable")
+        self._ends = np.cumsum(np.bincount(assigned, minlength=len(means)))
         self._groups, self._group_halves = np.ascontiguousarray(means.T), _halves(means)
         members = np.split(clusters[self._numbers], self._ends[:-1])
-        self._members = np.concatenate([part.T.reshape(-1) for part in members])  # of each group [dim, members]
+        self._members = np.concatenate([part.T.reshape(-1) for part in members])  # [dim, members] for each group
         self._member_halves = _halves(clusters[self._numbers])
 
     def assign(self, vectors: Matrix) -> npt.NDArray[np.uint32]:
-        """Returns the number [n] of the cluster of each vector [n, dim]."""
+        """Returns the cluster numbers [n] uint32 of vectors [n, dim]."""
         nearest = np.empty(len(vectors), np.uint32)
         _assign(
             np.ascontiguousarray(vectors),
@@ -71,15 +71,15 @@ def train_partitions(sample: Matrix, partitions: int, iterations: int, seed: int
       sample: [n, dim] float32, n >= partitions.
 
     Returns:
-      clusters [partitions, dim] float32: their means.
+      Means [partitions, dim] float32 of the clusters.
     """
     generator = np.random.default_rng(seed)
     clusters = sample[np.sort(generator.choice(len(sample), partitions, replace=False))].copy()
     for _ in range(iterations if partitions > 1 else 1):
-        nearest = Assigner(clusters).assign(sample)
+        nearest = PartitionAssigner(clusters).assign(sample)
         sizes = np.bincount(nearest, minlength=partitions)
         clusters = _means(sample, nearest, clusters)
-        # An empty cluster takes over a member of one of the largest.
+        # An empty cluster restarts at a random member of one of the largest.
         largest_first = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
         for empty, largest in zip(np.flatnonzero(sizes == 0), largest_first, strict=False):
             members = np.flatnonzero(nearest == largest)
@@ -87,19 +87,19 @@ def train_partitions(sample: Matrix, partitions: int, iterations: int, seed: int
     return clusters
 
 
-def _means(vectors: Matrix, own: npt.NDArray[np.integer], before: Matrix) -> Matrix:
-    """Returns the means of the vectors of each cluster; of an empty one, what it was."""
-    sizes = np.bincount(own, minlength=len(before))
+def _means(vectors: Matrix, assigned: npt.NDArray[np.integer], before: Matrix) -> Matrix:
+    """Returns the mean of each cluster's vectors; an empty cluster keeps its mean from `before`."""
+    sizes = np.bincount(assigned, minlength=len(before))
     filled = np.flatnonzero(sizes)
     starts = np.concatenate([[0], np.cumsum(sizes[filled])[:-1]])
-    sums = np.add.reduceat(vectors[np.argsort(own, kind="stable")], starts, axis=0, dtype=np.float64)
+    sums = np.add.reduceat(vectors[np.argsort(assigned, kind="stable")], starts, axis=0, dtype=np.float64)
     means = before.copy()
     means[filled] = (sums / sizes[filled, None]).astype(np.float32)
     return means
 
 
 def _exhaustive(vectors: Matrix, points: Matrix) -> npt.NDArray[np.int64]:
-    """Returns the number [n] of the nearest of all points."""
+    """Returns the numbers [n] int64 of the points nearest to vectors [n, dim], by exhaustive search."""
     nearest = np.empty(len(vectors), np.int64)
     _scan(np.ascontiguousarray(vectors), np.ascontiguousarray(points.T).reshape(-1), _halves(points), nearest)
     return nearest
@@ -107,7 +107,7 @@ def _exhaustive(vectors: Matrix, points: Matrix) -> npt.NDArray[np.int64]:
 
 @numba.njit(cache=True, nogil=True)
 def _scores(vector: Matrix, points: Matrix, halves: Matrix, out: Matrix) -> None:
-    """Writes vector . point - halves for points given as [dim, n], in one row; four dimensions at a time."""
+    """Writes vector . point - halves for points [dim, n], flattened; processes four dimensions at a time."""
     size = len(out)
     out[:] = -halves
     whole = len(vector) // 4 * 4
@@ -126,6 +126,7 @@ def _scores(vector: Matrix, points: Matrix, halves: Matrix, out: Matrix) -> None
 
 @numba.njit(cache=True, nogil=True)
 def _halves(vectors: Matrix) -> Matrix:
+    """Returns half the squared norm [n] of each vector [n, dim]."""
     halves = np.zeros(len(vectors), np.float32)
     for row in range(len(vectors)):
         for dim in range(vectors.shape[1]):
@@ -158,7 +159,7 @@ def _assign(
     for row in range(len(vectors)):
         _scores(vectors[row], groups.reshape(-1), group_halves, group_scores)
         best, chosen = np.float32(-np.inf), np.int64(len(numbers))
-        for _ in range(min(_PROBED, len(group_scores))):
+        for _ in range(min(_PROBED_GROUPS, len(group_scores))):
             group = np.argmax(group_scores)
             group_scores[group] = -np.inf
             end = ends[group]

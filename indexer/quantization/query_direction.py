@@ -1,8 +1,9 @@
-"""Where the queries lie that have a vector among their best hits: the direction in which its code must be exact.
+"""Estimates, for each item, the mean direction of the queries that retrieve it.
 
-They do not lie all around the vector. Their mean is a smooth function of it, which kernel ridge regression on landmarks
-finds: linear in the vector and in its nearness to LANDMARKS items. (Rahimi and Recht 2007, "Random Features for
-Large-Scale Kernel Machines", have the idea of a fixed set of features.)
+In that direction an item's code must be most accurate (indexer.quantization.codebooks). Queries are not spread evenly
+around the items that they retrieve; their mean is a smooth function of the item's vector. Kernel ridge regression fits
+it as a linear function of the vector and of its similarity to LANDMARKS items (compare Rahimi and Recht 2007, "Random
+Features for Large-Scale Kernel Machines", for the fixed set of features).
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 LANDMARKS = 512
-"""Items that nearness is measured to."""
+"""Number of items that the kernel compares a vector with."""
 
 _SQUARINGS = 3
-"""The kernel is ((1 + x . l) / 2)^(2^squarings) on unit vectors: close to a Gaussian's, without its exponentials."""
+"""Number of squarings in the kernel ((1 + x . l) / 2)^(2^squarings) on unit vectors: nearly Gaussian, without exp()."""
 
 _RIDGE = 1e-3
-"""Of the regression, as a share of each input's own square."""
+"""Ridge penalty, relative to the mean square of each input."""
 
 _ROWS = 8192
-"""Pairs that are taken in at once."""
+"""Number of pairs processed at once."""
 
 Matrix = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Leaning:
-    """The mean query near a vector x, mapped, as weights @ [kernel(x, landmarks), y, 1], y being x mapped.
+class QueryDirectionModel:
+    """Predicts the mapped mean query of a vector x as weights @ [kernel(x, landmarks), y, 1], where y is x mapped.
 
     Attributes:
-      landmarks: [h, dim] float32, vectors of the corpus; none where nothing is known of queries.
+      landmarks: [h, dim] float32, corpus vectors; h is 0 if no queries are known.
       weights: [dim, h + dim + 1] float32.
     """
 
@@ -41,42 +42,43 @@ class Leaning:
     weights: Matrix
 
     @classmethod
-    def own(cls, dim: int) -> Leaning:
-        """Takes a mapped vector's own direction for that of its queries."""
+    def identity(cls, dim: int) -> QueryDirectionModel:
+        """Returns the model that predicts a mapped vector's own direction, for use without known queries."""
         return cls(np.empty((0, dim), np.float32), np.eye(dim, dim + 1, dtype=np.float32))
 
     @classmethod
-    def fit(cls, vectors: Matrix, mapped: Matrix, queries: Matrix, landmarks: Matrix) -> Leaning:
-        """Fits the weights to pairs of vectors and queries.
+    def fit(cls, vectors: Matrix, mapped: Matrix, queries: Matrix, landmarks: Matrix) -> QueryDirectionModel:
+        """Fits the model to n pairs of an item and a query that retrieves it.
 
         Args:
-          vectors, mapped: [n, dim] float32, vectors that are among the best hits of
+          vectors: [n, dim] float32, vectors of the items.
+          mapped: [n, dim] float32, the same vectors, mapped by A.
           queries: [n, dim] float32, mapped by A^-T.
           landmarks: [h, dim] float32.
         """
         width = len(landmarks) + mapped.shape[1] + 1
-        gram, sides = np.zeros((width, width)), np.zeros((width, queries.shape[1]))
+        gram, targets = np.zeros((width, width)), np.zeros((width, queries.shape[1]))
         for start in range(0, len(vectors), _ROWS):
             rows = slice(start, start + _ROWS)
             inputs = _inputs(vectors[rows], mapped[rows], landmarks).astype(np.float64)
             gram += inputs.T @ inputs
-            sides += inputs.T @ queries[rows]
+            targets += inputs.T @ queries[rows]
         gram[np.diag_indices_from(gram)] *= 1 + _RIDGE
-        weights = np.linalg.lstsq(gram, sides, rcond=None)[0]
+        weights = np.linalg.lstsq(gram, targets, rcond=None)[0]
         return cls(np.ascontiguousarray(landmarks), np.ascontiguousarray(weights.T, np.float32))
 
     def directions(self, vectors: Matrix, mapped: Matrix, anisotropic_weight: float) -> Matrix:
-        """Returns [n, dim] float32 of squared length `anisotropic_weight`, each by itself: not of its batch."""
-        found = product(_inputs(vectors, mapped, self.landmarks), self.weights)
-        norms = np.sqrt(np.einsum("nd,nd->n", found, found))
+        """Returns directions [n, dim] float32 of squared length `anisotropic_weight`, row by row."""
+        predicted = multiply_rows(_inputs(vectors, mapped, self.landmarks), self.weights)
+        norms = np.sqrt(np.einsum("nd,nd->n", predicted, predicted))
         scale = np.divide(np.float32(anisotropic_weight**0.5), norms, out=np.zeros_like(norms), where=norms > 0)
-        return found * scale[:, None]
+        return predicted * scale[:, None]
 
 
-def product(vectors: Matrix, matrix: Matrix) -> Matrix:
-    """Returns matrix @ x for vectors [n, dim]; each by itself, which a matrix product of a batch is not."""
+def multiply_rows(vectors: Matrix, matrix: Matrix) -> Matrix:
+    """Returns matrix @ x for each row x of vectors [n, dim], independent of the batch, unlike a BLAS product."""
     out = np.zeros((len(vectors), len(matrix)), np.float32)
-    _product(np.ascontiguousarray(vectors), np.ascontiguousarray(matrix.T), out)
+    _multiply_rows(np.ascontiguousarray(vectors), np.ascontiguousarray(matrix.T), out)
     return out
 
 
@@ -85,17 +87,17 @@ def _inputs(vectors: Matrix, mapped: Matrix, landmarks: Matrix) -> Matrix:
 
 
 def _kernel(vectors: Matrix, landmarks: Matrix) -> Matrix:
-    near = product(vectors, landmarks)
-    near += 1
-    near /= 2
+    similarity = multiply_rows(vectors, landmarks)
+    similarity += 1
+    similarity /= 2
     for _ in range(_SQUARINGS):
-        np.square(near, out=near)
-    return near
+        np.square(similarity, out=similarity)
+    return similarity
 
 
 @numba.njit(cache=True, nogil=True)
-def _product(vectors: Matrix, transposed: Matrix, out: Matrix) -> None:
-    """Four dimensions at a time: a sum is read and written once for all of them."""
+def _multiply_rows(vectors: Matrix, transposed: Matrix, out: Matrix) -> None:
+    """Adds four dimensions at a time, so that each sum is read and written once for all four."""
     dims = vectors.shape[1]
     whole = dims // 4 * 4
     for row in range(len(vectors)):

@@ -1,10 +1,10 @@
-"""The linear map under which codes are made: it makes queries white and lines the corpus up with its axes.
+"""Query-aware linear map of corpus vectors: whitens the queries and aligns the corpus with its principal axes.
 
 For any invertible A, (A^-T q) . (A x) = q . x: the corpus is indexed as A x, and A^-T becomes the last layer of the
 query encoder. The error e of a stored vector moves the scores of queries by q . e, whose mean square is e^T M e, where
 M is the queries' second moment. Under A = R M^1/2 that is |A e|^2, the squared distance that quantizers minimise. The
 rotation R takes the mapped corpus to its principal axes, so that blocks of dimensions
-(indexer.quantization.block_allocation) can be as wide as their variance is small. Without queries, M is the identity.
+(indexer.quantization.block_allocation) can be the wider the smaller their variance. Without queries, M is the identity.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 _FLOOR = 1e-3
-"""Least eigenvalue of M, as a share of the mean one: no direction is taken for one that no query ever asks about."""
+"""Minimum eigenvalue of M relative to the mean, so that no direction is treated as irrelevant to all queries."""
 
 
 Matrix = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ def query_aware_map(vectors: Matrix, queries: Matrix | None) -> Matrix:
 
     Args:
       vectors: [n, dim] float32, a sample of the corpus.
-      queries: [m, dim] float32, a sample of the queries; None: of which nothing is known.
+      queries: [m, dim] float32, a sample of the queries, or None if unknown.
     """
     root = np.eye(vectors.shape[1]) if queries is None else _square_root(queries)
     mapped = vectors.astype(np.float64) @ root
@@ -38,11 +38,12 @@ def query_aware_map(vectors: Matrix, queries: Matrix | None) -> Matrix:
 
 
 def inverse_transpose(transform: Matrix) -> Matrix:
-    """Returns A^-T [dim, dim] float32, which maps queries."""
+    """Returns A^-T [dim, dim] float32, the map of queries."""
     return np.linalg.inv(transform.astype(np.float64)).T.astype(np.float32)
 
 
 def _square_root(queries: Matrix) -> npt.NDArray[np.float64]:
+    """Returns M^1/2, the square root of the queries' second moment, with eigenvalues clipped to the floor."""
     moment = queries.T.astype(np.float64) @ queries / len(queries)
     values, axes = np.linalg.eigh(moment)
     values = np.maximum(values, _FLOOR * values.mean())

@@ -1,6 +1,6 @@
-"""Trains a quantizer as ScaNN itself does: the tutorial's recipe, with even blocks and without a map.
+"""Trains a quantizer with ScaNN itself, for the 2022 recipe: even blocks, no query-aware map.
 
-Runs in the worker process: ScaNN logs to standard error and needs no TensorFlow, which it would import.
+Runs in a worker process, which keeps ScaNN's log output and its optional import of TensorFlow out of the parent.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ import numpy.typing as npt
 
 from indexer.quantization.codebooks import CODEBOOK_SIZE
 from indexer.quantization.quantizer import Quantizer
-from indexer.quantization.query_direction import Leaning
+from indexer.quantization.query_direction import QueryDirectionModel
 from searchforge.errors import JobError
 
 THRESHOLD = 0.2
-"""Of anisotropic quantization, Model Maker's default."""
+"""Anisotropic quantization threshold: Model Maker's default."""
 
 PARTITION_ITERATIONS, CODEBOOK_ITERATIONS = 12, 10
-"""Of k-means, Model Maker's defaults."""
+"""Iterations of k-means: Model Maker's defaults."""
 
 MIN_PARTITION_SIZE = 50
-"""Model Maker's default. While it trains, ScaNN replaces smaller clusters by halves of larger ones."""
+"""Model Maker's default. During training, ScaNN replaces smaller clusters with halves of larger ones."""
 
 
 def train_with_scann(sample: npt.NDArray[np.float32], partitions: int, dims_per_block: int, seed: int) -> Quantizer:
-    """Returns ScaNN's partitions and codebooks of a sample.
+    """Returns the quantizer that ScaNN trains on a sample.
 
     Guo et al. 2020, "Accelerating Large-Scale Inference with Anisotropic Vector Quantization",
-    arXiv:1908.10396. Without residual quantization, which the device does not have.
+    arXiv:1908.10396. Residual quantization is off, as the device does not support it.
 
     Args:
       sample: [n, dim] float32, L2-normalised.
 
     Raises:
-      JobError: ScaNN refused the vectors.
+      JobError: ScaNN rejected the vectors.
     """
     from scann.scann_ops.py import scann_ops_pybind
 
     dim = sample.shape[1]
-    # ScaNN trains a codebook on no fewer points than it has entries; repeated ones change no k-means optimum.
+    # ScaNN needs at least as many points as a codebook has entries; repeating points changes no k-means optimum.
     training = np.resize(sample, (CODEBOOK_SIZE, dim)) if len(sample) < CODEBOOK_SIZE else sample
     with tempfile.TemporaryDirectory(prefix="searchforge-scann-") as folder:
         try:
@@ -51,11 +51,13 @@ def train_with_scann(sample: npt.NDArray[np.float32], partitions: int, dims_per_
             raise JobError(f"ScaNN could not train on {len(sample)} vectors: {error}") from error
         centroids, codebooks = read_trained(Path(folder))
     identity = np.eye(dim, dtype=np.float32)
-    return Quantizer(identity, centroids, codebooks, Leaning.own(dim), max(0.0, parallel_weight(THRESHOLD, dim)))
+    return Quantizer(
+        identity, centroids, codebooks, QueryDirectionModel.identity(dim), max(0.0, parallel_weight(THRESHOLD, dim))
+    )
 
 
 def scann_config(items: int, dim: int, partitions: int, dims_per_block: int, seed: int) -> str:
-    """Returns the ScannConfig text proto of Model Maker's settings."""
+    """Returns Model Maker's settings as a ScannConfig text proto."""
     from google.protobuf import text_format
     from scann.proto import scann_pb2
     from scann.scann_ops.py import scann_builder
@@ -68,8 +70,8 @@ def scann_config(items: int, dim: int, partitions: int, dims_per_block: int, see
         training_sample_size=items,
         min_partition_size=min(MIN_PARTITION_SIZE, max(1, items // partitions)),
         training_iterations=PARTITION_ITERATIONS,
-        # ScaNN's random initialization walks an unordered set, so every run would number and reseed the
-        # partitions differently. k-means++ depends on the seed alone, takes as long and fits as well.
+        # ScaNN's random initialization iterates over an unordered set, so every run would number and reseed the
+        # partitions differently. k-means++ depends on the seed alone and is as fast and as accurate.
         random_init=False,
     )
     builder.score_ah(
@@ -91,13 +93,13 @@ def scann_config(items: int, dim: int, partitions: int, dims_per_block: int, see
 
 
 def parallel_weight(threshold: float, dim: int) -> float:
-    """Returns the anisotropic weight for a threshold of unit vectors (arXiv:1908.10396, theorem 3.4)."""
-    along = threshold**2
-    return along * (dim - 1) / (1 - along) - 1
+    """Returns the anisotropic weight for a threshold on unit vectors (arXiv:1908.10396, theorem 3.4)."""
+    squared = threshold**2
+    return squared * (dim - 1) / (1 - squared) - 1
 
 
 def read_trained(folder: Path) -> tuple[npt.NDArray[np.float32], tuple[npt.NDArray[np.float32], ...]]:
-    """Returns centroids [partitions, dim] and codebooks [256, width] of a searcher that ScaNN serialized."""
+    """Returns the centroids [partitions, dim] and codebooks [256, width] of a serialized ScaNN searcher."""
     from scann.partitioning import partitioner_pb2
     from scann.proto import centers_pb2
 

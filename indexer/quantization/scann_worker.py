@@ -1,4 +1,4 @@
-"""The process in which ScaNN trains (searchforge.processes.isolated); files pass in and out by path."""
+"""Worker process in which ScaNN trains (searchforge.processes.isolated); arrays are exchanged as files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from indexer.quantization.scann_training import train_with_scann
 from searchforge.processes import isolated
 
 MODULE = "indexer.quantization.scann_worker"
-"""What a Session runs."""
+"""Module that `isolated.Session` runs."""
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """Trains a quantizer on a sample."""
+    """Trains a quantizer on the sample of a request and writes it to a file."""
     sample = np.load(request["sample"], allow_pickle=False)
     quantizer = train_with_scann(sample, request["partitions"], request["dims_per_block"], request["seed"])
     Path(request["quantizer"]).write_bytes(quantizer.to_bytes())

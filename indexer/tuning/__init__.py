@@ -1,1 +1,1 @@
-"""Chooses the settings of an index: code size, partitions and how many of them are searched."""
+"""Chooses the parameters of an index: code size, number of partitions and how many are searched."""

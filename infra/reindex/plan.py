@@ -186,7 +186,7 @@ def _differences(config: Config, release: Release, manifest: Manifest) -> list[s
 
 def _changed_settings(config: Config, release: Release) -> list[str]:
     from indexer.build import FORMAT_VERSION
-    from indexer.encoding.reuse import NOT_TRAINED
+    from indexer.encoding.reuse import NON_TRAINING_KEYS
     from serving_check.schema import REPORT_VERSION
 
     workspace = Workspace(config.workspace)
@@ -194,7 +194,11 @@ def _changed_settings(config: Config, release: Release) -> list[str]:
     report = workspace.marker("checks", release.provenance["check"])
     found = []
     for name, version, keys in (
-        ("index", (build.get("version"), FORMAT_VERSION), config.index.changed_since(build.get("config"), NOT_TRAINED)),
+        (
+            "index",
+            (build.get("version"), FORMAT_VERSION),
+            config.index.changed_since(build.get("config"), NON_TRAINING_KEYS),
+        ),
         ("check", (report.get("version"), REPORT_VERSION), config.check.changed_since(report.get("config") or {})),
     ):
         if version[0] != version[1]:

@@ -15,12 +15,12 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from indexer.corpus.corpus_scan import Answers, exact_search, survey
-from indexer.corpus.queries import TextQueries, choose_texts, embed_queries
+from indexer.corpus.corpus_scan import ExactNeighbors, exact_search, scan_corpus
+from indexer.corpus.queries import QueryEmbeddings, choose_texts, embed_queries
 from indexer.corpus.shards import open_corpus
 from indexer.quantization.block_allocation import block_widths
 from indexer.quantization.codebooks import decode, encode, train_codebooks
-from indexer.quantization.query_direction import LANDMARKS, Leaning
+from indexer.quantization.query_direction import LANDMARKS, QueryDirectionModel
 from indexer.quantization.query_map import inverse_transpose, query_aware_map
 from indexer.quantization.scann_training import THRESHOLD, parallel_weight
 from searchforge.artifacts.encoder import TEXT_TFLITE
@@ -60,7 +60,7 @@ def main(workspace: str, embeddings: str, captions: str, images: str, sizes: str
     assert texts
     queries = embed_queries(store.local("encoders", manifest.encoder) / TEXT_TFLITE, texts, store.cache("queries"))
     shards, threads = open_corpus(store, manifest), len(os.sched_getaffinity(0))
-    found = survey(shards, manifest.dim, SAMPLE, 0, queries.verification, CANDIDATES, threads)
+    found = scan_corpus(shards, manifest.dim, SAMPLE, 0, queries.verification, CANDIDATES, threads)
     columns = [int(size) for size in sizes.split(",")]
     click.echo(f"| codes | {' | '.join(f'{size} B' for size in columns)} |\n|---|{'---|' * len(columns)}")
     for name, (kind, even, direction) in ROWS.items():
@@ -69,14 +69,16 @@ def main(workspace: str, embeddings: str, captions: str, images: str, sizes: str
             if even and manifest.dim % size:
                 recalls.append("")
                 continue
-            recalls.append(f"{_recall(found.sample, queries, found.answers, kind, even, direction, size, threads):.3f}")
+            recalls.append(
+                f"{_recall(found.sample, queries, found.neighbors, kind, even, direction, size, threads):.3f}"
+            )
         click.echo(f"| {name} | {' | '.join(recalls)} |")
 
 
 def _recall(
     sample: Matrix,
-    queries: TextQueries,
-    answers: Answers,
+    queries: QueryEmbeddings,
+    neighbors: ExactNeighbors,
     kind: str,
     even: bool,
     direction: str | None,
@@ -93,29 +95,29 @@ def _recall(
     widths: Sequence[int] = [dim // size] * size if even else block_widths(mapped.var(axis=0), size)
     config = IndexConfig()
     books = train_codebooks(mapped, widths, config.training_iterations, 0, threads)
-    _, first, place = np.unique(answers.items, return_index=True, return_inverse=True)
-    vectors = answers.vectors.reshape(-1, dim)[first]
+    _, first, place = np.unique(neighbors.items, return_index=True, return_inverse=True)
+    vectors = neighbors.vectors.reshape(-1, dim)[first]
     directions = np.zeros_like(vectors)
     if direction == OWN:
         weight = parallel_weight(THRESHOLD, dim) if kind == "identity" else config.anisotropic_weight
-        directions = Leaning.own(dim).directions(vectors, vectors @ transform.T, weight)
+        directions = QueryDirectionModel.identity(dim).directions(vectors, vectors @ transform.T, weight)
     elif direction == LEARNED:
-        leaning = _leaning(sample, queries.training, transform)
-        directions = leaning.directions(vectors, vectors @ transform.T, config.anisotropic_weight)
+        query_direction = _query_direction(sample, queries.training, transform)
+        directions = query_direction.directions(vectors, vectors @ transform.T, config.anisotropic_weight)
     decoded = decode(encode(vectors @ transform.T, directions, books), books)
     asked = queries.verification @ inverse_transpose(transform).T
     recalls = []
-    for query, items in zip(asked, place.reshape(answers.items.shape), strict=True):
+    for query, items in zip(asked, place.reshape(neighbors.items.shape), strict=True):
         best = np.argpartition(-(decoded[items] @ query), K)[:K]
         recalls.append(np.mean(best < K))
     return float(np.mean(recalls))
 
 
-def _leaning(sample: Matrix, training: Matrix, transform: Matrix) -> Leaning:
+def _query_direction(sample: Matrix, training: Matrix, transform: Matrix) -> QueryDirectionModel:
     best = exact_search(training, sample, PAIRED).items
     vectors = sample[best.reshape(-1)]
     asked = np.repeat(training, PAIRED, axis=0) @ inverse_transpose(transform).T
-    return Leaning.fit(vectors, vectors @ transform.T, asked, sample[:LANDMARKS])
+    return QueryDirectionModel.fit(vectors, vectors @ transform.T, asked, sample[:LANDMARKS])
 
 
 if __name__ == "__main__":

@@ -23,15 +23,15 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from indexer.corpus.corpus_scan import survey
+from indexer.corpus.corpus_scan import scan_corpus
 from indexer.corpus.queries import choose_texts, embed_queries
 from indexer.corpus.shards import open_corpus
 from indexer.encoding.local_run import encode_corpus
-from indexer.encoding.recall import measure
+from indexer.encoding.recall import measure_recall
 from indexer.encoding.reuse import QUANTIZER
 from indexer.quantization.quantizer import Quantizer
-from indexer.tuning.settings import Setting
-from indexer.tuning.training import Questions
+from indexer.tuning.parameters import IndexParameters
+from indexer.tuning.quantizer_trainer import GroundTruth
 from searchforge.artifacts.encoder import TEXT_TFLITE
 from searchforge.artifacts.manifest import Manifest, read_shards
 from searchforge.artifacts.workspace import Workspace
@@ -158,10 +158,12 @@ def _recall(config: Config, store: Workspace, manifest: Manifest, build: dict[st
     queries = embed_queries(encoder, texts, store.cache("queries")).verification
     threads = len(os.sched_getaffinity(0))
     shards = open_corpus(store, manifest)
-    answers = survey(shards, manifest.dim, 1, 0, queries, 20, threads).answers
+    neighbors = scan_corpus(shards, manifest.dim, 1, 0, queries, 20, threads).neighbors
     with tempfile.TemporaryDirectory() as scratch:
         merged = encode_corpus(store, manifest, shards, quantizer, config.index, threads, Path(scratch) / "metadata")
-        return measure(quantizer, merged, Setting(**build["parameters"]), Questions(queries, answers))
+        return measure_recall(
+            quantizer, merged, IndexParameters(**build["parameters"]), GroundTruth(queries, neighbors)
+        )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from indexer.corpus.corpus_scan import Answers, exact_search
+from indexer.corpus.corpus_scan import ExactNeighbors, exact_search
 from indexer.corpus.queries import choose_texts, embed_queries
 from indexer.encoding.reuse import QUANTIZER
 from indexer.quantization.quantizer import Quantizer
@@ -75,7 +75,7 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int) ->
     assert texts
     encoder = store.local("encoders", base.encoder) / TEXT_TFLITE
     queries = embed_queries(encoder, texts, store.cache("queries")).verification
-    answers = exact_search(queries, corpus, 2 * K)
+    neighbors = exact_search(queries, corpus, 2 * K)
     with tempfile.TemporaryDirectory(prefix="searchforge-bench-") as folder:
         scratch = Path(folder)
         np.save(scratch / "vectors.npy", corpus)
@@ -90,7 +90,7 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int) ->
             path = scratch / f"{len(indexes)}.ldb"
             results[name] = _build_baseline(scratch / "vectors.npy", count, settings, path)
             indexes[name] = (path, queries)
-        for name, measured in _search(indexes, answers, scratch).items():
+        for name, measured in _search(indexes, neighbors, scratch).items():
             results[name] |= measured
     newest = max(store.ids("searchers"), key=lambda id: store.marker("searchers", id)["created"])
     with Searcher(store.local("searchers", newest) / TEXT_SEARCHER) as searcher:
@@ -163,10 +163,10 @@ def _build_baseline(vectors: Path, count: int, settings: dict[str, Any], index: 
 
 
 def _search(
-    indexes: dict[str, tuple[Path, npt.NDArray[np.float32]]], answers: Answers, scratch: Path
+    indexes: dict[str, tuple[Path, npt.NDArray[np.float32]]], neighbors: ExactNeighbors, scratch: Path
 ) -> dict[str, dict[str, Any]]:
     """Asks every index all queries, in turns."""
-    count = len(answers.items)
+    count = len(neighbors.items)
     per_round = count // ROUNDS
     ids: dict[str, list[npt.NDArray[np.str_]]] = {name: [] for name in indexes}
     milliseconds: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in indexes}
@@ -186,7 +186,9 @@ def _search(
                 ids[name].append(found["ids"])
                 milliseconds[name].append(found["milliseconds"])
     measured = {}
-    asked = Answers(*(part[: ROUNDS * per_round] for part in (answers.items, answers.scores, answers.vectors)))
+    asked = ExactNeighbors(
+        *(part[: ROUNDS * per_round] for part in (neighbors.items, neighbors.scores, neighbors.vectors))
+    )
     for name in indexes:
         names = np.concatenate(ids[name])
         rows = np.array([[int(id.removesuffix(".jpg")) if id else -1 for id in found] for found in names])

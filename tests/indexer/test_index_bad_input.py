@@ -71,18 +71,26 @@ def _metadata_text(text: bytes) -> Change:
 BYTES_LIST, INT64_LIST = b"\x0a", b"\x1a"
 
 FAULTS: dict[str, tuple[Change, type[SearchforgeError], str]] = {
-    "not a number": (_one_is(np.nan), UsageError, r"'00005\.png' holds NaN or infinity"),
-    "infinity": (_one_is(-np.inf), UsageError, r"'00005\.png' holds NaN or infinity"),
+    "not a number": (_one_is(np.nan), UsageError, r"'00005\.png' contains NaN or infinity"),
+    "infinity": (_one_is(-np.inf), UsageError, r"'00005\.png' contains NaN or infinity"),
     "zeros": (_embedding(np.zeros_like), UsageError, r"'00005\.png' is all zeros"),
     "too long": (_embedding(lambda v: 2 * v), UsageError, r"'00005\.png' has length 2, expected 1"),
     "a little too short": (_embedding(lambda v: v * 0.99), UsageError, r"'00005\.png' has length 0\.99, expected 1"),
     "overflowing": (_embedding(lambda v: v * 3e38), UsageError, r"'00005\.png' has length 3e\+38, expected 1"),
-    "fewer dimensions": (_embedding(lambda v: v[:8]), UsageError, r"'00005\.png' has 8 dimensions, expected 16"),
-    "no dimensions": (_embedding(lambda v: v[:0]), UsageError, r"'00005\.png' has 0 dimensions, expected 16"),
+    "fewer dimensions": (
+        _embedding(lambda v: v[:8]),
+        UsageError,
+        r"'00005\.png' has 8 dimensions, but the manifest says 16",
+    ),
+    "no dimensions": (
+        _embedding(lambda v: v[:0]),
+        UsageError,
+        r"'00005\.png' has 0 dimensions, but the manifest says 16",
+    ),
     "float64": (
         _embedding(lambda v: v.astype(np.float64).view(np.float32)),
         UsageError,
-        r"'00005\.png' has 32 dimensions, expected 16",
+        r"'00005\.png' has 32 dimensions, but the manifest says 16",
     ),
     "integers": (_list_of(INT64_LIST), JobError, r"record 2 of .*data-00001-of-00002\.tfrecord"),
     "metadata is a list": (
@@ -93,10 +101,10 @@ FAULTS: dict[str, tuple[Change, type[SearchforgeError], str]] = {
     "another id in metadata": (
         lambda record: dataclasses.replace(record, metadata={"id": "other"}),
         UsageError,
-        r"metadata of '00005\.png' has a key 'id' of its own \('other'\)",
+        r"metadata of '00005\.png' has its own key 'id' \('other'\)",
     ),
     "metadata is no JSON": (_metadata_text(b'{"x": nope}'), UsageError, r"metadata of '00005\.png' is not JSON"),
-    "metadata holds NaN": (_metadata_text(b'{"x": NaN}'), UsageError, r"metadata of '00005\.png' is not JSON"),
+    "metadata contains NaN": (_metadata_text(b'{"x": NaN}'), UsageError, r"metadata of '00005\.png' is not JSON"),
     "half a character": (_metadata_text(b'{"x": "\\ud800"}'), UsageError, r"metadata of '00005\.png' is not JSON"),
     "metadata is not UTF-8": (_metadata_text(b'{"x": "\xff\xfe"}'), JobError, r"record 2 of .*data-00001-of-00002"),
 }
@@ -137,7 +145,10 @@ def test_an_id_that_two_items_have_is_refused(corpus: TinyCorpus) -> None:
     commit_embeddings(corpus.workspace, [*corpus.records[:BAD], twin, *corpus.records[BAD + 1 :]], "twice")
     uri = re.escape(corpus.records[2].uri)
     assert_refused(
-        corpus.config, "twice", UsageError, rf"'00002\.png' is in the corpus twice, from {uri} and from /elsewhere/2"
+        corpus.config,
+        "twice",
+        UsageError,
+        rf"'00002\.png' occurs twice in the corpus, from {uri} and from /elsewhere/2",
     )
 
 
@@ -145,7 +156,10 @@ def test_vectors_of_one_dimension_throughout_that_is_not_the_manifests_are_refus
     records = [dataclasses.replace(r, embedding=np.eye(8, dtype=np.float32)[0]) for r in corpus.records]
     commit_embeddings(corpus.workspace, records, "of-8")
     assert_refused(
-        corpus.config, "of-8", UsageError, r"'00000\.png' has 8 dimensions, expected 16 .* \(12 of 12 records"
+        corpus.config,
+        "of-8",
+        UsageError,
+        r"'00000\.png' has 8 dimensions, but the manifest says 16 .* \(12 of 12 records",
     )
 
 
@@ -166,7 +180,7 @@ def test_shards_of_another_encoders_run_are_refused(corpus: TinyCorpus) -> None:
         corpus.config,
         "mixed",
         UsageError,
-        r"embeddings mixed are of encoder f{64}, .* embeddings foreign are of encoder e{64}",
+        r"embeddings mixed are from encoder f{64}, .* embeddings foreign from encoder e{64}",
     )
 
 
@@ -187,15 +201,15 @@ def test_a_shard_with_another_byte_is_a_failure(corpus: TinyCorpus) -> None:
     assert_refused(corpus.config, "flipped", JobError, r"data-00001-of-00002\.tfrecord has SHA-256")
 
 
-@pytest.mark.parametrize("setting", [{"partitions": COUNT + 1}, {"partitions": COUNT + 1, "preset": "recipe2022"}])
-def test_fewer_vectors_than_partitions_are_refused(corpus: TinyCorpus, setting: dict[str, Any]) -> None:
+@pytest.mark.parametrize("parameters", [{"partitions": COUNT + 1}, {"partitions": COUNT + 1, "preset": "recipe2022"}])
+def test_fewer_vectors_than_partitions_are_refused(corpus: TinyCorpus, parameters: dict[str, Any]) -> None:
     message = f"index.partitions is {COUNT + 1}, but the corpus has {COUNT} images"
-    assert_refused(_with(corpus.config, **setting), "corpus", UsageError, message)
+    assert_refused(_with(corpus.config, **parameters), "corpus", UsageError, message)
 
 
 def test_an_empty_corpus_is_refused(corpus: TinyCorpus) -> None:
     commit_embeddings(corpus.workspace, [], "empty")
-    assert_refused(corpus.config, "empty", UsageError, "embeddings empty hold no images")
+    assert_refused(corpus.config, "empty", UsageError, "embeddings empty contain no images")
 
 
 def test_a_partition_for_every_vector_is_searched(corpus: TinyCorpus) -> None:

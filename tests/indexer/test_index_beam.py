@@ -26,13 +26,13 @@ def test_the_direct_runner_gives_the_bytes_that_threads_give(
     corpus: TinyCorpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads = build_index(corpus.config, "five-shards")
-    assert "encode: 60/60" in capsys.readouterr().err  # threads say so
+    assert "encoding: 60/60" in capsys.readouterr().err  # threads say so
     parts = _parts(corpus)
     assert len(parts) == 5
     shutil.rmtree(corpus.workspace.local("searchers", threads["id"]))
     shutil.rmtree(corpus.workspace.cache("parts"))
     beam = build_index(_with(corpus.config, runner="DirectRunner"), "five-shards")
-    assert "encode:" not in capsys.readouterr().err
+    assert "encoding:" not in capsys.readouterr().err
     assert INDEX in beam["files"]
     assert beam["files"] == threads["files"]
     assert _parts(corpus) == parts

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from indexer.__main__ import main
 from indexer.build import build_index
 from indexer.encoding.reuse import QUANTIZER
-from indexer.tuning.tradeoff import CURVE, PICTURE
+from indexer.tuning.tradeoff import TRADEOFF_JSON, TRADEOFF_SVG
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
 from searchforge.config import IndexConfig
 from searchforge.errors import JobError, UsageError
@@ -45,7 +45,7 @@ def test_the_report_says_what_was_built(tmp_path: Path) -> None:
     report = build_index(corpus.config, "corpus")
     folder = corpus.workspace.local("searchers", report["id"])
     made = {path.name for path in folder.iterdir()} - {"build.json"}
-    assert made == {INDEX, TEXT_SEARCHER, IMAGE_SEARCHER, QUANTIZER, CURVE, PICTURE}
+    assert made == {INDEX, TEXT_SEARCHER, IMAGE_SEARCHER, QUANTIZER, TRADEOFF_JSON, TRADEOFF_SVG}
     assert report["files"] == {name: sha256_file(folder / name) for name in made}
     sizes = report["sizes"]
     assert sizes["codes"] == 64 * report["parameters"]["code_bytes"]
@@ -67,7 +67,7 @@ def test_equal_inputs_give_equal_bytes_and_a_rerun_finds_them(
     assert all(contents[0][key] == contents[1][key] for key in contents[0] if key != b"USER_INFO")
     capsys.readouterr()
     assert build_index(first.config, "corpus") == report
-    assert "there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     other = first.config.model_copy(update={"index": IndexConfig(seed=1)})
     assert build_index(other, "corpus")["id"] != report["id"]
 

@@ -171,7 +171,7 @@ def test_a_second_change_is_held_against_the_corpus_that_was_trained_on(history:
 
 def test_a_named_base_of_other_settings_is_refused(history: History) -> None:
     named = history.first["id"]
-    with pytest.raises(UsageError, match=rf"searcher {named} \(index.reuse_from\) has another config"):
+    with pytest.raises(UsageError, match=rf"searcher {named} \(index.reuse_from\) has a different config"):
         history.build(reuse_from=named, code_bytes=2)
 
 
@@ -184,7 +184,8 @@ def test_a_named_base_of_another_encoder_is_refused(history: History) -> None:
         staging.commit(encoder)
     commit_embeddings(history.workspace, history.live, "foreign", fingerprint="e" * 64)
     with pytest.raises(
-        UsageError, match=rf"searcher {history.first['id']} \(index.reuse_from\) has another encoder and fingerprint"
+        UsageError,
+        match=rf"searcher {history.first['id']} \(index.reuse_from\) has a different encoder and fingerprint",
     ):
         history.build("foreign", "other", reuse_from=history.first["id"])
 

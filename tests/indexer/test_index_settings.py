@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from indexer.__main__ import main
 from indexer.build import build_index, summary
 from indexer.corpus.queries import choose_texts
-from indexer.tuning.tradeoff import CURVE
+from indexer.tuning.tradeoff import TRADEOFF_JSON
 from searchforge.artifacts.searcher import INDEX, TEXT_SEARCHER
 from searchforge.config import Config, load_config
 from searchforge.errors import JobError
@@ -112,8 +112,8 @@ def test_a_recall_that_the_limits_do_not_allow_fails_and_shows_the_trade_off(
     assert f"{name} {value}" in lines[0]
     points = [line for line in lines if line.startswith("  recall@10 ")]
     assert points
-    assert all(" bytes an image, " in line and " ms a search " in line for line in points)
-    assert lines[-1].startswith("set index.recall_at_10 lower, or raise index.")
+    assert all(" bytes per image, " in line and " ms per search " in line for line in points)
+    assert lines[-1].startswith("lower index.recall_at_10, or raise index.")
     assert corpus.workspace.ids("searchers") == before
     assert list((Path(corpus.workspace.root) / ".staging").iterdir()) == []
 
@@ -126,9 +126,9 @@ def test_a_recall_within_reach_of_small_codes_only_is_reached(build: Build) -> N
 
 
 def test_the_smallest_setting_that_a_failure_names_is_the_smallest(corpus: TinyCorpus, build: Build) -> None:
-    curve = json.loads((_folder(corpus, build(recall_at_10=0.9)) / CURVE).read_text())["points"]
-    smallest = min(point["bytes_per_image"] for point in curve if point["recall_at_10"] >= 0.9)
-    with pytest.raises(JobError, match=f"the smallest that reaches it: .* {smallest:.0f} bytes an image"):
+    tradeoff = json.loads((_folder(corpus, build(recall_at_10=0.9)) / TRADEOFF_JSON).read_text())["points"]
+    smallest = min(point["bytes_per_image"] for point in tradeoff if point["recall_at_10"] >= 0.9)
+    with pytest.raises(JobError, match=f"smallest index that reaches it: .* {smallest:.0f} bytes per image"):
         build(recall_at_10=0.9, max_bytes_per_image=1.0)
 
 

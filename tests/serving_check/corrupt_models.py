@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer.device.folding import folded, read_model, write_model
+from indexer.device.folding import fold_matrix, read_model, write_model
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from tests.indexer.tiny_corpus import DIM
@@ -76,7 +76,7 @@ def _fold(name: str, matrix: np.ndarray) -> Callable[[Specimen], None]:
     """Returns a corruption that appends one more matrix to a searcher's model."""
 
     def apply(file: SearcherFile) -> None:
-        file.model = folded(file.model, matrix.astype(np.float32))
+        file.model = fold_matrix(file.model, matrix.astype(np.float32))
 
     return lambda specimen: specimen.change_file(name, apply)
 

@@ -1,4 +1,4 @@
-"""One pass over a corpus: a uniform sample, exact answers to queries, and what it refuses."""
+"""One pass over a corpus: a uniform sample, exact neighbors to queries, and what it refuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer.corpus.corpus_scan import ROWS, TIE, Answers, survey
+from indexer.corpus.corpus_scan import ROWS, SCORE_TOLERANCE, ExactNeighbors, scan_corpus
 from indexer.corpus.shards import Shard
 from searchforge.artifacts.records import EmbeddingRecord
 from searchforge.errors import JobError, UsageError
@@ -22,11 +22,13 @@ NO_QUERIES = np.empty((0, DIM), np.float32)
 
 
 def sample(shards: Sequence[Shard], count: int, seed: int, threads: int = 1) -> np.ndarray:
-    return survey(shards, DIM, count, seed, NO_QUERIES, 1, threads).sample
+    return scan_corpus(shards, DIM, count, seed, NO_QUERIES, 1, threads).sample
 
 
-def answers(shards: Sequence[Shard], queries: np.ndarray, k: int, threads: int = 1, rows: int = ROWS) -> Answers:
-    return survey(shards, DIM, 1, 0, queries, k, threads, rows).answers
+def neighbors(
+    shards: Sequence[Shard], queries: np.ndarray, k: int, threads: int = 1, rows: int = ROWS
+) -> ExactNeighbors:
+    return scan_corpus(shards, DIM, 1, 0, queries, k, threads, rows).neighbors
 
 
 def some_queries(count: int) -> np.ndarray:
@@ -44,16 +46,16 @@ def alike(count: int) -> list[EmbeddingRecord]:
 
 def brute_force(
     items: Sequence[EmbeddingRecord], shards: int, dead: Sequence[str], queries: np.ndarray, k: int
-) -> Answers:
+) -> ExactNeighbors:
     """Sorts the scores of all items, live ones of `write_shards` in its order."""
     ordered = [record for shard in range(shards) for record in items[shard::shards] if record.id not in dead]
     vectors = np.array([record.embedding for record in ordered])
     scores = (queries.astype(np.float64)[:, None] * vectors).sum(axis=-1).astype(np.float32)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return Answers(best, np.take_along_axis(scores, best, axis=1), vectors[best])
+    return ExactNeighbors(best, np.take_along_axis(scores, best, axis=1), vectors[best])
 
 
-def assert_same(found: Answers, expected: Answers) -> None:
+def assert_same(found: ExactNeighbors, expected: ExactNeighbors) -> None:
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_array_equal(found.scores, expected.scores)
     np.testing.assert_array_equal(found.vectors, expected.vectors)
@@ -114,9 +116,9 @@ def with_own_id(items: list[EmbeddingRecord]) -> None:
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (duplicate, r"id 'id1' is in the corpus twice, from /photos/(1|4).jpg and from /photos/(1|4).jpg"),
-        (without_length, r"embedding of 'id1' holds NaN or infinity.* \(1 of 3 records of 1.tf"),
-        (with_own_id, r"metadata of 'id1' has a key 'id' of its own.* \(1 of 3 records of 1.tf"),
+        (duplicate, r"id 'id1' occurs twice in the corpus, from /photos/(1|4).jpg and from /photos/(1|4).jpg"),
+        (without_length, r"embedding of 'id1' contains NaN or infinity.* \(1 of 3 records of 1.tf"),
+        (with_own_id, r"metadata of 'id1' has its own key 'id'.* \(1 of 3 records of 1.tf"),
     ],
 )
 def test_a_corpus_that_must_not_be_indexed_is_refused_unless_the_fault_is_dead(
@@ -127,10 +129,10 @@ def test_a_corpus_that_must_not_be_indexed_is_refused_unless_the_fault_is_dead(
     with pytest.raises(UsageError, match=fault):
         sample(write_shards(tmp_path, items, 2), 10, seed=0)
     shards = write_shards(tmp_path, items, 2, dead=["id1"])
-    found = survey(shards, DIM, 10, 0, some_queries(3), 10)
+    found = scan_corpus(shards, DIM, 10, 0, some_queries(3), 10)
     assert len(found.sample) == sum(info.live for info, _ in shards)
     assert np.isfinite(found.sample).all()
-    assert np.isfinite(found.answers.vectors).all()
+    assert np.isfinite(found.neighbors.vectors).all()
 
 
 def test_a_damaged_shard_is_an_error(tmp_path: Path) -> None:
@@ -150,13 +152,13 @@ def test_answers_are_those_of_a_brute_force_search(tmp_path: Path, shards: int, 
     files = write_shards(tmp_path, items, shards, dead)
     expected = brute_force(items, shards, dead, queries, k)
     for rows in (ROWS, 13):
-        assert_same(answers(files, queries, k, threads, rows), expected)
+        assert_same(neighbors(files, queries, k, threads, rows), expected)
 
 
 def test_zero_and_long_queries_have_answers(tmp_path: Path) -> None:
     items = records(50)
     queries = np.stack([np.zeros(DIM), 1e4 * some_queries(1)[0], 1e-4 * some_queries(1)[0]]).astype(np.float32)
-    found = answers(write_shards(tmp_path, items, 3), queries, 5)
+    found = neighbors(write_shards(tmp_path, items, 3), queries, 5)
     assert_same(found, brute_force(items, 3, [], queries, 5))
     assert found.items[0].tolist() == [0, 1, 2, 3, 4]
 
@@ -165,9 +167,9 @@ def test_zero_and_long_queries_have_answers(tmp_path: Path) -> None:
 def test_where_the_corpus_has_fewer_items_answers_are_padded(tmp_path: Path, threads: int) -> None:
     items, queries = records(7), some_queries(4)
     dead = ["id0", "id5"]  # a shard of dead records only, and shards without any
-    found = answers(write_shards(tmp_path, items, 10, dead), queries, 8, threads)
+    found = neighbors(write_shards(tmp_path, items, 10, dead), queries, 8, threads)
     expected = brute_force(items, 10, dead, queries, 8)
-    assert_same(Answers(found.items[:, :5], found.scores[:, :5], found.vectors[:, :5]), expected)
+    assert_same(ExactNeighbors(found.items[:, :5], found.scores[:, :5], found.vectors[:, :5]), expected)
     assert (found.items[:, 5:] == -1).all()
     assert (found.scores[:, 5:] == -np.inf).all()
     assert not found.vectors[:, 5:].any()
@@ -175,21 +177,21 @@ def test_where_the_corpus_has_fewer_items_answers_are_padded(tmp_path: Path, thr
 
 def test_a_corpus_without_live_records_has_no_answers(tmp_path: Path) -> None:
     for shards in ([], write_shards(tmp_path, records(1), 2, dead=["id0"])):
-        found = survey(shards, DIM, 3, 0, some_queries(2), 4)
+        found = scan_corpus(shards, DIM, 3, 0, some_queries(2), 4)
         assert found.sample.shape == (0, DIM)
-        assert (found.answers.items == -1).all()
+        assert (found.neighbors.items == -1).all()
 
 
 def test_without_queries_there_are_no_answers(tmp_path: Path) -> None:
-    found = answers(write_shards(tmp_path, records(20), 2), NO_QUERIES, 5, threads=2)
+    found = neighbors(write_shards(tmp_path, records(20), 2), NO_QUERIES, 5, threads=2)
     assert (found.items.shape, found.scores.shape, found.vectors.shape) == ((0, 5), (0, 5), (0, 5, DIM))
     assert found.recalls(np.empty((0, 10), np.int64), 5).shape == (0,)
 
 
-def some_answers() -> Answers:
+def some_neighbors() -> ExactNeighbors:
     """Two queries; the third answer of the first scores as the second does. A fourth item is not in the corpus."""
-    scores = np.array([[0.9, 0.8, 0.8 - TIE / 2, -np.inf], [0.9, 0.8, 0.7, -np.inf]], np.float32)
-    return Answers(np.array([[5, 2, 9, -1], [9, 5, 2, -1]]), scores, np.zeros((2, 4, DIM), np.float32))
+    scores = np.array([[0.9, 0.8, 0.8 - SCORE_TOLERANCE / 2, -np.inf], [0.9, 0.8, 0.7, -np.inf]], np.float32)
+    return ExactNeighbors(np.array([[5, 2, 9, -1], [9, 5, 2, -1]]), scores, np.zeros((2, 4, DIM), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -209,9 +211,9 @@ def some_answers() -> Answers:
 def test_recall_is_the_share_of_the_exact_top_k_among_the_first_k_found(
     k: int, found: list[list[int]], recalls: list[float]
 ) -> None:
-    np.testing.assert_allclose(some_answers().recalls(np.array(found), k), recalls)
+    np.testing.assert_allclose(some_neighbors().recalls(np.array(found), k), recalls)
 
 
 def test_answers_to_some_queries_are_cut_out() -> None:
-    rest = some_answers().rows(slice(1, None))
+    rest = some_neighbors().rows(slice(1, None))
     assert (rest.items.tolist(), len(rest.scores), len(rest.vectors)) == ([[9, 5, 2, -1]], 1, 1)

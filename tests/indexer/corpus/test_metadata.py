@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.corpus.metadata import GIVEN_UP, ID_ROOM, KEYS, device_metadata, write_device_metadata
+from indexer.corpus.metadata import ID_ROOM, SCRATCH_ROWS, UNHANDLED, device_metadata, write_device_metadata
 from searchforge.errors import UsageError
 
 
@@ -17,9 +17,9 @@ def quickly(text: bytes, id: str) -> bytes | None:
     """What the compiled function writes; None where it gives up."""
     buffer = np.frombuffer(text + id.encode(), np.uint8)
     out = np.zeros(len(buffer) + ID_ROOM, np.uint8)
-    keys = np.zeros((KEYS, 2), np.int64)
+    keys = np.zeros((SCRATCH_ROWS, 2), np.int64)
     end = write_device_metadata(buffer, 0, len(text), len(text), len(buffer), out, 0, keys)
-    return None if end == GIVEN_UP else out[:end].tobytes()
+    return None if end == UNHANDLED else out[:end].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_random_json_is_written_as_python_writes_it_or_not_at_all() -> None:
 
 
 def test_metadata_that_is_not_json_for_a_device_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"'x' has a key 'id' of its own \('y'\)"):
+    with pytest.raises(UsageError, match=r"'x' has its own key 'id' \('y'\)"):
         device_metadata("x", {"id": "y"})
     for value in (float("nan"), float("inf"), "\ud800"):
         with pytest.raises(UsageError, match="'x' is not JSON that a device can read"):

@@ -54,7 +54,7 @@ def test_a_damaged_result_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_a_text_that_the_task_library_refuses_is_named(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"refuses the text 'w1 \\ud800'"):
+    with pytest.raises(JobError, match=r"rejects the text 'w1 \\ud800'"):
         embed_texts(tiny_encoder()[2] / TEXT_TFLITE, ["w1", "w1 \ud800"], tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -133,14 +133,14 @@ def test_damaged_bytes_never_crash(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("vector", "fault"),
     [
-        (np.full(DIM, np.nan), "holds NaN or infinity"),
-        (np.full(DIM, np.inf), "holds NaN or infinity"),
+        (np.full(DIM, np.nan), "contains NaN or infinity"),
+        (np.full(DIM, np.inf), "contains NaN or infinity"),
         (np.zeros(DIM), "is all zeros"),
         (np.full(DIM, 1.0), "has length 4, expected 1"),
         (np.full(DIM, 1e30), r"has length 4e\+30, expected 1"),
-        (np.ones(8) / np.sqrt(8), f"has 8 dimensions, expected {DIM}"),
-        (np.ones(DIM).view(np.float32), f"has {2 * DIM} dimensions, expected {DIM}"),  # float64
-        (np.ones(0), f"has 0 dimensions, expected {DIM}"),
+        (np.ones(8) / np.sqrt(8), f"has 8 dimensions, but the manifest says {DIM}"),
+        (np.ones(DIM).view(np.float32), f"has {2 * DIM} dimensions, but the manifest says {DIM}"),  # float64
+        (np.ones(0), f"has 0 dimensions, but the manifest says {DIM}"),
     ],
 )
 def test_a_faulty_vector_is_named_and_replaced_by_zeros(tmp_path: Path, vector: np.ndarray, fault: str) -> None:
@@ -163,7 +163,7 @@ def test_a_length_may_be_off_by_the_tolerance(tmp_path: Path, sign: int) -> None
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (b'{"id": "other"}', "'id2' has a key 'id' of its own"),
+        (b'{"id": "other"}', "'id2' has its own key 'id'"),
         (b'{"a": NaN}', "'id2' is not JSON that a device can read"),
         (b'{"a": "\\ud800"}', "'id2' is not JSON that a device can read"),
         (b"[1, 2, 3]", r"'id2' is '\[1, 2, 3\]', expected a JSON object"),

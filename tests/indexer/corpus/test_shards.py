@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from indexer.corpus.shard_reader import read_shard
-from indexer.corpus.shards import Shard, map_in_order, open_corpus, require_distinct_ids, require_sound
+from indexer.corpus.shards import Shard, map_in_order, open_corpus, require_unique_ids, require_valid_records
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
@@ -26,11 +26,11 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def shared_keys(shards: Sequence[Shard]) -> np.ndarray:
-    return require_distinct_ids((read_shard(path, DIM).order_keys for _, path in shards), shards, DIM)
+    return require_unique_ids((read_shard(path, DIM).order_keys for _, path in shards), shards, DIM)
 
 
 def test_an_empty_corpus_is_refused(workspace: Workspace) -> None:
-    with pytest.raises(UsageError, match="hold no images"):
+    with pytest.raises(UsageError, match="contain no images"):
         open_corpus(workspace, commit_embeddings(workspace, [], shards=1))
 
 
@@ -51,16 +51,18 @@ def test_shards_of_another_encoder_are_refused(workspace: Workspace) -> None:
     mixed = manifest.model_dump()
     mixed["shards"] = [*mixed["shards"], *({**shard.model_dump(), "run": "base"} for shard in base.shards)]
     mixed |= {"inputs": 8, "reused": 6}
-    with pytest.raises(UsageError, match=r"next are of encoder f{64}, but their shards in embeddings base .* e{64}"):
+    with pytest.raises(
+        UsageError, match=r"next are from encoder f{64}, but reuse shards of embeddings base from encoder e{64}"
+    ):
         open_corpus(workspace, Manifest.model_validate(mixed))
 
 
 def test_the_first_fault_of_live_records_and_their_number_are_shown() -> None:
     faults = {1: "first", 4: "third", 3: "second"}
     with pytest.raises(UsageError, match=re.escape("second (2 of 9 records of shard cannot be indexed)")):
-        require_sound(faults, 9, dead=(1,), name="shard")
-    require_sound(faults, 9, dead=(4, 1, 3), name="shard")
-    require_sound({}, 9, dead=(), name="shard")
+        require_valid_records(faults, 9, dead=(1,), name="shard")
+    require_valid_records(faults, 9, dead=(4, 1, 3), name="shard")
+    require_valid_records({}, 9, dead=(), name="shard")
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -68,7 +70,9 @@ def test_a_duplicate_id_shows_both_sources_unless_one_is_dead(tmp_path: Path, sh
     items = records()
     items[4] = dataclasses.replace(items[4], id="id1")
     files = write_shards(tmp_path, items, shards)
-    with pytest.raises(UsageError, match=r"'id1' .* twice, from /photos/(1|4).jpg and from /photos/(1|4).jpg"):
+    with pytest.raises(
+        UsageError, match=r"'id1' .* twice in the corpus, from /photos/(1|4).jpg and from /photos/(1|4).jpg"
+    ):
         shared_keys(files)
     info, path = files[0]
     files[0] = info.model_copy(update={"dead": (4 // shards,)}), path
@@ -77,7 +81,7 @@ def test_a_duplicate_id_shows_both_sources_unless_one_is_dead(tmp_path: Path, sh
 
 def test_different_ids_of_one_order_key_are_no_duplicates(tmp_path: Path) -> None:
     keys = np.array([7, 8, 9, 7, 8, 10], np.uint64)
-    assert require_distinct_ids([keys], write_shards(tmp_path, records(), 1), DIM).tolist() == [7, 8]
+    assert require_unique_ids([keys], write_shards(tmp_path, records(), 1), DIM).tolist() == [7, 8]
 
 
 def test_ids_of_a_corpus_without_live_records_are_distinct(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tensorflow_lite_support.metadata import schema_py_generated as schema
 
 from indexer.corpus import text_embedder
-from indexer.device.folding import folded, read_model, write_model
+from indexer.device.folding import fold_matrix, read_model, write_model
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
 from searchforge.errors import JobError
 from searchforge.processes import isolated
@@ -27,7 +27,7 @@ def test_texts_are_embedded_and_then_mapped(tmp_path: Path, dim_out: int) -> Non
     encoder, _, bundle = tiny_encoder()
     matrix = _matrix(dim_out)
     expected = np.stack([encoder.text(text) for text in TEXTS[:-1]]) @ matrix.T
-    searcher = _with_files(folded((bundle / TEXT_TFLITE).read_bytes(), matrix), bundle / TEXT_TFLITE, tmp_path)
+    searcher = _with_files(fold_matrix((bundle / TEXT_TFLITE).read_bytes(), matrix), bundle / TEXT_TFLITE, tmp_path)
     mapped = _embed_texts(searcher, tmp_path)
     np.testing.assert_allclose(mapped[:-1], expected, atol=1e-5)
     plain = _embed_texts(bundle / TEXT_TFLITE, tmp_path)
@@ -39,7 +39,7 @@ def test_images_are_embedded_and_then_mapped(tmp_path: Path, dim_out: int) -> No
     encoder, images, bundle = tiny_encoder()
     matrix = _matrix(dim_out)
     path = tmp_path / "mapped.tflite"
-    path.write_bytes(folded((bundle / IMAGE_TFLITE).read_bytes(), matrix))
+    path.write_bytes(fold_matrix((bundle / IMAGE_TFLITE).read_bytes(), matrix))
     np.save(tmp_path / "images.npy", images[:5])
     output = tmp_path / "embeddings.npy"
     request = {"model": str(path), "images": str(tmp_path / "images.npy"), "output": str(output)}
@@ -53,7 +53,7 @@ def test_dot_products_with_mapped_vectors_stay_the_same(tmp_path: Path) -> None:
     matrix = _matrix(DIM)
     inverse_transpose = np.linalg.inv(matrix.astype(np.float64)).T.astype(np.float32)
     vectors = np.random.default_rng(1).normal(size=(50, DIM)).astype(np.float32)
-    model = folded((bundle / TEXT_TFLITE).read_bytes(), inverse_transpose)
+    model = fold_matrix((bundle / TEXT_TFLITE).read_bytes(), inverse_transpose)
     mapped = _embed_texts(_with_files(model, bundle / TEXT_TFLITE, tmp_path), tmp_path)
     plain = _embed_texts(bundle / TEXT_TFLITE, tmp_path)
     np.testing.assert_allclose(mapped @ (vectors @ matrix.T).T, plain @ vectors.T, atol=1e-3)
@@ -61,13 +61,13 @@ def test_dot_products_with_mapped_vectors_stay_the_same(tmp_path: Path) -> None:
 
 def test_the_output_keeps_its_names_and_tensor_names_stay_unique() -> None:
     before = _model()
-    after = read_model(folded(_written(before), _matrix(5)))
+    after = read_model(fold_matrix(_written(before), _matrix(5)))
     old, new = (graph.tensors[graph.outputs[0]] for graph in (before.subgraphs[0], after.subgraphs[0]))
     assert new.name == old.name
     assert (list(old.shape), list(new.shape)) == ([1, DIM], [1, 5])
     names = [tensor.name for tensor in after.subgraphs[0].tensors]
     assert len(set(names)) == len(names)
-    again = read_model(folded(folded(_written(before), _matrix(DIM)), _matrix(DIM)))
+    again = read_model(fold_matrix(fold_matrix(_written(before), _matrix(DIM)), _matrix(DIM)))
     names = [tensor.name for tensor in again.subgraphs[0].tensors]
     assert len(set(names)) == len(names)
 
@@ -75,7 +75,7 @@ def test_the_output_keeps_its_names_and_tensor_names_stay_unique() -> None:
 def test_signatures_return_the_mapped_embedding_under_the_same_name() -> None:
     model = _model()
     model.signatureDefs = [_signature(b"serving_default", model.subgraphs[0].outputs[0])]
-    after = read_model(folded(_written(model), _matrix(5)))
+    after = read_model(fold_matrix(_written(model), _matrix(5)))
     (signature,) = after.signatureDefs
     (output,) = signature.outputs
     assert (signature.signatureKey, output.name) == (b"serving_default", b"embedding")
@@ -84,7 +84,7 @@ def test_signatures_return_the_mapped_embedding_under_the_same_name() -> None:
 
 def test_all_else_stays() -> None:
     before = _model()
-    after = read_model(folded(_written(before), _matrix(5)))
+    after = read_model(fold_matrix(_written(before), _matrix(5)))
     for old, new in zip(before.buffers, after.buffers, strict=False):
         assert (old.data is None) == (new.data is None)
         assert old.data is None or old.data.tobytes() == new.data.tobytes()
@@ -97,8 +97,8 @@ def test_all_else_stays() -> None:
 
 def test_tensor_data_is_aligned_and_equal_inputs_give_equal_bytes() -> None:
     model = (tiny_encoder()[2] / TEXT_TFLITE).read_bytes()
-    result = folded(model, _matrix(5))
-    assert folded(model, _matrix(5)) == result
+    result = fold_matrix(model, _matrix(5))
+    assert fold_matrix(model, _matrix(5)) == result
     start = np.frombuffer(result, np.uint8).ctypes.data
     data = [buffer.data for buffer in read_model(result).buffers if buffer.data is not None]
     assert len(data) > 1
@@ -111,7 +111,7 @@ def test_large_buffers_are_not_taken_apart() -> None:
     large = schema.BufferT()
     large.data = np.zeros(32 << 20, np.uint8)
     model.buffers.append(large)
-    after = read_model(folded(_written(model), _matrix(5)))
+    after = read_model(fold_matrix(_written(model), _matrix(5)))
     assert isinstance(after.buffers[-2].data, np.ndarray)
     assert after.buffers[-2].data.base is not None
 
@@ -143,17 +143,17 @@ def test_other_outputs_are_refused(change: Callable[[Any], None], message: str) 
     model = _model()
     change(model)
     with pytest.raises(JobError, match=message):
-        folded(_written(model), _matrix(DIM))
+        fold_matrix(_written(model), _matrix(DIM))
 
 
 def test_a_matrix_of_another_dimension_is_refused() -> None:
     with pytest.raises(JobError, match=rf"output is \[1, {DIM}\], expected \[1, 7\]"):
-        folded(_written(_model()), np.eye(7, dtype=np.float32))
+        fold_matrix(_written(_model()), np.eye(7, dtype=np.float32))
 
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(JobError, match="expected a TFLite flatbuffer"):
-        folded(b"not a model at all", _matrix(DIM))
+        fold_matrix(b"not a model at all", _matrix(DIM))
 
 
 def _matrix(dim_out: int) -> np.ndarray:

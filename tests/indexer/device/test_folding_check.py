@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from indexer.device.folding import read_model, write_model
-from indexer.device.folding_check import TOLERANCE, require_equal_products
+from indexer.device.folding_check import TOLERANCE, require_equal_dot_products
 from indexer.device.packing import pack_searcher
 from indexer.quantization.query_map import inverse_transpose
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
@@ -57,7 +57,7 @@ def test_another_map_is_refused_with_both_names_and_the_tolerance(
 ) -> None:
     packed = inverse_transpose(_transform(seed=1))
     encoder = encoders[images]
-    message = rf"products of packed\.tflite are off by .* from those of {encoder.name}, expected at most {TOLERANCE}"
+    message = rf"products of packed\.tflite differ by .* from those of {encoder.name}, more than {TOLERANCE}"
     with pytest.raises(JobError, match=message):
         _prove(session, encoder, tmp_path, packed, _transform(), images)
 
@@ -67,7 +67,7 @@ def test_a_map_that_is_off_by_a_percent_is_refused(
     session: isolated.Session, encoders: dict[bool, Path], tmp_path: Path, images: bool
 ) -> None:
     transform = _transform()
-    with pytest.raises(JobError, match=r"are off by up to 0\.01 "):
+    with pytest.raises(JobError, match=r"differ by up to 0\.01 "):
         _prove(session, encoders[images], tmp_path, 1.01 * inverse_transpose(transform), transform, images)
 
 
@@ -75,7 +75,7 @@ def test_a_map_that_is_off_by_a_percent_is_refused(
 def test_a_map_that_gives_no_numbers_is_refused(
     session: isolated.Session, encoders: dict[bool, Path], tmp_path: Path, images: bool
 ) -> None:
-    with pytest.raises(JobError, match="are off by up to nan "):
+    with pytest.raises(JobError, match="differ by up to nan "):
         _prove(session, encoders[images], tmp_path, np.full((DIM, DIM), np.nan), _transform(), images)
 
 
@@ -110,7 +110,9 @@ def _handle(request: dict[str, Any]) -> dict[str, Any]:
     folder, encoder = Path(request["folder"]), Path(request["encoder"])
     packed = folder / "packed.tflite"
     pack_searcher(encoder, None, packed, np.load(folder / "query_map.npy"))
-    return {"difference": require_equal_products(encoder, packed, np.load(folder / "transform.npy"), request["images"])}
+    return {
+        "difference": require_equal_dot_products(encoder, packed, np.load(folder / "transform.npy"), request["images"])
+    }
 
 
 if __name__ == "__main__":

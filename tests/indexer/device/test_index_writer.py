@@ -11,7 +11,7 @@ import pytest
 
 from indexer.device.index_config import index_config
 from indexer.device.index_writer import write_index
-from indexer.encoding.encoded_shards import Merged
+from indexer.encoding.encoded_shards import EncodedCorpus
 from searchforge.config import LutType
 from searchforge.processes import isolated
 from serving_check.formats.leveldb_reader import read_table
@@ -29,7 +29,7 @@ def task_library() -> Iterator[isolated.Session]:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Case:
     """An index of random codes and metadata."""
 
     count: int
@@ -40,39 +40,39 @@ class Setting:
     metadata: str = "numbers"
 
 
-SETTINGS = {
-    "one item": Setting(1, 1),
-    "one partition": Setting(1_000, 1, "int16"),
-    "partitions without items": Setting(500, 120, filled=0.3),
-    "more partitions than items": Setting(3, 40, "int8"),
-    "twelve thousand items": Setting(12_000, 110, "int8", metadata="json"),
-    "as many items as a power of ten": Setting(1_000, 11),
-    "one item more": Setting(1_001, 11),
-    "blocks of even width": Setting(2_000, 30, widths=(2,) * 16, metadata="json"),
-    "a configuration smaller than a block": Setting(50, 3, widths=(1,)),
-    "megabytes of metadata": Setting(30, 3, metadata="long"),
-    "metadata of zeros and other bytes": Setting(3_000, 20, metadata="binary"),
-    "no metadata": Setting(3_000, 20, metadata="empty"),
+CASES = {
+    "one item": Case(1, 1),
+    "one partition": Case(1_000, 1, "int16"),
+    "partitions without items": Case(500, 120, filled=0.3),
+    "more partitions than items": Case(3, 40, "int8"),
+    "twelve thousand items": Case(12_000, 110, "int8", metadata="json"),
+    "as many items as a power of ten": Case(1_000, 11),
+    "one item more": Case(1_001, 11),
+    "blocks of even width": Case(2_000, 30, widths=(2,) * 16, metadata="json"),
+    "a configuration smaller than a block": Case(50, 3, widths=(1,)),
+    "megabytes of metadata": Case(30, 3, metadata="long"),
+    "metadata of zeros and other bytes": Case(3_000, 20, metadata="binary"),
+    "no metadata": Case(3_000, 20, metadata="empty"),
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", CASES)
 def test_an_index_is_that_of_the_builder_to_the_last_byte(
     name: str, task_library: isolated.Session, tmp_path: Path
 ) -> None:
-    files = [write_ours(SETTINGS[name], tmp_path), write_theirs(SETTINGS[name], task_library, tmp_path)]
+    files = [write_ours(CASES[name], tmp_path), write_theirs(CASES[name], task_library, tmp_path)]
     ours, theirs = (file.read_bytes() for file in files)
     assert list(read_table(ours)) == list(read_table(theirs))
     assert ours == theirs
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", CASES)
 def test_a_compressed_index_holds_the_same_and_codes_stay_as_they_are(
     name: str, task_library: isolated.Session, tmp_path: Path
 ) -> None:
-    compressed = write_ours(SETTINGS[name], tmp_path, compression=True).read_bytes()
-    plain = write_ours(SETTINGS[name], tmp_path).read_bytes()
-    theirs = write_theirs(SETTINGS[name], task_library, tmp_path, compression=True).read_bytes()
+    compressed = write_ours(CASES[name], tmp_path, compression=True).read_bytes()
+    plain = write_ours(CASES[name], tmp_path).read_bytes()
+    theirs = write_theirs(CASES[name], task_library, tmp_path, compression=True).read_bytes()
     assert list(read_table(compressed)) == list(read_table(plain)) == list(read_table(theirs))
     for key, value in read_table(plain):
         if key.startswith((b"E_", b"INDEX_CONFIG")):
@@ -80,10 +80,10 @@ def test_a_compressed_index_holds_the_same_and_codes_stay_as_they_are(
 
 
 def test_json_shrinks(tmp_path: Path) -> None:
-    setting = SETTINGS["twelve thousand items"]
+    case = CASES["twelve thousand items"]
     sizes = {}
     for compression in (False, True):
-        write_ours(setting, tmp_path, compression)
+        write_ours(case, tmp_path, compression)
         sizes[compression] = (tmp_path / "ours.ldb").stat().st_size
     assert sizes[True] < 0.8 * sizes[False]
 
@@ -93,10 +93,10 @@ def test_json_shrinks(tmp_path: Path) -> None:
 def test_the_task_library_finds_the_same_in_both(
     lut_type: LutType, compression: bool, task_library: isolated.Session, tmp_path: Path
 ) -> None:
-    setting = Setting(4_000, 50, lut_type, filled=0.8)
-    ours = write_ours(setting, tmp_path, compression)
-    theirs = write_theirs(setting, task_library, tmp_path, compression)
-    queries = np.random.default_rng(2).normal(size=(QUERIES, sum(setting.widths))).astype(np.float32)
+    case = Case(4_000, 50, lut_type, filled=0.8)
+    ours = write_ours(case, tmp_path, compression)
+    theirs = write_theirs(case, task_library, tmp_path, compression)
+    queries = np.random.default_rng(2).normal(size=(QUERIES, sum(case.widths))).astype(np.float32)
     np.save(tmp_path / "queries.npy", queries)
     encoder = str(tmp_path / "e.tflite")
     task_library.call({"do": "write", "vectors": str(tmp_path / "queries.npy"), "encoder": encoder})
@@ -113,14 +113,14 @@ def test_the_task_library_finds_the_same_in_both(
 
 
 def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
-    setting = SETTINGS["twelve thousand items"]
-    first = write_ours(setting, tmp_path, compression=True).read_bytes()
-    assert write_ours(setting, tmp_path, compression=True).read_bytes() == first
+    case = CASES["twelve thousand items"]
+    first = write_ours(case, tmp_path, compression=True).read_bytes()
+    assert write_ours(case, tmp_path, compression=True).read_bytes() == first
 
 
 def test_sizes_are_those_of_the_values_and_of_the_file(tmp_path: Path) -> None:
-    setting = SETTINGS["partitions without items"]
-    sizes = write(setting, tmp_path, compression=True)
+    case = CASES["partitions without items"]
+    sizes = write(case, tmp_path, compression=True)
     entries = dict(read_table((tmp_path / "ours.ldb").read_bytes()))
     assert sizes == {
         "codes": sum(len(value) for key, value in entries.items() if key.startswith(b"E_")),
@@ -132,80 +132,80 @@ def test_sizes_are_those_of_the_values_and_of_the_file(tmp_path: Path) -> None:
 
 
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    setting = Setting(20, 4)
-    arrays = make_arrays(setting)
+    case = Case(20, 4)
+    arrays = make_arrays(case)
     books = codebooks(arrays)
     sizes = np.bincount(arrays["assignments"], minlength=4)
     with pytest.raises(ValueError, match=r"centroids are \[3, 18\], expected \[4, 18\]"):
         index_config(arrays["centroids"][1:], books, "float", 1, sizes)
     with pytest.raises(ValueError, match=r"centroids are \[4, 18\], expected \[4, 11\]"):
         index_config(arrays["centroids"], books[:-1], "float", 1, sizes)
-    merged = Merged(arrays["codes"][1:], sizes, *make_metadata(setting), np.arange(20), 0.0)
+    encoded = EncodedCorpus(arrays["codes"][1:], sizes, *make_metadata(case), np.arange(20), 0.0)
     with pytest.raises(ValueError, match=r"codes are \[19, 5\], expected \[20, 5\]"):
-        write_index(merged, arrays["centroids"], books, "float", 1, False, "", tmp_path / "index.ldb")
+        write_index(encoded, arrays["centroids"], books, "float", 1, False, "", tmp_path / "index.ldb")
 
 
-def write_ours(setting: Setting, folder: Path, compression: bool = False) -> Path:
-    write(setting, folder, compression)
+def write_ours(case: Case, folder: Path, compression: bool = False) -> Path:
+    write(case, folder, compression)
     return folder / "ours.ldb"
 
 
-def write(setting: Setting, folder: Path, compression: bool) -> dict[str, int]:
+def write(case: Case, folder: Path, compression: bool) -> dict[str, int]:
     """Writes the index from metadata in another order than the items'."""
-    arrays = make_arrays(setting)
-    data, offsets = make_metadata(setting)
-    blob_order = np.random.default_rng(3).permutation(setting.count)
+    arrays = make_arrays(case)
+    data, offsets = make_metadata(case)
+    blob_order = np.random.default_rng(3).permutation(case.count)
     values = [data[offsets[item] : offsets[item + 1]].tobytes() for item in blob_order]
     (folder / "blob").write_bytes(b"".join(values) or b"\0")  # an empty file cannot be mapped
-    merged = Merged(
+    encoded = EncodedCorpus(
         codes=arrays["codes"],
-        partition_sizes=np.bincount(arrays["assignments"], minlength=setting.partitions),
+        partition_sizes=np.bincount(arrays["assignments"], minlength=case.partitions),
         metadata_blob=np.memmap(folder / "blob", np.uint8, "r"),
         metadata_offsets=np.cumsum([0, *map(len, values)]),
         order=np.argsort(blob_order),
         squared_error=0.0,
     )
-    given = (arrays["centroids"], codebooks(arrays), setting.lut_type, SEARCH_FRACTION, compression, USER_INFO)
-    return write_index(merged, *given, folder / "ours.ldb")
+    given = (arrays["centroids"], codebooks(arrays), case.lut_type, SEARCH_FRACTION, compression, USER_INFO)
+    return write_index(encoded, *given, folder / "ours.ldb")
 
 
-def write_theirs(setting: Setting, task_library: isolated.Session, folder: Path, compression: bool = False) -> Path:
-    data, offsets = make_metadata(setting)
+def write_theirs(case: Case, task_library: isolated.Session, folder: Path, compression: bool = False) -> Path:
+    data, offsets = make_metadata(case)
     paths = {name: str(folder / f"{name}.npz") for name in ("arrays", "metadata")}
-    np.savez(paths["arrays"], **make_arrays(setting))
+    np.savez(paths["arrays"], **make_arrays(case))
     np.savez(paths["metadata"], data=data, offsets=offsets)
     index = folder / "theirs.ldb"
-    request = {"lut_type": setting.lut_type, "search_fraction": SEARCH_FRACTION, "user_info": USER_INFO}
+    request = {"lut_type": case.lut_type, "search_fraction": SEARCH_FRACTION, "user_info": USER_INFO}
     request |= {"compression": compression, "index": str(index)}
     task_library.call({"do": "write_index", **paths, **request})
     return index
 
 
-def make_arrays(setting: Setting) -> dict[str, np.ndarray]:
+def make_arrays(case: Case) -> dict[str, np.ndarray]:
     """Returns what lookup_encoder.write_index takes."""
     rng = np.random.default_rng(1)
-    dim = sum(setting.widths)
-    filled = rng.choice(setting.partitions, max(1, int(setting.filled * setting.partitions)), replace=False)
+    dim = sum(case.widths)
+    filled = rng.choice(case.partitions, max(1, int(case.filled * case.partitions)), replace=False)
     return {
-        "centroids": rng.normal(size=(setting.partitions, dim)).astype(np.float32),
+        "centroids": rng.normal(size=(case.partitions, dim)).astype(np.float32),
         "entries": rng.normal(size=(256, dim)).astype(np.float32),
-        "widths": np.array(setting.widths),
-        "codes": rng.integers(0, 256, (setting.count, len(setting.widths)), np.uint8),
-        "assignments": np.sort(rng.choice(filled, setting.count)).astype(np.uint32),
+        "widths": np.array(case.widths),
+        "codes": rng.integers(0, 256, (case.count, len(case.widths)), np.uint8),
+        "assignments": np.sort(rng.choice(filled, case.count)).astype(np.uint32),
     }
 
 
-def make_metadata(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+def make_metadata(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Returns the items' metadata and their offsets, in device order."""
     rng = np.random.default_rng(4)
-    items = range(setting.count)
+    items = range(case.count)
     values = {
         "numbers": lambda: [b"%d" % item for item in items],
         "json": lambda: [b'{"id":"%d.jpg","album":"holiday","year":%d}' % (i, 1990 + i % 30) for i in items],
-        "long": lambda: [rng.bytes(int(size)) for size in rng.choice([0, 5, 4_090, 10**6, 2**20], setting.count)],
-        "binary": lambda: [rng.bytes(size) + bytes(size) for size in rng.integers(0, 300, setting.count).tolist()],
-        "empty": lambda: [b""] * setting.count,
-    }[setting.metadata]()
+        "long": lambda: [rng.bytes(int(size)) for size in rng.choice([0, 5, 4_090, 10**6, 2**20], case.count)],
+        "binary": lambda: [rng.bytes(size) + bytes(size) for size in rng.integers(0, 300, case.count).tolist()],
+        "empty": lambda: [b""] * case.count,
+    }[case.metadata]()
     return np.frombuffer(b"".join(values), np.uint8), np.cumsum([0, *map(len, values)])
 
 

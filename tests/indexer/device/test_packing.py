@@ -109,14 +109,14 @@ def test_an_index_beyond_4_gib_is_refused(folder: Path, tmp_path: Path) -> None:
     index = tmp_path / "huge.ldb"
     with index.open("wb") as file:
         file.truncate(5 << 30)
-    with pytest.raises(UsageError, match=r"ends at 4 GiB .* \(index\.partition_by\) or choose smaller codes"):
+    with pytest.raises(UsageError, match=r"is limited to 4 GiB .* \(index\.partition_by\) or choose smaller codes"):
         isolated.call(MODULE, _request(folder / "encoder.tflite", index, tmp_path / "searcher.tflite"))
     assert not (tmp_path / "searcher.tflite").exists()
 
 
 def test_a_searcher_is_no_encoder(folder: Path, tmp_path: Path) -> None:
     searcher = _pack(folder, tmp_path)
-    with pytest.raises(JobError, match="carries an index already"):
+    with pytest.raises(JobError, match="already contains an index"):
         isolated.call(MODULE, _request(searcher, folder / "index.ldb", tmp_path / "again.tflite"))
 
 
@@ -134,7 +134,7 @@ def _of_two_outputs(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without_metadata, "carries no TFLite metadata"),
+        (_without_metadata, "has no TFLite metadata"),
         (_of_two_outputs, "has metadata of 2 output tensors, expected 1"),
     ],
 )

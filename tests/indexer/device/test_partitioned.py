@@ -15,7 +15,7 @@ import pytest
 
 from indexer.build import build_index
 from indexer.tuning.cost_model import search_ms
-from indexer.tuning.settings import Setting
+from indexer.tuning.parameters import IndexParameters
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
 from searchforge.artifacts.searcher import INDEX
 from searchforge.errors import UsageError
@@ -164,7 +164,7 @@ def test_a_value_of_many_items_is_searched_within_the_time(tmp_path: Path) -> No
     corpus = make_corpus(tmp_path, index__partition_by=FIELD, **settings)
     built = _build(corpus, "uneven", [{FIELD: "few" if i % 20 == 0 else "many"} for i in range(IMAGES)])
     infos = {entry["value"]: _table(built, entry)[b"USER_INFO"] for entry in built.listing["indexes"]}
-    few, many = (Setting(**json.loads(infos[value])["parameters"]) for value in ("few", "many"))
+    few, many = (IndexParameters(**json.loads(infos[value])["parameters"]) for value in ("few", "many"))
     assert (few.partitions, few.partitions_searched) == (1, 1)
     assert 1 < many.partitions_searched < many.partitions
     items = len(built.rows['"many"'])

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer.encoding.drift import SHARE_WEIGHT, drift, share_changed, statistics
-from indexer.encoding.encoded_shards import Merged
+from indexer.encoding.drift import SHARE_WEIGHT, index_statistics, measure_drift, share_changed
+from indexer.encoding.encoded_shards import EncodedCorpus
 from searchforge.artifacts.manifest import Manifest, ShardInfo
 from searchforge.config import IndexConfig
 from tests.indexer.shards import records, workspace_with_encoder
@@ -27,15 +27,15 @@ TRAINED = {"squared_error": 0.2, "imbalance": 1.5}
     ],
 )
 def test_imbalance_is_how_many_items_are_in_an_items_partition(sizes: list[int], imbalance: float) -> None:
-    assert statistics(index_of(sizes))["imbalance"] == pytest.approx(imbalance)
+    assert index_statistics(index_of(sizes))["imbalance"] == pytest.approx(imbalance)
 
 
 def test_the_error_is_that_of_the_index() -> None:
-    assert statistics(index_of([3, 4], squared_error=0.125))["squared_error"] == 0.125
+    assert index_statistics(index_of([3, 4], squared_error=0.125))["squared_error"] == 0.125
 
 
 def test_an_index_that_is_as_the_trained_one_has_not_drifted() -> None:
-    moved = drift(TRAINED, dict(TRAINED), changed=0.0)
+    moved = measure_drift(TRAINED, dict(TRAINED), changed=0.0)
     assert moved == {"squared_error_growth": 0.0, "imbalance_growth": 0.0, "share_changed": 0.0, "drift": 0.0}
 
 
@@ -52,7 +52,7 @@ def test_an_index_that_is_as_the_trained_one_has_not_drifted() -> None:
     ],
 )
 def test_drift_is_the_most_that_anything_moved(error: float, imbalance: float, changed: float, expected: float) -> None:
-    moved = drift(TRAINED, {"squared_error": error, "imbalance": imbalance}, changed)
+    moved = measure_drift(TRAINED, {"squared_error": error, "imbalance": imbalance}, changed)
     assert moved["squared_error_growth"] == pytest.approx(error / 0.2 - 1)
     assert moved["imbalance_growth"] == pytest.approx(imbalance / 1.5 - 1)
     assert moved["share_changed"] == changed
@@ -65,8 +65,8 @@ def test_two_fifths_of_a_corpus_may_change_by_default() -> None:
 
 def test_codes_without_any_error_may_come_to_have_one() -> None:
     exact = {"squared_error": 0.0, "imbalance": 1.0}
-    assert drift(exact, exact, 0.0)["drift"] == 0
-    assert drift(exact, {**exact, "squared_error": 0.01}, 0.0)["drift"] > 1
+    assert measure_drift(exact, exact, 0.0)["drift"] == 0
+    assert measure_drift(exact, {**exact, "squared_error": 0.01}, 0.0)["drift"] > 1
 
 
 BEFORE = (("a", 60, ()), ("b", 40, ()))
@@ -112,12 +112,12 @@ def test_a_run_of_equal_shards_has_not_changed_and_one_that_was_resharded_has(tm
     assert share_changed(first, resharded) == 2
 
 
-def index_of(sizes: list[int], squared_error: float = 0.5) -> Merged:
+def index_of(sizes: list[int], squared_error: float = 0.5) -> EncodedCorpus:
     """Returns an index of partitions of these sizes."""
     count = sum(sizes)
     codes = np.zeros((count, 2), np.uint8)
     offsets = np.zeros(count + 1, np.int64)
-    return Merged(codes, np.array(sizes), np.empty(0, np.uint8), offsets, np.arange(count), squared_error)
+    return EncodedCorpus(codes, np.array(sizes), np.empty(0, np.uint8), offsets, np.arange(count), squared_error)
 
 
 def run(*shards: tuple[str, int, tuple[int, ...]]) -> Manifest:

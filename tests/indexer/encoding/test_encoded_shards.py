@@ -15,7 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from indexer.corpus.shards import Shard
 from indexer.encoding.beam_run import encode_with_beam
-from indexer.encoding.encoded_shards import Merged, encode_shard, encode_shards, encoded, merge, part_name
+from indexer.encoding.encoded_shards import (
+    EncodedCorpus,
+    encode_shard,
+    encode_shard_bytes,
+    encode_shards,
+    encoded_shard_name,
+    merge_shards,
+)
 from searchforge.artifacts.records import EmbeddingRecord
 from searchforge.errors import JobError, UsageError
 from tests.indexer.shards import records, with_metadata_text, workspace_with_encoder, write_shard, write_shards
@@ -59,13 +66,13 @@ def quantizer() -> NearestQuantizer:
     )
 
 
-def merged(shards: Sequence[Shard], quantizer: NearestQuantizer, folder: Path) -> Merged:
+def encode_and_merge(shards: Sequence[Shard], quantizer: NearestQuantizer, folder: Path) -> EncodedCorpus:
     folder.mkdir(exist_ok=True, parents=True)
     encode_shards(shards, quantizer, folder, threads=2)
-    return merge(shards, quantizer, folder, folder / "metadata")
+    return merge_shards(shards, quantizer, folder, folder / "metadata")
 
 
-def everything(result: Merged) -> tuple[list[int], list[tuple[bytes, bytes]]]:
+def everything(result: EncodedCorpus) -> tuple[list[int], list[tuple[bytes, bytes]]]:
     """Partition sizes, and code and metadata of every item in device order."""
     items = [(code.tobytes(), result.metadata(item)) for item, code in enumerate(result.codes)]
     return result.partition_sizes.tolist(), items
@@ -83,7 +90,7 @@ def expected(
 
 def test_the_merge_holds_every_code_in_its_partition(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     items = records(200)
-    result = merged(write_shards(tmp_path, items, 3), quantizer, tmp_path / "parts")
+    result = encode_and_merge(write_shards(tmp_path, items, 3), quantizer, tmp_path / "parts")
     sizes, found = everything(result)
     partitions = np.repeat(np.arange(PARTITIONS), sizes)
     named = [(int(p), json.loads(meta)["id"], code) for p, (code, meta) in zip(partitions, found, strict=True)]
@@ -97,9 +104,9 @@ def test_the_merge_holds_every_code_in_its_partition(tmp_path: Path, quantizer: 
 
 def test_the_index_does_not_depend_on_the_sharding(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     items = records(200)
-    one = everything(merged(write_shards(tmp_path / "1", items, 1), quantizer, tmp_path / "1/parts"))
+    one = everything(encode_and_merge(write_shards(tmp_path / "1", items, 1), quantizer, tmp_path / "1/parts"))
     shuffled = random.Random(0).sample(items, len(items))
-    many = everything(merged(write_shards(tmp_path / "9", shuffled, 9), quantizer, tmp_path / "9/parts"))
+    many = everything(encode_and_merge(write_shards(tmp_path / "9", shuffled, 9), quantizer, tmp_path / "9/parts"))
     assert one == many
 
 
@@ -109,14 +116,14 @@ def test_dead_records_leave_no_trace(tmp_path: Path, quantizer: NearestQuantizer
     dead = [f"id{i}" for i in range(0, 90, 4)]
     whole, changed = write_shards(tmp_path / "a", items, 5), write_shards(tmp_path / "b", items, 5, dead)
     parts = tmp_path / "parts"
-    merged(whole, quantizer, parts)
+    encode_and_merge(whole, quantizer, parts)
     written = {path.name: path.stat().st_mtime_ns for path in parts.iterdir()}
-    result = merged(changed, quantizer, parts)
+    result = encode_and_merge(changed, quantizer, parts)
     assert {name: (parts / name).stat().st_mtime_ns for name in written if name != "metadata"} == {
         name: time for name, time in written.items() if name != "metadata"
     }
     fresh = [record for record in items if record.id not in dead]
-    again = merged(write_shards(tmp_path / "c", fresh, 2), quantizer, tmp_path / "again")
+    again = encode_and_merge(write_shards(tmp_path / "c", fresh, 2), quantizer, tmp_path / "again")
     assert everything(result) == everything(again)
     assert result.squared_error == pytest.approx(again.squared_error)
 
@@ -131,12 +138,14 @@ def test_a_part_is_a_function_of_shard_and_quantizer(tmp_path: Path, quantizer: 
 
 def test_shards_are_encoded_chunk_by_chunk(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     shards = write_shards(tmp_path, records(100), 1)
-    whole = merged(shards, quantizer, tmp_path / "whole")
+    whole = encode_and_merge(shards, quantizer, tmp_path / "whole")
     parts = tmp_path / "chunks"
     parts.mkdir()
     for info, path in shards:
-        (parts / part_name(info)).write_bytes(encoded(path.read_bytes(), quantizer, path.name, chunk=33))
-    in_chunks = merge(shards, quantizer, parts, parts / "metadata")
+        (parts / encoded_shard_name(info)).write_bytes(
+            encode_shard_bytes(path.read_bytes(), quantizer, path.name, chunk=33)
+        )
+    in_chunks = merge_shards(shards, quantizer, parts, parts / "metadata")
     assert everything(in_chunks) == everything(whole)
     assert in_chunks.squared_error == pytest.approx(whole.squared_error)
 
@@ -144,11 +153,11 @@ def test_shards_are_encoded_chunk_by_chunk(tmp_path: Path, quantizer: NearestQua
 def test_a_stopped_encoding_goes_on_with_what_is_missing(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     shards = write_shards(tmp_path, records(60), 4)
     parts = tmp_path / "parts"
-    before = everything(merged(shards, quantizer, parts))
-    (parts / part_name(shards[2][0])).unlink()
+    before = everything(encode_and_merge(shards, quantizer, parts))
+    (parts / encoded_shard_name(shards[2][0])).unlink()
     times = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.safetensors")}
     assert len(times) == 3
-    assert everything(merged(shards, quantizer, parts)) == before
+    assert everything(encode_and_merge(shards, quantizer, parts)) == before
     assert all((parts / name).stat().st_mtime_ns == time for name, time in times.items())
 
 
@@ -158,7 +167,7 @@ def test_the_error_is_the_mean_squared_distance_to_what_codes_stand_for(
     items = records(50)
     vectors = np.array([record.embedding for record in items])
     distances = vectors @ quantizer.transform.T - quantizer.decode(quantizer.encode(vectors)[1])
-    result = merged(write_shards(tmp_path, items, 2), quantizer, tmp_path / "parts")
+    result = encode_and_merge(write_shards(tmp_path, items, 2), quantizer, tmp_path / "parts")
     assert result.squared_error == pytest.approx((distances**2).sum(axis=1).mean(), rel=1e-5)
 
 
@@ -177,23 +186,23 @@ def test_ids_of_one_order_key_are_ordered_by_themselves(tmp_path: Path, quantize
         for i, (record, name) in enumerate(zip(records(40), names, strict=True))
     ]
     shards, parts = write_shards(tmp_path, items, 3), tmp_path / "parts"
-    merged(shards, quantizer, parts)
+    encode_and_merge(shards, quantizer, parts)
     for info, _ in shards:
-        _give_one_order_key(parts / part_name(info))
-    sizes, found = everything(merge(shards, quantizer, parts, parts / "metadata"))
+        _give_one_order_key(parts / encoded_shard_name(info))
+    sizes, found = everything(merge_shards(shards, quantizer, parts, parts / "metadata"))
     assert (sizes, [(code, json.loads(meta)["id"]) for code, meta in found]) == expected(items, quantizer)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_tiny_corpora_and_empty_shards_are_merged(tmp_path: Path, quantizer: NearestQuantizer, count: int) -> None:
-    result = merged(write_shards(tmp_path, records(count), 4), quantizer, tmp_path / "parts")
+    result = encode_and_merge(write_shards(tmp_path, records(count), 4), quantizer, tmp_path / "parts")
     assert result.codes.shape == (count, len(BLOCK_DIMS))
     assert result.partition_sizes.sum() == count
 
 
 def test_equal_vectors_lie_in_one_partition(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     items = [dataclasses.replace(record, embedding=records()[0].embedding) for record in records(30)]
-    sizes, found = everything(merged(write_shards(tmp_path, items, 2), quantizer, tmp_path / "parts"))
+    sizes, found = everything(encode_and_merge(write_shards(tmp_path, items, 2), quantizer, tmp_path / "parts"))
     assert sorted(sizes) == [0] * (PARTITIONS - 1) + [30]
     assert len({code for code, _ in found}) == 1
     assert {json.loads(meta)["id"] for _, meta in found} == {record.id for record in items}
@@ -202,7 +211,7 @@ def test_equal_vectors_lie_in_one_partition(tmp_path: Path, quantizer: NearestQu
 def test_metadata_of_a_megabyte_comes_back(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     items = records(5)
     items[1] = dataclasses.replace(items[1], metadata={"text": "日" * 350_000})
-    result = merged(write_shards(tmp_path, items, 2), quantizer, tmp_path / "parts")
+    result = encode_and_merge(write_shards(tmp_path, items, 2), quantizer, tmp_path / "parts")
     longest = max((result.metadata(item) for item in range(5)), key=len)
     assert json.loads(longest) == {"id": "id1", **items[1].metadata}
 
@@ -210,10 +219,10 @@ def test_metadata_of_a_megabyte_comes_back(tmp_path: Path, quantizer: NearestQua
 def test_duplicates_are_refused_unless_they_are_dead(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     twice = [*records(4), dataclasses.replace(records(6)[5], id="id2")]
     with pytest.raises(
-        UsageError, match=r"'id2' is in the corpus twice, from /photos/(2|5).jpg and from /photos/(2|5)"
+        UsageError, match=r"'id2' occurs twice in the corpus, from /photos/(2|5).jpg and from /photos/(2|5)"
     ):
-        merged(write_shards(tmp_path, twice, 2), quantizer, tmp_path / "parts")
-    alone = merged(write_shards(tmp_path, twice, 2, dead=["id2"]), quantizer, tmp_path / "parts")
+        encode_and_merge(write_shards(tmp_path, twice, 2), quantizer, tmp_path / "parts")
+    alone = encode_and_merge(write_shards(tmp_path, twice, 2, dead=["id2"]), quantizer, tmp_path / "parts")
     assert len(alone.codes) == 3
 
 
@@ -223,32 +232,34 @@ def test_faulty_records_are_refused_unless_they_are_dead(tmp_path: Path, quantiz
     payloads = [record.to_bytes() for record in items]
     payloads[1] = with_metadata_text(items[1], b'{"id": "other"}')
     parts = tmp_path / "parts"
-    for dead, fault in (((1,), "embedding of 'id3' holds NaN"), ((3,), "metadata of 'id1' has a key 'id'")):
+    for dead, fault in (((1,), "embedding of 'id3' contains NaN"), ((3,), "metadata of 'id1' has its own key 'id'")):
         with pytest.raises(UsageError, match=fault):
-            merged([write_shard(tmp_path / "shard", payloads, dead)], quantizer, parts)
+            encode_and_merge([write_shard(tmp_path / "shard", payloads, dead)], quantizer, parts)
     sound = [record for row, record in enumerate(items) if row not in (1, 3)]
-    result = merged([write_shard(tmp_path / "shard", payloads, (1, 3))], quantizer, parts)
-    assert everything(result) == everything(merged(write_shards(tmp_path / "s", sound, 1), quantizer, tmp_path / "p"))
+    result = encode_and_merge([write_shard(tmp_path / "shard", payloads, (1, 3))], quantizer, parts)
+    assert everything(result) == everything(
+        encode_and_merge(write_shards(tmp_path / "s", sound, 1), quantizer, tmp_path / "p")
+    )
 
 
 def test_a_corpus_without_live_records_is_refused(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     with pytest.raises(UsageError, match="no records"):
-        merged(write_shards(tmp_path, records(1), 1, dead=["id0"]), quantizer, tmp_path / "parts")
+        encode_and_merge(write_shards(tmp_path, records(1), 1, dead=["id0"]), quantizer, tmp_path / "parts")
 
 
 def test_a_damaged_or_missing_part_is_an_error(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     shards = write_shards(tmp_path, records(20), 2)
     parts = tmp_path / "parts"
-    merged(shards, quantizer, parts)
-    path = parts / part_name(shards[1][0])
+    encode_and_merge(shards, quantizer, parts)
+    path = parts / encoded_shard_name(shards[1][0])
     data = path.read_bytes()
     for damaged in (data[:-1], data[:100], b"", b"\xff" * 200):
         path.write_bytes(damaged)
-        with pytest.raises(JobError, match=r"part .*safetensors cannot be read: .*; delete it"):
-            merge(shards, quantizer, parts, tmp_path / "metadata")
+        with pytest.raises(JobError, match=r"encoded shard .*safetensors cannot be read: .*; delete it"):
+            merge_shards(shards, quantizer, parts, tmp_path / "metadata")
     path.unlink()
     with pytest.raises(JobError, match="cannot be read"):
-        merge(shards, quantizer, parts, tmp_path / "metadata")
+        merge_shards(shards, quantizer, parts, tmp_path / "metadata")
 
 
 def test_a_beam_job_writes_the_same_bytes(tmp_path: Path, quantizer: NearestQuantizer) -> None:

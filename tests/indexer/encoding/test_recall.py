@@ -8,24 +8,24 @@ import functools
 import numpy as np
 import pytest
 
-from indexer.corpus.corpus_scan import Answers, exact_search
-from indexer.encoding.encoded_shards import Merged
-from indexer.encoding.recall import measure, settle
+from indexer.corpus.corpus_scan import ExactNeighbors, exact_search
+from indexer.encoding.encoded_shards import EncodedCorpus
+from indexer.encoding.recall import choose_partitions_searched, measure_recall
 from indexer.quantization.codebooks import train_codebooks
 from indexer.quantization.partitions import train_partitions
 from indexer.quantization.quantizer import Quantizer
-from indexer.quantization.query_direction import Leaning
+from indexer.quantization.query_direction import QueryDirectionModel
 from indexer.quantization.query_map import query_aware_map
 from indexer.tuning.cost_model import search_ms
-from indexer.tuning.settings import Setting
-from indexer.tuning.training import Questions
-from indexer.tuning.tuner import searched_steps
+from indexer.tuning.parameter_grid import searched_steps
+from indexer.tuning.parameters import IndexParameters
+from indexer.tuning.quantizer_trainer import GroundTruth
 from searchforge.config import IndexConfig
 from tests.indexer.tiny_encoder import unit
 
 DIM = 16
 PARTITIONS = 40
-EXACT = Setting(code_bytes=DIM, partitions=PARTITIONS, partitions_searched=PARTITIONS, lut_type="float")
+EXACT = IndexParameters(code_bytes=DIM, partitions=PARTITIONS, partitions_searched=PARTITIONS, lut_type="float")
 """Codes of one byte a dimension, of which hardly any recall is lost."""
 
 
@@ -34,19 +34,19 @@ def test_an_index_that_loses_nothing_has_recall_1() -> None:
     vectors = corpus()[:200]
     transform = query_aware_map(vectors, None)
     books = tuple(train_codebooks(vectors @ transform.T, [DIM], iterations=2, seed=0))
-    quantizer = Quantizer(transform, vectors[:5], books, Leaning.own(DIM), 6.0)
-    found = measure(quantizer, index_of(quantizer, vectors), setting(1, 5, 5), asked(vectors))
+    quantizer = Quantizer(transform, vectors[:5], books, QueryDirectionModel.identity(DIM), 6.0)
+    found = measure_recall(quantizer, index_of(quantizer, vectors), parameters(1, 5, 5), asked(vectors))
     assert found == {"queries": 100, "recall_at_1": 1.0, "recall_at_10": 1.0, "interval": [1.0, 1.0]}
 
 
 def test_recall_counts_the_exact_best_items_among_those_found() -> None:
-    """Here the second half of each query's answers are another query's, so only half can be found."""
-    questions = asked(corpus())
-    exact = questions.answers
+    """Here the second half of each query's neighbors are another query's, so only half can be found."""
+    ground_truth = asked(corpus())
+    exact = ground_truth.neighbors
     items = np.concatenate([exact.items[:, :5], np.roll(exact.items[:, 5:10], 50, axis=0)], axis=1)
-    mixed = Questions(questions.queries, Answers(items, exact.scores[:, :10], exact.vectors[:, :10]))
+    mixed = GroundTruth(ground_truth.queries, ExactNeighbors(items, exact.scores[:, :10], exact.vectors[:, :10]))
     quantizer = some_quantizer()
-    recall = measure(quantizer, index_of(quantizer, corpus()), EXACT, mixed)
+    recall = measure_recall(quantizer, index_of(quantizer, corpus()), EXACT, mixed)
     assert recall["recall_at_1"] > 0.85
     assert recall["recall_at_10"] == pytest.approx(0.5, abs=0.05)
 
@@ -58,15 +58,15 @@ def test_fewer_partitions_searched_find_less() -> None:
 
 
 def test_the_interval_is_that_of_the_mean_over_queries() -> None:
-    quantizer, merged, questions = whole_index()
-    searched = setting(DIM, PARTITIONS, 2)
+    quantizer, encoded, ground_truth = whole_index()
+    searched = parameters(DIM, PARTITIONS, 2)
     each = [
-        measure(quantizer, merged, searched, Questions(questions.queries[rows], questions.answers.rows(rows)))[
-            "recall_at_10"
-        ]
+        measure_recall(
+            quantizer, encoded, searched, GroundTruth(ground_truth.queries[rows], ground_truth.neighbors.rows(rows))
+        )["recall_at_10"]
         for rows in (slice(query, query + 1) for query in range(100))
     ]
-    recall = measure(quantizer, merged, searched, questions)
+    recall = measure_recall(quantizer, encoded, searched, ground_truth)
     error = np.std(each) / 100**0.5
     assert recall["recall_at_10"] == pytest.approx(np.mean(each), abs=1e-4)
     assert recall["interval"] == pytest.approx(np.mean(each) + error * np.array([-1.96, 1.96]), abs=2e-4)
@@ -75,25 +75,27 @@ def test_the_interval_is_that_of_the_mean_over_queries() -> None:
 @pytest.mark.parametrize("found_all", [1, 2])
 def test_the_interval_ends_at_0_and_1(found_all: int) -> None:
     """Of three queries, of which one or two find everything."""
-    quantizer, merged, questions = whole_index()
-    items = questions.answers.items[:3].copy()
+    quantizer, encoded, ground_truth = whole_index()
+    items = ground_truth.neighbors.items[:3].copy()
     items[found_all:] = len(corpus())  # no item of the index
-    three = Questions(questions.queries[:3], dataclasses.replace(questions.answers.rows(slice(3)), items=items))
-    low, high = measure(quantizer, merged, EXACT, three)["interval"]
+    three = GroundTruth(
+        ground_truth.queries[:3], dataclasses.replace(ground_truth.neighbors.rows(slice(3)), items=items)
+    )
+    low, high = measure_recall(quantizer, encoded, EXACT, three)["interval"]
     assert 0 <= low < high <= 1
 
 
 def test_a_corpus_of_fewer_than_ten_items_has_recall_1_where_all_are_found() -> None:
     quantizer, vectors = some_quantizer(), corpus()[:4]
-    found = measure(quantizer, index_of(quantizer, vectors), EXACT, asked(vectors))
+    found = measure_recall(quantizer, index_of(quantizer, vectors), EXACT, asked(vectors))
     assert found["recall_at_10"] == 1.0
 
 
 @pytest.mark.parametrize("target", [0.5, 0.7, 0.85])
 def test_the_fewest_partitions_that_reach_the_recall_are_searched(target: float) -> None:
-    quantizer, merged, questions = whole_index()
+    quantizer, encoded, ground_truth = whole_index()
     config = IndexConfig(recall_at_10=target)
-    settled, reached = settle(quantizer, merged, EXACT, questions, config)
+    settled, reached = choose_partitions_searched(quantizer, encoded, EXACT, ground_truth, config)
     steps = searched_steps(config, PARTITIONS)
     assert settled.partitions_searched == next(step for step in steps if recall_at(step) >= target)
     assert reached == pytest.approx(recall_at(settled.partitions_searched), abs=1e-4)
@@ -101,36 +103,36 @@ def test_the_fewest_partitions_that_reach_the_recall_are_searched(target: float)
 
 
 def test_the_recall_does_not_depend_on_how_many_partitions_the_tuner_took() -> None:
-    quantizer, merged, questions = whole_index()
+    quantizer, encoded, ground_truth = whole_index()
     config = IndexConfig(recall_at_10=0.7)
-    assert settle(quantizer, merged, setting(DIM, PARTITIONS, 1), questions, config) == settle(
-        quantizer, merged, EXACT, questions, config
-    )
+    assert choose_partitions_searched(
+        quantizer, encoded, parameters(DIM, PARTITIONS, 1), ground_truth, config
+    ) == choose_partitions_searched(quantizer, encoded, EXACT, ground_truth, config)
 
 
 def test_where_none_reaches_the_recall_it_is_the_highest() -> None:
-    quantizer, merged, questions = whole_index()
-    _, reached = settle(quantizer, merged, EXACT, questions, IndexConfig(recall_at_10=0.9999))
+    quantizer, encoded, ground_truth = whole_index()
+    _, reached = choose_partitions_searched(quantizer, encoded, EXACT, ground_truth, IndexConfig(recall_at_10=0.9999))
     highest = max(recall_at(step) for step in searched_steps(IndexConfig(), PARTITIONS))
     assert reached == pytest.approx(highest, abs=1e-4)
 
 
 def test_without_a_recall_to_reach_it_is_the_highest() -> None:
-    quantizer, merged, questions = whole_index()
-    _, reached = settle(quantizer, merged, EXACT, questions, IndexConfig(recall_at_10=None))
+    quantizer, encoded, ground_truth = whole_index()
+    _, reached = choose_partitions_searched(quantizer, encoded, EXACT, ground_truth, IndexConfig(recall_at_10=None))
     highest = max(recall_at(step) for step in searched_steps(IndexConfig(), PARTITIONS))
     assert reached == pytest.approx(highest, abs=1e-4)
 
 
 def test_no_more_partitions_are_searched_than_the_latency_allows() -> None:
-    quantizer, merged, questions = whole_index()
+    quantizer, encoded, ground_truth = whole_index()
 
     def latency(searched: int) -> float:
         """Expects as many items in each partition searched."""
-        return search_ms(DIM, setting(DIM, PARTITIONS, searched), len(corpus()) * searched / PARTITIONS)
+        return search_ms(DIM, parameters(DIM, PARTITIONS, searched), len(corpus()) * searched / PARTITIONS)
 
     config = IndexConfig(recall_at_10=0.85, max_latency_ms=latency(4))
-    settled, reached = settle(quantizer, merged, EXACT, questions, config)
+    settled, reached = choose_partitions_searched(quantizer, encoded, EXACT, ground_truth, config)
     # Partitions near queries hold more items than the mean one.
     assert 1 <= settled.partitions_searched <= 4
     assert reached == pytest.approx(recall_at(settled.partitions_searched), abs=1e-4)
@@ -139,14 +141,14 @@ def test_no_more_partitions_are_searched_than_the_latency_allows() -> None:
 
 @pytest.mark.parametrize("latency", [None, 2.0, 0.001])
 def test_a_number_of_partitions_that_is_set_by_hand_is_kept(latency: float | None) -> None:
-    quantizer, merged, questions = whole_index()
+    quantizer, encoded, ground_truth = whole_index()
     config = IndexConfig(recall_at_10=None, partitions_searched=7, max_latency_ms=latency or 1e9)
-    settled, _ = settle(quantizer, merged, setting(DIM, PARTITIONS, 7), questions, config)
+    settled, _ = choose_partitions_searched(quantizer, encoded, parameters(DIM, PARTITIONS, 7), ground_truth, config)
     assert settled.partitions_searched == 7
 
 
 @functools.cache
-def whole_index() -> tuple[Quantizer, Merged, Questions]:
+def whole_index() -> tuple[Quantizer, EncodedCorpus, GroundTruth]:
     quantizer = some_quantizer()
     return quantizer, index_of(quantizer, corpus()), asked(corpus())
 
@@ -154,7 +156,7 @@ def whole_index() -> tuple[Quantizer, Merged, Questions]:
 @functools.cache
 def recall_at(searched: int) -> float:
     """Returns the recall@10 of `whole_index` as measured."""
-    recall = measure(*whole_index()[:2], setting(DIM, PARTITIONS, searched), whole_index()[2])["recall_at_10"]
+    recall = measure_recall(*whole_index()[:2], parameters(DIM, PARTITIONS, searched), whole_index()[2])["recall_at_10"]
     assert isinstance(recall, float)
     return recall
 
@@ -164,28 +166,34 @@ def some_quantizer() -> Quantizer:
     vectors = corpus()
     transform = query_aware_map(vectors, None)
     books = train_codebooks(vectors @ transform.T, [1] * DIM, iterations=4, seed=0)
-    return Quantizer(transform, train_partitions(vectors, PARTITIONS, 4, seed=0), tuple(books), Leaning.own(DIM), 0.0)
+    return Quantizer(
+        transform,
+        train_partitions(vectors, PARTITIONS, 4, seed=0),
+        tuple(books),
+        QueryDirectionModel.identity(DIM),
+        0.0,
+    )
 
 
-def setting(code_bytes: int, partitions: int, searched: int) -> Setting:
-    return Setting(code_bytes, partitions, searched, "float")
+def parameters(code_bytes: int, partitions: int, searched: int) -> IndexParameters:
+    return IndexParameters(code_bytes, partitions, searched, "float")
 
 
-def index_of(quantizer: Quantizer, vectors: np.ndarray) -> Merged:
+def index_of(quantizer: Quantizer, vectors: np.ndarray) -> EncodedCorpus:
     """Returns vectors, encoded, in device order; their numbers in the shards are those of the rows."""
     partitions, codes = quantizer.encode(vectors)
     order = np.argsort(partitions, kind="stable")
     sizes = np.bincount(partitions, minlength=len(quantizer.clusters))
     no_metadata = np.empty(0, np.uint8), np.zeros(len(vectors) + 1, np.int64)
-    return Merged(codes[order], sizes, *no_metadata, order, 0.0)
+    return EncodedCorpus(codes[order], sizes, *no_metadata, order, 0.0)
 
 
-def asked(vectors: np.ndarray) -> Questions:
-    """Returns 100 queries near vectors, and their exact answers."""
+def asked(vectors: np.ndarray) -> GroundTruth:
+    """Returns 100 queries near vectors, and their exact neighbors."""
     generator = np.random.default_rng(2)
     near = vectors[generator.integers(len(vectors), size=100)]
     queries = unit(near + 0.1 * generator.normal(size=near.shape))
-    return Questions(queries, exact_search(queries, vectors, 20))
+    return GroundTruth(queries, exact_search(queries, vectors, 20))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ def task_library() -> Iterator[isolated.Session]:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Case:
     """An index of random codes."""
 
     lut_type: LutType
@@ -43,31 +43,29 @@ class Setting:
 
 
 UNEVEN = [1, 1, 2, 3, 5, 7, 9, 20]
-SETTINGS = {
-    "float, even blocks": Setting("float", [2] * 64),
-    "int16, even blocks": Setting("int16", [2] * 64),
-    "int8, even blocks": Setting("int8", [2] * 64),
-    "float, uneven blocks": Setting("float", UNEVEN),
-    "int16, uneven blocks, a last group of one": Setting("int16", [*UNEVEN * 4, 3]),
-    "int8, uneven blocks, many hits": Setting("int8", UNEVEN, k=40),
-    "one partition": Setting("float", [4] * 32, partitions=1, count=1_000),
-    "one item": Setting("float", [4] * 32, partitions=1, count=1),
-    "all partitions": Setting("float", UNEVEN, search_fraction=1.0, count=300),
-    "wide and narrow blocks": Setting("float", [129, 1]),
-    "nearest partitions by rounding": Setting("float", UNEVEN, centroid_spread=1e-7),
-    "by rounding of 128 dimensions": Setting("float", [16] * 8, partitions=7_999, centroid_spread=1e-7),
-    "by rounding of 128 dimensions, more partitions": Setting(
-        "float", [16] * 8, partitions=8_000, centroid_spread=1e-7
-    ),
-    "empty partitions, fewer items than hits": Setting("float", UNEVEN, count=200, k=50, filled=0.3),
-    "the same for int8": Setting("int8", UNEVEN, count=200, k=50, filled=0.3),
-    "equal items": Setting("float", UNEVEN, of_each=30),
-    "a fraction that float32 rounds up": Setting("float", UNEVEN, partitions=26, search_fraction=7 / 26),
+CASES = {
+    "float, even blocks": Case("float", [2] * 64),
+    "int16, even blocks": Case("int16", [2] * 64),
+    "int8, even blocks": Case("int8", [2] * 64),
+    "float, uneven blocks": Case("float", UNEVEN),
+    "int16, uneven blocks, a last group of one": Case("int16", [*UNEVEN * 4, 3]),
+    "int8, uneven blocks, many hits": Case("int8", UNEVEN, k=40),
+    "one partition": Case("float", [4] * 32, partitions=1, count=1_000),
+    "one item": Case("float", [4] * 32, partitions=1, count=1),
+    "all partitions": Case("float", UNEVEN, search_fraction=1.0, count=300),
+    "wide and narrow blocks": Case("float", [129, 1]),
+    "nearest partitions by rounding": Case("float", UNEVEN, centroid_spread=1e-7),
+    "by rounding of 128 dimensions": Case("float", [16] * 8, partitions=7_999, centroid_spread=1e-7),
+    "by rounding of 128 dimensions, more partitions": Case("float", [16] * 8, partitions=8_000, centroid_spread=1e-7),
+    "empty partitions, fewer items than hits": Case("float", UNEVEN, count=200, k=50, filled=0.3),
+    "the same for int8": Case("int8", UNEVEN, count=200, k=50, filled=0.3),
+    "equal items": Case("float", UNEVEN, of_each=30),
+    "a fraction that float32 rounds up": Case("float", UNEVEN, partitions=26, search_fraction=7 / 26),
 }
 
 
 @pytest.mark.parametrize("count", [QUERIES, pytest.param(1_000, marks=pytest.mark.proof)])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", CASES)
 def test_hits_are_those_of_the_task_library(
     name: str, count: int, task_library: isolated.Session, tmp_path: Path
 ) -> None:
@@ -76,11 +74,11 @@ def test_hits_are_those_of_the_task_library(
     So ids come in the same order wherever distances differ. Which of several items at one distance are hits, and in
     what order, is left open by the C++ library's partial sort.
     """
-    setting = SETTINGS[name]
-    searcher, queries, expected, distances = search_both(setting, task_library, tmp_path, count)
-    ranked, ranked_distances = searcher.search(queries, max(setting.count, setting.k), setting.searched)
-    np.testing.assert_array_equal(ranked_distances[:, : setting.k], distances)
-    distance_of = np.full((count, setting.count + 1), np.nan, np.float32)
+    case = CASES[name]
+    searcher, queries, expected, distances = search_both(case, task_library, tmp_path, count)
+    ranked, ranked_distances = searcher.search(queries, max(case.count, case.k), case.searched)
+    np.testing.assert_array_equal(ranked_distances[:, : case.k], distances)
+    distance_of = np.full((count, case.count + 1), np.nan, np.float32)
     distance_of[:, -1] = np.inf  # of item -1, no hit
     np.put_along_axis(distance_of, ranked, ranked_distances, axis=1)
     np.testing.assert_array_equal(np.take_along_axis(distance_of, expected, axis=1), distances)
@@ -89,9 +87,9 @@ def test_hits_are_those_of_the_task_library(
 
 
 def test_float_distances_hardly_ever_tie_so_ids_are_equal_too(task_library: isolated.Session, tmp_path: Path) -> None:
-    setting = SETTINGS["float, even blocks"]
-    searcher, queries, expected, _ = search_both(setting, task_library, tmp_path)
-    items, _ = searcher.search(queries, setting.k, setting.searched)
+    case = CASES["float, even blocks"]
+    searcher, queries, expected, _ = search_both(case, task_library, tmp_path)
+    items, _ = searcher.search(queries, case.k, case.searched)
     np.testing.assert_array_equal(items[1:], expected[1:])  # at the zero query all distances tie
 
 
@@ -105,7 +103,7 @@ def test_the_number_of_partitions_searched_is_rounded_as_on_the_device() -> None
 
 
 def test_a_sweep_is_a_search_at_each_number_of_partitions() -> None:
-    searcher, queries = random_searcher(Setting("int8", UNEVEN, filled=0.7))
+    searcher, queries = random_searcher(Case("int8", UNEVEN, filled=0.7))
     steps = [1, 2, 5, 40]
     items, distances = searcher.sweep(queries, 7, steps)
     for step, searched in enumerate(steps):
@@ -115,28 +113,28 @@ def test_a_sweep_is_a_search_at_each_number_of_partitions() -> None:
 
 
 def test_routes_lead_from_the_largest_dot_product_down_and_hits_lie_on_them() -> None:
-    setting = Setting("float", UNEVEN)
-    searcher, queries = random_searcher(setting)
-    centroids = make_arrays(setting)["centroids"]
-    routes = searcher.route(queries, setting.partitions)
+    case = Case("float", UNEVEN)
+    searcher, queries = random_searcher(case)
+    centroids = make_arrays(case)["centroids"]
+    routes = searcher.route(queries, case.partitions)
     along = np.take_along_axis(queries.astype(np.float64) @ centroids.T, routes, axis=1)
     assert np.all(np.diff(along, axis=1) < 1e-5)
     items, _ = searcher.search(queries, 10, 3)
-    partition_of = make_arrays(setting)["assignments"].astype(np.int64)
+    partition_of = make_arrays(case)["assignments"].astype(np.int64)
     assert np.all(np.any(partition_of[items][:, :, None] == routes[:, None, :3], axis=2))
 
 
 def test_threads_change_nothing() -> None:
-    setting = Setting("int16", UNEVEN)
-    (one, queries), (many, _) = (random_searcher(setting, threads) for threads in (1, 5))
+    case = Case("int16", UNEVEN)
+    (one, queries), (many, _) = (random_searcher(case, threads) for threads in (1, 5))
     for alone, together in zip(one.search(queries, 10, 4), many.search(queries, 10, 4), strict=True):
         np.testing.assert_array_equal(alone, together)
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
-    setting = Setting("float", UNEVEN)
-    searcher, queries = random_searcher(setting)
-    arrays = make_arrays(setting)
+    case = Case("float", UNEVEN)
+    searcher, queries = random_searcher(case)
+    arrays = make_arrays(case)
     books = codebooks(arrays)
     with pytest.raises(ValueError, match="expected 40 of 3000"):
         ReferenceSearcher(arrays["centroids"], books, arrays["codes"], np.ones(40, np.int64), "float")
@@ -150,47 +148,47 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 
 
 def search_both(
-    setting: Setting, task_library: isolated.Session, folder: Path, count: int = QUERIES
+    case: Case, task_library: isolated.Session, folder: Path, count: int = QUERIES
 ) -> tuple[ReferenceSearcher, np.ndarray, np.ndarray, np.ndarray]:
     """Returns the reference searcher, `count` queries, and the Task Library's items and distances, [count, k]."""
-    searcher, queries = random_searcher(setting, count=count)
+    searcher, queries = random_searcher(case, count=count)
     paths = {name: str(folder / name) for name in ("queries.npy", "arrays.npz", "e.tflite", "index.ldb", "hits.npz")}
     np.save(paths["queries.npy"], queries)
-    np.savez(paths["arrays.npz"], **make_arrays(setting))
+    np.savez(paths["arrays.npz"], **make_arrays(case))
     task_library.call({"do": "write", "vectors": paths["queries.npy"], "encoder": paths["e.tflite"]})
-    index = {"lut_type": setting.lut_type, "search_fraction": setting.search_fraction, "index": paths["index.ldb"]}
+    index = {"lut_type": case.lut_type, "search_fraction": case.search_fraction, "index": paths["index.ldb"]}
     task_library.call({"do": "write_index", "arrays": paths["arrays.npz"], **index})
-    query = {"queries": count, "k": setting.k, "output": paths["hits.npz"], "index": paths["index.ldb"]}
+    query = {"queries": count, "k": case.k, "output": paths["hits.npz"], "index": paths["index.ldb"]}
     task_library.call({"do": "search", "searcher": paths["e.tflite"], **query})
     with np.load(paths["hits.npz"], allow_pickle=False) as hits:
         return searcher, queries, hits["items"], hits["distances"]
 
 
 def random_searcher(
-    setting: Setting, threads: int | None = None, count: int = QUERIES
+    case: Case, threads: int | None = None, count: int = QUERIES
 ) -> tuple[ReferenceSearcher, np.ndarray]:
-    arrays = make_arrays(setting)
+    arrays = make_arrays(case)
     searcher = ReferenceSearcher(
-        arrays["centroids"], codebooks(arrays), arrays["codes"], sizes(arrays), setting.lut_type, threads
+        arrays["centroids"], codebooks(arrays), arrays["codes"], sizes(arrays), case.lut_type, threads
     )
-    queries = np.random.default_rng(2).normal(size=(count, sum(setting.widths))).astype(np.float32)
+    queries = np.random.default_rng(2).normal(size=(count, sum(case.widths))).astype(np.float32)
     queries[0] = 0  # every distance is the same
     return searcher, queries
 
 
-def make_arrays(setting: Setting) -> dict[str, np.ndarray]:
+def make_arrays(case: Case) -> dict[str, np.ndarray]:
     """Returns what lookup_encoder.write_index takes."""
     rng = np.random.default_rng(1)
-    dim = sum(setting.widths)
-    partitions = rng.choice(setting.partitions, max(1, int(setting.filled * setting.partitions)), replace=False)
-    assignments = np.sort(rng.choice(partitions, setting.count)).astype(np.uint32)
-    center, spread = rng.normal(size=dim), rng.normal(size=(setting.partitions, dim))
-    codes = rng.integers(0, 256, (setting.count, len(setting.widths)), np.uint8)
+    dim = sum(case.widths)
+    partitions = rng.choice(case.partitions, max(1, int(case.filled * case.partitions)), replace=False)
+    assignments = np.sort(rng.choice(partitions, case.count)).astype(np.uint32)
+    center, spread = rng.normal(size=dim), rng.normal(size=(case.partitions, dim))
+    codes = rng.integers(0, 256, (case.count, len(case.widths)), np.uint8)
     return {
-        "centroids": (center + setting.centroid_spread * spread).astype(np.float32),
+        "centroids": (center + case.centroid_spread * spread).astype(np.float32),
         "entries": rng.normal(size=(256, dim)).astype(np.float32),
-        "widths": np.array(setting.widths),
-        "codes": np.repeat(codes[:: setting.of_each], setting.of_each, axis=0)[: setting.count],
+        "widths": np.array(case.widths),
+        "codes": np.repeat(codes[:: case.of_each], case.of_each, axis=0)[: case.count],
         "assignments": assignments,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from indexer.quantization.partitions import Assigner, train_partitions
+from indexer.quantization.partitions import PartitionAssigner, train_partitions
 from tests.indexer.tiny_encoder import unit
 
 DIM = 24
@@ -126,7 +126,7 @@ def test_training_leaves_the_sample_as_it_was() -> None:
 
 
 def assigned(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    return Assigner(clusters).assign(vectors)
+    return PartitionAssigner(clusters).assign(vectors)
 
 
 def chosen_of_all(vectors: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

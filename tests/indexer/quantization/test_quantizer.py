@@ -11,9 +11,9 @@ import pytest
 from indexer.corpus.corpus_scan import exact_search
 from indexer.quantization.block_allocation import block_widths
 from indexer.quantization.codebooks import decode, train_codebooks
-from indexer.quantization.partitions import Assigner
+from indexer.quantization.partitions import PartitionAssigner
 from indexer.quantization.quantizer import Quantizer
-from indexer.quantization.query_direction import Leaning
+from indexer.quantization.query_direction import QueryDirectionModel
 from indexer.quantization.query_map import inverse_transpose, query_aware_map
 from searchforge.errors import JobError
 from tests.indexer.tiny_encoder import unit
@@ -31,7 +31,7 @@ def test_a_quantizer_is_read_as_it_was_written() -> None:
 
 
 def test_a_quantizer_without_landmarks_is_read_as_it_was_written() -> None:
-    quantizer = dataclasses.replace(some_quantizer(), leaning=Leaning.own(DIM))
+    quantizer = dataclasses.replace(some_quantizer(), query_direction=QueryDirectionModel.identity(DIM))
     assert_equal(Quantizer.from_bytes(quantizer.to_bytes(), NAME), quantizer)
 
 
@@ -56,8 +56,12 @@ CHANGES: dict[str, Callable[[Quantizer], Quantizer]] = {
     "an entry": lambda q: dataclasses.replace(q, codebooks=(*q.codebooks[:-1], changed(q.codebooks[-1]))),
     "the order of codebooks": lambda q: dataclasses.replace(q, codebooks=q.codebooks[::-1]),
     "where blocks end": with_uneven_blocks,
-    "landmarks": lambda q: dataclasses.replace(q, leaning=Leaning(changed(q.leaning.landmarks), q.leaning.weights)),
-    "weights": lambda q: dataclasses.replace(q, leaning=Leaning(q.leaning.landmarks, changed(q.leaning.weights))),
+    "landmarks": lambda q: dataclasses.replace(
+        q, query_direction=QueryDirectionModel(changed(q.query_direction.landmarks), q.query_direction.weights)
+    ),
+    "weights": lambda q: dataclasses.replace(
+        q, query_direction=QueryDirectionModel(q.query_direction.landmarks, changed(q.query_direction.weights))
+    ),
     "parallel": lambda q: dataclasses.replace(q, anisotropic_weight=q.anisotropic_weight + 1e-9),
 }
 
@@ -82,7 +86,7 @@ def test_another_file_is_refused_by_name(damage: str) -> None:
     data = some_quantizer().to_bytes()
     damaged = DAMAGES[damage](data)
     assert damaged != data
-    with pytest.raises(JobError, match=f"{NAME} is not a quantizer: .*; delete it and index again"):
+    with pytest.raises(JobError, match=f"{NAME} is not a quantizer: .*; delete it and run the index again"):
         Quantizer.from_bytes(damaged, NAME)
 
 
@@ -106,7 +110,7 @@ def test_a_vector_is_mapped_alone_as_in_a_batch() -> None:
 
 def test_a_vectors_partition_is_that_of_the_nearest_cluster() -> None:
     quantizer, vectors = some_quantizer(), corpus(300)
-    np.testing.assert_array_equal(quantizer.encode(vectors)[0], Assigner(quantizer.clusters).assign(vectors))
+    np.testing.assert_array_equal(quantizer.encode(vectors)[0], PartitionAssigner(quantizer.clusters).assign(vectors))
 
 
 def test_mapped_queries_score_centroids_as_queries_score_clusters() -> None:
@@ -132,21 +136,23 @@ def test_knowing_where_a_vectors_queries_lie_lowers_the_error_of_their_scores() 
     transform = query_aware_map(sample, known)
     best = exact_search(known, sample, 10).items
     vectors, towards = sample[best.reshape(-1)], np.repeat(known, 10, axis=0)
-    learned = Leaning.fit(vectors, vectors @ transform.T, towards @ inverse_transpose(transform).T, sample[:100])
+    learned = QueryDirectionModel.fit(
+        vectors, vectors @ transform.T, towards @ inverse_transpose(transform).T, sample[:100]
+    )
     hits = exact_search(queries, fresh, 10).items
 
-    def error(leaning: Leaning, anisotropic_weight: float) -> float:
-        return hit_error(trained(sample, transform, leaning, anisotropic_weight), fresh, queries, hits)
+    def error(query_direction: QueryDirectionModel, anisotropic_weight: float) -> float:
+        return hit_error(trained(sample, transform, query_direction, anisotropic_weight), fresh, queries, hits)
 
     assert error(learned, 6.0) < 0.8 * error(learned, 0.0)
-    assert error(learned, 6.0) < error(Leaning.own(DIM), 6.0)
+    assert error(learned, 6.0) < error(QueryDirectionModel.identity(DIM), 6.0)
 
 
 def assert_equal(one: Quantizer, other: Quantizer) -> None:
     np.testing.assert_array_equal(one.transform, other.transform)
     np.testing.assert_array_equal(one.clusters, other.clusters)
-    np.testing.assert_array_equal(one.leaning.landmarks, other.leaning.landmarks)
-    np.testing.assert_array_equal(one.leaning.weights, other.leaning.weights)
+    np.testing.assert_array_equal(one.query_direction.landmarks, other.query_direction.landmarks)
+    np.testing.assert_array_equal(one.query_direction.weights, other.query_direction.weights)
     assert one.anisotropic_weight == other.anisotropic_weight
     for mine, theirs in zip(one.codebooks, other.codebooks, strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -165,17 +171,22 @@ def some_quantizer() -> Quantizer:
     books = tuple(generator.normal(size=(256, width)).astype(np.float32) * 0.3 for width in (1, 2, 3, 3, 3, 4))
     weights = generator.normal(size=(DIM, 5 + DIM + 1)).astype(np.float32)
     transform = query_aware_map(corpus(200), asked(200))
-    return Quantizer(transform, corpus(7, seed=4), books, Leaning(corpus(5, seed=5), weights), 6.0)
+    return Quantizer(transform, corpus(7, seed=4), books, QueryDirectionModel(corpus(5, seed=5), weights), 6.0)
 
 
 def trained(
-    sample: np.ndarray, transform: np.ndarray, leaning: Leaning | None = None, anisotropic_weight: float = 6.0
+    sample: np.ndarray,
+    transform: np.ndarray,
+    query_direction: QueryDirectionModel | None = None,
+    anisotropic_weight: float = 6.0,
 ) -> Quantizer:
     """Returns a quantizer of BLOCKS bytes a code."""
     mapped = sample @ transform.T
     widths = block_widths(np.sort(mapped.var(axis=0))[::-1], BLOCKS)
     books = train_codebooks(mapped, widths, iterations=6, seed=0)
-    return Quantizer(transform, sample[:1], tuple(books), leaning or Leaning.own(DIM), anisotropic_weight)
+    return Quantizer(
+        transform, sample[:1], tuple(books), query_direction or QueryDirectionModel.identity(DIM), anisotropic_weight
+    )
 
 
 def score_error(quantizer: Quantizer, vectors: np.ndarray, queries: np.ndarray) -> float:

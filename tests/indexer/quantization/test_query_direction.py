@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from indexer.quantization.query_direction import Leaning, product
+from indexer.quantization.query_direction import QueryDirectionModel, multiply_rows
 from tests.indexer.tiny_encoder import unit
 
 DIM = 12
@@ -13,15 +13,15 @@ DIM = 12
 
 def test_a_vectors_own_direction_is_that_of_the_mapped_vector() -> None:
     vectors, mapped = pairs(40)[:2]
-    found = Leaning.own(DIM).directions(vectors, mapped, 4.0)
+    found = QueryDirectionModel.identity(DIM).directions(vectors, mapped, 4.0)
     np.testing.assert_allclose(found, 2 * unit(mapped), atol=1e-5)
 
 
 @pytest.mark.parametrize("anisotropic_weight", [0.0, 1.0, 6.0])
 def test_directions_have_the_squared_length_that_is_asked_for(anisotropic_weight: float) -> None:
     vectors, mapped = pairs(200)[:2]
-    for leaning in (Leaning.own(DIM), fitted()):
-        lengths = (leaning.directions(vectors, mapped, anisotropic_weight) ** 2).sum(axis=1)
+    for query_direction in (QueryDirectionModel.identity(DIM), fitted()):
+        lengths = (query_direction.directions(vectors, mapped, anisotropic_weight) ** 2).sum(axis=1)
         np.testing.assert_allclose(lengths, anisotropic_weight, rtol=1e-5)
 
 
@@ -29,7 +29,7 @@ def test_queries_that_depend_linearly_on_vectors_are_found() -> None:
     """Of vectors that the fit has not seen."""
     vectors, mapped, queries = pairs(300, seed=4)
     assert likeness(fitted().directions(vectors, mapped, 1.0), queries).mean() > 0.99
-    assert likeness(Leaning.own(DIM).directions(vectors, mapped, 1.0), queries).mean() < 0.5
+    assert likeness(QueryDirectionModel.identity(DIM).directions(vectors, mapped, 1.0), queries).mean() < 0.5
 
 
 def test_queries_that_depend_on_what_a_vector_is_near_are_found() -> None:
@@ -41,8 +41,8 @@ def test_queries_that_depend_on_what_a_vector_is_near_are_found() -> None:
     train, fresh = slice(1_500), slice(1_500, None)
 
     def found(landmarks: np.ndarray) -> np.ndarray:
-        leaning = Leaning.fit(vectors[train], vectors[train], towards[cluster[train]], landmarks)
-        return likeness(leaning.directions(vectors[fresh], vectors[fresh], 1.0), towards[cluster[fresh]])
+        query_direction = QueryDirectionModel.fit(vectors[train], vectors[train], towards[cluster[train]], landmarks)
+        return likeness(query_direction.directions(vectors[fresh], vectors[fresh], 1.0), towards[cluster[fresh]])
 
     assert found(landmarks=vectors[:200]).mean() > 0.9
     assert found(landmarks=vectors[:0]).mean() < 0.8
@@ -50,28 +50,30 @@ def test_queries_that_depend_on_what_a_vector_is_near_are_found() -> None:
 
 def test_directions_do_not_depend_on_the_batch() -> None:
     vectors, mapped = pairs(100)[:2]
-    leaning = fitted()
-    together = leaning.directions(vectors, mapped, 6.0)
-    alone = [leaning.directions(vectors[row : row + 1], mapped[row : row + 1], 6.0) for row in range(len(vectors))]
+    query_direction = fitted()
+    together = query_direction.directions(vectors, mapped, 6.0)
+    alone = [
+        query_direction.directions(vectors[row : row + 1], mapped[row : row + 1], 6.0) for row in range(len(vectors))
+    ]
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
 def test_a_product_is_that_of_the_matrix_and_each_vector() -> None:
     vectors, matrix = pairs(30)[0], np.random.default_rng(7).normal(size=(5, DIM)).astype(np.float32)
-    np.testing.assert_allclose(product(vectors, matrix), vectors @ matrix.T, atol=1e-5)
+    np.testing.assert_allclose(multiply_rows(vectors, matrix), vectors @ matrix.T, atol=1e-5)
 
 
 def test_a_zero_vector_has_a_finite_direction() -> None:
     zeros = np.zeros((3, DIM), np.float32)
-    np.testing.assert_array_equal(Leaning.own(DIM).directions(zeros, zeros, 6.0), zeros)
+    np.testing.assert_array_equal(QueryDirectionModel.identity(DIM).directions(zeros, zeros, 6.0), zeros)
     assert np.isfinite(fitted().directions(zeros, zeros, 6.0)).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_fewer_pairs_than_dimensions_are_fitted(count: int) -> None:
     vectors, mapped, queries = pairs(count)
-    leaning = Leaning.fit(vectors, mapped, queries, vectors)
-    assert likeness(leaning.directions(vectors, mapped, 1.0), queries).min() > 0.95
+    query_direction = QueryDirectionModel.fit(vectors, mapped, queries, vectors)
+    assert likeness(query_direction.directions(vectors, mapped, 1.0), queries).min() > 0.95
 
 
 def likeness(directions: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -79,9 +81,9 @@ def likeness(directions: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nd->n", directions, unit(queries))
 
 
-def fitted() -> Leaning:
+def fitted() -> QueryDirectionModel:
     vectors, mapped, queries = pairs(3_000)
-    return Leaning.fit(vectors, mapped, queries, vectors[:50])
+    return QueryDirectionModel.fit(vectors, mapped, queries, vectors[:50])
 
 
 def pairs(count: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The trade-off curve: the files that show it."""
+"""The trade-off tradeoff: the files that show it."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from typing import Any
 
 import pytest
 
-from indexer.tuning.settings import Setting
-from indexer.tuning.tradeoff import CURVE, PICTURE, write_curve
+from indexer.tuning.parameters import IndexParameters
+from indexer.tuning.tradeoff import TRADEOFF_JSON, TRADEOFF_SVG, write_tradeoff
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_the_json_holds_the_setting_that_was_chosen_and_every_point(tmp_path: Path) -> None:
-    write_curve(points(), CHOSEN, tmp_path)
-    content = json.loads((tmp_path / CURVE).read_text())
+    write_tradeoff(points(), CHOSEN, tmp_path)
+    content = json.loads((tmp_path / TRADEOFF_JSON).read_text())
     assert content == {"chosen": CHOSEN.to_json(), "points": points()}
 
 
 def test_equal_points_give_equal_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        write_curve(points(), CHOSEN, tmp_path / folder)
-    for name in (CURVE, PICTURE):
+        write_tradeoff(points(), CHOSEN, tmp_path / folder)
+    for name in (TRADEOFF_JSON, TRADEOFF_SVG):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_the_picture_has_a_line_for_each_size_and_marks_the_point_that_was_chosen(tmp_path: Path) -> None:
     texts = legend(points(), CHOSEN, tmp_path)
-    assert texts == ["16 B a code (21 B an image)", "32 B a code (37 B an image)", "chosen"]
+    assert texts == ["16 B per code (21 B per image)", "32 B per code (37 B per image)", "chosen"]
 
 
 def test_the_picture_is_drawn_of_one_point(tmp_path: Path) -> None:
     only = point(ms=1, recall=0.9, code_bytes=32, searched=3)
-    assert legend([only], CHOSEN, tmp_path) == ["32 B a code (37 B an image)", "chosen"]
+    assert legend([only], CHOSEN, tmp_path) == ["32 B per code (37 B per image)", "chosen"]
 
 
 @pytest.mark.parametrize("other", [{"code_bytes": 16}, {"partitions": 21}, {"searched": 4}])
 def test_a_point_of_another_setting_is_not_marked(tmp_path: Path, other: dict[str, int]) -> None:
-    setting = {"code_bytes": 32, "searched": 3, **other}
-    assert "chosen" not in legend([point(ms=1, recall=0.9, **setting)], CHOSEN, tmp_path)
+    parameters = {"code_bytes": 32, "searched": 3, **other}
+    assert "chosen" not in legend([point(ms=1, recall=0.9, **parameters)], CHOSEN, tmp_path)
 
 
-CHOSEN = Setting(code_bytes=32, partitions=20, partitions_searched=3, lut_type="float")
+CHOSEN = IndexParameters(code_bytes=32, partitions=20, partitions_searched=3, lut_type="float")
 
 
 def points() -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def points() -> list[dict[str, Any]]:
 def point(ms: float, recall: float, code_bytes: int = 16, partitions: int = 20, searched: int = 1) -> dict[str, Any]:
     """Returns a point as the tuner writes it."""
     return {
-        **Setting(code_bytes, partitions, searched, "float").to_json(),
+        **IndexParameters(code_bytes, partitions, searched, "float").to_json(),
         "recall_at_10": recall,
         "partition_recall_at_10": 1.0,
         "bytes_per_image": code_bytes + 5.25,
@@ -68,10 +68,10 @@ def point(ms: float, recall: float, code_bytes: int = 16, partitions: int = 20, 
     }
 
 
-def legend(drawn: list[dict[str, Any]], chosen: Setting, folder: Path) -> list[str]:
+def legend(drawn: list[dict[str, Any]], chosen: IndexParameters, folder: Path) -> list[str]:
     """Draws points and returns the lines of the picture's legend."""
-    write_curve(drawn, chosen, folder)
-    root = ET.parse(folder / PICTURE).getroot()
+    write_tradeoff(drawn, chosen, folder)
+    root = ET.parse(folder / TRADEOFF_SVG).getroot()
     assert root.tag == f"{SVG}svg"
     (group,) = (element for element in root.iter(f"{SVG}g") if element.get("id") == "legend_1")
     return [text.text or "" for text in group.iter(f"{SVG}text")]

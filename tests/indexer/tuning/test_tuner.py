@@ -12,24 +12,15 @@ import numpy as np
 import pytest
 
 from indexer.corpus.corpus_scan import exact_search
-from indexer.corpus.queries import TextQueries
-from indexer.encoding.recall import measure, settle
-from indexer.quantization.query_direction import Leaning
+from indexer.corpus.queries import QueryEmbeddings
+from indexer.encoding.recall import choose_partitions_searched, measure_recall
+from indexer.quantization.query_direction import QueryDirectionModel
 from indexer.quantization.query_map import query_aware_map
-from indexer.tuning.settings import Setting
-from indexer.tuning.training import Questions, Training
-from indexer.tuning.tuner import (
-    CANDIDATES,
-    Explorer,
-    Point,
-    Size,
-    best_point,
-    code_sizes,
-    explore,
-    nearest_misses,
-    partition_grid,
-    searched_steps,
-)
+from indexer.tuning.evaluator import CANDIDATES, CorpusSize, ParameterEvaluator, TradeoffPoint
+from indexer.tuning.parameter_grid import code_sizes, partition_grid, searched_steps
+from indexer.tuning.parameters import IndexParameters
+from indexer.tuning.quantizer_trainer import GroundTruth, QuantizerTrainer
+from indexer.tuning.tuner import best_point, infeasible_message, tune
 from searchforge.config import IndexConfig
 from searchforge.errors import JobError
 from tests.indexer import shards, tiny_corpus
@@ -42,8 +33,8 @@ ITEMS = 4_000
 
 def test_points_of_more_partitions_searched_hold_more_of_the_answers_and_take_longer() -> None:
     for code_bytes, partitions in ((8, 63), (24, 252)):
-        points = explorer().points(code_bytes, partitions)
-        assert [point.setting.partitions_searched for point in points] == searched_steps(IndexConfig(), partitions)
+        points = evaluator().points(code_bytes, partitions)
+        assert [point.parameters.partitions_searched for point in points] == searched_steps(IndexConfig(), partitions)
         assert np.all(np.diff([point.partition_recall for point in points]) >= 0)
         assert np.all(np.diff([point.search_ms for point in points]) > 0)
         assert points[-1].partition_recall == 1
@@ -54,16 +45,16 @@ def test_codes_find_no_answers_that_the_partitions_do_not_hold() -> None:
 
 
 def test_longer_codes_find_more() -> None:
-    recalls = [explorer().points(size, 63)[-1].recall for size in code_sizes(IndexConfig(), DIM)]
+    recalls = [evaluator().points(size, 63)[-1].recall for size in code_sizes(IndexConfig(), DIM)]
     assert np.all(np.diff(recalls) > 0.02)
 
 
 def test_expected_recall_is_that_of_the_whole_index() -> None:
-    questions = asked("tuning")
+    ground_truth = asked("tuning")
     for code_bytes, partitions, step in ((8, 63, 5), (16, 252, -1), (32, 63, 2), (32, 1, 0)):
-        point = explorer().points(code_bytes, partitions)[step]
-        quantizer = explorer().quantizer(point.setting)
-        found = measure(quantizer, index_of(quantizer, corpus()), point.setting, questions)
+        point = evaluator().points(code_bytes, partitions)[step]
+        quantizer = evaluator().quantizer(point.parameters)
+        found = measure_recall(quantizer, index_of(quantizer, corpus()), point.parameters, ground_truth)
         assert found["recall_at_10"] == pytest.approx(point.recall, abs=0.02)
 
 
@@ -86,13 +77,13 @@ LIMITS: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", LIMITS)
 def test_the_smallest_code_is_found_that_reaches_the_recall_within_the_limits(name: str) -> None:
     config = IndexConfig(**LIMITS[name]())
-    found = explore(explorer(), config)
+    found = tune(evaluator(), config)
     fitting = {
         size: fits for size in code_sizes(config, DIM) if (fits := [p for p in points(size) if allowed(p, config)])
     }
-    assert fitting, "no setting fits, so nothing is tested"
+    assert fitting, "no parameters fits, so nothing is tested"
     assert found is not None
-    assert found.setting.code_bytes == min(fitting)
+    assert found.parameters.code_bytes == min(fitting)
     assert found in fitting[min(fitting)]
 
 
@@ -108,7 +99,7 @@ BOUNDS: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", BOUNDS)
 def test_without_a_recall_to_reach_the_highest_within_the_limits_is_found(name: str) -> None:
     config = IndexConfig(recall_at_10=None, **BOUNDS[name]())
-    found = explore(explorer(), config)
+    found = tune(evaluator(), config)
     within = [p for size in code_sizes(config, DIM) for p in points(size) if allowed(p, config)]
     assert found is not None
     assert found in within
@@ -117,8 +108,8 @@ def test_without_a_recall_to_reach_the_highest_within_the_limits_is_found(name: 
 
 def test_of_indexes_of_about_one_size_the_fastest_is_taken() -> None:
     made = [made_point(0.9, 50.0, 2.0), made_point(0.91, 51.0, 1.0), made_point(0.9, 53.0, 0.5)]
-    assert best_point(made, IndexConfig(recall_at_10=0.9), Size(ITEMS, 0)) == made[1]
-    assert best_point(made, IndexConfig(recall_at_10=0.905), Size(ITEMS, 0)) == made[1]
+    assert best_point(made, IndexConfig(recall_at_10=0.9), CorpusSize(ITEMS, 0)) == made[1]
+    assert best_point(made, IndexConfig(recall_at_10=0.905), CorpusSize(ITEMS, 0)) == made[1]
 
 
 @pytest.mark.parametrize(
@@ -129,13 +120,13 @@ def test_of_indexes_of_about_one_size_the_fastest_is_taken() -> None:
 def test_a_point_beyond_a_limit_is_not_taken(limits: dict[str, Any]) -> None:
     made = [made_point(0.9, 50.0, 2.0), made_point(0.92, 51.0, 0.5)]
     for recall in (0.9, None):
-        assert best_point(made, IndexConfig(recall_at_10=recall, **limits), Size(ITEMS, 0)) is None
+        assert best_point(made, IndexConfig(recall_at_10=recall, **limits), CorpusSize(ITEMS, 0)) is None
 
 
 def test_what_cannot_be_reached_is_not_found() -> None:
-    assert explore(explorer(), IndexConfig(recall_at_10=0.9999)) is None
-    assert explore(explorer(), IndexConfig(recall_at_10=0.95, max_bytes_per_image=largest(16))) is None
-    assert explore(explorer(), IndexConfig(recall_at_10=None, max_latency_ms=0.9 * fastest(8))) is None
+    assert tune(evaluator(), IndexConfig(recall_at_10=0.9999)) is None
+    assert tune(evaluator(), IndexConfig(recall_at_10=0.95, max_bytes_per_image=largest(16))) is None
+    assert tune(evaluator(), IndexConfig(recall_at_10=None, max_latency_ms=0.9 * fastest(8))) is None
 
 
 def test_near_misses_are_the_highest_within_the_limits_and_the_smallest_and_fastest_beyond_them() -> None:
@@ -147,41 +138,43 @@ def test_near_misses_are_the_highest_within_the_limits_and_the_smallest_and_fast
         made_point(0.96, 80.0, 1.4, code_bytes=32),
     ]
     config = IndexConfig(recall_at_10=0.9, max_bytes_per_image=50.0, max_latency_ms=2.0)
-    lines = nearest_misses(made, config, Size(ITEMS, 0)).splitlines()
+    lines = infeasible_message(made, config, CorpusSize(ITEMS, 0)).splitlines()
     assert lines[0] == "no setting of the index reaches recall@10 of 0.9 within max_latency_ms 2.0, " + (
         "max_bytes_per_image 50.0"
     )
-    assert lines[1] == f"  the highest recall within these limits: {made[1].summary}"
-    assert lines[2] == f"  the smallest that reaches it: {made[2].summary}"
-    assert lines[3] == f"  the fastest: {made[3].summary}"
+    assert lines[1] == f"  highest recall within the limits: {made[1].summary}"
+    assert lines[2] == f"  smallest index that reaches it: {made[2].summary}"
+    assert lines[3] == f"  fastest: {made[3].summary}"
     assert lines[5:8] == [f"  {made[i].summary}" for i in (0, 2, 4)]
-    assert "set index.recall_at_10 lower" in lines[8]
+    assert "lower index.recall_at_10" in lines[8]
 
 
 def test_near_misses_of_a_search_are_of_every_size() -> None:
     """So the highest recall within the limits is that, whichever sizes were tried first."""
     config = IndexConfig(recall_at_10=0.9999, max_bytes_per_image=largest(16))
-    fresh = make_explorer(config)
-    assert explore(fresh, config) is None
+    fresh = make_evaluator(config)
+    assert tune(fresh, config) is None
     highest = max(point.recall for point in every_point() if point.bytes_per_image <= largest(16))
-    assert f"within these limits: recall@10 {highest:.3f}" in nearest_misses(fresh.curve, config, Size(ITEMS, 0))
+    assert f"within the limits: recall@10 {highest:.3f}" in infeasible_message(
+        fresh.tradeoff, config, CorpusSize(ITEMS, 0)
+    )
 
 
 def test_settings_that_are_given_are_kept() -> None:
     config = IndexConfig(recall_at_10=None, code_bytes=11, partitions=30, partitions_searched=7, lut_type="int8")
-    found = explore(make_explorer(config), config)
+    found = tune(make_evaluator(config), config)
     assert found is not None
-    assert found.setting == Setting(11, 30, 7, "int8")
-    quantizer = make_explorer(config).quantizer(found.setting)
+    assert found.parameters == IndexParameters(11, 30, 7, "int8")
+    quantizer = make_evaluator(config).quantizer(found.parameters)
     assert (len(quantizer.codebooks), len(quantizer.clusters)) == (11, 30)
 
 
 def test_one_setting_that_is_given_leaves_the_others_to_be_found() -> None:
     for given in ({"code_bytes": 20}, {"partitions": 30}, {"partitions": 30, "partitions_searched": 9}):
         config = IndexConfig(recall_at_10=0.6, **given)
-        found = explore(make_explorer(config), config)
+        found = tune(make_evaluator(config), config)
         assert found is not None
-        assert found.setting.to_json().items() >= given.items()
+        assert found.parameters.to_json().items() >= given.items()
         assert found.recall >= 0.6
 
 
@@ -218,66 +211,66 @@ def test_the_recall_that_was_asked_for_is_kept_on_queries_that_the_tuner_has_not
     target: float, given: dict[str, int]
 ) -> None:
     config = IndexConfig(recall_at_10=target, **given)
-    point = explore(explorer(), config)
+    point = tune(evaluator(), config)
     assert point is not None
-    quantizer = explorer().quantizer(point.setting)
-    merged = index_of(quantizer, corpus())
-    setting, _ = settle(quantizer, merged, point.setting, asked("tuning"), config)
-    found = measure(quantizer, merged, setting, asked("verification"))["recall_at_10"]
+    quantizer = evaluator().quantizer(point.parameters)
+    encoded = index_of(quantizer, corpus())
+    parameters, _ = choose_partitions_searched(quantizer, encoded, point.parameters, asked("tuning"), config)
+    found = measure_recall(quantizer, encoded, parameters, asked("verification"))["recall_at_10"]
     assert isinstance(found, float)
     assert found > target - 0.02
 
 
 def test_training_is_seeded_and_threads_change_nothing() -> None:
-    setting = Setting(8, 63, 5, "float")
-    one, other = (make_explorer(IndexConfig(), threads).quantizer(setting).id for threads in (1, 3))
+    parameters = IndexParameters(8, 63, 5, "float")
+    one, other = (make_evaluator(IndexConfig(), threads).quantizer(parameters).id for threads in (1, 3))
     assert one == other
-    assert make_explorer(IndexConfig(seed=1)).quantizer(setting).id != one
+    assert make_evaluator(IndexConfig(seed=1)).quantizer(parameters).id != one
 
 
 def test_items_stand_for_queries_where_there_are_no_captions(tmp_path: Path) -> None:
-    training = train(tmp_path, None)
-    assert training.query_kind == "item"
-    assert not shared_rows(training.tuning.queries, training.verification.queries)
-    point, quantizer = training.choose(0.9)
+    trainer = train(tmp_path, None)
+    assert trainer.query_kind == "item"
+    assert not shared_rows(trainer.tuning.queries, trainer.verification.queries)
+    point, quantizer = trainer.train(0.9)
     assert point.recall >= 0.9
-    assert not len(quantizer.leaning.landmarks)  # of queries nothing is known
+    assert not len(quantizer.query_direction.landmarks)  # of queries nothing is known
 
 
 def test_an_item_that_stands_for_a_query_is_its_own_best_answer(tmp_path: Path) -> None:
     """So no record that is dead is asked for."""
-    training = train(tmp_path, None, dead=[f"id{i}" for i in range(0, 300, 5)])
-    for questions in (training.tuning, training.verification):
-        np.testing.assert_array_equal(questions.answers.vectors[:, 0], questions.queries)
+    trainer = train(tmp_path, None, dead=[f"id{i}" for i in range(0, 300, 5)])
+    for ground_truth in (trainer.tuning, trainer.verification):
+        np.testing.assert_array_equal(ground_truth.neighbors.vectors[:, 0], ground_truth.queries)
 
 
 def test_captions_of_either_kind_are_asked_and_those_of_training_are_not(tmp_path: Path) -> None:
     vectors = unit(np.random.default_rng(4).normal(size=(240, tiny_corpus.DIM)))
-    queries = TextQueries(vectors[:200], vectors[200:220], vectors[220:])
-    training = train(tmp_path, queries)
-    assert training.query_kind == "caption"
-    np.testing.assert_array_equal(training.tuning.queries, queries.tuning)
-    np.testing.assert_array_equal(training.verification.queries, queries.verification)
-    assert len(training.choose(0.8)[1].leaning.landmarks)
+    queries = QueryEmbeddings(vectors[:200], vectors[200:220], vectors[220:])
+    trainer = train(tmp_path, queries)
+    assert trainer.query_kind == "caption"
+    np.testing.assert_array_equal(trainer.tuning.queries, queries.tuning)
+    np.testing.assert_array_equal(trainer.verification.queries, queries.verification)
+    assert len(trainer.train(0.8)[1].query_direction.landmarks)
 
 
 def test_codes_know_nothing_of_queries_where_they_must_not(tmp_path: Path) -> None:
     vectors = unit(np.random.default_rng(4).normal(size=(240, tiny_corpus.DIM)))
-    queries = TextQueries(vectors[:200], vectors[200:220], vectors[220:])
-    transform = train(tmp_path, queries, query_aware=False).choose(0.8)[1].transform
+    queries = QueryEmbeddings(vectors[:200], vectors[200:220], vectors[220:])
+    transform = train(tmp_path, queries, query_aware=False).train(0.8)[1].transform
     np.testing.assert_allclose(transform @ transform.T, np.eye(tiny_corpus.DIM), atol=1e-5)
 
 
 def test_what_training_cannot_reach_is_an_error_that_shows_what_it_can(tmp_path: Path) -> None:
-    training = train(tmp_path, None, max_bytes_per_image=1.0)
+    trainer = train(tmp_path, None, max_bytes_per_image=1.0)
     with pytest.raises(JobError, match=r"reaches recall@10 of 0.9 within .*max_bytes_per_image 1.0"):
-        training.choose(0.9)
+        trainer.train(0.9)
 
 
-def train(folder: Path, queries: TextQueries | None, dead: Sequence[str] = (), **config: Any) -> Training:
+def train(folder: Path, queries: QueryEmbeddings | None, dead: Sequence[str] = (), **config: Any) -> QuantizerTrainer:
     """Trains on 300 records in three shards."""
     files = shards.write_shards(folder, shards.records(300), 3, dead)
-    return Training(files, tiny_corpus.DIM, 300 - len(dead), queries, IndexConfig(**config), 2)
+    return QuantizerTrainer(files, tiny_corpus.DIM, 300 - len(dead), queries, IndexConfig(**config), 2)
 
 
 def shared_rows(one: np.ndarray, other: np.ndarray) -> set[bytes]:
@@ -285,17 +278,17 @@ def shared_rows(one: np.ndarray, other: np.ndarray) -> set[bytes]:
     return first & second
 
 
-def points(code_bytes: int) -> list[Point]:
+def points(code_bytes: int) -> list[TradeoffPoint]:
     """Returns the points of every number of partitions."""
     return [
         point
         for partitions in partition_grid(IndexConfig(), ITEMS)
-        for point in explorer().points(code_bytes, partitions)
+        for point in evaluator().points(code_bytes, partitions)
     ]
 
 
 def fastest(code_bytes: int) -> float:
-    """Returns the shortest search of any setting with such codes."""
+    """Returns the shortest search of any parameters with such codes."""
     return min(point.search_ms for point in points(code_bytes))
 
 
@@ -304,11 +297,11 @@ def largest(code_bytes: int) -> float:
     return max(point.bytes_per_image for point in points(code_bytes))
 
 
-def every_point() -> list[Point]:
+def every_point() -> list[TradeoffPoint]:
     return [point for size in code_sizes(IndexConfig(), DIM) for point in points(size)]
 
 
-def allowed(point: Point, config: IndexConfig) -> bool:
+def allowed(point: TradeoffPoint, config: IndexConfig) -> bool:
     """Whether a point reaches the recall and keeps to the limits."""
     infinite = float("inf")
     return (
@@ -319,30 +312,37 @@ def allowed(point: Point, config: IndexConfig) -> bool:
     )
 
 
-def made_point(recall: float, bytes_per_image: float, search_ms: float, code_bytes: int = 16) -> Point:
-    return Point(Setting(code_bytes, 63, 5, "float"), recall, 1.0, bytes_per_image, search_ms)
+def made_point(recall: float, bytes_per_image: float, search_ms: float, code_bytes: int = 16) -> TradeoffPoint:
+    return TradeoffPoint(IndexParameters(code_bytes, 63, 5, "float"), recall, 1.0, bytes_per_image, search_ms)
 
 
 @functools.cache
-def explorer() -> Explorer:
+def evaluator() -> ParameterEvaluator:
     """Returns one for all tests: what it has tried is kept."""
-    return make_explorer(IndexConfig())
+    return make_evaluator(IndexConfig())
 
 
-def make_explorer(config: IndexConfig, threads: int = 2) -> Explorer:
+def make_evaluator(config: IndexConfig, threads: int = 2) -> ParameterEvaluator:
     transform = query_aware_map(corpus(), near_corpus(600, seed=1))
-    questions = asked("tuning")
+    ground_truth = asked("tuning")
     config = config.model_copy(update={"training_iterations": 3})
-    return Explorer(
-        corpus(), transform, Leaning.own(DIM), questions.queries, questions.answers, Size(ITEMS, 0), config, threads
+    return ParameterEvaluator(
+        corpus(),
+        transform,
+        QueryDirectionModel.identity(DIM),
+        ground_truth.queries,
+        ground_truth.neighbors,
+        CorpusSize(ITEMS, 0),
+        config,
+        threads,
     )
 
 
 @functools.cache
-def asked(part: str) -> Questions:
+def asked(part: str) -> GroundTruth:
     """Returns 200 queries for tuning, or 300 others for verification."""
     queries = near_corpus(200, seed=2) if part == "tuning" else near_corpus(300, seed=3)
-    return Questions(queries, exact_search(queries, corpus(), CANDIDATES))
+    return GroundTruth(queries, exact_search(queries, corpus(), CANDIDATES))
 
 
 def near_corpus(count: int, seed: int) -> np.ndarray:

@@ -68,7 +68,10 @@ def test_every_command_takes_the_configuration(command: str) -> None:
         (["rollback", "--workspace", "{tmp}"], "no earlier release in channel production"),
         (["rollback", "--workspace", "{tmp}", "--channel", "A"], "'A' is not a valid channel name"),
         (["promote", "--workspace", "{tmp}"], "channel staging of {tmp} has no live release"),
-        (["prune", "--workspace", "{tmp}", "--set", "reindex.keep_releases=null"], "set the number to keep with --keep"),
+        (
+            ["prune", "--workspace", "{tmp}", "--set", "reindex.keep_releases=null"],
+            "set the number to keep with --keep",
+        ),
         (["search", "a dog", "--workspace", "{tmp}"], "has no live release"),
         (["demo", "--workspace", "gs://bucket/x"], "needs a local workspace"),
         (["releases", "--config", "none.yaml"], "configuration none.yaml cannot be read"),

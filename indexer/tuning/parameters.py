@@ -1,4 +1,4 @@
-"""The settings of one index: given by hand, by a preset, or found by the tuner."""
+"""Parameters of an index, whether configured, set by a preset or found by the tuner."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from searchforge.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What decides size, speed and recall of an index.
+class IndexParameters:
+    """Parameters that determine size, speed and recall of an index.
 
     Attributes:
-      code_bytes: of an item; 8 bits for each block of dimensions.
-      partitions, partitions_searched: leaves of the tree; those that a query searches.
-      lut_type: type of the device's look-up tables.
+      code_bytes: Bytes per code: 8 bits for each block of dimensions.
+      partitions: Number of partitions (leaves of the tree).
+      partitions_searched: Number of partitions searched per query.
+      lut_type: Element type of the device's look-up tables.
     """
 
     code_bytes: int
@@ -28,10 +29,10 @@ class Setting:
 
     @property
     def search_fraction(self) -> float:
-        """The fraction by which the device is told how many partitions to search.
+        """Fraction of partitions to search, as stored in the index.
 
-        The device searches ceil(partitions x fraction), in float32, where s/L can round up to s+1 partitions;
-        half a partition less cannot.
+        The device searches ceil(partitions * fraction) in float32, where the exact fraction s/L can round up to s + 1
+        partitions; half a partition less cannot.
         """
         return (self.partitions_searched - 0.5) / self.partitions
 
@@ -40,26 +41,26 @@ class Setting:
 
     @property
     def summary(self) -> str:
-        """For people."""
-        return f"{self.code_bytes} bytes a code, {self.partitions_searched} of {self.partitions} partitions searched"
+        """Human-readable description."""
+        return f"{self.code_bytes} bytes per code, {self.partitions_searched} of {self.partitions} partitions searched"
 
 
 def default_partitions(items: int) -> int:
-    """Returns about the square root of the corpus' size."""
+    """Returns the default number of partitions: about the square root of the number of items."""
     return max(1, math.isqrt(items))
 
 
-def require_possible(config: IndexConfig, items: int, dim: int) -> None:
-    """Raises UsageError where settings that were given by hand do not suit the corpus or one another."""
+def require_valid_settings(config: IndexConfig, items: int, dim: int) -> None:
+    """Raises UsageError if configured parameters contradict the corpus or one another."""
     if config.partitions and config.partitions > items:
         raise UsageError(
             f"index.partitions is {config.partitions}, but the corpus has {items} images; set it to at most {items}, "
-            "or leave it out"
+            "or omit it"
         )
     if config.partitions and config.partitions > config.training_sample:
         raise UsageError(
             f"index.partitions is {config.partitions}, but they are trained on {config.training_sample} images; raise "
-            "index.training_sample, or set fewer partitions"
+            "index.training_sample or set fewer partitions"
         )
     if config.partitions and config.partitions_searched and config.partitions_searched > config.partitions:
         raise UsageError(

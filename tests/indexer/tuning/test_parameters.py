@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from indexer.tuning.settings import Setting, default_partitions, require_possible
+from indexer.tuning.parameters import IndexParameters, default_partitions, require_valid_settings
 from searchforge.config import IndexConfig
 from searchforge.errors import UsageError
 
@@ -21,25 +21,25 @@ def test_the_fraction_makes_the_device_search_exactly_that_many_partitions() -> 
     for partitions in (1, 2, 3, 31, 316, 351, 1_000, 3_162):
         for searched in {1, 2, 4, 7, 22, 250, partitions - 1, partitions} - {0}:
             if searched <= partitions:
-                fraction = np.float32(Setting(64, partitions, searched, "float").search_fraction)
+                fraction = np.float32(IndexParameters(64, partitions, searched, "float").search_fraction)
                 assert math.ceil(np.float32(partitions) * fraction) == searched
 
 
 def test_fewer_images_than_partitions_names_both_numbers_and_the_way_out() -> None:
     with pytest.raises(UsageError, match=r"partitions is 64, but the corpus has 10 images; .*at most 10"):
-        require_possible(IndexConfig(partitions=64), 10, 128)
+        require_valid_settings(IndexConfig(partitions=64), 10, 128)
 
 
 def test_more_partitions_searched_than_there_are_is_refused() -> None:
     with pytest.raises(UsageError, match=r"partitions_searched is 9, but index.partitions is 8"):
-        require_possible(IndexConfig(partitions=8, partitions_searched=9), 100, 128)
+        require_valid_settings(IndexConfig(partitions=8, partitions_searched=9), 100, 128)
 
 
 def test_more_bytes_than_dimensions_are_refused() -> None:
     with pytest.raises(UsageError, match=r"code_bytes is 17, but embeddings have 16 dimensions"):
-        require_possible(IndexConfig(code_bytes=17), 100, 16)
+        require_valid_settings(IndexConfig(code_bytes=17), 100, 16)
 
 
 def test_more_partitions_than_they_are_trained_on_are_refused() -> None:
     with pytest.raises(UsageError, match=r"partitions is 64, but they are trained on 30 images"):
-        require_possible(IndexConfig(partitions=64, training_sample=30), 1_000, 16)
+        require_valid_settings(IndexConfig(partitions=64, training_sample=30), 1_000, 16)
