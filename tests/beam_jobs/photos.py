@@ -1,4 +1,4 @@
-"""Small drawn photos, for tests of the embedding jobs."""
+"""Small synthetic photos for tests of the embedding jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from searchforge.config import Config, load_config
 
 
 def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
-    """A seeded photo of noise."""
+    """Returns a seeded photo of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -23,7 +23,7 @@ def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
 
 
 def draw_photos(folder: Path, count: int = 20) -> Path:
-    """Writes photos, every second of them into a folder below."""
+    """Writes photos to a folder, every second one to a subfolder."""
     (folder / "sub").mkdir(parents=True)
     for index in range(count):
         name = f"{'sub/' if index % 2 else ''}{index:02d}.png"
@@ -32,19 +32,19 @@ def draw_photos(folder: Path, count: int = 20) -> Path:
 
 
 def embed_config(workspace: Workspace, source: Path | str, **overrides: object) -> Config:
-    """A configuration for corpora of a few dozen photos; overrides have `__` for the dot."""
+    """Returns a configuration for a few dozen photos; the names of overrides have `__` in place of the dot."""
     values = {"workspace": workspace.root, "corpus.source": str(source), "embed.shards": 3}
     return load_config(None, {**values, **{key.replace("__", "."): value for key, value in overrides.items()}})
 
 
 def records(workspace: Workspace, manifest: Manifest) -> dict[str, EmbeddingRecord]:
-    """Every live record by its id."""
+    """Returns every live record by its id."""
     found = list(read_shards(workspace, manifest))
     assert len({record.id for record in found}) == len(found)
     return {record.id: record for record in found}
 
 
 def shard_bytes(workspace: Workspace, manifest: Manifest) -> dict[str, bytes]:
-    """The run's own shard files."""
+    """Returns the contents of the run's own shard files."""
     folder = workspace.local("embeddings", manifest.id)
     return {shard.name: (folder / shard.name).read_bytes() for shard in manifest.shards if not shard.run}

@@ -1,4 +1,4 @@
-"""The embedding job keeps its books, survives being killed, and gives the same bytes however it runs."""
+"""Embedding of images: accounting, resuming, and bytes that do not depend on how the job runs."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ def test_bad_inputs_are_rejected_with_their_reason(workspace: Workspace, photos:
     assert (manifest.inputs, manifest.embedded, manifest.rejected) == (26, 20, 6)
 
 
-def test_a_list_may_name_missing_files(workspace: Workspace, photos: Path) -> None:
+def test_missing_files_in_a_list_are_rejected(workspace: Workspace, photos: Path) -> None:
     (photos / "list.txt").write_text("00.png\nsub/01.png\ngone.png\n\n")
     manifest = embed_images(embed_config(workspace, photos / "list.txt"), "tiny")
     assert manifest.rejected_by_reason == {"missing": 1}
     assert manifest.inputs == 3
 
 
-def test_a_glob_gives_the_ids_below_its_fixed_part(workspace: Workspace, photos: Path) -> None:
+def test_ids_are_relative_to_the_fixed_part_of_a_glob(workspace: Workspace, photos: Path) -> None:
     manifest = embed_images(embed_config(workspace, f"{photos}/sub/*.png"), "tiny")
     assert records(workspace, manifest).keys() == {path.name for path in (photos / "sub").iterdir()}
 
 
-def test_workers_do_not_change_the_bytes(photos: Path, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_the_workers(photos: Path, tmp_path: Path) -> None:
     found = []
     two = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
     for name, threads, options in (("a", 1, ()), ("b", 4, ()), ("c", None, two)):
@@ -107,7 +107,7 @@ def test_tensorflow_agrees_with_litert(photos: Path, tmp_path: Path) -> None:
         assert record.embedding @ found[1][id].embedding > 0.9999
 
 
-def test_a_form_that_training_did_not_vouch_for_is_not_used(photos: Path, tmp_path: Path) -> None:
+def test_litert_is_not_used_without_a_verified_tflite_encoder(photos: Path, tmp_path: Path) -> None:
     other = Workspace(str(tmp_path / "workspace"))
     write_bundle(other, tflite=False)
     assert embed_images(embed_config(other, photos), "tiny").backend == "tensorflow"
@@ -115,8 +115,8 @@ def test_a_form_that_training_did_not_vouch_for_is_not_used(photos: Path, tmp_pa
         embed_images(embed_config(other, photos, embed__backend="litert"), "tiny")
 
 
-def test_a_broken_job_keeps_its_finished_shards(photos: Path, tmp_path: Path) -> None:
-    """A folder where the last shard belongs breaks the job when the others are done."""
+def test_a_failed_job_keeps_its_finished_shards(photos: Path, tmp_path: Path) -> None:
+    """A folder with the name of the last shard file makes the job fail after the other shards are done."""
     other = Workspace(str(tmp_path / "workspace"))
     write_bundle(other)
     config = embed_config(other, photos)
@@ -135,10 +135,10 @@ def test_a_broken_job_keeps_its_finished_shards(photos: Path, tmp_path: Path) ->
     blocked.rmdir()
     manifest = embed_images(config, "tiny")
     assert manifest.embedded == 20
-    assert [path.stat() for path in finished] == written, "a finished shard was done again"
+    assert [path.stat() for path in finished] == written, "a finished shard was repeated"
 
 
-def test_a_finished_run_is_found_again(workspace: Workspace, photos: Path) -> None:
+def test_a_finished_run_is_not_repeated(workspace: Workspace, photos: Path) -> None:
     first = embed_images(embed_config(workspace, photos), "tiny")
     assert embed_images(embed_config(workspace, photos, embed__runner="NoSuchRunner"), "tiny") == first
 
@@ -162,7 +162,7 @@ def test_a_duplicate_id_shows_both_sources(workspace: Workspace, photos: Path) -
         embed_images(embed_config(workspace, photos / "list.csv"), "tiny")
 
 
-def test_columns_of_a_list_travel_with_the_record(workspace: Workspace, photos: Path) -> None:
+def test_columns_of_a_list_become_metadata_of_the_record(workspace: Workspace, photos: Path) -> None:
     (photos / "list.csv").write_text('id,path,title\na,00.png,"A, B"\n')
     manifest = embed_images(embed_config(workspace, photos / "list.csv"), "tiny")
     assert records(workspace, manifest)["a"].metadata == {"title": "A, B"}
@@ -175,8 +175,8 @@ def test_too_many_rejects_fail_the_job(workspace: Workspace, photos: Path) -> No
         embed_images(embed_config(workspace, photos, corpus__max_reject_fraction=0.1), "tiny")
 
 
-def test_rejects_that_failed_a_job_are_tried_again(workspace: Workspace, photos: Path) -> None:
-    """The photos are away after the corpus was listed, as those of a file server that is down for a while."""
+def test_rejects_that_failed_a_job_are_retried(workspace: Workspace, photos: Path) -> None:
+    """The photos disappear after the corpus is listed, as they would if a file server were down for a while."""
     config = embed_config(workspace, photos, embed__reuse_from="none")
     with CorpusListing() as listing:
         listing.add(list_corpus(config, "images"))
@@ -188,13 +188,13 @@ def test_rejects_that_failed_a_job_are_tried_again(workspace: Workspace, photos:
     assert (manifest.embedded, manifest.rejected, manifest.rejects) == (20, 0, ())
 
 
-def test_a_link_to_a_folder_is_counted(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_folder_is_rejected(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (photos / "link").symlink_to(tmp_path / "elsewhere")
     assert embed_images(embed_config(workspace, photos), "tiny").rejected_by_reason == {"not_a_file": 1}
 
 
-def test_a_compressed_file_is_not_unpacked(workspace: Workspace, photos: Path) -> None:
+def test_a_compressed_file_is_not_decompressed(workspace: Workspace, photos: Path) -> None:
     (photos / "photo.jpg.gz").write_bytes(b"\x1f\x8bbroken")
     assert embed_images(embed_config(workspace, photos), "tiny").rejected_by_reason == {"not_an_image": 1}
 
@@ -215,7 +215,7 @@ def test_the_report_adds_up(workspace: Workspace, photos: Path) -> None:
     assert report["batch_size"]["sum"] == report["batch_ms"]["count"] == 20
 
 
-def test_the_command_passes_beam_its_options(workspace: Workspace, photos: Path) -> None:
+def test_the_command_passes_options_to_beam(workspace: Workspace, photos: Path) -> None:
     arguments = ["--workspace", workspace.root, "--encoder", "tiny", "--corpus", str(photos), "--json"]
     result = CliRunner().invoke(main, [*arguments, "--reuse-from", "none", "--direct_num_workers=1"])
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""A text corpus is embedded by the text encoder, with the same books as images."""
+"""Embedding of text corpora."""
 
 from __future__ import annotations
 

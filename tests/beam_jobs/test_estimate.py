@@ -1,4 +1,4 @@
-"""An estimate measures a sample and says what the whole would be, without writing anything."""
+"""Estimates extrapolate a measured sample to the corpus without writing anything."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def test_bytes_are_those_of_the_whole_run(workspace: Workspace, tmp_path: Path) -> None:
+def test_estimated_bytes_match_the_run(workspace: Workspace, tmp_path: Path) -> None:
     config = embed_config(workspace, draw_photos(tmp_path / "photos", 40))
-    guess = estimate(config, "tiny", "images", workers=1, sample=100)
+    found = estimate(config, "tiny", "images", workers=1, sample=100)
     assert workspace.ids("embeddings") == []
     manifest = embed_images(config, "tiny")
-    assert guess.items == 40
-    assert guess.bytes_written == pytest.approx(sum(shard.bytes for shard in manifest.shards), rel=0.02)
-    assert guess.bytes_read == pytest.approx(sum(f.stat().st_size for f in tmp_path.rglob("photos/**/*.png")), rel=0.02)
+    assert found.items == 40
+    assert found.bytes_written == pytest.approx(sum(shard.bytes for shard in manifest.shards), rel=0.02)
+    assert found.bytes_read == pytest.approx(sum(f.stat().st_size for f in tmp_path.rglob("photos/**/*.png")), rel=0.02)
 
 
-def test_a_sample_stands_for_the_whole(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_sample_is_extrapolated_to_the_corpus(workspace: Workspace, tmp_path: Path) -> None:
     photos = draw_photos(tmp_path / "photos", 60)
     for index in range(20):
         (photos / f"bad-{index}.png").write_bytes(b"?" * 300)
-    guess = estimate(embed_config(workspace, photos), "tiny", "images", workers=4, sample=32)
-    assert (guess.items, guess.sample, guess.workers) == (80, 32, 4)
-    assert guess.seconds == pytest.approx(80 / guess.per_second / 4, rel=0.1, abs=0.1)
-    assert 0.05 < guess.reject_fraction < 0.6
-    assert "80 items on 4 workers" in summary(guess)
+    found = estimate(embed_config(workspace, photos), "tiny", "images", workers=4, sample=32)
+    assert (found.items, found.sample, found.workers) == (80, 32, 4)
+    assert found.seconds == pytest.approx(80 / found.per_second / 4, rel=0.1, abs=0.1)
+    assert 0.05 < found.reject_fraction < 0.6
+    assert "80 items on 4 workers" in summary(found)
 
 
 def test_an_empty_corpus_has_no_estimate(workspace: Workspace, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_an_empty_corpus_has_no_estimate(workspace: Workspace, tmp_path: Path) -
         estimate(embed_config(workspace, tmp_path / "empty"), "tiny", "images", workers=1, sample=8)
 
 
-def test_distributions_add_up() -> None:
+def test_distributions_merge() -> None:
     parts = [Distribution.from_values(values) for values in ([3.0, 1.0], [], [7.0])]
     assert Distribution.merge(parts) == Distribution.from_values([3.0, 1.0, 7.0]) == Distribution(3, 11.0, 1.0, 7.0)
     assert Distribution.merge([]) == Distribution()

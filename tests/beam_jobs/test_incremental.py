@@ -1,4 +1,4 @@
-"""A run that builds on an earlier one embeds only what is new, and its records are those of a run from nothing."""
+"""Incremental runs embed only what changed, and their records equal those of a full run."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def _counts(manifest: Manifest) -> tuple[int, int, int, int]:
     return manifest.inputs, manifest.embedded, manifest.reused, manifest.rejected
 
 
-def _from_nothing(photos: Path, tmp_path: Path) -> tuple[Workspace, Manifest]:
-    other = Workspace(str(tmp_path / "from-nothing"))
+def _full_run(photos: Path, tmp_path: Path) -> tuple[Workspace, Manifest]:
+    other = Workspace(str(tmp_path / "full-run"))
     write_bundle(other)
     return other, embed_images(embed_config(other, photos), "tiny")
 
 
 def _change_the_corpus(photos: Path) -> None:
-    """One photo each: new, changed, deleted, renamed, touched, and a copy."""
+    """Adds, changes, deletes, renames, touches and copies one photo each."""
     (photos / "new.png").write_bytes(png(100))
     (photos / "00.png").write_bytes(png(101))
     (photos / "02.png").unlink()
@@ -50,15 +50,15 @@ def _change_the_corpus(photos: Path) -> None:
     (photos / "copy.png").write_bytes(png(8))
 
 
-def test_only_what_is_new_is_embedded(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
+def test_only_changed_items_are_embedded(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
     first = embed_images(embed_config(workspace, photos), "tiny")
     _change_the_corpus(photos)
     second = embed_images(embed_config(workspace, photos), "tiny")
     assert second.base == first.id
     assert _counts(second) == (21, 2, 19, 0)
-    other, whole = _from_nothing(photos, tmp_path)
-    assert records(workspace, second).keys() == records(other, whole).keys()
-    for id, record in records(other, whole).items():
+    other, full = _full_run(photos, tmp_path)
+    assert records(workspace, second).keys() == records(other, full).keys()
+    for id, record in records(other, full).items():
         found = records(workspace, second)[id]
         assert found.to_bytes() == record.to_bytes(), id
 
@@ -73,13 +73,13 @@ def test_unchanged_files_are_not_read(workspace: Workspace, photos: Path) -> Non
     assert {path.name for path in read} == {"new.png", "00.png", "renamed.png", "06.png", "copy.png"}
 
 
-def test_nothing_changed_is_the_same_run(workspace: Workspace, photos: Path) -> None:
+def test_an_unchanged_corpus_is_the_same_run(workspace: Workspace, photos: Path) -> None:
     config = embed_config(workspace, photos)
     assert embed_images(config, "tiny") == embed_images(config, "tiny")
     assert len(workspace.ids("embeddings")) == 1
 
 
-def test_a_corpus_that_only_shrank_writes_no_shards(workspace: Workspace, photos: Path) -> None:
+def test_deletions_alone_write_no_shards(workspace: Workspace, photos: Path) -> None:
     embed_images(embed_config(workspace, photos), "tiny")
     (photos / "02.png").unlink()
     manifest = embed_images(embed_config(workspace, photos), "tiny")
@@ -88,7 +88,7 @@ def test_a_corpus_that_only_shrank_writes_no_shards(workspace: Workspace, photos
     assert "02.png" not in records(workspace, manifest)
 
 
-def test_the_same_content_is_embedded_once(workspace: Workspace, photos: Path) -> None:
+def test_equal_contents_are_embedded_once(workspace: Workspace, photos: Path) -> None:
     for name in ("a.png", "b.png"):
         (photos / name).write_bytes(png(3))
     manifest = embed_images(embed_config(workspace, photos), "tiny")
@@ -98,8 +98,8 @@ def test_the_same_content_is_embedded_once(workspace: Workspace, photos: Path) -
     assert found["a.png"].uri != found["sub/03.png"].uri
 
 
-def test_a_copy_whose_original_changes_meanwhile_speaks_for_itself(workspace: Workspace, photos: Path) -> None:
-    """The original changes between a run that planned and failed, and the one that does what was planned."""
+def test_a_duplicate_is_read_separately_if_the_original_has_changed(workspace: Workspace, photos: Path) -> None:
+    """The original changes after a run has stored its plan and failed, and before the next run executes that plan."""
     (photos / "zz.png").write_bytes(png(0))
     config = embed_config(workspace, photos)
     with CorpusListing() as before, CorpusListing() as again:
@@ -115,7 +115,7 @@ def test_a_copy_whose_original_changes_meanwhile_speaks_for_itself(workspace: Wo
     assert found["00.png"].embedding.tobytes() != found["zz.png"].embedding.tobytes()
 
 
-def test_rejects_are_tried_again(workspace: Workspace, photos: Path) -> None:
+def test_rejects_are_retried(workspace: Workspace, photos: Path) -> None:
     (photos / "bad.png").write_bytes(b"not an image")
     first = embed_images(embed_config(workspace, photos), "tiny")
     (photos / "new.png").write_bytes(png(100))
@@ -124,20 +124,20 @@ def test_rejects_are_tried_again(workspace: Workspace, photos: Path) -> None:
     assert _counts(second) == (22, 1, 20, 1)
 
 
-def test_a_run_may_be_built_on_runs_that_are_built_on_runs(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
+def test_incremental_runs_can_be_chained(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
     for round in range(4):
         (photos / f"new-{round}.png").write_bytes(png(200 + round))
         (photos / f"0{2 * round}.png").unlink()
         manifest = embed_images(embed_config(workspace, photos), "tiny")
         assert manifest.embedded == (20 if round == 0 else 1)
     assert len({shard.run for shard in manifest.shards}) == 4
-    other, whole = _from_nothing(photos, tmp_path)
+    other, full = _full_run(photos, tmp_path)
     assert {id: record.to_bytes() for id, record in records(workspace, manifest).items()} == {
-        id: record.to_bytes() for id, record in records(other, whole).items()
+        id: record.to_bytes() for id, record in records(other, full).items()
     }
 
 
-def test_too_many_dead_records_are_left_behind(workspace: Workspace, photos: Path) -> None:
+def test_too_many_dead_records_trigger_a_copy(workspace: Workspace, photos: Path) -> None:
     embed_images(embed_config(workspace, photos), "tiny")
     for index in range(0, 20, 2):
         (photos / f"{index:02d}.png").unlink()
@@ -147,22 +147,20 @@ def test_too_many_dead_records_are_left_behind(workspace: Workspace, photos: Pat
     assert len(records(workspace, manifest)) == 10
 
 
-def test_a_compacted_run_has_the_bytes_of_a_run_from_nothing(
-    workspace: Workspace, photos: Path, tmp_path: Path
-) -> None:
+def test_a_compacted_run_has_the_bytes_of_a_full_run(workspace: Workspace, photos: Path, tmp_path: Path) -> None:
     (photos / "bad.png").write_bytes(b"not an image")
     embed_images(embed_config(workspace, photos), "tiny")
     _change_the_corpus(photos)
     config = embed_config(workspace, photos)
     manifest = compact(config, embed_images(config, "tiny").id)
-    other, whole = _from_nothing(photos, tmp_path)
-    assert shard_bytes(workspace, manifest) == shard_bytes(other, whole)
-    assert (manifest.inputs, manifest.rejected_by_reason) == (whole.inputs, whole.rejected_by_reason)
+    other, full = _full_run(photos, tmp_path)
+    assert shard_bytes(workspace, manifest) == shard_bytes(other, full)
+    assert (manifest.inputs, manifest.rejected_by_reason) == (full.inputs, full.rejected_by_reason)
     folder = workspace.local("embeddings", manifest.id)
     assert all((folder / name).is_file() for name in manifest.rejects)
 
 
-def test_a_compacted_run_is_what_an_unchanged_corpus_finds(workspace: Workspace, photos: Path) -> None:
+def test_an_unchanged_corpus_finds_its_compacted_run(workspace: Workspace, photos: Path) -> None:
     embed_images(embed_config(workspace, photos), "tiny")
     (photos / "new.png").write_bytes(png(100))
     config = embed_config(workspace, photos)
@@ -182,14 +180,14 @@ def test_a_deleted_base_is_named(workspace: Workspace, photos: Path) -> None:
         records(workspace, second)
 
 
-def test_no_base_embeds_everything(workspace: Workspace, photos: Path) -> None:
+def test_without_a_base_everything_is_embedded(workspace: Workspace, photos: Path) -> None:
     embed_images(embed_config(workspace, photos), "tiny")
     (photos / "new.png").write_bytes(png(100))
     manifest = embed_images(embed_config(workspace, photos, embed__reuse_from="none"), "tiny")
     assert (_counts(manifest), manifest.base) == ((21, 21, 0, 0), None)
 
 
-def test_another_encoder_s_run_is_no_base(workspace: Workspace, photos: Path) -> None:
+def test_a_run_of_another_encoder_is_not_reused(workspace: Workspace, photos: Path) -> None:
     write_bundle(workspace, "other", seed=1)
     first = embed_images(embed_config(workspace, photos), "tiny")
     manifest = embed_images(embed_config(workspace, photos), "other")
@@ -198,7 +196,7 @@ def test_another_encoder_s_run_is_no_base(workspace: Workspace, photos: Path) ->
         embed_images(embed_config(workspace, photos / "sub", embed__reuse_from=first.id), "other")
 
 
-def test_the_base_may_be_chosen(workspace: Workspace, photos: Path) -> None:
+def test_the_base_can_be_chosen(workspace: Workspace, photos: Path) -> None:
     first = embed_images(embed_config(workspace, photos), "tiny")
     embed_images(embed_config(workspace, photos / "sub"), "tiny")
     (photos / "new.png").write_bytes(png(100))

@@ -1,4 +1,4 @@
-"""A job that is killed again and again ends with the shards of an undisturbed one, and redoes no finished shard."""
+"""A repeatedly killed job ends with the shards of an uninterrupted one and repeats no finished shard."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.tiny_bundle import write_bundle
 
 _SHARDS = 12
 
-_LONGEST = 1.2
-"""Part of an undisturbed run after which a run is killed at the latest: some must get to their end."""
+_MAX_KILL_TIME = 1.2
+"""Latest time of a kill, as a multiple of the duration of an uninterrupted run, so that some runs finish."""
 
 
 def _embed(config: Config) -> None:
@@ -30,8 +30,8 @@ def _embed(config: Config) -> None:
 
 
 def _run(config: Config, kill_after: float | None = None) -> bool:
-    """Runs the job in a process of its own; returns whether it was killed before it ended."""
-    # The server process has imported everything, so that a start takes milliseconds.
+    """Runs the job in a child process; returns whether it was killed before it ended."""
+    # The fork server has imported everything, so that a child starts within milliseconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["beam_jobs.embed", "ai_edge_litert.interpreter", __name__])
     process = context.Process(target=_embed, args=(config,))
@@ -45,42 +45,42 @@ def _run(config: Config, kill_after: float | None = None) -> bool:
 
 
 def _finished(workspace: Workspace) -> dict[Path, int]:
-    """When each finished shard of unfinished runs was finished."""
+    """Returns the times at which the finished shards of unfinished runs were finished."""
     return {path: path.stat().st_mtime_ns for path in Path(workspace.root).glob("embeddings/*/done-*.json")}
 
 
 def _kill_until_done(workspace: Workspace, config: Config, seconds: float, generator: random.Random) -> int:
-    """Kills the job at random moments until it ends by itself; returns how often.
+    """Kills the job at random times until a run finishes; returns the number of kills.
 
-    Each time the next run may take a little longer, so that one gets to its end also on a machine that became busier.
+    The time limit grows with every kill, so that a run also finishes on a machine that has become busier.
 
     Args:
-      seconds: that an undisturbed run takes.
+      seconds: duration of an uninterrupted run.
     """
     finished: dict[Path, int] = {}
     runs = len(workspace.ids("embeddings"))
     for kills in itertools.count():
-        killed = _run(config, generator.uniform(0, _LONGEST * seconds * 1.1**kills))
+        killed = _run(config, generator.uniform(0, _MAX_KILL_TIME * seconds * 1.1**kills))
         now = _finished(workspace)
         if len(workspace.ids("embeddings")) > runs:
             return kills
         assert killed
-        assert finished.items() <= now.items(), "a finished shard was done again"
+        assert finished.items() <= now.items(), "a finished shard was repeated"
         finished = now
     raise AssertionError
 
 
 def _compare(photos: Path, tmp_path: Path, kills: int, base: Path | None = None) -> Manifest:
-    """Runs undisturbed, then kills runs in fresh workspaces until there were so many kills; returns the manifest."""
+    """Compares killed runs in fresh workspaces, until there were `kills` kills, with an uninterrupted run."""
     origin = base or tmp_path / "origin"
     if base is None:
         write_bundle(Workspace(str(origin)))
     generator, total = random.Random(0), 0
-    undisturbed = Workspace(str(shutil.copytree(origin, tmp_path / "undisturbed")))
-    config = embed_config(undisturbed, photos, embed__shards=_SHARDS)
-    _run(config)  # the first one starts the server
-    shutil.rmtree(undisturbed.root)
-    shutil.copytree(origin, undisturbed.root)
+    uninterrupted = Workspace(str(shutil.copytree(origin, tmp_path / "uninterrupted")))
+    config = embed_config(uninterrupted, photos, embed__shards=_SHARDS)
+    _run(config)  # the first run also starts the fork server
+    shutil.rmtree(uninterrupted.root)
+    shutil.copytree(origin, uninterrupted.root)
     start = time.monotonic()
     _run(config)
     seconds = time.monotonic() - start
@@ -93,9 +93,9 @@ def _compare(photos: Path, tmp_path: Path, kills: int, base: Path | None = None)
         manifest = embed_images(config, "tiny")
         assert manifest.model_dump(exclude=times) == expected.model_dump(exclude=times)
         shards = shard_bytes(workspace, manifest)
-        assert shards == shard_bytes(undisturbed, expected)
-        left = {path.name for path in workspace.local("embeddings", manifest.id).iterdir()}
-        assert left - {"report.json"} <= {"MANIFEST.json", *shards, *manifest.rejects} | _leftovers(left)
+        assert shards == shard_bytes(uninterrupted, expected)
+        files = {path.name for path in workspace.local("embeddings", manifest.id).iterdir()}
+        assert files - {"report.json"} <= {"MANIFEST.json", *shards, *manifest.rejects} | _leftovers(files)
         shutil.rmtree(workspace.root)
         if total >= kills:
             return manifest
@@ -103,12 +103,12 @@ def _compare(photos: Path, tmp_path: Path, kills: int, base: Path | None = None)
 
 
 def _leftovers(names: set[str]) -> set[str]:
-    """What remains of a run that was killed between its commit and its tidying up: no harm, and no data."""
+    """Returns the harmless files that a run leaves if it is killed after its commit and before its cleanup."""
     return {name for name in names if name.startswith(("plan-", "done-", ".", "PLAN"))}
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.proof)])
-def test_killed_jobs_end_with_the_shards_of_an_undisturbed_one(tmp_path: Path, kills: int) -> None:
+def test_killed_jobs_end_with_the_shards_of_an_uninterrupted_one(tmp_path: Path, kills: int) -> None:
     photos = draw_photos(tmp_path / "photos", 96)
     (photos / "bad.png").write_bytes(b"not an image")
     manifest = _compare(photos, tmp_path, kills)
@@ -116,7 +116,7 @@ def test_killed_jobs_end_with_the_shards_of_an_undisturbed_one(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.proof)])
-def test_a_killed_incremental_job_ends_the_same(tmp_path: Path, kills: int) -> None:
+def test_killed_incremental_jobs_end_with_the_same_shards(tmp_path: Path, kills: int) -> None:
     photos, origin = draw_photos(tmp_path / "photos", 40), Workspace(str(tmp_path / "base"))
     write_bundle(origin)
     embed_images(embed_config(origin, photos), "tiny")

@@ -1,4 +1,4 @@
-"""Damaged images: whatever the bytes, an image is embedded or rejected with a reason, and the books balance."""
+"""Fuzzing of image decoding: every damaged image is embedded or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ REASONS = {"empty", "not_an_image", "truncated", "unreadable", "too_many_pixels"
 
 
 def _originals() -> list[bytes]:
-    """One image of every format and of every unusual mode."""
+    """Returns an image of every format and of every unusual mode."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 4), np.uint8)
     rgba = Image.fromarray(pixels, "RGBA")
     rgb, grey = rgba.convert("RGB"), rgba.convert("L")
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turned to the right
+    exif[0x0112] = 6  # orientation: rotated by 90 degrees
     images: list[tuple[Image.Image, str, dict[str, object]]] = [
         (rgb, "JPEG", {"quality": 90}),
         (rgb, "JPEG", {"exif": exif, "progressive": True}),
@@ -48,7 +48,7 @@ def _originals() -> list[bytes]:
 
 
 def _mutate(data: bytes, generator: np.random.Generator) -> bytes:
-    """Cuts, flips bits, overwrites, repeats or mislabels a part of the bytes."""
+    """Truncates the data, or overwrites, removes, repeats or flips bits in a part of it."""
     start = int(generator.integers(0, len(data)))
     stop = min(len(data), start + int(generator.integers(1, 64)))
     noise = generator.integers(0, 256, stop - start, np.uint8).tobytes()
@@ -63,9 +63,9 @@ def _mutate(data: bytes, generator: np.random.Generator) -> bytes:
         return data[:stop] + data[start:]
     flipped = bytearray(data)
     for _ in range(int(generator.integers(1, 9))):
-        # Headers are short, and hold the sizes: aim at them as often as at the pixels.
-        place = int(generator.integers(0, len(data) if kind == 4 else min(64, len(data))))
-        flipped[place] ^= 1 << int(generator.integers(0, 8))
+        # Headers are short but contain the sizes, so they are hit as often as the pixels.
+        offset = int(generator.integers(0, len(data) if kind == 4 else min(64, len(data))))
+        flipped[offset] ^= 1 << int(generator.integers(0, 8))
     return bytes(flipped)
 
 
@@ -90,6 +90,6 @@ def test_every_mutated_image_is_accounted_for(tmp_path: Path) -> None:
     assert {reject["reason"] for reject in rejects} <= REASONS
     assert all(reject["detail"] for reject in rejects)
     assert {f"whole-{index}.jpg" for index in range(len(originals))} <= embedded.keys()
-    assert manifest.rejected > MUTATIONS / 10, "the mutations damage nothing"
+    assert manifest.rejected > MUTATIONS / 10, "the mutations damage too few images"
     for record in embedded.values():
         assert np.linalg.norm(record.embedding) == pytest.approx(1, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Archives are listed without being unpacked; what is before a damage is kept, and the damage is counted."""
+"""Listing of archives: members are byte ranges, and damage is reported without losing the members before it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tfrecord_bytes(payloads: Iterable[bytes]) -> bytes:
 
 
 def _list(folder: Path, data: bytes, name: str = "a.tar") -> dict[str, Item]:
-    """Lists an archive; keys are the ids within it, empty for the archive itself."""
+    """Lists an archive; keys are ids relative to the archive, empty for the archive itself."""
     (folder / name).write_bytes(data)
     found: dict[str, Item] = {}
     for item in list_images(str(folder / name)):
@@ -77,7 +77,7 @@ def _rejects(items: dict[str, Item]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_the_images_of_a_tar_are_ranges_of_it(tmp_path: Path, format: int) -> None:
+def test_images_in_a_tar_are_byte_ranges(tmp_path: Path, format: int) -> None:
     images = {"a.jpg": b"A" * 700, "sub/b.png": b"B" * 512, f"{'d' * 80}/{'n' * 90}.jpg": b"C", "empty.jpg": b""}
     items = _list(tmp_path, tar_bytes(images.items(), format))
     assert {id: _bytes(item) for id, item in items.items()} == images
@@ -88,13 +88,13 @@ def test_the_images_of_a_tar_are_ranges_of_it(tmp_path: Path, format: int) -> No
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_names_may_be_long_and_in_any_language(tmp_path: Path, format: int) -> None:
+def test_names_can_be_long_and_contain_any_unicode(tmp_path: Path, format: int) -> None:
     names = [f"{'ü' * 120}/{'本' * 60}.jpg", "./here.jpg"]
     items = _list(tmp_path, tar_bytes([(name, b"x") for name in names], format))
     assert list(items) == [names[0], "here.jpg"]
 
 
-def test_members_of_one_stem_describe_the_image(tmp_path: Path) -> None:
+def test_members_with_the_same_stem_become_metadata(tmp_path: Path) -> None:
     members = [
         ("1.jpg", b"1"),
         ("1.json", b'{"author": "Ada", "id": 17, "tags": ["x"]}'),
@@ -121,19 +121,19 @@ def test_bad_metadata_rejects_its_image(tmp_path: Path, data: bytes) -> None:
     assert "1.json" in items["1.jpg"].detail
 
 
-def test_metadata_has_a_limit(tmp_path: Path) -> None:
+def test_oversized_metadata_is_rejected(tmp_path: Path) -> None:
     fits, too_long = (f'{{"a": "{"x" * size}"}}'.encode() for size in (60_000, 65_536))
     items = _list(tmp_path, tar_bytes([("1.jpg", b"1"), ("1.json", too_long), ("2.jpg", b"2"), ("2.json", fits)]))
     assert _rejects(items) == {"1.jpg": "bad_metadata"}
     assert len(items["2.jpg"].metadata["a"]) == 60_000
 
 
-def test_metadata_without_an_image_is_counted(tmp_path: Path) -> None:
+def test_metadata_without_an_image_is_rejected(tmp_path: Path) -> None:
     items = _list(tmp_path, tar_bytes([("1.jpg", b"1"), ("lost.json", b"{}"), ("README.txt", b"read me")]))
     assert _rejects(items) == {"lost.json": "orphan_metadata", "README.txt": "orphan_metadata"}
 
 
-def test_members_that_are_no_plain_files_are_rejected(tmp_path: Path) -> None:
+def test_members_that_are_not_regular_files_are_rejected(tmp_path: Path) -> None:
     kinds = {"link.jpg": tarfile.SYMTYPE, "hard.jpg": tarfile.LNKTYPE, "pipe": tarfile.FIFOTYPE, "dev": tarfile.CHRTYPE}
     members: list[Any] = [_special(name, kind) for name, kind in kinds.items()]
     items = _list(tmp_path, tar_bytes([_special("folder", tarfile.DIRTYPE), *members, ("x.jpg", b"x")]))
@@ -141,7 +141,7 @@ def test_members_that_are_no_plain_files_are_rejected(tmp_path: Path) -> None:
     assert _bytes(items["x.jpg"]) == b"x"
 
 
-def test_names_that_lead_out_of_the_archive_are_rejected(tmp_path: Path) -> None:
+def test_paths_that_leave_the_archive_are_rejected(tmp_path: Path) -> None:
     names = ["../up.jpg", "/etc/passwd", "a/../../up.jpg"]
     items = _list(tmp_path, tar_bytes([(name, b"x") for name in names] + [("a..b/fine...jpg", b"x")]))
     assert _rejects(items) == dict.fromkeys(names, "unsafe_path")
@@ -152,20 +152,20 @@ def test_names_that_are_not_utf8_are_rejected(tmp_path: Path) -> None:
     assert _rejects(_list(tmp_path, data)) == {"caf\\xe9.jpg": "not_utf8"}
 
 
-def test_archives_in_an_archive_are_rejected(tmp_path: Path) -> None:
+def test_nested_archives_are_rejected(tmp_path: Path) -> None:
     names = ["deep.tar", "deep.tar.gz", "deep.tfrecord"]
     items = _list(tmp_path, tar_bytes([(name, tar_bytes([("x.jpg", b"x")])) for name in names]))
     assert _rejects(items) == dict.fromkeys(names, "nested_archive")
 
 
-def test_a_member_that_is_there_twice_is_listed_twice(tmp_path: Path) -> None:
+def test_duplicate_members_are_both_listed(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes([("x.jpg", b"1"), ("x.jpg", b"2")]))
     items = list(list_images(str(tmp_path / "a.tar")))
     assert [item.id for item in items] == ["a.tar/x.jpg"] * 2
     assert [_bytes(item) for item in items] == [b"1", b"2"]
 
 
-def test_tars_that_were_joined_are_listed_to_the_end(tmp_path: Path) -> None:
+def test_concatenated_tars_are_listed_to_the_end(tmp_path: Path) -> None:
     items = _list(tmp_path, tar_bytes([("1.jpg", b"1")]) + tar_bytes([("2.jpg", b"2")]))
     assert {id: _bytes(item) for id, item in items.items()} == {"1.jpg": b"1", "2.jpg": b"2"}
 
@@ -184,7 +184,7 @@ def _with_checksum(header: bytes, signed: bool = False) -> bytes:
     return blanked[:148] + b"%06o\0 " % total + blanked[156:]
 
 
-def test_unusual_headers_are_understood(tmp_path: Path) -> None:
+def test_old_and_unusual_headers_are_parsed(tmp_path: Path) -> None:
     plain = tarfile.TarInfo("x.jpg")
     plain.size = 3
     usual, data = plain.tobuf(tarfile.GNU_FORMAT), b"abc".ljust(512, b"\0")
@@ -202,14 +202,14 @@ def test_unusual_headers_are_understood(tmp_path: Path) -> None:
     assert _rejects(items) == {"sparse": "not_a_file"}
 
 
-def test_a_header_cannot_claim_more_memory_than_there_is(tmp_path: Path) -> None:
+def test_a_header_cannot_make_the_reader_allocate_unbounded_memory(tmp_path: Path) -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = b"x", 2**40
     data = tar_bytes([("1.jpg", b"1")])[:1024] + info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
     assert _rejects(_list(tmp_path, data)) == {"": "damaged_archive"}
 
 
-def test_a_cut_tar_keeps_what_is_before_the_cut(tmp_path: Path) -> None:
+def test_members_before_a_truncation_are_kept(tmp_path: Path) -> None:
     data = tar_bytes([(f"{index}.jpg", bytes([index]) * 600) for index in range(3)])
     end = 3 * (512 + 1024)
     for cut in (0, 1, 511, 512, 600, 1535, 1536, 2000, 3072, end - 1, end):
@@ -220,7 +220,7 @@ def test_a_cut_tar_keeps_what_is_before_the_cut(tmp_path: Path) -> None:
     assert not _rejects(_list(tmp_path, data[: end + 1000]))
 
 
-def test_the_images_of_a_tfrecord_are_ranges_of_it(tmp_path: Path) -> None:
+def test_images_in_a_tfrecord_are_byte_ranges(tmp_path: Path) -> None:
     payloads = [
         tf_example(image__encoded=b"one", image__filename=b"a/1.jpg", image__format=b"jpeg", image__height=7),
         tf_example(jpeg=b"two" * 1000, key=b"k2", mask=b"\xff\xfe", long=b"x" * 5000, labels=[b"cat", b"dog"]),
@@ -253,7 +253,7 @@ def test_records_without_an_image_are_rejected(tmp_path: Path) -> None:
     assert "other" in items["#0"].detail
 
 
-def test_archives_are_opened_wherever_they_lie(tmp_path: Path) -> None:
+def test_archives_are_opened_in_folders_and_lists(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/one.TAR").write_bytes(tar_bytes([("x.jpg", b"x")]))
     (tmp_path / "train.tfrecord-00000-of-00010").write_bytes(tfrecord_bytes([tf_example(image=b"y", id=b"y")]))
@@ -286,7 +286,7 @@ def test_an_archive_that_cannot_be_opened_is_rejected(tmp_path: Path) -> None:
 
 
 def _mutations(data: bytes, count: int) -> Iterator[tuple[int, bytes]]:
-    """Yields the first byte that may differ, and damaged data."""
+    """Yields damaged copies of the data, each with the offset of the first byte that may differ."""
     for seed in range(count):
         rng = random.Random(seed)
         position = rng.randrange(len(data))
@@ -303,7 +303,7 @@ def _mutations(data: bytes, count: int) -> Iterator[tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tfrecord"])
-def test_damage_never_loses_what_is_before_it(tmp_path: Path, name: str) -> None:
+def test_members_before_any_damage_are_kept(tmp_path: Path, name: str) -> None:
     if name == "a.tar":
         images = [(f"{index}{'-' * 60 * (index % 3)}", bytes([index]) * 700) for index in range(8)]
         data = tar_bytes([pair for stem, image in images for pair in ((f"{stem}.jpg", image), (f"{stem}.json", b"{}"))])
@@ -322,7 +322,7 @@ def test_damage_never_loses_what_is_before_it(tmp_path: Path, name: str) -> None
         try:
             found = list(list_images(str(tmp_path / name)))
         except SearchforgeError as error:
-            pytest.fail(f"a damaged archive is no reason to stop: {error}")
+            pytest.fail(f"a damaged archive must not end the listing: {error}")
         by_id = {item.id: item for item in found}
         for (id, item), end in zip(whole.items(), ends, strict=True):
             if position >= end:

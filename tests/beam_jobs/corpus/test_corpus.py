@@ -1,4 +1,4 @@
-"""A corpus is listed whole: every file, line and row becomes an item, or a reject that says why not."""
+"""Listing of corpora: every file, line and row becomes an item or a reject with a reason."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _write(folder: Path, *names: str) -> None:
         (folder / name).write_text(name)
 
 
-def test_a_folder_gives_every_file_below_it(tmp_path: Path) -> None:
+def test_a_folder_lists_every_file_below_it(tmp_path: Path) -> None:
     names = {"a.jpg", "b/c.jpg", "b/d/e.jpg", ".hidden", "b/Käfer.png", "no extension"}
     _write(tmp_path, *names)
     items = _images(tmp_path)
@@ -65,7 +65,7 @@ def test_a_version_changes_with_the_file(tmp_path: Path) -> None:
     assert before["b"] == after["b"]
 
 
-def test_links_are_listed_and_never_followed_round(tmp_path: Path) -> None:
+def test_links_to_folders_are_listed_but_not_followed(tmp_path: Path) -> None:
     _write(tmp_path, "a.jpg", "sub/b.jpg")
     (tmp_path / "sub/up").symlink_to(tmp_path)
     (tmp_path / "file").symlink_to(tmp_path / "a.jpg")
@@ -93,17 +93,17 @@ def test_links_are_listed_and_never_followed_round(tmp_path: Path) -> None:
         ("[x]/y/*", {"x/y/a.jpg"}),
     ],
 )
-def test_a_glob_gives_the_files_below_its_fixed_part(tmp_path: Path, pattern: str, expected: set[str]) -> None:
+def test_a_glob_lists_files_relative_to_its_fixed_part(tmp_path: Path, pattern: str, expected: set[str]) -> None:
     _write(tmp_path, "a.jpg", "b.jpg", "c.png", "x/a.jpg", "x/d.jpg", "x/y/a.jpg", "odd[1].jpg")
     assert _images(f"{tmp_path}/{pattern}").keys() == expected
 
 
-def test_a_name_that_exists_is_no_glob(tmp_path: Path) -> None:
+def test_a_path_that_exists_is_not_a_glob(tmp_path: Path) -> None:
     _write(tmp_path, "set [1]/a.jpg", "set 1/b.jpg")
     assert _images(tmp_path / "set [1]").keys() == {"a.jpg"}
 
 
-def test_a_list_may_name_files_by_lines(tmp_path: Path) -> None:
+def test_a_plain_list_names_files(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     _write(photos, "a.jpg", "sub/b.jpg")
     lines = ["a.jpg", "", "  ../photos/sub/b.jpg  ", "gone.jpg", f"{photos}/a.jpg", "http://localhost/x.jpg"]
@@ -123,7 +123,7 @@ def test_a_list_may_name_files_by_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["uri", "path", "file", "image", "file_name", "URL"])
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_a_table_may_name_files_with_metadata(tmp_path: Path, name: str, suffix: str) -> None:
+def test_a_table_names_files_with_metadata(tmp_path: Path, name: str, suffix: str) -> None:
     _write(tmp_path, "a.jpg", "b.jpg")
     delimiter = "," if suffix == "csv" else "\t"
     rows = [[name, "id", "author"], ["a.jpg", "17", "Ada"], ["b.jpg", "", '"Bo"']]
@@ -133,7 +133,7 @@ def test_a_table_may_name_files_with_metadata(tmp_path: Path, name: str, suffix:
     assert items["17"].file == str(tmp_path / "a.jpg")
 
 
-def test_json_lines_may_name_files_with_metadata(tmp_path: Path) -> None:
+def test_json_lines_name_files_with_metadata(tmp_path: Path) -> None:
     _write(tmp_path, "a.jpg", "b.jpg")
     rows = [{"path": "a.jpg", "id": 17, "ID": 18, "size": {"w": 3}}, {"file_name": "b.jpg", "id": None, "tags": ["ü"]}]
     (tmp_path / "list.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -144,7 +144,7 @@ def test_json_lines_may_name_files_with_metadata(tmp_path: Path) -> None:
     }
 
 
-def test_bad_lines_are_rejected_with_their_line(tmp_path: Path) -> None:
+def test_malformed_lines_are_rejected_with_their_number(tmp_path: Path) -> None:
     _write(tmp_path, "a.jpg")
     lines = [
         b'{"path": "a.jpg"}',
@@ -172,14 +172,14 @@ def test_bad_lines_are_rejected_with_their_line(tmp_path: Path) -> None:
     assert _rejects(_images(tmp_path / "list.txt")) == {f"list.txt:{line}": "bad_line" for line in (2, 3)}
 
 
-def test_too_much_metadata_is_rejected(tmp_path: Path) -> None:
+def test_oversized_row_metadata_is_rejected(tmp_path: Path) -> None:
     _write(tmp_path, "a.jpg", "b.jpg")
     rows = [{"path": "a.jpg", "x": "y" * 70_000}, {"path": "b.jpg", "x": "y" * 60_000}]
     (tmp_path / "list.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     assert _rejects(_images(tmp_path / "list.jsonl")) == {"list.jsonl:1": "bad_metadata"}
 
 
-def test_a_table_without_places_is_refused_with_its_columns(tmp_path: Path) -> None:
+def test_a_table_without_a_path_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("name,author\na.jpg,Ada\n")
     with pytest.raises(UsageError, match=r"list.csv has the columns 'name', 'author'; expected one of uri, path"):
         _images(tmp_path / "list.csv")
@@ -189,13 +189,13 @@ def test_a_table_without_places_is_refused_with_its_columns(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("list_items", [list_images, list_texts])
-def test_what_is_no_text_is_no_list(tmp_path: Path, list_items: Callable[[str], object]) -> None:
+def test_a_binary_file_is_not_a_list(tmp_path: Path, list_items: Callable[[str], object]) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0")
     with pytest.raises(UsageError, match=r"photo.jpg .*first line is not UTF-8"):
         list(list_items(str(tmp_path / "photo.jpg")))  # type: ignore[call-overload]
 
 
-def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_corpus_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, message in {
         "none": "does not exist",
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_listed_fails(tmp_path: Path) -> None:
         _images(tmp_path)
 
 
-def test_the_lines_of_a_file_are_texts(tmp_path: Path) -> None:
+def test_each_line_of_a_file_is_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("first\n\n  Käfer \nlast")
     items = _texts(tmp_path / "a.txt")
     assert {id: item.text for id, item in items.items()} == {"1": "first", "3": "Käfer", "4": "last"}
@@ -240,7 +240,7 @@ def test_the_lines_of_a_file_are_texts(tmp_path: Path) -> None:
     )
 
 
-def test_the_rows_of_several_files_are_texts(tmp_path: Path) -> None:
+def test_each_row_of_several_files_is_a_text(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.csv").write_text('caption,id,year\n"two\nlines",17,2001\nplain,,2002\n"  ",,2003\n')
     (tmp_path / "b.tsv").write_text("sentence\tyear\nthree\t2004\n")
@@ -260,7 +260,7 @@ def test_the_rows_of_several_files_are_texts(tmp_path: Path) -> None:
     assert _texts(f"{tmp_path}/*.tsv").keys() == {"b.tsv:2"}
 
 
-def test_the_text_that_is_shown_is_cut_between_characters(tmp_path: Path) -> None:
+def test_the_text_in_metadata_is_truncated_between_characters(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x" + "ü" * 4000)
     (item,) = _texts(tmp_path / "a.txt").values()
     assert item.metadata["text"] == "x" + "ü" * 2047
@@ -277,7 +277,7 @@ def test_bad_texts_are_rejected(tmp_path: Path) -> None:
         _texts(tmp_path / "a.csv")
 
 
-def test_a_file_among_texts_that_is_no_text_is_rejected(tmp_path: Path) -> None:
+def test_a_binary_file_in_a_text_corpus_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n")
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     (tmp_path / "c.bin").write_bytes(b"x" * MAX_LINE + b"\0")
@@ -287,7 +287,7 @@ def test_a_file_among_texts_that_is_no_text_is_rejected(tmp_path: Path) -> None:
 
 
 class _Mounted(LocalFileSystem):
-    """A file system that only Beam knows: `mounted://` and a local path."""
+    """A file system that is accessible only through Beam: `mounted://` and a local path."""
 
     @classmethod
     def scheme(cls) -> str:
@@ -310,7 +310,7 @@ class _Mounted(LocalFileSystem):
         return super().open(path.removeprefix("mounted:/"), mime_type, compression_type)
 
 
-def test_any_file_system_of_beam_may_hold_a_corpus(tmp_path: Path) -> None:
+def test_a_corpus_can_be_in_any_file_system_of_beam(tmp_path: Path) -> None:
     _write(tmp_path, "a.jpg", "sub/b.jpg", "sub/c.png")
     (tmp_path / "list.txt").write_text("sub/b.jpg\ngone.jpg\n")
     root = f"mounted:/{tmp_path}"
@@ -327,7 +327,7 @@ def test_any_file_system_of_beam_may_hold_a_corpus(tmp_path: Path) -> None:
         _images(f"{root}/none")
 
 
-def test_a_bucket_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_bucket_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{unused.getsockname()[1]}")

@@ -1,4 +1,4 @@
-"""Items are read from regular files only, no more of them than is allowed, and as they are."""
+"""Reading of items: only regular files, within the size limit, and without decompression."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_range_is_read(tmp_path: Path) -> None:
     assert read_bytes(str(tmp_path / "a"), 4, 3, 0) == b""
 
 
-def test_what_is_larger_than_allowed_is_refused(tmp_path: Path) -> None:
+def test_oversized_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"0123456789")
     assert _reason(tmp_path / "a", 9) == "too_large"
     assert _reason(tmp_path / "a", 3, 0, 4) == "too_large"
@@ -58,14 +58,14 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
             pass
 
 
-def test_what_is_not_there_is_missing(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     for name in ("none", "a/b", "broken"):
         assert _reason(tmp_path / name) == "missing"
 
 
-def test_what_the_system_refuses_is_unreadable(tmp_path: Path) -> None:
+def test_an_invalid_path_is_unreadable(tmp_path: Path) -> None:
     assert _reason(tmp_path / ("x" * 300)) == "unreadable"
     assert _reason(f"{tmp_path}/\0") == "unreadable"
     assert _reason("http://localhost/photo.jpg") == "unreadable"
