@@ -1,4 +1,4 @@
-"""Files that tests make once and keep on disk, named by a hash of everything that they depend on."""
+"""A disk cache for files that tests create, keyed by a hash of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 from searchforge.hashing import content_id
 
 ROOT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "searchforge" / "tests"
-"""Where they are kept between runs. It may be deleted whenever no test is running."""
+"""Folder of the cache. It can be deleted whenever no test is running."""
 
 
 def cached(name: str, key: Any, make: Callable[[Path], None], root: Path = ROOT) -> Path:
-    """Returns the folder that `make` filled for this key: once, whichever process comes first. It is only to be read.
+    """Returns the cached folder for a key, which callers must not modify; `make` fills it once across all processes.
 
     Args:
-      name: what the folder's name begins with.
-      key: everything that its content depends on, as JSON, such as the source of the module that makes it
-        (`source`), arguments, and versions of packages (`versions`).
-      make: fills the empty folder that it is given. If it raises, nothing is kept.
+      name: prefix of the folder's name.
+      key: JSON value of everything that the content depends on, such as the source of the module that creates it
+        (`source`), arguments, and package versions (`versions`).
+      make: function that fills the empty folder it is given. If it raises, nothing is cached.
     """
     folder = root / f"{name}-{content_id(key)}"
     if folder.exists():
@@ -32,7 +32,7 @@ def cached(name: str, key: Any, make: Callable[[Path], None], root: Path = ROOT)
     with lock(folder.name, root):
         if not folder.exists():
             partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # its maker was killed
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
             partial.mkdir()
             make(partial)
             partial.rename(folder)
@@ -41,7 +41,7 @@ def cached(name: str, key: Any, make: Callable[[Path], None], root: Path = ROOT)
 
 @contextlib.contextmanager
 def lock(name: str, root: Path = ROOT) -> Iterator[None]:
-    """Holds the lock of that name, for which other processes and threads wait."""
+    """Holds the named lock, which excludes other processes and threads."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / f".{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -49,10 +49,10 @@ def lock(name: str, root: Path = ROOT) -> Iterator[None]:
 
 
 def source(module_file: str) -> str:
-    """The source of the module whose `__file__` is given."""
+    """Returns the source code of a module, given its `__file__`."""
     return Path(module_file).read_text()
 
 
 def versions(*packages: str) -> list[str]:
-    """The installed versions of packages."""
+    """Returns the installed versions of packages."""
     return [version(package) for package in packages]

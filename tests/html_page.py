@@ -1,4 +1,4 @@
-"""Hostile texts, and a strict parser that verifies what HTML reports promise, for the tests of all reports."""
+"""Hostile texts and a strict HTML parser for tests of reports."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ HOSTILE = [
 ]
 LONG = "very long " * 1000
 
-_VOID = {"meta", "img", "br"}
-_NEVER = {"script", "iframe", "object", "embed", "base", "form", "link", "foreignobject"}
-_LOADING = {"src", "href", "xlink:href", "srcset", "action", "data", "poster", "background"}
+_VOID_TAGS = {"meta", "img", "br"}
+_FORBIDDEN_TAGS = {"script", "iframe", "object", "embed", "base", "form", "link", "foreignobject"}
+_URL_ATTRIBUTES = {"src", "href", "xlink:href", "srcset", "action", "data", "poster", "background"}
 
 
 class Page(HTMLParser):
-    """A parsed page. Raises AssertionError if an element is not closed in its place.
+    """A parsed page. Raises AssertionError if elements are not nested properly.
 
     Attributes:
-      tags: name and attributes of every element, in order.
+      tags: name and attributes of every element, in document order.
       text: text of the title and the body, without the line breaks and indentation of templates.
       style: text of all `<style>` elements.
     """
@@ -44,8 +44,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice"
-        if tag not in _VOID:
+        assert len(dict(attrs)) == len(attrs), f"{tag} has a duplicate attribute"
+        if tag not in _VOID_TAGS:
             self._open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -62,19 +62,19 @@ class Page(HTMLParser):
 
     @property
     def shape(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Every element with the names of its attributes: untrusted text must not change it."""
+        """Elements with the names of their attributes, which untrusted text must not change."""
         return [(tag, tuple(attributes)) for tag, attributes in self.tags]
 
     def assert_harmless(self) -> None:
-        """Asserts that the page neither runs scripts nor loads anything, by its policy and by its elements."""
+        """Asserts that the page's policy and elements allow neither scripts nor external resources."""
         policies = [a["content"] for _, a in self.tags if a.get("http-equiv") == "Content-Security-Policy"]
         assert len(policies) == 1
         assert "default-src 'none'" in str(policies[0]) and "script-src" not in str(policies[0])
         for tag, attributes in self.tags:
-            assert tag not in _NEVER
+            assert tag not in _FORBIDDEN_TAGS
             assert not [name for name in attributes if name.startswith("on")], tag
-            for name in attributes.keys() & _LOADING:
+            for name in attributes.keys() & _URL_ATTRIBUTES:
                 assert str(attributes[name]).startswith(("#", "data:image/jpeg;base64,")), (tag, name)
         loaded = self.style.split("url(")[1:]
-        assert all(place.startswith("data:image/jpeg;base64,") for place in loaded)
+        assert all(url.startswith("data:image/jpeg;base64,") for url in loaded)
         assert "@import" not in self.style

@@ -1,4 +1,4 @@
-"""Draws the layout of the packages into docs/architecture.md, from the contracts that import-linter enforces.
+"""Writes the layout of the packages to docs/architecture.md, based on the contracts that import-linter enforces.
 
 python -m tests.layout
 """
@@ -18,11 +18,11 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- layout: written by `python -m tests.layout` -->\n", "<!-- end of layout -->\n"
 WIDTH = 120
 COLUMN = 22
-"""Width of the column of names."""
+"""Width of the name column, in characters."""
 
 
 def draw() -> str:
-    """Returns a text picture: packages and rooms from the top floor down, each with the summary of its docstring."""
+    """Returns the packages and their subpackages, top layer first, each with the summary line of its docstring."""
     contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     packages, *rooms = contracts
     floors = {contract["containers"][0]: contract["layers"] for contract in rooms}

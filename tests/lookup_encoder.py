@@ -1,8 +1,8 @@
-"""A TFLite text encoder that embeds "q17" as row 17 of a matrix: arbitrary query vectors for the Task Library.
+"""A TFLite text encoder that embeds "q17" as row 17 of a matrix, for arbitrary query vectors in the Task Library.
 
-The model is one GATHER behind a regex tokenizer, so encoding takes next to no time and changes no bit. This module is
-also the process (tflite-support needs one of its own) that writes it, writes an index of any codes with the format's
-own builder, and searches; files pass by path.
+The model is a single GATHER behind a regex tokenizer, so encoding is fast and exact. The module also runs as the child
+process that tflite-support requires, which writes the model, writes an index with tflite-support's own builder, and
+searches. Files are passed by path.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 from searchforge.processes import isolated
 
 MODULE = "tests.lookup_encoder"
-"""What a Session runs; a request is the arguments of `write`, `write_index` or `search`, and `do`, the name."""
+"""Module for an isolated Session; a request has the name of a function (`do`) and the function's arguments."""
 
 
 def write(vectors: str, encoder: str) -> dict[str, Any]:
-    """Writes the TFLite file of a .npy matrix [m, dim] float32, with its metadata."""
+    """Writes a TFLite encoder with metadata for a .npy matrix, [m, dim] float32."""
     matrix = np.load(vectors, allow_pickle=False)
     vocabulary = Path(encoder).with_suffix(".txt")
     words = [f"q{row}" for row in range(len(matrix))]
     vocabulary.write_text("".join(f"{word} {i}\n" for i, word in enumerate([*words, "<PAD>", "<UNKNOWN>"])))
     model = _with_metadata(_gather_model(np.pad(matrix, ((0, 2), (0, 0)))), vocabulary)
-    vocabulary.unlink()  # a copy is in the file
+    vocabulary.unlink()  # the model file contains a copy
     Path(encoder).write_bytes(model)
     return {}
 
@@ -42,13 +42,13 @@ def write_index(
     user_info: str = "",
     compression: bool = False,
 ) -> dict[str, Any]:
-    """Writes an index with the format's own builder.
+    """Writes an index with tflite-support's own builder.
 
     Args:
-      arrays: .npz file of centroids [partitions, dim], entries [256, dim] (all blocks' codebooks, side by side),
-        widths [blocks], codes [n, blocks] and assignments [n] uint32, ascending.
-      metadata: .npz file of the items' metadata, `data` [bytes] uint8 and `offsets` [n + 1]; without it they are the
-        items' numbers, in decimal.
+      arrays: .npz file with centroids [partitions, dim], entries [256, dim] (all codebooks, concatenated),
+        widths [blocks], codes [n, blocks], and assignments [n] uint32 in ascending order.
+      metadata: .npz file with the items' metadata, `data` [bytes] uint8 and `offsets` [n + 1]; by default, an item's
+        metadata is its index in decimal.
     """
     from tensorflow_lite_support.scann_ondevice.cc.core import serialized_searcher_pb2 as schema
     from tensorflow_lite_support.scann_ondevice.cc.python import index_builder
@@ -59,18 +59,18 @@ def write_index(
     hashing = config.indexer.asymmetric_hashing
     hashing.query_distance = schema.DOT_PRODUCT
     hashing.lookup_type = getattr(schema.AsymmetricHashingProto, lut_type.upper())
-    with np.load(arrays, allow_pickle=False) as parts:
-        for centroid in parts["centroids"]:
+    with np.load(arrays, allow_pickle=False) as loaded:
+        for centroid in loaded["centroids"]:
             config.partitioner.leaf.add().dimension.extend(centroid.tolist())
-        for codebook in np.split(parts["entries"], np.cumsum(parts["widths"])[:-1], axis=1):
+        for codebook in np.split(loaded["entries"], np.cumsum(loaded["widths"])[:-1], axis=1):
             subspace = hashing.subspace.add()
             for entry in codebook:
                 subspace.entry.add().dimension.extend(entry.tolist())
-        codes, assignments = parts["codes"], parts["assignments"]
+        codes, assignments = loaded["codes"], loaded["assignments"]
     values = [b"%d" % item for item in range(len(codes))]
     if metadata:
-        with np.load(metadata, allow_pickle=False) as parts:
-            data, bounds = parts["data"].tobytes(), parts["offsets"].tolist()
+        with np.load(metadata, allow_pickle=False) as loaded:
+            data, bounds = loaded["data"].tobytes(), loaded["offsets"].tolist()
         values = [data[start:end] for start, end in itertools.pairwise(bounds)]
     table = index_builder.create_serialized_index_file(
         codes.shape[1],
@@ -87,13 +87,13 @@ def write_index(
 
 
 def search(searcher: str, queries: int, k: int, output: str, index: str | None = None) -> dict[str, Any]:
-    """Searches with the first `queries` rows, on one thread.
+    """Searches with the first `queries` rows on one thread.
 
     Args:
-      searcher: TFLite file with an index inside, or the encoder's where `index` is given. The metadata of the items are
-        their numbers, in decimal.
-      output: .npz file that is written: items [queries, k] int64 and distances [queries, k] float32, -1 and infinity
-        where there are fewer hits, and milliseconds [queries] float64.
+      searcher: TFLite file that contains an index, or only an encoder if `index` is given. The metadata of an item must
+        be its index in decimal.
+      output: .npz file to write, with items [queries, k] int64 and distances [queries, k] float32, padded with -1 and
+        infinity, and milliseconds [queries] float64.
     """
     from tflite_support.task import core, processor, text
 
@@ -116,7 +116,7 @@ def search(searcher: str, queries: int, k: int, output: str, index: str | None =
 
 
 def _gather_model(matrix: np.ndarray) -> bytes:
-    """Returns a model of one operation: word number [1] int32 -> row [1, dim] float32."""
+    """Returns a model with a single operation: token [1] int32 -> row [1, dim] float32."""
     import flatbuffers
     from tensorflow_lite_support.metadata import schema_py_generated as schema
 

@@ -1,4 +1,4 @@
-"""Which files a test's process opens, as Python's audit events tell."""
+"""Records the files that a test's process opens, from Python's audit events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _recorders: list[tuple[str, list[Path]]] = []
 
 @contextlib.contextmanager
 def opened_files(folder: Path) -> Iterator[list[Path]]:
-    """Inside, every file below `folder` that any thread opens is added to the list, in order."""
+    """Yields a list that collects, in order, every file below `folder` that any thread opens."""
     recorder: tuple[str, list[Path]] = (f"{folder}{os.sep}", [])
     _recorders.append(recorder)
     try:
@@ -30,4 +30,4 @@ def _record(event: str, arguments: tuple[Any, ...]) -> None:
                 found.append(Path(arguments[0]))
 
 
-sys.addaudithook(_record)  # for the life of the process: it cannot be removed
+sys.addaudithook(_record)  # cannot be removed during the life of the process

@@ -1,4 +1,4 @@
-"""Images that lie in archives go the same way as files: what was embedded from one can be read again for the check."""
+"""Images in archives are embedded, re-read by the check and embedded incrementally, just as plain files are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.tiny_bundle import write_bundle
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """A tar and a TFRecord file with five images each, and one image beside them."""
+    """Returns a folder with a tar and a TFRecord file of five images each, and one more image."""
     import tensorflow as tf
 
     folder = tmp_path / "shards"
@@ -41,7 +41,7 @@ def shards(tmp_path: Path) -> Path:
     return folder
 
 
-def test_members_are_embedded_and_can_be_read_again(shards: Path, tmp_path: Path) -> None:
+def test_members_are_embedded_and_can_be_reread(shards: Path, tmp_path: Path) -> None:
     workspace = Workspace(str(tmp_path / "workspace"))
     write_bundle(workspace)
     config = embed_config(workspace, shards)
@@ -59,7 +59,7 @@ def test_members_are_embedded_and_can_be_read_again(shards: Path, tmp_path: Path
     assert read == {id: png(int(Path(id).stem)) for id in found}
 
 
-def test_a_grown_archive_embeds_its_new_member_only(shards: Path, tmp_path: Path) -> None:
+def test_only_the_new_member_of_an_extended_archive_is_embedded(shards: Path, tmp_path: Path) -> None:
     workspace = Workspace(str(tmp_path / "workspace"))
     write_bundle(workspace)
     config = embed_config(workspace, shards)
@@ -70,7 +70,7 @@ def test_a_grown_archive_embeds_its_new_member_only(shards: Path, tmp_path: Path
         tar.addfile(info, io.BytesIO(png(99)))
     manifest = embed_images(config, "tiny")
     assert (manifest.inputs, manifest.embedded, manifest.reused) == (12, 1, 11)
-    whole = compact(config, manifest.id)
-    assert {id: record.to_bytes() for id, record in records(workspace, whole).items()} == {
+    compacted = compact(config, manifest.id)
+    assert {id: record.to_bytes() for id, record in records(workspace, compacted).items()} == {
         id: record.to_bytes() for id, record in records(workspace, manifest).items()
     }

@@ -1,4 +1,4 @@
-"""What tests keep on disk is made once, whoever comes first, and is whole."""
+"""The disk cache of the tests creates each folder once, and completely."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.cached import cached
 
 
-def test_of_many_that_ask_at_once_one_makes_it(tmp_path: Path) -> None:
+def test_concurrent_callers_create_the_folder_once(tmp_path: Path) -> None:
     made: list[Path] = []
 
     def make(folder: Path) -> None:
@@ -33,7 +33,7 @@ def test_another_key_is_another_folder(tmp_path: Path) -> None:
     assert len(folders) == 2
 
 
-def test_what_was_not_made_to_its_end_is_made_anew(tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_created_again(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").touch()
         raise OSError("no space left")

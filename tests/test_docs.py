@@ -1,4 +1,4 @@
-"""What the documentation shows is what the program does."""
+"""The documentation agrees with the program: configuration, commands, links, paths and layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import layout
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_documented_configuration_is_the_default_with_every_key() -> None:
+def test_the_documented_configuration_lists_every_key_with_its_default() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert block
@@ -33,7 +33,7 @@ def test_the_documented_configuration_is_the_default_with_every_key() -> None:
             assert documented[section].keys() == values.keys()
 
 
-def test_every_command_that_is_shown_exists() -> None:
+def test_documented_commands_exist() -> None:
     assert isinstance(main, Group)
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     shown = {
@@ -42,14 +42,14 @@ def test_every_command_that_is_shown_exists() -> None:
     assert shown and shown <= main.commands.keys()
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_resolve() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_files_that_are_named_exist() -> None:
+def test_documented_paths_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for path in re.findall(
             r"`((?:searchforge|trainer|beam_jobs|indexer|serving_check|infra|tests)/[\w./-]+)`", page.read_text()

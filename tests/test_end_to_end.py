@@ -1,4 +1,4 @@
-"""All stages with their real components, on a small drawn corpus, killed on the way and started again."""
+"""All stages with their real components on a small synthetic corpus, in a run that is killed and resumed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def workspace(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace with a release, whose run was killed once, after it had trained."""
+    """Returns a workspace with a release, from a run that was killed once after training."""
     return _killed_run(("embed",), corpus, tmp_path_factory.mktemp("workspace"))
 
 
@@ -54,7 +54,7 @@ def _command(corpus: Path, workspace: Workspace) -> list[str]:
 
 
 def _run_until(line: str, corpus: Path, workspace: Workspace) -> None:
-    """Runs the command and kills it, with all its processes, once it has said `line` and begun to work."""
+    """Runs the command, and kills it and all its processes once it has logged `line` and started the stage."""
     process = subprocess.Popen(
         _command(corpus, workspace),
         stdout=subprocess.DEVNULL,
@@ -63,21 +63,21 @@ def _run_until(line: str, corpus: Path, workspace: Workspace) -> None:
         start_new_session=True,
     )
     assert process.stderr
-    said = []
+    logged = []
     for text in process.stderr:
-        said.append(text)
+        logged.append(text)
         if line in text:
             break
     else:
-        pytest.fail(f"{line!r} was never said: {''.join(said)}")
-    process.stderr.readline()  # the stage's own first words
+        pytest.fail(f"{line!r} was never logged: {''.join(logged)}")
+    process.stderr.readline()  # the stage's first own message
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stderr.close()
 
 
 def _killed_run(stages: Sequence[str], corpus: Path, folder: Path) -> Workspace:
-    """Returns the workspace of a run that was killed once in each of these stages, and then ended."""
+    """Returns the workspace of a run that was killed once in each of these stages and then finished."""
     workspace = Workspace(str(folder))
     for stage in stages:
         _run_until(f"] {stage}", corpus, workspace)
@@ -87,35 +87,35 @@ def _killed_run(stages: Sequence[str], corpus: Path, folder: Path) -> Workspace:
     return workspace
 
 
-def _require_one_verified_release(workspace: Workspace) -> None:
+def _assert_one_verified_release(workspace: Workspace) -> None:
     for kind in ("encoders", "embeddings", "searchers", "checks", "releases"):
         assert len(workspace.ids(kind)) == 1, kind  # type: ignore[arg-type]
     report = workspace.marker("checks", workspace.ids("checks")[0])
     assert report["passed"] and all(gate["passed"] for gate in report["gates"])
 
 
-def _require_balance(workspace: Workspace) -> None:
+def _assert_counts_add_up(workspace: Workspace) -> None:
     manifest = workspace.marker("embeddings", workspace.ids("embeddings")[0])
     assert (manifest["inputs"], manifest["embedded"]) == (SCENES + 1, SCENES)
     assert manifest["rejected_by_reason"] == {"not_an_image": 1}
 
 
 def test_a_killed_run_ends_with_one_verified_release(workspace: Workspace) -> None:
-    _require_one_verified_release(workspace)
+    _assert_one_verified_release(workspace)
 
 
-def test_the_books_balance(workspace: Workspace) -> None:
-    _require_balance(workspace)
+def test_the_counts_add_up(workspace: Workspace) -> None:
+    _assert_counts_add_up(workspace)
 
 
 @pytest.mark.proof
 def test_a_run_that_is_killed_in_every_stage_ends_with_one_verified_release(corpus: Path, tmp_path: Path) -> None:
     workspace = _killed_run(STAGES, corpus, tmp_path)
-    _require_one_verified_release(workspace)
-    _require_balance(workspace)
+    _assert_one_verified_release(workspace)
+    _assert_counts_add_up(workspace)
 
 
-def test_one_fingerprint_goes_all_the_way(workspace: Workspace) -> None:
+def test_every_artifact_has_the_same_fingerprint(workspace: Workspace) -> None:
     markers = [
         workspace.marker(kind, workspace.ids(kind)[0])  # type: ignore[arg-type]
         for kind in ("encoders", "embeddings", "searchers", "checks", "releases")
@@ -123,7 +123,7 @@ def test_one_fingerprint_goes_all_the_way(workspace: Workspace) -> None:
     assert len({marker["fingerprint"] for marker in markers}) == 1
 
 
-def test_heldout_captions_find_their_image(workspace: Workspace) -> None:
+def test_heldout_captions_retrieve_their_image(workspace: Workspace) -> None:
     figures = workspace.marker("releases", workspace.ids("releases")[0])["figures"]
     by_chance = 10 / SCENES
     assert figures["r_at_10"] > 3 * by_chance

@@ -1,4 +1,4 @@
-"""The layout holds: no circles, no heaps, a command line that starts fast. Import-linter holds the floors."""
+"""Rules for imports and folders that import-linter does not check."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import grimp
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("searchforge", "trainer", "beam_jobs", "indexer", "serving_check", "infra")
-MOST_FILES = 14
-"""Python files in one folder."""
+MAX_FILES = 14
+"""Maximum number of Python files in a folder."""
 
 HEAVY = {"apache_beam", "numpy", "pydantic", "ray", "scann", "tensorflow", "trainer", "beam_jobs", "indexer"}
 
@@ -29,15 +29,15 @@ def _imports(path: Path, module_level: bool = False) -> set[str]:
     return names
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
-    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the cycle
 
 
-def test_no_folder_is_a_heap() -> None:
+def test_no_folder_has_too_many_files() -> None:
     files = collections.Counter(path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    assert {folder: count for folder, count in files.items() if count > MOST_FILES} == {}
+    assert {folder: count for folder, count in files.items() if count > MAX_FILES} == {}
 
 
 def test_the_command_line_starts_without_heavy_imports() -> None:
@@ -50,7 +50,7 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
         assert not _imports(ROOT / name, module_level=True) & HEAVY
 
 
-def test_nothing_loads_foreign_pickles() -> None:
+def test_no_pickles_are_loaded_and_no_shells_are_used() -> None:
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             source = path.read_text()

@@ -1,4 +1,4 @@
-"""Beam can ship the project to its workers."""
+"""Packaging: Beam can ship the project to its workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("searchforge", "trainer", "beam_jobs", "indexer", "serving_check", "
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what the package is built from, so that building leaves no files in the project."""
+    """Returns a copy of the package's sources, so that building leaves no files in the project."""
     copy = tmp_path / "checkout"
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):

@@ -1,4 +1,4 @@
-"""Tiny encoder bundles, for tests of the stages after training."""
+"""Tiny encoder bundles for tests of the stages after training."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DIM = 16
 
 
 def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0, tflite: bool = True) -> EncoderInfo:
-    """Commits a bundle with an image encoder only, a random projection; another seed is another embedding space.
+    """Commits a bundle with only an image encoder, a random projection that depends on the seed.
 
     Args:
-      tflite: also write the TFLite form, and vouch for it as training does.
+      tflite: whether to include the TFLite encoder, and a report that it agrees with the SavedModel.
     """
     info = EncoderInfo(
         id=encoder,
@@ -43,7 +43,7 @@ def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0, tfl
 def write_colour_bundle(
     workspace: Workspace, encoder: str = "colours", report: dict[str, Any] | None = None
 ) -> EncoderInfo:
-    """Commits a bundle of two encoders: an image is its mean colour, a text which of red, green and blue it names."""
+    """Commits a bundle that embeds an image as its mean colour, and a text by which of red, green and blue it names."""
     info = EncoderInfo(
         id=encoder,
         fingerprint="colours",

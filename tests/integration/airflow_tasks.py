@@ -1,4 +1,4 @@
-"""What Airflow reads from a DAG folder and would send to Kubernetes, as JSON on the last line.
+"""Prints the DAGs that Airflow reads from a folder and the pods it would create, as JSON on the last line.
 
 PYTHON_OF_AIRFLOW airflow_tasks.py FOLDER
 """

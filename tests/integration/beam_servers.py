@@ -1,4 +1,4 @@
-"""Job servers and worker processes for Beam jobs, on localhost; where one cannot be had, the test is skipped."""
+"""Beam job servers and worker pools on localhost. Tests are skipped if a server cannot be obtained."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from apache_beam.options.pipeline_options import FlinkRunnerOptions
 from tests.integration import fetched
 
 BOOT_MODULE = f"github.com/apache/beam/sdks/v2/python/container@v{apache_beam.__version__}"
-"""The program that starts Python workers in Beam's container images."""
+"""Program that starts Python workers in Beam's container images."""
 FLINK_RUNNERS = (
     (FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS[-1], apache_beam.__version__),
     ("1.19", "2.62.0"),
 )
-"""Versions of Flink and of Beam's job server for it: the first that Maven can fetch is used."""
+"""Versions of Flink and of Beam's job server for it; the first one that Maven can fetch is used."""
 START_SECONDS = 90
 
 _BOOT_SCRIPT = '#!/bin/sh\nexec "$BEAM_BOOT" --semi_persist_dir="$BEAM_FOLDER" "$@"\n'
@@ -41,24 +41,24 @@ _OPEN_PACKAGES = (
     *("java.io", "java.lang", "java.lang.reflect", "java.math", "java.net", "java.nio", "java.text", "java.time"),
     *("java.util", "java.util.concurrent", "java.util.concurrent.atomic", "sun.nio.ch", "sun.util.calendar"),
 )
-"""Flink serializes their classes by reflection, which Java 17 allows no longer."""
+"""Java packages that Flink serializes by reflection, which Java 17 denies unless they are opened."""
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Address of a pool, and the Python of the environment in which its workers run."""
+    """Address of a worker pool, and the Python interpreter of its workers' environment."""
 
     address: str
     python: Path
 
 
 def boot_program() -> Path:
-    """Beam's own boot program for Python workers."""
+    """Returns Beam's boot program for Python workers."""
     return fetched.go_program(BOOT_MODULE)
 
 
 def flink_class_path() -> str:
-    """The class path of Beam's Flink job server, which holds a Flink cluster of its own."""
+    """Returns the class path of Beam's Flink job server, which embeds a Flink cluster."""
     skipped: list[str] = []
     for flink, beam in FLINK_RUNNERS:
         try:
@@ -70,14 +70,14 @@ def flink_class_path() -> str:
 
 @contextmanager
 def worker_pool(boot: Path, folder: Path) -> Iterator[WorkerPool]:
-    """A pool that starts workers as Beam's containers do: boot installs the staged package, then starts Python.
+    """Runs a pool that starts workers like Beam's containers: boot installs the staged package, then starts Python.
 
-    Their environment has every library of this one, but not this project.
+    The workers' environment has every library of this one, but not this project.
     """
     environment = folder / "worker"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
-    # Folders named in a .pth file add their modules, but not their own .pth files: editable installs stay out.
+    # The .pth files of folders named in a .pth file are not processed, which excludes editable installs.
     (packages / "libraries.pth").write_text("\n".join(site.getsitepackages()))
     script = folder / "boot.sh"
     script.write_text(_BOOT_SCRIPT)
@@ -108,7 +108,7 @@ def worker_pool(boot: Path, folder: Path) -> Iterator[WorkerPool]:
 
 @contextmanager
 def local_job_service(folder: Path) -> Iterator[str]:
-    """The address of Beam's own job service."""
+    """Runs Beam's local job service; yields its address."""
     port = _free_port()
     module = "apache_beam.runners.portability.local_job_service_main"
     command = [sys.executable, "-m", module, f"--port={port}", f"--staging_dir={folder / 'staging'}"]
@@ -118,13 +118,13 @@ def local_job_service(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def flink_job_server(class_path: str, folder: Path) -> Iterator[str]:
-    """The address of Beam's Flink job server with a Flink cluster inside."""
+    """Runs Beam's Flink job server with an embedded Flink cluster; yields its address."""
     port = _free_port()
     opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPEN_PACKAGES]
     ports = [f"--job-port={port}", "--artifact-port=0", "--expansion-port=0"]
-    places = ["--flink-master=[local]", "--job-host=localhost", f"--artifacts-dir={folder / 'staging'}"]
+    locations = ["--flink-master=[local]", "--job-host=localhost", f"--artifacts-dir={folder / 'staging'}"]
     program = ["-cp", class_path, "org.apache.beam.runners.flink.FlinkJobServerDriver"]
-    with _server(["java", "-Xmx1g", *opened, *program, *ports, *places], port, folder) as address:
+    with _server(["java", "-Xmx1g", *opened, *program, *ports, *locations], port, folder) as address:
         yield address
 
 

@@ -1,4 +1,4 @@
-"""Headless Chromium for tests of pages: the machine's own, or Debian's package where it can be installed."""
+"""Headless Chromium for tests of web pages: an installed browser, or else Debian's package."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.cached import lock
 
 INSTALL_SECONDS = 600
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")
-"""Chromium's sandbox needs what containers do not give; the rest keeps it from asking the network by itself."""
+"""Disable the sandbox, which containers do not support, and Chromium's own network requests."""
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A browser; `browser.new_page()` opens a page that the test closes."""
+    """Yields a browser; the test closes the pages that it opens with `browser.new_page()`."""
     path = program()
-    expect.set_options(timeout=30_000)  # milliseconds: a busy machine draws late
+    expect.set_options(timeout=30_000)  # milliseconds: rendering is slow on a busy machine
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield launched
@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
 
 
 def program() -> str:
-    """The path of the browser, which is installed where there is none; the test is skipped where that cannot be."""
+    """Returns the path of the browser, installing it if necessary; skips the test if that is impossible."""
     with lock("chromium"):
         return shutil.which("chromium") or shutil.which("google-chrome") or _install()
 
@@ -37,7 +37,7 @@ def program() -> str:
 def _install() -> str:
     apt = shutil.which("apt-get")
     if apt is None or os.geteuid() != 0:
-        pytest.skip("Chromium is not installed, and cannot be: that takes apt-get and root")
+        pytest.skip("Chromium is not installed, and installing it requires apt-get and root")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
         done = subprocess.run(
@@ -46,5 +46,5 @@ def _install() -> str:
         if done.returncode:
             pytest.skip(f"Chromium cannot be installed: {done.stderr.strip()[-300:]}")
     path = shutil.which("chromium")
-    assert path, "Debian's package chromium has no program of that name"
+    assert path, "Debian's package chromium contains no program chromium"
     return path

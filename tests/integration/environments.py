@@ -1,4 +1,4 @@
-"""Python environments of their own for tools and servers that cannot share ours; installed once, by uv."""
+"""Cached Python environments, installed by uv, for tools and servers that conflict with the project's environment."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ INSTALL_SECONDS = 900
 
 
 def environment(name: str, *arguments: str, locked: tuple[Path, ...] = ()) -> Path:
-    """Returns the Python of an environment; the test is skipped where it cannot be had.
+    """Returns the Python interpreter of an environment; skips the test if it cannot be installed.
 
     Args:
       arguments: packages to install.
-      locked: requirements files with hashes, installed as they are.
+      locked: requirements files with hashes to install, without resolving dependencies.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
 
     def make(folder: Path) -> None:
         uv = _uv()
         install = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), "--compile-bytecode"]
-        # Relocatable: the folder gets its name when it is whole.
+        # Relocatable, because the folder is renamed when it is complete.
         steps = [[uv, "venv", "--quiet", "--relocatable", "--allow-existing", "--python", sys.executable, str(folder)]]
         if arguments:
             steps.append([*install, *arguments])
@@ -42,7 +42,7 @@ def environment(name: str, *arguments: str, locked: tuple[Path, ...] = ()) -> Pa
 
 
 def _uv() -> str:
-    """uv: the one on the PATH, that of the checkout, or one that pip installs."""
+    """Returns uv: from the PATH, from the checkout, or else installed by pip."""
     found = shutil.which("uv") or shutil.which(ROOT / ".uv" / "bin" / "uv")
     if found:
         return found
@@ -57,7 +57,7 @@ def _uv() -> str:
 
 
 def _run(name: str, command: list[str]) -> None:
-    # Bytecode is compiled also where the tests' own process writes none.
+    # Compiles bytecode even if the test process does not write any.
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     result = subprocess.run(
         command,

@@ -1,4 +1,4 @@
-"""A proxy in front of the GCS server that does to requests what networks and services do to them."""
+"""A proxy for the GCS server that injects network and service faults."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 Fault = Literal["", "503", "429", "403", "410", "refused", "lost", "cut", "corrupt", "slow", "timeout"]
-"""What happens to a request.
+"""Fault to inject into a request: an HTTP status, or one of the following.
 
-refused: the connection is closed before the request is carried out.
-lost: it is carried out, but the connection is closed before the answer.
-cut: half the answer's body arrives. corrupt: one bit of it is another. slow: it trickles.
-timeout: it is carried out, but the answer does not come in time.
+refused: the connection is closed before the request is executed.
+lost: the request is executed, but the connection is closed before the response.
+cut: only half of the response body arrives. corrupt: one bit of the body is flipped. slow: the body arrives slowly.
+timeout: the request is executed, but the response does not arrive in time.
 """
 
 STALL_SECONDS = 1.5
-"""Of a timeout; clients of the tests wait for less."""
+"""Delay of the fault `timeout`, longer than the clients of the tests wait."""
 
 
 class Request(NamedTuple):
-    """What a plan sees. `number` counts from 0."""
+    """A request as a plan sees it; `number` counts from 0."""
 
     number: int
     method: str
@@ -34,11 +34,11 @@ class Request(NamedTuple):
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """Forwards to a server; `plan` says what goes wrong with a request.
+    """Forwards requests to a server; `plan` chooses the fault of each request.
 
     Attributes:
-      requests: that came.
-      faults: what went wrong, in order.
+      requests: received requests, in order.
+      faults: injected faults, in order.
     """
 
     daemon_threads = True
@@ -56,7 +56,7 @@ class FaultyProxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def reset(self, plan: Callable[[Request], Fault]) -> None:
-        """Counts from 0 again, with another plan."""
+        """Sets another plan and clears the recorded requests and faults."""
         with self._lock:
             self.plan, self.requests, self.faults = plan, [], []
 
@@ -70,7 +70,7 @@ class FaultyProxy(ThreadingHTTPServer):
             return fault
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing: clients go away, as they should."""
+        """Ignores errors, since clients are expected to disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,16 +81,16 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.fault_of(self.command, self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault.isdigit():
-            self._send(int(fault), [("Content-Type", "text/plain")], f"a fault: {fault}".encode())
+            self._send(int(fault), [("Content-Type", "text/plain")], f"injected fault {fault}".encode())
             return
         if fault == "refused":
-            self._hang_up()
+            self._disconnect()
             return
         status, headers, data = self._forward(body)
         if fault == "timeout":
             time.sleep(STALL_SECONDS)
         if fault in ("lost", "timeout"):
-            self._hang_up()
+            self._disconnect()
         elif fault == "corrupt" and data:
             self._send(status, headers, bytes([data[0] ^ 1]) + data[1:])
         else:
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if name.lower() not in ("content-length", "transfer-encoding", "connection")
             ]
         if "json" in (response.getheader("Content-Type") or "") and "alt=media" not in self.path:
-            data = data.replace(self.server.upstream.encode(), self.server.url.encode())  # links of objects
+            data = data.replace(self.server.upstream.encode(), self.server.url.encode())  # links to objects
         return response.status, headers, data
 
     def _send(self, status: int, headers: list[tuple[str, str]], data: bytes, fault: Fault = "") -> None:
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "cut":
             self.wfile.write(data[: len(data) // 2])
-            self._hang_up()
+            self._disconnect()
             return
         if fault == "slow":
             for start in range(0, len(data), 1 + len(data) // 5):
@@ -133,18 +133,18 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(data)
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @contextlib.contextmanager
 def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
-    """Runs a proxy."""
+    """Runs a proxy in a thread."""
     with FaultyProxy(upstream) as proxy:
         threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:

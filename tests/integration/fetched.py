@@ -1,4 +1,4 @@
-"""Programs and jars for the integration tests, fetched or built once; where one cannot be had, the test is skipped."""
+"""Cached programs and jars for the integration tests. Tests are skipped if one cannot be fetched or built."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def go_program(module: str) -> Path:
 
 
 def jar(artifact: str) -> Path:
-    """Fetches a jar, without what it depends on, with Maven; `artifact` is group:name:version."""
+    """Fetches a jar without its dependencies with Maven; `artifact` is group:name:version."""
 
     def make(folder: Path) -> None:
         options = [f"-DoutputDirectory={folder}", f"-Dartifact={artifact}", "dependency:copy"]
@@ -55,18 +55,18 @@ def jars(name: str, pom: str) -> str:
         class_path = (folder / "classpath").read_text()
         if all(Path(file).exists() for file in class_path.split(":")):
             return class_path
-        shutil.rmtree(folder)  # they lie in Maven's own repository, which was emptied
+        shutil.rmtree(folder)  # the jars are in Maven's local repository, which has been emptied
 
 
-def _maven(wanted: str) -> list[str]:
+def _maven(artifact: str) -> list[str]:
     maven = shutil.which("mvn")
     if maven is None or shutil.which("java") is None:
-        pytest.skip(f"Java or Maven is not installed, so {wanted} cannot be fetched")
+        pytest.skip(f"Java or Maven is not installed, so {artifact} cannot be fetched")
     return [maven, "-B", "-q", "-Dstyle.color=never"]
 
 
 def _failure(command: Sequence[str], **variables: str) -> str:
-    """Runs a command; returns why it failed, or nothing."""
+    """Runs a command; returns the reason of a failure, or an empty string."""
     environment = {**os.environ, **variables}
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False

@@ -18,13 +18,13 @@ START_SECONDS = 30
 
 
 def program() -> Path:
-    """The server's program; the test is skipped where it cannot be built."""
+    """Returns the server program; skips the test if it cannot be built."""
     return fetched.go_program(FAKE_GCS_SERVER)
 
 
 @contextlib.contextmanager
 def serving_gcs(folder: Path) -> Iterator[str]:
-    """Runs the server, whose log is in `folder`; yields its address."""
+    """Runs the server, which logs to `folder`; yields its address."""
     binary = program()
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -41,7 +41,7 @@ def serving_gcs(folder: Path) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """Returns an unused port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The same job through job servers, with worker processes that have nothing of the project but what the job ships."""
+"""The embedding job on job servers, with workers that have only the code that the job ships."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JOB_SECONDS = 300
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 images and a file that is none."""
+    """Returns a folder with 20 images and a file that is not an image."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for index in range(20):
@@ -37,7 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def direct(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What the job writes without a job server."""
+    """Returns the files that the job writes without a job server."""
     return _embed(ROOT, tmp_path_factory.mktemp("direct"), photos)
 
 
@@ -55,7 +55,7 @@ def job_endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def shipped(request: pytest.FixtureRequest, checkout: Path, tmp_path: Path) -> str:  # noqa: F811
-    """The option that ships the project: with Flink as infra/deploy/beam/flink does, elsewhere from a checkout."""
+    """Returns the option that ships the project: as a wheel with Flink, as in infra/deploy, else from a checkout."""
     if request.node.callspec.params["job_endpoint"] != "Flink job server":
         return f"--setup_file={checkout / 'setup.py'}"
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
@@ -72,7 +72,7 @@ def pool(tmp_path: Path) -> Iterator[beam_servers.WorkerPool]:
         yield pool
 
 
-def test_workers_run_what_the_job_ships_and_write_the_same_bytes(
+def test_workers_run_the_shipped_code_and_write_the_same_bytes(
     job_endpoint: str,
     shipped: str,
     pool: beam_servers.WorkerPool,
@@ -81,19 +81,19 @@ def test_workers_run_what_the_job_ships_and_write_the_same_bytes(
     direct: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
-    assert _project_seen_by(pool.python, tmp_path) == ""
+    assert _location_of_project(pool.python, tmp_path) == ""
     portable = [
         *("--runner", "PortableRunner", f"--job_endpoint={job_endpoint}"),
         *("--environment_type=EXTERNAL", f"--environment_config={pool.address}"),
         shipped,
     ]
     written = _embed(checkout, tmp_path / "portable", photos, *portable)
-    assert _project_seen_by(pool.python, tmp_path).startswith(str(pool.python.parent.parent))
+    assert _location_of_project(pool.python, tmp_path).startswith(str(pool.python.parent.parent))
     assert len(written) == 3
     assert written == direct
 
 
-def test_the_submitting_process_may_run_the_workers(photos: Path, direct: dict[str, bytes], tmp_path: Path) -> None:
+def test_the_submitting_process_can_run_the_workers(photos: Path, direct: dict[str, bytes], tmp_path: Path) -> None:
     folder = tmp_path / "server"
     folder.mkdir()
     with beam_servers.local_job_service(folder) as address:
@@ -102,19 +102,19 @@ def test_the_submitting_process_may_run_the_workers(photos: Path, direct: dict[s
     assert written == direct
 
 
-def test_a_job_server_that_is_not_there_is_one_message(photos: Path, tmp_path: Path) -> None:
-    nowhere = ["--runner", "PortableRunner", "--job_endpoint=localhost:1", "--job_server_timeout=5"]
-    result = _run(ROOT, tmp_path / "workspace", photos, *nowhere, "--environment_type=LOOPBACK")
+def test_an_unreachable_job_server_is_reported_without_a_traceback(photos: Path, tmp_path: Path) -> None:
+    unreachable = ["--runner", "PortableRunner", "--job_endpoint=localhost:1", "--job_server_timeout=5"]
+    result = _run(ROOT, tmp_path / "workspace", photos, *unreachable, "--environment_type=LOOPBACK")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "the Beam job failed: " in result.stderr and "run the command again" in result.stderr
 
 
 def _embed(source: Path, root: Path, photos: Path, *options: str) -> dict[str, bytes]:
-    """Embeds the photos in a workspace of their own and returns the shards and rejects by name.
+    """Embeds the photos into a fresh workspace; returns the shards and rejects by name.
 
     Args:
-      source: folder of the project from which the job is submitted.
+      source: checkout from which the job is submitted.
     """
     result = _run(source, root, photos, *options)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
@@ -132,8 +132,8 @@ def _run(source: Path, root: Path, photos: Path, *options: str) -> subprocess.Co
     )
 
 
-def _project_seen_by(python: Path, folder: Path) -> str:
-    """Returns where that Python finds beam_jobs, or nothing."""
-    look = "import importlib.util as u; s = u.find_spec('beam_jobs'); print(s.origin if s else '')"
-    result = subprocess.run([python, "-c", look], cwd=folder, capture_output=True, text=True, check=True)
+def _location_of_project(python: Path, folder: Path) -> str:
+    """Returns the path from which a Python interpreter imports beam_jobs, or an empty string."""
+    program = "import importlib.util as u; s = u.find_spec('beam_jobs'); print(s.origin if s else '')"
+    result = subprocess.run([python, "-c", program], cwd=folder, capture_output=True, text=True, check=True)
     return result.stdout.strip()

@@ -1,7 +1,7 @@
-"""A job is submitted to Dataflow from an environment of its own, as a user does it, up to Google's service.
+"""Submission of a job to Dataflow from its separate environment, with local servers in place of Google's.
 
-In its place a server on localhost takes the job, runs the graph that was staged for it, and says that it is done. Files
-lie on a Cloud Storage server on localhost.
+The Dataflow server accepts the job, runs the staged graph, and reports that the job is done. Files are on a Cloud
+Storage server.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ FETCHES = (_environment,)
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """The Python of an environment with infra/deploy/beam/dataflow.lock."""
+    """Returns the Python interpreter of an environment with infra/deploy/beam/dataflow.lock."""
     return _environment()
 
 
 class _Dataflow(HTTPServer):
-    """The border to Google: takes a job, runs its graph in this process, and answers that it is done."""
+    """A stand-in for Dataflow: accepts a job, runs its graph in this process, and reports that it is done."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def dataflow() -> Iterator[_Dataflow]:
 
 @pytest.fixture
 def photos(bucket: str, tmp_path: Path) -> str:
-    """A dozen images in a bucket."""
+    """Returns the URL of a dozen images in a bucket."""
     random = np.random.default_rng(0)
     for index in range(12):
         Image.fromarray(random.integers(0, 256, (10, 12, 3), np.uint8)).save(tmp_path / "image.png")
@@ -119,11 +119,11 @@ def photos(bucket: str, tmp_path: Path) -> str:
 
 @pytest.fixture
 def workspaces(bucket: str) -> tuple[Workspace, Workspace]:
-    """Two workspaces in a bucket with the same encoder."""
-    here, there = Workspace(f"{bucket}/here"), Workspace(f"{bucket}/there")
-    for workspace in (here, there):
+    """Returns two workspaces with the same encoder: for the direct runner and for Dataflow."""
+    direct, remote = Workspace(f"{bucket}/direct"), Workspace(f"{bucket}/remote")
+    for workspace in (direct, remote):
         write_bundle(workspace)
-    return here, there
+    return direct, remote
 
 
 @pytest.mark.integration
@@ -135,23 +135,23 @@ def test_a_submitted_job_is_complete_and_its_graph_writes_the_same_bytes(
     python: Path,
     checkout: Path,  # noqa: F811
 ) -> None:
-    here, there = workspaces
-    job = ["-m", "beam_jobs.embed_images", "--workspace", there.root, "--encoder", "tiny", "--corpus", photos]
-    border = [f"--dataflow_endpoint=http://localhost:{dataflow.server_port}", "--no_auth"]
+    direct, remote = workspaces
+    job = ["-m", "beam_jobs.embed_images", "--workspace", remote.root, "--encoder", "tiny", "--corpus", photos]
+    endpoint = [f"--dataflow_endpoint=http://localhost:{dataflow.server_port}", "--no_auth"]
     code = [f"--sdk_container_image={IMAGE}", f"--setup_file={checkout / 'setup.py'}"]
-    _run(python, checkout, *job, "--shards", "2", "--runner", "DataflowRunner", *_google(bucket), *code, *border)
+    _run(python, checkout, *job, "--shards", "2", "--runner", "DataflowRunner", *_google(bucket), *code, *endpoint)
 
-    (sent,) = dataflow.jobs
-    (workers,) = sent["environment"]["workerPools"]
+    (submitted,) = dataflow.jobs
+    (workers,) = submitted["environment"]["workerPools"]
     assert [image["containerImage"] for image in workers["sdkHarnessContainerImages"]] == [IMAGE]
     assert workers["autoscalingSettings"]["maxNumWorkers"] == 7
     shipped = {package["name"]: package["location"] for package in workers["packages"]}
     bucket_name, _, path = shipped["workflow.tar.gz"].removeprefix("storage.googleapis.com/").partition("/")
     assert f"gs://{bucket_name}" == bucket and open_storage(bucket).exists(path)
 
-    config = load_config(None, {"workspace": here.root, "corpus.source": photos, "embed.shards": 2})
+    config = load_config(None, {"workspace": direct.root, "corpus.source": photos, "embed.shards": 2})
     manifest = embed_images(config, "tiny")
-    assert _shards(there, manifest.id) == _shards(here, manifest.id)
+    assert _shards(remote, manifest.id) == _shards(direct, manifest.id)
 
 
 @pytest.mark.integration
@@ -163,24 +163,24 @@ def test_the_flex_template_stages_a_job_whose_shards_are_committed_by_the_next_r
     python: Path,
     checkout: Path,  # noqa: F811
 ) -> None:
-    here, there = workspaces
+    direct, remote = workspaces
     metadata = json.loads((TEMPLATE / "metadata.json").read_text())
-    given = {"workspace": there.root, "encoder": "tiny", "corpus": photos, "shards": "2", "reuse_from": "none"}
-    assert given.keys() == {parameter["name"] for parameter in metadata["parameters"]}
+    values = {"workspace": remote.root, "encoder": "tiny", "corpus": photos, "shards": "2", "reuse_from": "none"}
+    assert values.keys() == {parameter["name"] for parameter in metadata["parameters"]}
     for parameter in metadata["parameters"]:
-        assert all(re.search(regex, given[parameter["name"]]) for regex in parameter.get("regexes", ()))
+        assert all(re.search(regex, values[parameter["name"]]) for regex in parameter.get("regexes", ()))
 
     launcher = [f"--template_location={bucket}/staged/job_object", f"--setup_file={checkout / 'setup.py'}"]
     program = checkout / TEMPLATE.relative_to(ROOT) / "template.py"
-    parameters = [f"--{name}={value}" for name, value in given.items()]
+    parameters = [f"--{name}={value}" for name, value in values.items()]
     _run(python, checkout, str(program), *parameters, "--runner=DataflowRunner", *_google(bucket), *launcher)
-    assert there.ids("embeddings") == []
+    assert remote.ids("embeddings") == []
 
     dataflow.run(json.loads(open_storage(bucket).read("staged/job_object")))
-    with there.storage.snapshot("embeddings") as written_by_job:
+    with remote.storage.snapshot("embeddings") as written_by_job:
         assert len([name for name in written_by_job.objects if name.endswith(".tfrecord")]) == 2
     written = []
-    for workspace in (there, here):
+    for workspace in (remote, direct):
         overrides = {"workspace": workspace.root, "corpus.source": photos, "embed.shards": 2}
         manifest = embed_images(load_config(None, overrides), "tiny")
         written.append(_shards(workspace, manifest.id))
@@ -192,12 +192,12 @@ def _google(bucket: str) -> list[str]:
 
 
 def _run(python: Path, checkout: Path, *arguments: str) -> None:  # noqa: F811
-    """Runs a program as a user without credentials does, in a checkout."""
-    nobody = {"NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": str(checkout), "PYTHONPATH": str(checkout)}
+    """Runs a program in a checkout without Google credentials."""
+    variables = {"NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": str(checkout), "PYTHONPATH": str(checkout)}
     result = subprocess.run(
         [str(python), *arguments],
         cwd=checkout,
-        env={**os.environ, **nobody},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         timeout=SUBMIT_SECONDS,
@@ -213,8 +213,8 @@ def _shards(workspace: Workspace, run: str) -> dict[str, bytes]:
     return {name: workspace.storage.read(f"{folder}/{name}") for name in names}
 
 
-def test_both_sides_of_a_job_have_the_same_versions() -> None:
-    """The image is built from requirements.lock; what the graph is pickled with is alike in both."""
+def test_submitter_and_workers_have_the_same_versions() -> None:
+    """The worker image is built from requirements.lock; libraries that affect pickling must match."""
     pins = [
         dict(re.findall(r"^([a-z0-9.-]+)==([^ ;]+)", path.read_text(), re.MULTILINE))
         for path in (ROOT / "requirements.lock", LOCK)

@@ -1,6 +1,6 @@
-"""The deployment files as their own tools read them: linted, rendered, and held against the schemas of what takes them.
+"""Deployment files are linted, rendered and validated with the tools and schemas of the systems that read them.
 
-What a schema does not know is refused, since a server would drop or refuse it.
+Properties that a schema does not define are errors, since a server would drop or refuse them.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ FETCHES = (_tools, _kustomize, _airflow, _gcp, _flink_operator)
 
 @pytest.fixture(scope="module")
 def tools() -> Path:
-    """The folder of hadolint and kubernetes-validate."""
+    """Returns the folder that contains hadolint and kubernetes-validate."""
     return _tools().parent
 
 
 @pytest.fixture(scope="module")
 def overlays() -> dict[str, str]:
-    """Each overlay as kustomize renders it."""
+    """Returns each overlay as rendered by kustomize."""
     kustomize = _kustomize()
     folders = (DEPLOY / "kubernetes" / "overlays").iterdir()
     return {folder.name: _output([kustomize, "build", folder]) for folder in folders}
@@ -69,16 +69,16 @@ def overlays() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def google() -> Path:
-    """The folder of the schemas of Google's APIs, which come with Google's client."""
+    """Returns the folder with the schemas of Google's APIs, which are part of Google's client."""
     (folder,) = _gcp().parent.parent.glob("lib/python*/site-packages/googleapiclient/discovery_cache/documents")
     return folder
 
 
-def test_dockerfiles_are_without_findings(tools: Path) -> None:
+def test_dockerfiles_pass_the_linter(tools: Path) -> None:
     assert _output([tools / "hadolint", "--failure-threshold", "style", *DOCKERFILES]) == ""
 
 
-def test_the_overlays_are_what_kubernetes_knows(overlays: dict[str, str], tools: Path, tmp_path: Path) -> None:
+def test_the_overlays_are_valid(overlays: dict[str, str], tools: Path, tmp_path: Path) -> None:
     assert overlays.keys() == {"local", "cloud"}
     for name, rendered in overlays.items():
         _require_valid(tools, tmp_path, rendered)
@@ -99,11 +99,11 @@ def test_kubernetes_refuses_a_misspelt_key(overlays: dict[str, str], tools: Path
         _require_valid(tools, tmp_path, misspelt)
 
 
-def test_the_flink_job_is_what_kubernetes_knows(tools: Path, tmp_path: Path) -> None:
+def test_the_flink_job_is_valid(tools: Path, tmp_path: Path) -> None:
     _require_valid(tools, tmp_path, (DEPLOY / "beam" / "flink" / "embed.yaml").read_text())
 
 
-def test_airflow_reads_the_dag_and_its_pods_are_those_of_the_cron_job(
+def test_airflow_reads_the_dag_and_its_pods_match_the_cron_job(
     overlays: dict[str, str], tools: Path, tmp_path: Path
 ) -> None:
     python = _airflow()
@@ -128,7 +128,7 @@ def test_airflow_reads_the_dag_and_its_pods_are_those_of_the_cron_job(
             assert task["pod"]["spec"][key] == expected[key]
 
 
-def test_kuberay_knows_the_job() -> None:
+def test_the_ray_job_conforms_to_kuberay() -> None:
     go = shutil.which("go")
     if go is None:
         pytest.skip("Go is not installed, so KubeRay's schema cannot be fetched")
@@ -141,7 +141,7 @@ def test_kuberay_knows_the_job() -> None:
     _require_known(DEPLOY / "ray" / "rayjob.yaml", definition, key="allowPrivilegeEscalation")
 
 
-def test_the_flink_operator_knows_the_cluster() -> None:
+def test_the_flink_cluster_conforms_to_the_operator() -> None:
     with zipfile.ZipFile(_flink_operator()) as archive:
         definition = archive.read("META-INF/fabric8/flinkdeployments.flink.apache.org-v1.yml").decode()
     _require_known(DEPLOY / "beam" / "flink" / "cluster.yaml", definition, key="flinkVersion")
@@ -155,21 +155,21 @@ def test_the_flink_operator_knows_the_cluster() -> None:
         ("beam/dataflow/metadata.json", "dataflow.v1b3", "TemplateMetadata", "isOptional"),
     ],
 )
-def test_google_knows_the_document(google: Path, document: str, api: str, kind: str, key: str) -> None:
+def test_google_documents_conform_to_their_api(google: Path, document: str, api: str, kind: str, key: str) -> None:
     schemas = json.loads((google / f"{api}.json").read_text())["schemas"]
     schema = {**_closed(schemas[kind]), "$defs": {name: _closed(one) for name, one in schemas.items()}}
     _require_exact(DEPLOY / document, schema, key)
 
 
 def test_rays_launcher_finds_googles_client(google: Path) -> None:
-    """In the image infra/deploy/ray/gcp.lock is installed over requirements.lock."""
+    """The image installs infra/deploy/ray/gcp.lock on top of requirements.lock."""
     program = "import ray.autoscaler._private.gcp.node_provider"
     packages = str(google.parents[2])
     _output([sys.executable, "-c", program], PYTHONPATH=packages)
 
 
 def _require_valid(tools: Path, folder: Path, documents: str) -> None:
-    """Fails where Kubernetes' schemas do not know the documents."""
+    """Asserts that documents conform to Kubernetes' schemas."""
     path = folder / "documents.yaml"
     path.write_text(documents)
     command = [tools / "kubernetes-validate", "--strict", path]
@@ -178,9 +178,9 @@ def _require_valid(tools: Path, folder: Path, documents: str) -> None:
 
 
 def _require_known(path: Path, definition: str, key: str) -> None:
-    """Fails where a custom resource is not what its definition describes."""
+    """Asserts that a custom resource conforms to its definition."""
     group, _, version = load(path)["apiVersion"].partition("/")
-    described = yaml.load(definition, yaml.CSafeLoader)["spec"]  # megabytes: the loader in Python takes half a minute
+    described = yaml.load(definition, yaml.CSafeLoader)["spec"]  # megabytes: the Python loader takes 30 s
     assert (group, load(path)["kind"]) == (described["group"], described["names"]["kind"])
     (schema,) = (one["schema"]["openAPIV3Schema"] for one in described["versions"] if one["name"] == version)
     properties = {"apiVersion": True, "kind": True, "metadata": True, "spec": _closed(schema["properties"]["spec"])}
@@ -188,7 +188,7 @@ def _require_known(path: Path, definition: str, key: str) -> None:
 
 
 def _require_exact(path: Path, schema: Any, key: str) -> None:
-    """Fails where a document does not obey a schema, or would also obey it with `key` misspelt."""
+    """Asserts that a document conforms to a schema, and does not if `key` is misspelt."""
     text, validator = path.read_text(), jsonschema.Draft202012Validator(schema)
     validator.validate(yaml.safe_load(text))
     assert key in text
@@ -197,7 +197,7 @@ def _require_exact(path: Path, schema: Any, key: str) -> None:
 
 
 def _closed(schema: Any) -> Any:
-    """Returns a schema of Kubernetes or Google that refuses properties which it does not know."""
+    """Returns a Kubernetes or Google schema that refuses unknown properties."""
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
     if not isinstance(schema, dict):

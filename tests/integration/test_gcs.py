@@ -49,7 +49,7 @@ def test_a_missing_bucket_is_named(bucket: str) -> None:
         Workspace("gs://no-such-bucket-here").require_writable()
 
 
-def test_of_racing_writers_one_wins(bucket: str) -> None:
+def test_exactly_one_racing_writer_wins(bucket: str) -> None:
     storage = open_storage(bucket)
     _, version = storage.read_version("CURRENT.json")
 
@@ -78,7 +78,7 @@ def test_an_artifact_is_committed_by_its_last_object(bucket: str, tmp_path: Path
     assert (workspace.local("encoders", "abc") / "sub" / "weights").read_text() == "w"
 
 
-def test_releases_are_published_raced_for_and_rolled_back(bucket: str, tmp_path: Path) -> None:
+def test_releases_are_published_concurrently_and_rolled_back(bucket: str, tmp_path: Path) -> None:
     workspace, target = Workspace(str(tmp_path / "workspace")), Workspace(f"{bucket}/apps")
     ids = [publish(workspace, target, commit_checked(workspace, name)).id for name in ("a", "b")]
     assert [release.id for release in list_releases(target)] == ids[::-1]
@@ -110,7 +110,7 @@ def test_an_app_follows_a_bucket(bucket: str, tmp_path: Path) -> None:
     assert client.update() == Outcome("unchanged", release.id)
 
 
-def test_a_corpus_and_a_workspace_may_both_be_in_buckets(bucket: str, tmp_path: Path) -> None:
+def test_corpus_and_workspace_can_both_be_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     workspace = Workspace(f"{bucket}/workspace")
     write_bundle(workspace)
     storage = open_storage(f"{bucket}/photos")
@@ -128,7 +128,7 @@ def test_a_corpus_and_a_workspace_may_both_be_in_buckets(bucket: str, tmp_path: 
     assert embed_images(config, "tiny") == manifest
 
 
-def test_a_run_goes_all_the_way_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+def test_a_complete_run_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     captions = write_scenes(tmp_path / "corpus", 120)
     overrides = {
         "workspace": f"{bucket}/workspace",

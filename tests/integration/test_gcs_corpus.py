@@ -35,7 +35,7 @@ def _bytes(item: Item) -> bytes:
     return read_bytes(item.file, 10**7, item.offset, item.size)
 
 
-def test_a_prefix_gives_every_object_below_it(bucket: str) -> None:
+def test_a_prefix_lists_every_object_below_it(bucket: str) -> None:
     files = {f"photos/{index}/Käfer {index}.jpg": b"%d" % index for index in range(10)}
     _write(bucket, {**files, "photos-too/x.jpg": b"x", "photos/folder/": b""})
     items = _images(f"{bucket}/photos")
@@ -52,14 +52,14 @@ def test_a_prefix_gives_every_object_below_it(bucket: str) -> None:
     assert before.version != after.version and before.content == after.content
 
 
-def test_a_glob_gives_the_objects_below_its_fixed_part(bucket: str) -> None:
+def test_a_glob_lists_objects_relative_to_its_fixed_part(bucket: str) -> None:
     _write(bucket, dict.fromkeys(["a/1.jpg", "a/2.png", "a/b/3.jpg", "c/4.jpg", "odd[1].jpg"], b"x"))
     assert _images(f"{bucket}/a/*.jpg").keys() == {"1.jpg"}
     assert _images(f"{bucket}/**/*.jpg").keys() == {"a/1.jpg", "a/b/3.jpg", "c/4.jpg", "odd[1].jpg"}
     assert _images(f"{bucket}/none/*.jpg") == {}
 
 
-def test_lists_and_texts_may_be_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+def test_lists_and_texts_can_be_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     _write(
         bucket,
         {
@@ -86,8 +86,8 @@ def test_lists_and_texts_may_be_in_a_bucket(bucket: str, tmp_path: Path) -> None
     }
 
 
-def test_archives_may_be_in_a_bucket(bucket: str) -> None:
-    """One image is larger than what is read of an archive at once, 8 MiB."""
+def test_archives_can_be_in_a_bucket(bucket: str) -> None:
+    """One image is larger than the 8 MiB that are read from an archive at a time."""
     images = {
         f"{index}.jpg": random.Random(index).randbytes(9_000_000 if index == 3 else 10_000) for index in range(30)
     }
@@ -104,7 +104,7 @@ def test_archives_may_be_in_a_bucket(bucket: str) -> None:
     assert _bytes(items["cut.tar/0.jpg"]) == images["0.jpg"]
 
 
-def test_objects_are_read_as_they_are(bucket: str) -> None:
+def test_objects_are_read_without_decompression(bucket: str) -> None:
     data = gzip.compress(b"text" * 100, mtime=0)
     blob = gcs_client().bucket(bucket.removeprefix("gs://")).blob("a.txt")
     blob.content_encoding = "gzip"
@@ -124,7 +124,7 @@ def test_objects_are_read_as_they_are(bucket: str) -> None:
             read_bytes(*arguments)  # type: ignore[arg-type]
 
 
-def test_what_is_not_there_is_named(bucket: str) -> None:
+def test_a_missing_bucket_is_reported(bucket: str) -> None:
     with pytest.raises(UsageError, match=r"gs://no-such-bucket-here.* does not exist"):
         _images("gs://no-such-bucket-here/photos")
     assert _images(f"{bucket}/none") == {}

@@ -1,4 +1,4 @@
-"""Whatever a network or the service does: a publication succeeds, or fails cleanly with the live release unchanged."""
+"""Under any network or service fault, publishing succeeds, or fails cleanly with the live release unchanged."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.integration.faulty_proxy import Fault, FaultyProxy, Request, faulty_p
 pytestmark = pytest.mark.integration
 
 
-IMPATIENT = RetryPolicy(timeout_seconds=(1.0, 0.7), retry_seconds=30.0, first_delay_seconds=0.02, chunk_bytes=1 << 20)
+POLICY = RetryPolicy(timeout_seconds=(1.0, 0.7), retry_seconds=30.0, first_delay_seconds=0.02, chunk_bytes=1 << 20)
 
 
 @pytest.fixture
 def proxy(gcs_host: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy that new clients use."""
+    """Yields a proxy that clients created by the test use."""
     with faulty_proxy(gcs_host) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         yield proxy
@@ -35,12 +35,12 @@ def proxy(gcs_host: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def storage(proxy: FaultyProxy, bucket: str) -> GcsStorage:
-    return GcsStorage(f"{bucket}/apps", IMPATIENT)
+    return GcsStorage(f"{bucket}/apps", POLICY)
 
 
 @pytest.fixture
 def target(storage: GcsStorage, tmp_path: Path) -> Workspace:
-    """Where releases are published to."""
+    """Returns the workspace to publish to."""
     return Workspace(str(tmp_path / "copies"), storage)
 
 
@@ -50,24 +50,24 @@ def source(tmp_path: Path) -> Workspace:
 
 
 @pytest.mark.parametrize("fault", ["503", "429", "refused", "lost", "cut", "slow", "timeout"])
-def test_what_passes_is_tried_again(proxy: FaultyProxy, target: Workspace, source: Workspace, fault: Fault) -> None:
+def test_transient_faults_are_retried(proxy: FaultyProxy, target: Workspace, source: Workspace, fault: Fault) -> None:
     checks = [commit_checked(source, name, kilobytes=20) for name in ("a", "b")]
     rng = random.Random(7)
-    share = 0.1 if fault == "timeout" else 0.3
-    proxy.reset(lambda request: fault if rng.random() < share else "")
+    rate = 0.1 if fault == "timeout" else 0.3
+    proxy.reset(lambda request: fault if rng.random() < rate else "")
     first, second = (publish(source, target, check).id for check in checks)
     assert live_release(target) == second
     assert rollback(target).id == first == live_release(target)
     assert (find_release(target)[1] / FILES[0]).read_text().startswith(f"a {FILES[0]}")
     assert {release.id for release in list_releases(target)} == {first, second}
     pointer = channels.read(target.storage).pointer
-    assert (pointer.serial, pointer.withdrawn) == (4, (second,)), "each write of the pointer was done once"
+    assert (pointer.serial, pointer.withdrawn) == (4, (second,)), "a write of the pointer was repeated"
     assert prune(target, keep=1, min_age_days=0).kept == 2
     assert len(proxy.faults) > 3
 
 
 @pytest.mark.parametrize("fault", ["lost", "timeout", "503"])
-def test_a_pointer_whose_answer_was_lost_is_known_to_be_ours(
+def test_a_pointer_write_with_a_lost_response_is_recognized(
     proxy: FaultyProxy, target: Workspace, source: Workspace, fault: Fault
 ) -> None:
     publish(source, target, commit_checked(source, "a"))
@@ -89,13 +89,13 @@ def test_a_pointer_whose_answer_was_lost_is_known_to_be_ours(
 
 
 @pytest.mark.parametrize("fault", ["503", "403", "refused"])
-def test_an_outage_at_any_moment_changes_nothing(
+def test_an_outage_at_any_request_leaves_the_live_release_unchanged(
     proxy: FaultyProxy, bucket: str, source: Workspace, fault: Fault, tmp_path: Path
 ) -> None:
-    """From the n-th request of a publication on nothing works, for every second or third n until it succeeds."""
-    target = Workspace(str(tmp_path / "copies"), GcsStorage(f"{bucket}/apps", replace(IMPATIENT, retry_seconds=0.05)))
+    """Every request fails from the n-th of a publication on, for every second or third n until publishing succeeds."""
+    target = Workspace(str(tmp_path / "copies"), GcsStorage(f"{bucket}/apps", replace(POLICY, retry_seconds=0.05)))
     live = publish(source, target, commit_checked(source, "a")).id
-    attempts, step, whole = 0, 2 if fault == "403" else 3, {live}
+    attempts, step, complete = 0, 2 if fault == "403" else 3, {live}
     while True:
         check = commit_checked(source, f"b{attempts}")
         first = attempts * step
@@ -107,22 +107,22 @@ def test_an_outage_at_any_moment_changes_nothing(
             failed = True
             assert f"{bucket}/apps" in str(error) and "cannot be used" in str(error)
         proxy.reset(lambda request: "")
-        for id in {*target.ids("releases")} - whole:
+        for id in {*target.ids("releases")} - complete:
             require_complete(target, id)
-            whole.add(id)
+            complete.add(id)
         if not failed:
             break
         assert live_release(target) == live
         attempts += 1
     assert live_release(target) == release and attempts > 3
-    assert publish(source, target, "check-b0-True").live, "what failed before works again"
+    assert publish(source, target, "check-b0-True").live, "a failed publication cannot be repeated"
 
 
 @pytest.mark.parametrize("fault", ["410", "lost", "503", "refused", "timeout"])
-def test_a_large_upload_survives_its_session(
+def test_a_resumable_upload_survives_a_fault(
     proxy: FaultyProxy, storage: GcsStorage, tmp_path: Path, fault: Fault
 ) -> None:
-    """It is larger than what Google's client uploads in one request, 8 MiB."""
+    """The file is larger than 8 MiB, which Google's client uploads in one request."""
     file = tmp_path / "large"
     file.write_bytes(random.Random(0).randbytes(8 * 2**20 + 17))
     puts = iter(range(1000))
@@ -136,7 +136,7 @@ def test_a_large_upload_survives_its_session(
 
 
 @pytest.mark.parametrize("command", ["read", "download", "rollback"])
-def test_what_is_damaged_on_the_way_is_noticed(
+def test_corruption_in_transit_is_detected(
     proxy: FaultyProxy, target: Workspace, source: Workspace, tmp_path: Path, command: str
 ) -> None:
     first, second = (publish(source, target, commit_checked(source, name)).id for name in ("a", "b"))
@@ -152,7 +152,7 @@ def test_what_is_damaged_on_the_way_is_noticed(
     assert live_release(target) == second
 
 
-def test_a_long_read_that_is_cut_goes_on(proxy: FaultyProxy, storage: GcsStorage) -> None:
+def test_an_interrupted_read_is_resumed(proxy: FaultyProxy, storage: GcsStorage) -> None:
     data = random.Random(0).randbytes(3 * 2**20)
     storage.write("data", data)
     gets = iter(range(1000))

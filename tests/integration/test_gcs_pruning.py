@@ -1,4 +1,4 @@
-"""A prune and other commands at once, on a Google Cloud Storage server: at every point where they can meet."""
+"""Pruning interleaved with other commands on a Google Cloud Storage server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.infra.releases.stepped_storage import interleave
 pytestmark = pytest.mark.integration
 
 each_call = pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.proof)])
-"""Something happens before each call of a command in the proofs, elsewhere before each ninth one."""
+"""Interleaves before every storage call of a command in the proofs, and before every ninth one otherwise."""
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def make(actors: PruneActors, bucket: str) -> Callable[[], Callable[[], Workspac
 
 @each_call
 @pytest.mark.parametrize("other", ["rollback", "publish_pruned"])
-def test_a_prune_sleeps_through_another_one_and_a_command(
+def test_a_prune_is_paused_during_another_prune_and_a_command(
     actors: PruneActors, make: Callable[[], Callable[[], Workspace]], other: str, every: int
 ) -> None:
-    """What is stored again under the same id has other generations than what the sleeper listed."""
+    """Objects stored again under the same id have other generations than those that the paused prune listed."""
 
     def between(target: Workspace) -> None:
         actors.prune(target)
@@ -51,7 +51,7 @@ def test_a_prune_sleeps_through_another_one_and_a_command(
 
 
 @each_call
-def test_a_prune_comes_in_between_a_publisher_of_the_same(
+def test_a_prune_interleaves_with_publishing_the_same_release(
     actors: PruneActors, make: Callable[[], Callable[[], Workspace]], every: int
 ) -> None:
     interleave(make, actors.publish_pruned, actors.prune, require_sound, every, deletions=False)

@@ -1,4 +1,4 @@
-"""Training on a Ray cluster of two nodes: submitted as a job, and with a worker killed in mid-epoch."""
+"""Training on a Ray cluster of two nodes: as a submitted job, and with a worker killed during an epoch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ START_SECONDS = 120
 
 @dataclass(frozen=True)
 class Cluster:
-    """Address of the cluster, URL of its dashboard, and the environment of what uses it."""
+    """Address of a cluster, URL of its dashboard, and environment variables for its clients."""
 
     address: str
     dashboard: str
@@ -48,9 +48,9 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes with two CPUs each, on localhost."""
+    """Yields a cluster of two nodes with two CPUs each on localhost."""
     port, variables = _free_port(), ray_cluster.environment()
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # paths of sockets must be short
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the paths of sockets must be short
     command = [sys.executable, "-m", "tests.integration.ray_cluster", folder, str(port)]
     with (
         Path(folder, "log").open("wb") as log,
@@ -76,7 +76,7 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 small images with two captions each, and a tiny image tower."""
+    """Returns a folder with 24 small images, two captions each, and a tiny image tower."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "images").mkdir()
     random = np.random.default_rng(0)
@@ -94,21 +94,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_submitted_job_uses_both_nodes_and_commits_a_bundle(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
-    """What is submitted is the command of infra/deploy/ray/rayjob.yaml."""
+    """Submits the command of infra/deploy/ray/rayjob.yaml."""
     job = yaml.safe_load((ROOT / "infra" / "deploy" / "ray" / "rayjob.yaml").read_text())
-    here = {
+    substitutions = {
         "python": sys.executable,
         "/etc/searchforge/searchforge.yaml": str(_configuration(corpus, tmp_path / "workspace")),
     }
-    command = [here.get(word, word) for word in shlex.split(job["spec"]["entrypoint"])]
-    assert set(here.values()) <= set(command)
+    command = [substitutions.get(word, word) for word in shlex.split(job["spec"]["entrypoint"])]
+    assert set(substitutions.values()) <= set(command)
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--", *command]
     deadline = time.monotonic() + START_SECONDS
     while True:
         result = subprocess.run(
             submit, capture_output=True, text=True, timeout=600, check=False, env=cluster.environment
         )
-        starting = "No available agent" in result.stderr  # the nodes' agents come up after the nodes
+        starting = "No available agent" in result.stderr  # the agents start after the nodes
         if not starting or time.monotonic() > deadline:
             break
         time.sleep(2)
@@ -117,37 +117,37 @@ def test_the_submitted_job_uses_both_nodes_and_commits_a_bundle(cluster: Cluster
     (encoder,) = workspace.ids("encoders")
     assert len(workspace.marker("encoders", encoder)["report"]["history"]) == EPOCHS
 
-    listing = subprocess.run(
+    listed = subprocess.run(
         [str(BIN / "ray"), "list", "actors", "--address", cluster.dashboard, "--format", "json", "--limit", "1000"],
         capture_output=True,
         text=True,
         check=True,
         env=cluster.environment,
     )
-    actors = json.loads(listing.stdout)
+    actors = json.loads(listed.stdout)
     for kind in ("RayTrainWorker", "MapWorker(MapBatches(Extractor))"):
         nodes = {actor["node_id"] for actor in actors if actor["class_name"] == kind}
         assert len(nodes) == ray_cluster.NODES, kind
 
 
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(cluster: Cluster, tmp_path: Path) -> None:
-    process = _train(cluster, tmp_path, "disturbed", 800)
-    while len(_kept(tmp_path)) < 2:
+def test_a_killed_worker_is_replaced_without_changing_the_result(cluster: Cluster, tmp_path: Path) -> None:
+    process = _train(cluster, tmp_path, "interrupted", 800)
+    while len(_checkpointed_history(tmp_path)) < 2:
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.3)  # into the next epoch
-    kept, workers = _kept(tmp_path), _processes("ray::RayTrainWorker", cluster)
-    assert len(workers) == 2 and 0 < len(kept) < EPOCHS
+    history, workers = _checkpointed_history(tmp_path), _processes("ray::RayTrainWorker", cluster)
+    assert len(workers) == 2 and 0 < len(history) < EPOCHS
     os.kill(workers[0], signal.SIGKILL)
     assert process.wait(300) == 0
-    assert _train(cluster, tmp_path, "undisturbed", 800).wait(300) == 0
-    disturbed, undisturbed = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("disturbed", "undisturbed"))
-    # Epochs before the last checkpoint were not trained again: the seconds that they took are the same.
-    np.testing.assert_array_equal(disturbed["history"][: len(kept)], kept)
-    histories = [result.pop("history")[:, :-1] for result in (disturbed, undisturbed)]  # all but the seconds
+    assert _train(cluster, tmp_path, "uninterrupted", 800).wait(300) == 0
+    interrupted, uninterrupted = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("interrupted", "uninterrupted"))
+    # Epochs before the last checkpoint were not repeated: their recorded durations are the same.
+    np.testing.assert_array_equal(interrupted["history"][: len(history)], history)
+    histories = [result.pop("history")[:, :-1] for result in (interrupted, uninterrupted)]  # without the durations
     np.testing.assert_array_equal(*histories)
-    for name, value in undisturbed.items():
-        np.testing.assert_array_equal(disturbed[name], value, err_msg=name)
+    for name, value in uninterrupted.items():
+        np.testing.assert_array_equal(interrupted[name], value, err_msg=name)
 
 
 def test_checkpoints_are_kept_in_a_bucket_and_a_rerun_continues(
@@ -157,14 +157,14 @@ def test_checkpoints_are_kept_in_a_bucket_and_a_rerun_continues(
     for attempt in ("first", "again"):
         assert _train(cluster, tmp_path, "run", 16, f"{bucket}/workspace", attempt).wait(300) == 0
         results.append(np.load(tmp_path / f"{attempt}.npz")["history"])
-    np.testing.assert_array_equal(*results)  # with its seconds: nothing was trained again
+    np.testing.assert_array_equal(*results)  # including the durations: no epoch was repeated
     storage = open_storage(f"{bucket}/workspace")
     assert storage.list_folders("cache/training") == ["run"]
     CheckpointStore(f"{bucket}/workspace").delete("run")
     assert storage.list_folders("cache/training") == []
 
 
-def test_a_cluster_that_is_not_there_is_one_line(corpus: Path, tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_reported_in_one_line(corpus: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{_free_port()}"
     configuration = _configuration(corpus, tmp_path)
     command = [sys.executable, "-m", "trainer", "--config", str(configuration), "--ray-address", address]
@@ -175,7 +175,7 @@ def test_a_cluster_that_is_not_there_is_one_line(corpus: Path, tmp_path: Path) -
 
 
 def _configuration(corpus: Path, workspace: Path) -> Path:
-    """Writes a configuration for training on the corpus, beside it."""
+    """Writes a configuration for training to the folder of the corpus."""
     path = corpus / f"{workspace.name}.yaml"
     settings = {
         "image_tower": f"saved_model:{corpus / 'tower'}",
@@ -201,18 +201,18 @@ def _train(
     return subprocess.Popen(command, env={**cluster.environment, **emulator})
 
 
-def _kept(folder: Path) -> list[list[float]]:
-    """The history in the newest checkpoint."""
+def _checkpointed_history(folder: Path) -> list[list[float]]:
+    """Returns the history in the newest checkpoint."""
     found: list[list[float]] = []
     for path in (folder / "cache").rglob("checkpoint.npz"):
-        # It may be half written, or just be replaced.
+        # The file may be incomplete or about to be replaced.
         with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             found = max(found, np.load(path)["history"].tolist(), key=len)
     return found
 
 
 def _processes(title: str, cluster: Cluster) -> list[int]:
-    """Processes of the cluster by the beginning of their title."""
+    """Returns the ids of the cluster's processes whose title starts with `title`."""
     token, found = cluster.environment["RAY_AUTH_TOKEN"].encode(), []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""`reindex` with its corpus, its workspace and its releases in buckets of a real Google Cloud Storage server."""
+"""Re-indexing with the corpus, the workspace and the releases on a Google Cloud Storage server."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ pytestmark = pytest.mark.integration
 
 
 def _upload(world: World, bucket: str) -> None:
-    """Makes the bucket's photos those of the world's folder; objects of the same content stay as they are."""
+    """Synchronizes the bucket's photos with the world's folder, without rewriting unchanged objects."""
     storage = open_storage(f"{bucket}/photos")
-    there = {path.name: path for path in world.images.iterdir()}
+    photos = {path.name: path for path in world.images.iterdir()}
     for name in storage.list_files("all"):
-        if name not in there:
+        if name not in photos:
             storage.delete(f"all/{name}")
-    for name, path in there.items():
+    for name, path in photos.items():
         if not storage.exists(f"all/{name}") or storage.read(f"all/{name}") != path.read_bytes():
             storage.upload(path, f"all/{name}")
 
 
-def test_a_bucket_is_brought_up_again_and_again_also_after_a_run_died(bucket: str, tmp_path: Path) -> None:
-    places = {
+def test_a_changing_bucket_is_reindexed_repeatedly_and_after_a_run_died(bucket: str, tmp_path: Path) -> None:
+    urls = {
         "workspace": f"{bucket}/workspace",
         "corpus__source": f"{bucket}/photos/all",
         "releases": f"{bucket}/apps",
     }
-    world = make_world(tmp_path, **places, reindex__lease_seconds=1.0, reindex__keep_releases=1, reindex__keep_days=0)
+    world = make_world(tmp_path, **urls, reindex__lease_seconds=1.0, reindex__keep_releases=1, reindex__keep_days=0)
     _upload(world, bucket)
     target = Workspace(f"{bucket}/apps")
 
@@ -66,7 +66,7 @@ def test_a_bucket_is_brought_up_again_and_again_also_after_a_run_died(bucket: st
         api.reindex(world.config)
     later = storage.now() + 3 * retention.MIN_AGE
     api.reindex(world.config, now=later)
-    assert len(target.ids("releases")) == 2  # the live one and the one before it
+    assert len(target.ids("releases")) == 2  # the live release and the previous one
     assert len(world.workspace.ids("searchers")) == len(world.workspace.ids("checks")) == 2
     copies = world.workspace.local_storage
     assert set(copies.list_folders("searchers")) <= set(world.workspace.ids("searchers"))

@@ -1,4 +1,4 @@
-"""The page of a check in a real browser: it renders without errors, offline, on a laptop and on a phone."""
+"""The report of a check in a real browser: it renders without errors, offline, on laptops and phones."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ PAYLOAD = (
 
 
 @dataclass
-class Seen:
-    """What a page did besides being shown."""
+class Activity:
+    """Errors, dialogs and network requests of a page."""
 
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
 @pytest.mark.parametrize("report", [realistic_reports.passed(), realistic_reports.failed()], ids=["passed", "failed"])
-def test_the_page_renders_and_its_verdict_is_seen_at_once(
+def test_the_page_renders_with_its_verdict_above_the_fold(
     browser: Browser, tmp_path: Path, report: Report, size: tuple[int, int], scheme: str
 ) -> None:
-    with opened(browser, tmp_path, report, size, scheme) as (page, seen):
-        assert_quiet_and_fitting(page, seen, tmp_path, size)
+    with opened(browser, tmp_path, report, size, scheme) as (page, activity):
+        assert_no_errors_and_no_overflow(page, activity, tmp_path, size)
         verdict = page.get_by_role("heading", level=1)
         assert verdict.inner_text().strip() == ("Passed" if report.passed else "Failed")
-        for seen_at_once in (verdict, page.locator(".verdict .lead")):
-            box = seen_at_once.bounding_box()
+        for element in (verdict, page.locator(".verdict .lead")):
+            box = element.bounding_box()
             assert box and box["y"] >= 0 and box["y"] + box["height"] <= size[1] / 2
         if not report.passed:
             assert page.locator(".misses li").count() == 3
@@ -58,7 +58,7 @@ def test_the_page_renders_and_its_verdict_is_seen_at_once(
         assert (ink > paper) == (scheme == "dark")
 
 
-def test_every_picture_is_the_items_own_and_every_chart_has_a_size(browser: Browser, tmp_path: Path) -> None:
+def test_pictures_match_their_items_and_charts_are_visible(browser: Browser, tmp_path: Path) -> None:
     with opened(browser, tmp_path, realistic_reports.passed(), LAPTOP) as (page, _):
         page.locator("#examples details").evaluate_all("all => all.forEach(one => one.open = true)")
         shown = page.locator(".picture:not(.empty)")
@@ -73,38 +73,36 @@ def test_every_picture_is_the_items_own_and_every_chart_has_a_size(browser: Brow
         )
         assert min(widths) > 0
         first = page.locator(".pictured li").first
-        assert likeness(first.locator(".picture"), str(first.get_attribute("title"))) < 20
+        assert difference(first.locator(".picture"), str(first.get_attribute("title"))) < 20
         charts = page.locator("figure svg, .file svg")
-        assert charts.count() == 9  # the trade-off, two latencies, two files, four curves
-        for place in range(charts.count()):
-            box = charts.nth(place).bounding_box()
+        assert charts.count() == 9  # one trade-off, two latencies, two files and four curves
+        for index in range(charts.count()):
+            box = charts.nth(index).bounding_box()
             assert box and box["width"] > 100 and box["height"] > 20
 
 
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
 @pytest.mark.parametrize("text", [PAYLOAD, LONG, "x" * 5000], ids=["hostile", "long", "one long word"])
-def test_nothing_of_the_data_runs_or_breaks_the_page(
+def test_hostile_and_long_data_neither_run_nor_break_the_page(
     browser: Browser, tmp_path: Path, size: tuple[int, int], text: str
 ) -> None:
-    with opened(browser, tmp_path, sample(text, failed=True), size) as (page, seen):
+    with opened(browser, tmp_path, sample(text, failed=True), size) as (page, activity):
         page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
         page.mouse.move(size[0] / 2, size[1] / 2)
-        assert_quiet_and_fitting(page, seen, tmp_path, size)
+        assert_no_errors_and_no_overflow(page, activity, tmp_path, size)
         assert page.evaluate("window.broken") is None
         assert page.locator("script, iframe, a[href^=javascript]").count() == 0
 
 
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
 @pytest.mark.parametrize("report", [realistic_reports.of_texts(), realistic_reports.unopened()])
-def test_a_report_with_little_in_it_is_a_page_as_well(
-    browser: Browser, tmp_path: Path, report: Report, size: tuple[int, int]
-) -> None:
-    with opened(browser, tmp_path, report, size) as (page, seen):
-        assert_quiet_and_fitting(page, seen, tmp_path, size)
+def test_a_sparse_report_renders(browser: Browser, tmp_path: Path, report: Report, size: tuple[int, int]) -> None:
+    with opened(browser, tmp_path, report, size) as (page, activity):
+        assert_no_errors_and_no_overflow(page, activity, tmp_path, size)
         assert page.locator(".picture").count() == 0
 
 
-def test_links_lead_to_parts_of_the_page(browser: Browser, tmp_path: Path) -> None:
+def test_navigation_links_resolve(browser: Browser, tmp_path: Path) -> None:
     with opened(browser, tmp_path, realistic_reports.passed(), PHONE) as (page, _):
         links = page.locator("nav a")
         assert links.count() == 10
@@ -116,44 +114,44 @@ def test_links_lead_to_parts_of_the_page(browser: Browser, tmp_path: Path) -> No
 @contextlib.contextmanager
 def opened(
     browser: Browser, folder: Path, report: Report, size: tuple[int, int], scheme: str = "light"
-) -> Iterator[tuple[Page, Seen]]:
-    """Opens the page of a report as a file."""
+) -> Iterator[tuple[Page, Activity]]:
+    """Opens a report from a file."""
     path = folder / "report.html"
     path.write_text(render(report, picture), encoding="utf-8")
     width, height = size
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
-    seen = Seen()
-    page.on("console", lambda message: seen.complaints.append(message.text))
-    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    page.on("request", lambda request: seen.requests.append(request.url))
+    activity = Activity()
+    page.on("console", lambda message: activity.errors.append(message.text))
+    page.on("pageerror", lambda error: activity.errors.append(str(error)))
+    page.on("request", lambda request: activity.requests.append(request.url))
 
     def dismiss(dialog: object) -> None:
-        seen.complaints.append("a dialog")
+        activity.errors.append("a dialog")
         dialog.dismiss()  # type: ignore[attr-defined]
 
     page.on("dialog", dismiss)
     try:
         page.goto(path.as_uri())
-        yield page, seen
+        yield page, activity
     finally:
         page.close()
 
 
-def assert_quiet_and_fitting(page: Page, seen: Seen, folder: Path, size: tuple[int, int]) -> None:
-    """Asserts that the page loaded nothing, complained of nothing and is no wider than the window."""
-    assert seen.complaints == []
-    assert [url for url in seen.requests if not url.startswith("data:")] == [(folder / "report.html").as_uri()]
+def assert_no_errors_and_no_overflow(page: Page, activity: Activity, folder: Path, size: tuple[int, int]) -> None:
+    """Asserts that the page had no errors, loaded no resources, and is no wider than the window."""
+    assert activity.errors == []
+    assert [url for url in activity.requests if not url.startswith("data:")] == [(folder / "report.html").as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
 
 def brightness(page: Page, name: str) -> int:
-    """The sum of the red, green and blue of a colour of the page."""
+    """Returns the sum of the red, green and blue values of one of the page's colours."""
     colour = page.evaluate(f"getComputedStyle(document.body)[{json.dumps(name)}]")
     return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")[:3])
 
 
-def likeness(element: Locator, id: str) -> float:
-    """Mean difference, of 255, between the middle of what is on the screen and an item's image."""
+def difference(element: Locator, id: str) -> float:
+    """Returns the mean difference, out of 255, between the centres of an element's screenshot and an item's image."""
     encoded = picture(id)
     assert encoded
     images = [Image.open(io.BytesIO(data)).convert("RGB").resize((8, 8)) for data in (element.screenshot(), encoded)]

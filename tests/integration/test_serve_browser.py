@@ -1,4 +1,4 @@
-"""The page of `searchforge serve` in a browser: what a person does, and what hostile data does not."""
+"""The page of `searchforge serve` in a browser: interaction, and resistance to hostile data."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def server(world: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def complaints() -> list[str]:
-    """What the browser's console said; a test that expects some of it clears the list."""
+def errors() -> list[str]:
+    """Returns the errors in the browser's console; a test that expects some clears the list."""
     return []
 
 
 @pytest.fixture
-def page(browser: Browser, server: Server, complaints: list[str]) -> Iterator[Page]:
+def page(browser: Browser, server: Server, errors: list[str]) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1280, "height": 860}, base_url=server.url)
-    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
     yield opened
     opened.close()
-    assert complaints == []
+    assert errors == []
 
 
-def _loaded(page: Page, cards: int) -> None:
-    """Waits until that many hits have their pictures."""
+def _wait_for_pictures(page: Page, cards: int) -> None:
+    """Waits until exactly `cards` hits are shown and their pictures have loaded."""
     script = (
         "count => { const found = [...document.querySelectorAll('.card img')];"
         " return found.length === count && found.every(each => each.complete && each.naturalWidth > 0); }"
@@ -52,17 +52,17 @@ def _loaded(page: Page, cards: int) -> None:
     page.wait_for_function(script, arg=cards)
 
 
-def _no_overflow(page: Page) -> None:
+def _assert_no_overflow(page: Page) -> None:
     width = page.viewport_size["width"] if page.viewport_size else 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_typed_query_shows_hits_with_pictures_scores_and_milliseconds(page: Page) -> None:
+def test_a_typed_query_shows_hits_with_pictures_scores_and_latency(page: Page) -> None:
     page.goto("/?release=all")
     expect(page.get_by_role("heading", level=1)).to_be_visible()
     page.keyboard.type("w12")  # the field has the focus
     page.keyboard.press("Enter")
-    _loaded(page, 10)
+    _wait_for_pictures(page, 10)
     assert page.locator(".card").first.get_attribute("title") == "00012.png"
     assert [int(text) for text in page.locator(".rank").all_text_contents()] == list(range(1, 11))
     scores = [float(text) for text in page.locator(".score").all_text_contents()]
@@ -72,7 +72,7 @@ def test_a_typed_query_shows_hits_with_pictures_scores_and_milliseconds(page: Pa
     assert page.title().startswith("w12")
 
 
-def test_an_address_can_be_reloaded_shared_and_gone_back_from(page: Page) -> None:
+def test_a_url_restores_its_query(page: Page) -> None:
     page.goto("/?q=w3&where=parity%3Dodd&k=20&release=all")
     expect(page.locator(".card").first).to_be_visible()
     expect(page.get_by_label("What to look for")).to_have_value("w3")
@@ -85,7 +85,7 @@ def test_an_address_can_be_reloaded_shared_and_gone_back_from(page: Page) -> Non
     expect(page.locator(".card").first).to_have_attribute("title", "00005.png")
 
 
-def test_an_example_is_one_click(page: Page) -> None:
+def test_an_example_is_searched_on_click(page: Page) -> None:
     page.goto("/?release=all")
     page.locator(".example").first.click()
     expect(page.locator(".card").first).to_be_visible()
@@ -97,7 +97,7 @@ def test_an_example_is_one_click(page: Page) -> None:
 def test_a_chosen_image_finds_itself(page: Page, world: Path) -> None:
     page.goto("/?release=all")
     page.locator("#file").set_input_files(world.parent / "images" / "00021.png")
-    _loaded(page, 10)
+    _wait_for_pictures(page, 10)
     assert page.locator(".card").first.get_attribute("title") == "00021.png"
     expect(page.locator("#picked-name")).to_have_text("00021.png")
     page.get_by_label("Remove the image").click()
@@ -136,7 +136,7 @@ def test_metadata_filters_the_hits(page: Page) -> None:
     expect(page.locator(".stats")).to_contain_text("nearest")
     page.locator(".card").first.click()
     expect(page.locator("#detail-metadata")).to_contain_text("odd")
-    page.locator("#detail-metadata button", has_text="odd").click()  # is a filter already
+    page.locator("#detail-metadata button", has_text="odd").click()  # already a filter
     expect(page.locator(".chip")).to_have_count(1)
     page.get_by_label("Filter by metadata").fill("parity=neither")
     page.keyboard.press("Enter")
@@ -147,9 +147,9 @@ def test_metadata_filters_the_hits(page: Page) -> None:
 
 
 def test_releases_are_compared_side_by_side(page: Page) -> None:
-    page.goto("/?q=w90")  # an item that only one of them holds
+    page.goto("/?q=w90")  # an item that only one of the releases contains
     expect(page.locator(".column")).to_have_count(2)
-    _loaded(page, 20)
+    _wait_for_pictures(page, 20)
     columns = page.locator(".column")
     boxes = [columns.nth(index).bounding_box() for index in range(2)]
     assert boxes[0] and boxes[1] and boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
@@ -179,11 +179,11 @@ def test_a_hit_shows_its_metadata_and_finds_similar_ones(page: Page) -> None:
     page.get_by_role("button", name="Find similar").click()
     expect(detail).to_be_hidden()
     expect(page.locator("#picked-name")).to_have_text("00014.png")
-    _loaded(page, 10)
+    _wait_for_pictures(page, 10)
     assert page.url.endswith("/?release=all")
 
 
-def test_the_keyboard_is_enough(page: Page) -> None:
+def test_the_page_works_with_the_keyboard_alone(page: Page) -> None:
     page.goto("/?q=w15&release=all")
     expect(page.locator(".card").first).to_be_visible()
     page.locator(".card").first.focus()
@@ -197,11 +197,11 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     expect(page.get_by_label("What to look for")).to_be_focused()
 
 
-def test_hostile_ids_and_metadata_are_only_text(page: Page) -> None:
+def test_hostile_ids_and_metadata_are_rendered_as_text(page: Page) -> None:
     page.goto(f"/?q=w{HOSTILE}&where=caption%3D{HOSTILE_ID}")
     expect(page.locator(".note").first).to_be_visible()
     page.goto(f"/?q=w{HOSTILE}")
-    _loaded(page, 20)
+    _wait_for_pictures(page, 20)
     card = page.locator(".card").first
     assert card.get_attribute("title") == HOSTILE_TEXT
     card.click()
@@ -213,7 +213,7 @@ def test_hostile_ids_and_metadata_are_only_text(page: Page) -> None:
     assert page.locator("main script, dialog script, [onerror], [onmouseover]").count() == 0
 
 
-def test_a_file_that_is_chosen_before_the_page_is_ready_is_asked_for(page: Page, complaints: list[str]) -> None:
+def test_a_file_chosen_before_the_page_is_ready_is_searched(page: Page, errors: list[str]) -> None:
     held: list[Route] = []
     page.route("**/releases", lambda route: held.append(route))
     page.goto("/?release=all")
@@ -221,10 +221,10 @@ def test_a_file_that_is_chosen_before_the_page_is_ready_is_asked_for(page: Page,
     held[0].continue_()
     page.unroute("**/releases")
     expect(page.get_by_role("alert")).to_contain_text("not_an_image")
-    complaints.clear()
+    errors.clear()
 
 
-def test_a_refused_query_says_why(page: Page, complaints: list[str]) -> None:
+def test_a_refused_query_shows_the_reason(page: Page, errors: list[str]) -> None:
     page.goto("/?release=all")
     page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
     expect(page.get_by_role("alert")).to_contain_text("not_an_image")
@@ -232,11 +232,11 @@ def test_a_refused_query_says_why(page: Page, complaints: list[str]) -> None:
     page.get_by_label("What to look for").fill("w1")
     page.keyboard.press("Enter")
     expect(page.locator(".card").first).to_have_attribute("title", "00001.png")
-    assert all("415" in complaint for complaint in complaints)
-    complaints.clear()  # the browser notes every failed request
+    assert all("415" in message for message in errors)
+    errors.clear()  # the browser logs every failed request
 
 
-def test_a_server_that_has_ended_is_an_error_with_a_way_out(browser: Browser, world: Path) -> None:
+def test_a_stopped_server_is_reported_with_a_retry_button(browser: Browser, world: Path) -> None:
     with serving(world) as server:
         page = browser.new_page(base_url=server.url)
         page.goto("/?q=w1")
@@ -250,13 +250,13 @@ def test_a_server_that_has_ended_is_an_error_with_a_way_out(browser: Browser, wo
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", ["/", "/?q=w7", "/?q=w7&release=all", "/?q=w7&where=a%3Db"])
-def test_a_phone_shows_all_of_it(browser: Browser, server: Server, scheme: str, path: str) -> None:
+def test_the_page_fits_on_a_phone(browser: Browser, server: Server, scheme: str, path: str) -> None:
     page = browser.new_page(
         viewport={"width": 390, "height": 844}, base_url=server.url, color_scheme=scheme, has_touch=True
     )
     page.goto(path)
     page.wait_for_selector(".card, .note" if "q=" in path else ".example")
-    _no_overflow(page)
+    _assert_no_overflow(page)
     background, ink = page.evaluate(
         "() => { const found = getComputedStyle(document.body); return [found.backgroundColor, found.color]; }"
     )
@@ -264,13 +264,13 @@ def test_a_phone_shows_all_of_it(browser: Browser, server: Server, scheme: str, 
     if page.locator(".card").count():
         page.locator(".card").first.click()
         expect(page.get_by_role("dialog")).to_be_visible()
-        _no_overflow(page)
+        _assert_no_overflow(page)
         box = page.get_by_role("dialog").bounding_box()
         assert box and box["x"] >= 0 and box["x"] + box["width"] <= 390
     page.close()
 
 
 def _brightness(colour: str) -> float:
-    """Of `rgb(r, g, b)`, from 0 to 255."""
+    """Returns the mean of the channels of `rgb(r, g, b)`, from 0 to 255."""
     parts = [float(part) for part in colour[colour.index("(") + 1 : -1].split(",")]
     return sum(parts[:3]) / 3

@@ -1,6 +1,6 @@
-"""Beam's worker pool as a program: `python worker_pool.py BOOT` prints its port, and ends when its standard input does.
+"""Runs Beam's worker pool on localhost: `python worker_pool.py BOOT` prints its port and ends with standard input.
 
-It imports nothing of the project, which its workers must not find. Beam's own program would listen on every interface.
+It imports nothing from the project, which its workers must not find. Beam's own program listens on every interface.
 """
 
 from __future__ import annotations
