@@ -444,7 +444,7 @@ def demo(config: Config, as_json: bool, scenes: int, seed: int) -> None:
     show(report, as_json, summaries.demo(report))
 
 
-@main.command()
+@main.command("fetch")
 @click.argument("dataset", type=click.Choice(["coco2014", "coco2017"]))
 @click.option("--folder", help="Target folder; default: the name of the dataset.")
 @click.option("--only", type=click.Choice(["captions", "images"]), help="Fetch only the captions or only the images.")
@@ -452,7 +452,7 @@ def demo(config: Config, as_json: bool, scenes: int, seed: int) -> None:
 @click.option("--keep-archives", is_flag=True, help="Keep archives after unpacking.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @reports_errors
-def fetch(
+def fetch_command(
     dataset: str,
     folder: str | None,
     only: Literal["captions", "images"] | None,
@@ -461,11 +461,12 @@ def fetch(
     as_json: bool,
 ) -> None:
     """Download, verify and unpack the photos and captions of COCO."""
-    from infra import datasets as fetching
+    from infra.datasets.coco import DATASETS
+    from infra.datasets.fetch import fetch, summary
 
     target = Path(folder or dataset).expanduser().absolute()
-    report = fetching.fetch(fetching.DATASETS[dataset], target, only, split, keep_archives)
-    show(report, as_json, fetching.summary(report))
+    report = fetch(DATASETS[dataset], target, only, split, keep_archives)
+    show(report, as_json, summary(report))
 
 
 @main.command()

@@ -111,7 +111,7 @@ def write_scenes(folder: Path, count: int, seed: int = 0) -> Path:
     content: dict[str, object] = {"info": info, "images": [], "annotations": []}
     entries: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
-    with progress.track("draw scenes", count) as advance:
+    with progress.track("drawing scenes", count, "scene") as advance:
         for index in range(count):
             generator = random.Random(f"{seed}/{index}")
             scene = random_scene(generator)

@@ -87,7 +87,7 @@ async function fetchJson(url, options = {}) {
 async function search(history = "push") {
   pendingSearch.abort();
   pendingSearch = new AbortController();
-  const { signal } = running;
+  const { signal } = pendingSearch;
   if (history !== "none") saveToUrl(history);
   const started = state.image !== null || state.text !== "";
   document.body.classList.toggle("start", !started);

@@ -1,4 +1,4 @@
-"""Fetching survives what happens to large downloads, and believes no archive whose content is not the known one."""
+"""`searchforge fetch` resumes interrupted downloads and accepts only archives with the expected content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ import yaml
 from click.testing import CliRunner
 
 from infra.cli.commands import main
-from infra.datasets import ATTEMPTS, DATASETS, Archive, Dataset, FetchReport, fetch, summary
+from infra.datasets.coco import DATASETS, Archive, Dataset
+from infra.datasets.download import ATTEMPTS
+from infra.datasets.fetch import FetchReport, fetch, summary
 from searchforge.captions.dataset import load_captions, split_heldout
 from searchforge.config import load_config
 from searchforge.errors import JobError
@@ -29,14 +31,15 @@ from tests.infra.manual_clock import ManualClock
 
 
 class _Server(ThreadingHTTPServer):
-    """Serves `files` on the loopback, as object stores do it, with the faults that a test switches on.
+    """Serves `files` on the loopback interface like an object store, with faults that tests switch on.
 
     Attributes:
-      requests: path and Range header of each.
-      ranges: whether parts are sent.
-      stop_after: bytes of each answer after which the connection is closed.
-      failures: so many answers are 503.
-      sent: is called after each answer with its path, before the connection is closed.
+      files: Content by path.
+      requests: Path and Range header of each request.
+      ranges: Whether range requests are supported.
+      stop_after: Number of bytes of each response after which the connection is closed.
+      failures: Number of responses with status 503 to come.
+      sent: Function called with the path after each response, before the connection is closed.
     """
 
     daemon_threads = True
@@ -127,7 +130,7 @@ ARCHIVES = {
 
 
 def _dataset(server: _Server, changed: dict[str, dict[str, bytes]] | None = None) -> Dataset:
-    """Puts small archives on the server, and describes them as the real ones are described."""
+    """Puts small archives on the server and returns a dataset of them that resembles the real one."""
     archives = []
     for real in DATASETS["coco2014"].archives:
         members = {**ARCHIVES, **(changed or {})}[real.name]
@@ -138,7 +141,7 @@ def _dataset(server: _Server, changed: dict[str, dict[str, bytes]] | None = None
             "url": f"{server.url}/{real.name}",
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
-            "files": sum(map(real.takes, members)),
+            "files": sum(map(real.selects, members)),
         }
         archives.append(Archive(**values))
     return Dataset("coco2014", 2014, tuple(archives))
@@ -149,7 +152,7 @@ def _fetch(dataset: Dataset, folder: Path, **options: Any) -> FetchReport:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """What was unpacked."""
+    """Returns the unpacked files."""
     paths = (path for part in ("annotations", "images") for path in (folder / part).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -162,7 +165,7 @@ EXPECTED = {
 }
 
 
-def test_what_is_fetched_is_unpacked_and_its_configuration_trains(server: _Server, tmp_path: Path) -> None:
+def test_a_dataset_is_unpacked_and_its_configuration_loads(server: _Server, tmp_path: Path) -> None:
     folder = tmp_path / "coco"
     report = _fetch(_dataset(server), folder)
     assert _files(folder) == EXPECTED
@@ -176,7 +179,7 @@ def test_what_is_fetched_is_unpacked_and_its_configuration_trains(server: _Serve
     assert [image.captions for image in split.heldout] == [("picture 6",), ("picture 7",)]
 
 
-def test_the_known_archives_are_described_as_published() -> None:
+def test_archives_are_described_as_published() -> None:
     for dataset in DATASETS.values():
         for archive in dataset.archives:
             assert archive.url.startswith("http://images.cocodataset.org/")
@@ -187,7 +190,7 @@ def test_the_known_archives_are_described_as_published() -> None:
     assert list(fetch_parameter.type.choices) == list(DATASETS)
 
 
-def test_a_second_fetch_asks_for_nothing(server: _Server, tmp_path: Path) -> None:
+def test_a_second_fetch_downloads_nothing(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     _fetch(dataset, tmp_path)
     server.requests.clear()
@@ -199,7 +202,7 @@ def test_a_second_fetch_asks_for_nothing(server: _Server, tmp_path: Path) -> Non
     assert lost.exists()
 
 
-def test_an_interrupted_download_goes_on_where_it_was(server: _Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     server.stop_after = 1500
     _fetch(dataset, tmp_path)
@@ -209,7 +212,7 @@ def test_an_interrupted_download_goes_on_where_it_was(server: _Server, tmp_path:
     assert asked == list(range(1500, size, 1500))
 
 
-def test_a_later_run_goes_on_where_the_killed_one_was(server: _Server, tmp_path: Path) -> None:
+def test_a_later_run_resumes_a_killed_one(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     part = tmp_path / ".fetch" / "train2014.zip.part"
     part.parent.mkdir()
@@ -219,7 +222,7 @@ def test_a_later_run_goes_on_where_the_killed_one_was(server: _Server, tmp_path:
     assert [span for path, span in server.requests if path == "/train2014.zip"] == ["bytes=2000-"]
 
 
-def test_a_run_killed_after_the_last_byte_asks_for_no_more(server: _Server, tmp_path: Path) -> None:
+def test_a_run_killed_after_the_last_byte_requests_nothing_more(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     part = tmp_path / ".fetch" / "train2014.zip.part"
     part.parent.mkdir()
@@ -229,7 +232,7 @@ def test_a_run_killed_after_the_last_byte_asks_for_no_more(server: _Server, tmp_
     assert not any(path == "/train2014.zip" for path, _ in server.requests)
 
 
-def test_a_server_without_parts_sends_the_whole(server: _Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_sends_the_whole_file(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     part = tmp_path / ".fetch" / "train2014.zip.part"
     part.parent.mkdir()
@@ -239,15 +242,15 @@ def test_a_server_without_parts_sends_the_whole(server: _Server, tmp_path: Path)
     assert _files(tmp_path) == EXPECTED
 
 
-def test_a_file_that_changed_meanwhile_is_not_joined_with_its_old_part(server: _Server, tmp_path: Path) -> None:
+def test_a_changed_file_is_not_appended_to_its_old_part(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
-    right = server.files["/val2014.zip"]
-    server.files["/val2014.zip"] = bytes(len(right))
+    correct = server.files["/val2014.zip"]
+    server.files["/val2014.zip"] = bytes(len(correct))
     server.stop_after = 500
 
     def change(path: str) -> None:
         if path == "/val2014.zip":
-            server.files[path] = right
+            server.files[path] = correct
             server.stop_after = None
 
     server.sent = change
@@ -256,7 +259,7 @@ def test_a_file_that_changed_meanwhile_is_not_joined_with_its_old_part(server: _
     assert _files(tmp_path) == EXPECTED
 
 
-def test_failures_of_the_server_are_tried_again(server: _Server, tmp_path: Path) -> None:
+def test_server_errors_are_retried(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     server.failures = ATTEMPTS - 1
     clock = ManualClock()
@@ -286,13 +289,13 @@ def _cut_always(server: _Server) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (_break_sha, r"train2014.zip is damaged or another file \(SHA-256 \w+, expected \w+\); it is deleted"),
-        (_make_longer, r"has \d+ bytes, expected \d+: it is another file"),
-        (_remove, "the server says 404 Not Found"),
-        (_cut_always, "run the same command again, which goes on at 0 of"),
+        (_break_sha, r"train2014.zip is damaged or has been replaced \(SHA-256 \w+, expected \w+\) and was deleted"),
+        (_make_longer, r"has \d+ bytes, expected \d+: the file has been replaced"),
+        (_remove, "the server responded 404 Not Found"),
+        (_cut_always, "run the same command again, which resumes at 0 of"),
     ],
 )
-def test_what_is_not_the_known_archive_is_refused_in_one_line(
+def test_an_unexpected_archive_is_refused_in_one_line(
     server: _Server, tmp_path: Path, fault: Callable[[_Server], None], message: str
 ) -> None:
     dataset = _dataset(server)
@@ -301,9 +304,9 @@ def test_what_is_not_the_known_archive_is_refused_in_one_line(
         _fetch(dataset, tmp_path, only="images", split="train")
     assert "\n" not in str(raised.value)
     assert _files(tmp_path) == {}
-    mended = _dataset(server)
+    repaired = _dataset(server)
     server.stop_after = None
-    assert _fetch(mended, tmp_path).files["train2014.zip"] == 6
+    assert _fetch(repaired, tmp_path).files["train2014.zip"] == 6
 
 
 @pytest.mark.parametrize(
@@ -311,7 +314,7 @@ def test_what_is_not_the_known_archive_is_refused_in_one_line(
 )
 def test_an_archive_that_writes_outside_is_refused(server: _Server, tmp_path: Path, name: str) -> None:
     dataset = _dataset(server, {"train2014.zip": {**ARCHIVES["train2014.zip"], name: b"x"}})
-    with pytest.raises(JobError, match="would be written outside of its folder"):
+    with pytest.raises(JobError, match="could be written outside of the target folder"):
         _fetch(dataset, tmp_path / "coco")
     assert not list(tmp_path.rglob("*escaped*"))
     assert not (tmp_path / "coco/images/train2014").exists()
@@ -328,31 +331,31 @@ def test_a_link_in_an_archive_is_refused(server: _Server, tmp_path: Path) -> Non
     server.files["/train2014.zip"] = data
     changed = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "files": 1}
     archives = tuple(Archive(**{**vars(a), **(changed if a.name == "train2014.zip" else {})}) for a in dataset.archives)
-    with pytest.raises(JobError, match="it is refused"):
+    with pytest.raises(JobError, match="is refused"):
         _fetch(Dataset("coco2014", 2014, archives), tmp_path)
 
 
-def test_an_archive_with_other_members_is_refused(server: _Server, tmp_path: Path) -> None:
+def test_an_archive_with_unexpected_members_is_refused(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     archives = tuple(Archive(**{**vars(archive), "files": archive.files + 1}) for archive in dataset.archives)
-    with pytest.raises(JobError, match="holds 2 files of annotations/, expected 3"):
+    with pytest.raises(JobError, match="contains 2 files in annotations/, expected 3"):
         _fetch(Dataset("coco2014", 2014, archives), tmp_path)
 
 
-def test_unpacking_keeps_whole_files_and_replaces_damaged_ones(server: _Server, tmp_path: Path) -> None:
+def test_unpacking_keeps_intact_files_and_replaces_damaged_ones(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     folder = tmp_path / "images/train2014"
     folder.mkdir(parents=True)
-    whole, damaged = (folder / f"COCO_train2014_{i:012d}.jpg" for i in (0, 1))
-    whole.write_bytes(bytes(1000))
+    intact, damaged = (folder / f"COCO_train2014_{i:012d}.jpg" for i in (0, 1))
+    intact.write_bytes(bytes(1000))
     damaged.write_bytes(b"y" * 1000)
-    written = whole.stat().st_mtime_ns
+    written = intact.stat().st_mtime_ns
     _fetch(dataset, tmp_path)
     assert _files(tmp_path) == EXPECTED
-    assert whole.stat().st_mtime_ns == written
+    assert intact.stat().st_mtime_ns == written
 
 
-def test_only_what_is_asked_for_is_fetched(server: _Server, tmp_path: Path) -> None:
+def test_only_the_requested_parts_are_fetched(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     report = _fetch(dataset, tmp_path, split="val", keep_archives=True)
     assert set(report.files) == {"annotations_trainval2014.zip", "val2014.zip"}
@@ -365,16 +368,16 @@ def test_only_what_is_asked_for_is_fetched(server: _Server, tmp_path: Path) -> N
     assert set(_fetch(dataset, tmp_path / "other", only="captions").files) == {"annotations_trainval2014.zip"}
 
 
-def test_too_little_room_is_said_before_anything_is_fetched(server: _Server, tmp_path: Path) -> None:
-    room = shutil.disk_usage(tmp_path).free
+def test_insufficient_disk_space_is_reported_before_the_download(server: _Server, tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
     captions, *images = _dataset(server).archives
-    archives = (dataclasses.replace(captions, bytes=10 * room), *images)
-    with pytest.raises(JobError, match=r"has room for \d+\.\d\d GB, but \d+\.\d\d GB are needed"):
+    archives = (dataclasses.replace(captions, bytes=10 * free), *images)
+    with pytest.raises(JobError, match=r"has \d+\.\d\d GB of disk space, but \d+\.\d\d GB are required"):
         _fetch(Dataset("coco2014", 2014, archives), tmp_path)
     assert server.requests == []
 
 
-def test_an_unreachable_host_is_said_in_one_line(server: _Server, tmp_path: Path) -> None:
+def test_an_unreachable_host_is_reported_in_one_line(server: _Server, tmp_path: Path) -> None:
     dataset = _dataset(server)
     server.shutdown()
     server.server_close()
@@ -384,7 +387,7 @@ def test_an_unreachable_host_is_said_in_one_line(server: _Server, tmp_path: Path
     assert "\n" not in str(raised.value) and len(clock.slept) == ATTEMPTS - 1
 
 
-def test_the_command_says_a_failure_in_one_line(
+def test_the_command_reports_a_failure_in_one_line(
     server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(DATASETS, "coco2014", _dataset(server))
@@ -392,7 +395,7 @@ def test_the_command_says_a_failure_in_one_line(
     result = CliRunner().invoke(main, ["fetch", "coco2014", "--folder", str(tmp_path)])
     assert result.exit_code == 1
     errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "the server says 404" in errors[0]
+    assert len(errors) == 1 and "the server responded 404" in errors[0]
     assert "Traceback" not in result.output
 
 
