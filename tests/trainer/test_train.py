@@ -224,7 +224,7 @@ def test_forms_of_the_text_encoder_are_compared_on_demand(
     assert chosen.mean_cosine and chosen.mean_cosine >= tflite_parity.MIN_COSINE
     assert exact.mean_cosine == pytest.approx(1.0, abs=1e-4)
     page = workspace.local("evaluations", evaluation.id) / "report.html"
-    assert "Forms of the text encoder" in page.read_text(encoding="utf-8")
+    assert "Quantizations of the text encoder" in page.read_text(encoding="utf-8")
     plain = evaluate_bundle(config, encoder.id)
     assert plain.forms is None and plain.id != evaluation.id
 

@@ -148,5 +148,5 @@ def test_a_report_without_a_comparison_of_forms_is_read_and_shown() -> None:
     old = report.model_dump(mode="json")
     del old["forms"]
     assert EvaluationReport.model_validate(old) == report
-    assert "Forms of the text encoder" not in Page(render(report, {})).text
+    assert "Quantizations of the text encoder" not in Page(render(report, {})).text
     assert "quantizations of the text encoder" not in summary(report)
