@@ -12,14 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.artifacts.records import varint
 from searchforge.config import LutType
+from searchforge.protobuf import FIXED32, LENGTH_DELIMITED, bytes_field, integer_field, tag, varint
 
 _DOT_PRODUCT = 1
 _LOOKUP_TYPES: dict[LutType, int] = {"float": 0, "int16": 1, "int8": 2}
 _UINT8 = 2
-_VARINT, _LENGTH_DELIMITED, _FIXED32 = 0, 2, 5
-"""Wire types."""
 
 
 def index_config(
@@ -49,43 +47,33 @@ def index_config(
         )
     partitioner = (
         _repeated_rows(centroids)
-        + _tag(2, _FIXED32)
+        + tag(2, FIXED32)
         + np.array(search_fraction, "<f4").tobytes()
-        + _integer(3, _DOT_PRODUCT)
+        + integer_field(3, _DOT_PRODUCT)
     )
     hashing = (
-        b"".join(_field(1, _repeated_rows(book)) for book in codebooks)
-        + _integer(2, _DOT_PRODUCT)
-        + _integer(3, _LOOKUP_TYPES[lut_type])
+        b"".join(bytes_field(1, _repeated_rows(book)) for book in codebooks)
+        + integer_field(2, _DOT_PRODUCT)
+        + integer_field(3, _LOOKUP_TYPES[lut_type])
     )
-    scann_config = _integer(1, _DOT_PRODUCT) + _field(2, _field(1, hashing)) + _field(3, partitioner)
+    scann_config = (
+        integer_field(1, _DOT_PRODUCT) + bytes_field(2, bytes_field(1, hashing)) + bytes_field(3, partitioner)
+    )
     offsets = np.cumsum(partition_sizes) - partition_sizes
     return (
-        _field(1, scann_config)
-        + _integer(2, _UINT8)
-        + _integer(3, len(codebooks))  # the format's "embedding_dim": bytes per code
-        + _field(4, b"".join(map(varint, offsets.tolist())))
+        bytes_field(1, scann_config)
+        + integer_field(2, _UINT8)
+        + integer_field(3, len(codebooks))  # the format's "embedding_dim": bytes per code
+        + bytes_field(4, b"".join(map(varint, offsets.tolist())))
     )
 
 
 def _repeated_rows(rows: npt.NDArray[np.float32]) -> bytes:
     """Returns repeated field 1: for each row of [n, d], a message whose field 1 is the packed row."""
     values = np.ascontiguousarray(rows, "<f4").view(np.uint8)
-    header = _tag(1, _LENGTH_DELIMITED) + varint(values.shape[1])
-    header = _tag(1, _LENGTH_DELIMITED) + varint(len(header) + values.shape[1]) + header
+    header = tag(1, LENGTH_DELIMITED) + varint(values.shape[1])
+    header = tag(1, LENGTH_DELIMITED) + varint(len(header) + values.shape[1]) + header
     written = np.empty((len(values), len(header) + values.shape[1]), np.uint8)
     written[:, : len(header)] = np.frombuffer(header, np.uint8)
     written[:, len(header) :] = values
     return written.tobytes()
-
-
-def _tag(number: int, wire_type: int) -> bytes:
-    return bytes([number << 3 | wire_type])
-
-
-def _integer(number: int, value: int) -> bytes:
-    return _tag(number, _VARINT) + varint(value)
-
-
-def _field(number: int, value: bytes) -> bytes:
-    return _tag(number, _LENGTH_DELIMITED) + varint(len(value)) + value

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.corpus.shard_reader import ByteStrings
-from searchforge.artifacts.records import mask_crc, varint
+from searchforge.artifacts.records import mask_crc
+from searchforge.protobuf import varint
 
 BLOCK_SIZE = 4096
 """Size in bytes at which a block of entries is closed: LevelDB's default."""

@@ -1,7 +1,10 @@
 """Embedding records: tf.train.Example messages in TFRecord files, read and written without TensorFlow.
 
 Formats: tensorflow/core/example/example.proto, and the TFRecord framing of
-https://www.tensorflow.org/tutorials/load_data/tfrecord (length, masked CRC-32C of it, data, masked CRC-32C).
+https://www.tensorflow.org/tutorials/load_data/tfrecord (length, its masked CRC-32C, data, its masked CRC-32C).
+
+Embedding records are parsed by `record_fields`, which assumes that fields are ordered as every protobuf library writes
+them: it is faster than a general parser, as tests/bench/records.py measures.
 """
 
 from __future__ import annotations
@@ -18,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from searchforge.errors import JobError
+from searchforge.protobuf import bytes_field, bytes_values, read_varint
 
 MAX_RECORD_BYTES = 2**30
-"""A longer TFRecord is not read: its length would be taken from a foreign file and reserved in memory."""
+"""Limit that keeps a damaged or hostile length from reserving memory."""
 
 TFRECORD_HEADER = 12
 TFRECORD_FRAMING = 16
-"""Bytes before a TFRecord's payload (its length and a checksum), and before and after it."""
+"""Bytes before a TFRecord's payload (length and checksum), and bytes before and after it in total."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,12 @@ class EmbeddingRecord:
     """One embedded item.
 
     Attributes:
-      id: unique within its corpus.
+      id: Id of the item, unique within its corpus.
       embedding: [d] float32, L2-normalised.
-      uri: where the item was read.
+      uri: Path or URI of the source file.
       content_hash: SHA-256 of the item's bytes, hexadecimal.
-      metadata: JSON object that travels with the item to the device.
-      version: of the file it was read from, which tells an incremental run whether it changed; "" where unknown.
+      metadata: JSON object stored with the item in the on-device index.
+      version: Version of the source file, by which incremental runs detect changes; "" if unknown.
       byte_range: `offset+size@file` for an archive member; "" if the item is all of `uri`. Feature `place` in the file.
     """
 
@@ -52,31 +56,33 @@ class EmbeddingRecord:
     def __post_init__(self) -> None:
         if self.embedding.ndim != 1 or self.embedding.dtype != np.float32:
             raise ValueError(
-                f"embedding of {self.id!r} is {self.embedding.dtype}{list(self.embedding.shape)}, "
+                f"embedding of {self.id!r} is {self.embedding.dtype}{list(self.embedding.shape)}; "
                 "expected a float32 vector"
             )
 
     def to_bytes(self) -> bytes:
         """Returns the serialized tf.train.Example; equal records give equal bytes."""
         metadata = _to_json(self.metadata)
-        features = {  # in lexical order: the order of a deterministic serialization
-            "content_hash": _field(_BYTES_LIST, _field(1, self.content_hash.encode())),
-            "embedding": _field(_FLOAT_LIST, _field(1, self.embedding.astype("<f4").tobytes())),
-            "id": _field(_BYTES_LIST, _field(1, self.id.encode())),
-            "metadata": _field(_BYTES_LIST, _field(1, metadata.encode())),
-            "place": _field(_BYTES_LIST, _field(1, self.byte_range.encode())),
-            "uri": _field(_BYTES_LIST, _field(1, self.uri.encode())),
-            "version": _field(_BYTES_LIST, _field(1, self.version.encode())),
+        features = {  # in lexicographic order, as in a deterministic serialization
+            "content_hash": bytes_field(_BYTES_LIST, bytes_field(1, self.content_hash.encode())),
+            "embedding": bytes_field(_FLOAT_LIST, bytes_field(1, self.embedding.astype("<f4").tobytes())),
+            "id": bytes_field(_BYTES_LIST, bytes_field(1, self.id.encode())),
+            "metadata": bytes_field(_BYTES_LIST, bytes_field(1, metadata.encode())),
+            "place": bytes_field(_BYTES_LIST, bytes_field(1, self.byte_range.encode())),
+            "uri": bytes_field(_BYTES_LIST, bytes_field(1, self.uri.encode())),
+            "version": bytes_field(_BYTES_LIST, bytes_field(1, self.version.encode())),
         }
-        entries = (_field(1, _field(1, key.encode()) + _field(2, value)) for key, value in features.items())
-        return _field(1, b"".join(entries))
+        entries = (
+            bytes_field(1, bytes_field(1, key.encode()) + bytes_field(2, value)) for key, value in features.items()
+        )
+        return bytes_field(1, b"".join(entries))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> EmbeddingRecord:
         """Parses a serialized tf.train.Example.
 
         Raises:
-          JobError: the bytes are not an embedding record.
+          JobError: The bytes are not an embedding record.
         """
         try:
             features = record_fields(data)
@@ -107,7 +113,7 @@ def read_tfrecords(path: Path) -> Iterator[bytes]:
     """Yields the payload of each TFRecord of a file.
 
     Raises:
-      JobError: the file is truncated or a checksum does not match.
+      JobError: The file is truncated or a checksum does not match.
     """
     with path.open("rb") as file:
         try:
@@ -120,7 +126,7 @@ def iterate_tfrecords(file: BinaryIO) -> Iterator[bytes]:
     """Yields the payload of each TFRecord.
 
     Raises:
-      ValueError: the file is truncated or a checksum does not match.
+      ValueError: The file is truncated or a checksum does not match.
     """
     position = 0
     while header := file.read(TFRECORD_HEADER):
@@ -128,7 +134,7 @@ def iterate_tfrecords(file: BinaryIO) -> Iterator[bytes]:
             raise ValueError(f"damaged TFRecord header at byte {position}")
         (length,) = struct.unpack("<Q", header[:8])
         if length > MAX_RECORD_BYTES:
-            raise ValueError(f"TFRecord of {length} bytes at byte {position}, more than {MAX_RECORD_BYTES}")
+            raise ValueError(f"TFRecord of {length} bytes at byte {position}, above the limit of {MAX_RECORD_BYTES}")
         payload, crc = file.read(length), file.read(4)
         if len(payload) < length or crc != _masked_crc(payload):
             raise ValueError(f"damaged TFRecord at byte {position}")
@@ -137,19 +143,19 @@ def iterate_tfrecords(file: BinaryIO) -> Iterator[bytes]:
 
 
 def example_bytes(data: bytes) -> dict[str, list[bytes]]:
-    """Returns the bytes features of a serialized tf.train.Example by key; its numeric features are left out.
+    """Returns the bytes features of a serialized tf.train.Example by key, without its numeric features.
 
     Raises:
-      ValueError: the bytes are not an Example.
+      ValueError: The bytes are not a tf.train.Example.
     """
     try:
         found: dict[str, list[bytes]] = {}
-        for features in _numbered(data, 1):
-            for entry in _numbered(features, 1):
-                (key,) = _numbered(entry, 1)
-                lists = [values for feature in _numbered(entry, 2) for values in _numbered(feature, _BYTES_LIST)]
+        for features in bytes_values(data, 1):
+            for entry in bytes_values(features, 1):
+                (key,) = bytes_values(entry, 1)
+                lists = [values for feature in bytes_values(entry, 2) for values in bytes_values(feature, _BYTES_LIST)]
                 if lists:
-                    found[key.decode()] = list(_numbered(lists[-1], 1))
+                    found[key.decode()] = list(bytes_values(lists[-1], 1))
         return found
     except (ValueError, IndexError) as error:
         raise ValueError(f"{len(data)} bytes are not a tf.train.Example: {error}") from None
@@ -161,7 +167,7 @@ def read_embeddings(path: Path) -> Iterator[EmbeddingRecord]:
 
 
 def mask_crc(crc: int) -> int:
-    """Returns a CRC32C as TFRecords and LevelDB tables store it."""
+    """Masks a CRC-32C as TFRecords and LevelDB tables store it."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -169,26 +175,17 @@ def _masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", mask_crc(google_crc32c.value(data)))
 
 
-# The protobuf wire format (https://protobuf.dev/programming-guides/encoding), of which an embedding record uses only
-# length-delimited fields. The classes of tf.train.Example would bring TensorFlow into every worker.
 _BYTES_LIST, _FLOAT_LIST = 1, 2
-_LENGTH_DELIMITED = 2
-_FIXED = {1: 8, 5: 4}
-"""Bytes of the wire types of fixed size."""
-
+"""Fields of tf.train.Feature."""
 
 _to_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
-def _field(number: int, value: bytes) -> bytes:
-    return bytes([number << 3 | _LENGTH_DELIMITED]) + varint(len(value)) + value
-
-
 def record_fields(example: bytes) -> dict[bytes, bytes]:
-    """Returns the only value, as bytes, of every feature of a serialized embedding record.
+    """Returns the value of every feature of a serialized embedding record as bytes.
 
     Raises:
-      ValueError, IndexError: it is not a tf.train.Example of such features, as every protobuf library writes them.
+      ValueError, IndexError: The bytes are not a tf.train.Example with one value per feature and ordered fields.
     """
     values: dict[bytes, bytes] = {}
     position, end = _enclosed(example, 0, _FEATURES, len(example))
@@ -204,11 +201,11 @@ def record_fields(example: bytes) -> dict[bytes, bytes]:
 
 
 _FEATURES, _KEY, _VALUE, _LISTS = b"\x0a", b"\x0a", b"\x12", b"\x0a\x12"
-"""Tags of an Example's only message, of a map entry's key and value, and of the lists of bytes and of floats."""
+"""Tags of an Example's features, of a map entry's key and value, and of the lists of bytes and floats."""
 
 
 def _enclosed(message: bytes, position: int, tags: bytes, expected_end: int = -1) -> tuple[int, int]:
-    """Returns where the value of a length-delimited field with one of the tags begins and ends."""
+    """Returns start and end of the value of a length-delimited field with one of `tags`."""
     if message[position] not in tags:
         raise ValueError(f"unexpected tag {message[position]} at byte {position}")
     length, position = message[position + 1], position + 2
@@ -216,49 +213,5 @@ def _enclosed(message: bytes, position: int, tags: bytes, expected_end: int = -1
         length, position = read_varint(message, position - 1)
     end = position + length
     if end > len(message) or end != expected_end >= 0:
-        raise ValueError(f"{length} bytes at byte {position} are truncated or too many")
+        raise ValueError(f"{length} bytes at byte {position} are truncated or exceed their message")
     return position, end
-
-
-def _numbered(message: bytes, number: int) -> Iterator[bytes]:
-    """Yields the length-delimited values of the field `number`; other fields are skipped."""
-    position = 0
-    while position < len(message):
-        tag, position = read_varint(message, position)
-        wire_type = tag & 7
-        if wire_type == 0:
-            _, position = read_varint(message, position)
-            continue
-        if wire_type in _FIXED:
-            length = _FIXED[wire_type]
-        elif wire_type == _LENGTH_DELIMITED:
-            length, position = read_varint(message, position)
-        else:
-            raise ValueError(f"unexpected wire type {wire_type}")
-        if position + length > len(message):
-            raise ValueError("truncated message")
-        if tag == number << 3 | _LENGTH_DELIMITED:
-            yield message[position : position + length]
-        position += length
-
-
-def varint(value: int) -> bytes:
-    """Returns an integer that is not negative, seven bits a byte, lowest first."""
-    written = bytearray()
-    while value > 0x7F:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    written.append(value)
-    return bytes(written)
-
-
-def read_varint(message: bytes, position: int) -> tuple[int, int]:
-    """Returns the integer at `position`, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, position

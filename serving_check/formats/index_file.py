@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.artifacts.records import read_varint
+from searchforge.protobuf import read_varint
 from serving_check.formats.leveldb_reader import read_table
 from serving_check.formats.scann_schema import scann_on_device_config
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import google_crc32c
 
-from searchforge.artifacts.records import mask_crc, read_varint
+from searchforge.artifacts.records import mask_crc
+from searchforge.protobuf import read_varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 """The last eight bytes of every table."""

@@ -10,7 +10,7 @@ import pytest
 
 from indexer.corpus.shard_reader import ByteStrings
 from indexer.device.leveldb_writer import BLOCK_SIZE, MAX_VALUE_BYTES, Buffer, TableWriter
-from searchforge.artifacts.records import read_varint, varint
+from searchforge.protobuf import read_varint, varint
 from serving_check.formats.leveldb_reader import _block, _entries, _handle, read_table
 
 Entries = Sequence[tuple[bytes, bytes]]
