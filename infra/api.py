@@ -42,14 +42,14 @@ from searchforge.config import Config
 from searchforge.errors import JobError, UsageError
 from searchforge.storage.factory import open_storage
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from infra.reindex.journal import Run
     from infra.reindex.plan import Plan
     from infra.reindex.status import Status
     from infra.releases.pruning import PruneResult
     from serving_check.measurement.search import Hit
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "RunReport",

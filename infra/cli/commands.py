@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -371,7 +372,13 @@ def serve(
     """Serve a local web page for searching and comparing releases."""
     from infra.serve.server import serve as serve_releases
 
-    serve_releases(config, names, port, workers, open_page, as_json)
+    def announce(url: str, releases: list[str]) -> None:
+        if as_json:
+            click.echo(json.dumps({"url": url, "releases": releases}))
+        if open_page:
+            click.launch(url)
+
+    serve_releases(config, names, port, workers, on_ready=announce)
 
 
 @main.command()

@@ -13,10 +13,10 @@ from searchforge.captions.dataset import load_captions, split_heldout
 from searchforge.config import Config
 from searchforge.errors import UsageError
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from serving_check.measurement.search import Hit
+
+logger = logging.getLogger(__name__)
 
 TRAIN_DEFAULTS = {"ensemble_size": 1, "views": 1}
 """Training settings unless the configuration sets them: drawn scenes need no more."""

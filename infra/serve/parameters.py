@@ -43,8 +43,8 @@ class SearchParameters(Parameters):
     where: tuple[_Condition, ...] = Field(
         default=(),
         max_length=MAX_CONDITIONS,
-        description=f"key=value, for example split=dev, of at most {_MAX_CONDITION} characters, "
-        f"at most {MAX_CONDITIONS} times",
+        description="key=value, for example split=dev; "
+        f"at most {_MAX_CONDITION} characters each and {MAX_CONDITIONS} in total",
     )
 
 
@@ -74,7 +74,7 @@ def parse(model: type[P], query: Iterable[tuple[str, str]]) -> P:
     values: dict[str, Any] = {}
     for name, value in query:
         values.setdefault(name, []).append(value)
-    for name in values.keys() - _REPEATABLE:
+    for name in values.keys() & model.model_fields.keys() - _REPEATABLE:
         if len(values[name]) > 1:
             raise RequestError(400, f"parameter {name} is given {len(values[name])} times; give it once")
         values[name] = values[name][0]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
 from aiohttp import web
 
 from infra.serve.application import application
@@ -22,12 +20,15 @@ from infra.serve.search_service import SearchService
 from infra.serve.served_release import ServedRelease, open_served_releases
 from searchforge.errors import UsageError
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from searchforge.config import Config
 
+logger = logging.getLogger(__name__)
+
 HOST = "127.0.0.1"
+
+ReadyCallback = Callable[[str, list[str]], None]
+"""Function that takes the URL of the page and the ids of the served releases."""
 
 MAX_QUEUED = 256
 """Maximum number of queries that wait for a worker; further ones are refused."""
@@ -45,9 +46,8 @@ def serve(
     releases: Sequence[str] = (),
     port: int = 8080,
     workers: int | None = None,
-    open_page: bool = False,
-    as_json: bool = False,
     max_queued: int = MAX_QUEUED,
+    on_ready: ReadyCallback = lambda url, releases: None,
 ) -> None:
     """Serves until SIGINT or SIGTERM.
 
@@ -55,9 +55,8 @@ def serve(
       releases: Ids, folders or URLs, as for `infra.api.open_release`; the live release if empty.
       port: TCP port; 0 for a free one.
       workers: Number of queries that run at the same time; one per core by default.
-      open_page: Whether to open the page in a browser.
-      as_json: Whether to print the address and the releases as one line of JSON once the server is ready.
       max_queued: Maximum number of queries that wait for a worker.
+      on_ready: Function called once the server accepts requests.
 
     Raises:
       UsageError: A release does not exist, or the port is in use.
@@ -69,7 +68,7 @@ def serve(
         with SearcherPool(files, workers or len(os.sched_getaffinity(0)), max_queued) as pool:
             service = SearchService(pool, config.corpus.max_pixels)
             try:
-                asyncio.run(_serve(served, service, listener, open_page, as_json))
+                asyncio.run(_serve(served, service, listener, on_ready))
             finally:
                 service.close()
                 for release in served.values():
@@ -77,7 +76,7 @@ def serve(
 
 
 async def _serve(
-    served: dict[str, ServedRelease], service: SearchService, listener: socket.socket, open_page: bool, as_json: bool
+    served: dict[str, ServedRelease], service: SearchService, listener: socket.socket, on_ready: ReadyCallback
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -104,7 +103,9 @@ async def _serve(
         )
         await runner.setup()
         await web.SockSite(runner, listener, backlog=_BACKLOG).start()
-        _announce(f"http://{HOST}:{port}/", served, open_page, as_json)
+        url = f"http://{HOST}:{port}/"
+        on_ready(url, list(served))
+        logger.info(f"serving at {url}; press Ctrl-C to stop")
         await stop.wait()
         logger.info("shutting down")
         await runner.cleanup()
@@ -112,14 +113,6 @@ async def _serve(
     await asyncio.to_thread(service.pool.close)
     with contextlib.suppress(Exception):
         await opening
-
-
-def _announce(url: str, served: dict[str, ServedRelease], open_page: bool, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"url": url, "releases": list(served)}))
-    logger.info(f"serving at {url}; press Ctrl-C to stop")
-    if open_page:
-        click.launch(url)
 
 
 def _bind(port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""The command line: errors are one message with the right exit code, never a stack trace."""
+"""The command line reports errors as one message with the right exit code, never as a stack trace."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_help_of_every_command_fits_its_line() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_takes_the_configuration(command: str) -> None:
+def test_every_command_has_the_configuration_options(command: str) -> None:
     output = _invoke(command, "--help").output
     for option in ("--config", "--workspace", "--set", "--json"):
         assert option in output
@@ -84,14 +84,14 @@ def test_bad_usage_is_one_message(tmp_path: Path, arguments: list[str], message:
     assert isinstance(result.exception, SystemExit)
 
 
-def test_a_workspace_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_workspace_that_is_not_writable_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = _invoke("run", "--workspace", str(tmp_path / "file" / "workspace"))
     assert result.exit_code == 1
     assert "cannot be created" in result.output
 
 
-def test_reports_are_json_on_request(tmp_path: Path) -> None:
+def test_reports_can_be_json(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["releases", "--workspace", str(tmp_path), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"releases": [], "refused": []}
@@ -122,7 +122,7 @@ def test_an_unsupported_python_is_refused(version: tuple[int, int]) -> None:
         require_python(version)
 
 
-def test_the_doctor_finds_this_environment_sound(tmp_path: Path) -> None:
+def test_the_doctor_finds_no_fault_in_this_environment(tmp_path: Path) -> None:
     findings = diagnose(str(tmp_path))
     assert [finding for finding in findings if finding.status == "fault"] == []
     assert {"python", "packages", "Task Library", "ScaNN", "workspace"} <= {finding.name for finding in findings}
@@ -135,7 +135,7 @@ def test_the_doctor_names_a_conflict_and_the_remedy() -> None:
     assert faults["protobuf"] == Finding("protobuf", "fault", "6.0", "expected protobuf<6,>=3.20.3; run `make setup`")
 
 
-def test_ids_cannot_steer_the_terminal() -> None:
+def test_ids_cannot_control_the_terminal() -> None:
     assert printable("a\x1b[31m\nb") == "a\\x1b[31m\\nb"
 
 

@@ -1,4 +1,4 @@
-"""The embedding commands, as their user runs them."""
+"""The embedding commands, run through the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's corpus: the same seed gives the same scenes, well-formed captions, and a held-out part."""
+"""The demo's corpus is reproducible, has well-formed captions and a held-out split."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_scenes_are_a_captioned_corpus(tmp_path: Path) -> None:
             assert (picture.size, picture.mode) == ((224, 224), "RGB")
 
 
-def test_the_seed_decides_everything(tmp_path: Path) -> None:
+def test_the_seed_determines_the_corpus(tmp_path: Path) -> None:
     write_scenes(tmp_path / "a", 5, seed=3)
     write_scenes(tmp_path / "b", 5, seed=3)
     write_scenes(tmp_path / "c", 5, seed=4)
@@ -49,7 +49,7 @@ def test_a_complete_corpus_is_kept_and_an_incomplete_one_redrawn(tmp_path: Path)
     assert image.read_bytes() == drawn
 
 
-def test_photos_that_the_demo_did_not_draw_are_left_alone(tmp_path: Path) -> None:
+def test_images_that_the_demo_did_not_draw_are_kept(tmp_path: Path) -> None:
     photo = tmp_path / "images" / "holiday.jpg"
     photo.parent.mkdir()
     photo.write_bytes(b"mine")
@@ -59,14 +59,14 @@ def test_photos_that_the_demo_did_not_draw_are_left_alone(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_captions_name_what_is_drawn(seed: int) -> None:
+def test_captions_name_the_drawn_objects(seed: int) -> None:
     generator = random.Random(seed)
     scene = random_scene(generator)
     assert scene.first.kind != scene.second.kind and scene.first.colour != scene.second.colour
     captions = describe(scene, generator)
     assert len(captions) == 5
     for caption in captions:
-        for thing in (scene.first, scene.second):
-            assert f"{thing.colour} {thing.kind}" in caption
+        for item in (scene.first, scene.second):
+            assert f"{item.colour} {item.kind}" in caption
         assert scene.place in caption.lower()
         assert " a orange" not in caption.lower()

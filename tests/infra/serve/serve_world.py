@@ -1,4 +1,4 @@
-"""Two small releases over photos with metadata, and `searchforge serve` over them as a process."""
+"""Two small releases of photos with metadata, and `searchforge serve` as a process that serves them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ HALF = COUNT // 2
 HOSTILE_ID = "<img src=x onerror=document.title='harm'>"
 HOSTILE_TEXT = "</bdi><script>document.title='harm'</script><b onmouseover=document.title='harm'>bold</b>"
 HOSTILE = 7
-"""The image whose id and metadata try to become part of the page."""
+"""Number of the image whose id and metadata try to inject HTML into the page."""
 
-END_SECONDS = 60
+TIMEOUT_SECONDS = 60
 
-_ANSWERS = '{"url": '
-"""How the line begins that a server writes once it answers."""
+_READY = '{"url": '
+"""Start of the line that a server prints once it is ready."""
 
 
 def make_world(root: Path) -> Path:
-    """Commits releases `all` (live; 120 images) and `half` (the first 60); returns the workspace's folder.
+    """Commits the releases `all` (live; 120 images) and `half` (the first 60); returns the workspace's folder.
 
-    Item i has id `<i>.png`, answers the query `w<i>`, and has metadata number, parity, tags and, at HOSTILE, more.
+    Item i has the id `<i>.png`, is the best hit for the query `w<i>`, and has metadata: number, parity and tags; item
+    HOSTILE has more.
     """
     corpus = make_corpus(root, COUNT)
     records = []
@@ -58,7 +59,7 @@ def make_world(root: Path) -> Path:
 
 
 def _publish(workspace: Workspace, id: str, build: dict[str, Any]) -> None:
-    """Commits a release as infra.releases.releases does, of a searcher that nobody checked, and makes it live."""
+    """Commits a release of an unchecked searcher like infra.releases.releases, and makes it live."""
     folder = workspace.local("searchers", build["id"])
     with workspace.create("releases", id) as staging:
         for name in ("text_searcher.tflite", "image_searcher.tflite"):
@@ -76,6 +77,10 @@ def _publish(workspace: Workspace, id: str, build: dict[str, Any]) -> None:
         )
     _, version = workspace.storage.read_version("releases/CURRENT.json")
     workspace.storage.replace("releases/CURRENT.json", json.dumps({"version": 1, "release": id}).encode(), version)
+
+
+def _print_url(url: str, releases: list[str]) -> None:
+    print(json.dumps({"url": url, "releases": releases}), flush=True)
 
 
 class Reply(NamedTuple):
@@ -99,8 +104,8 @@ class Server:
     """A running server.
 
     Attributes:
-      pid: of the process, which leads a process group.
-      log: what it writes.
+      pid: Id of the process, which leads a process group.
+      log: File with its output.
     """
 
     pid: int
@@ -109,8 +114,8 @@ class Server:
 
     @property
     def first_line(self) -> str:
-        """The line of JSON that says that it answers."""
-        return next((line for line in self.log.read_text().splitlines() if line.startswith(_ANSWERS)), "")
+        """Line of JSON that the server prints once it is ready."""
+        return next((line for line in self.log.read_text().splitlines() if line.startswith(_READY)), "")
 
     @property
     def port(self) -> int:
@@ -121,7 +126,7 @@ class Server:
         return f"http://localhost:{self.port}"
 
     def ask(self, path: str, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None) -> Reply:
-        """One request on a connection of its own."""
+        """Sends one request on a separate connection."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             connection.request(method, path, body, {"Host": f"localhost:{self.port}", **(headers or {})})
@@ -133,18 +138,18 @@ class Server:
         return self.ask(f"/search?{query}")
 
     def children(self) -> list[int]:
-        """Ids of the processes that it started, and of those that they started, as far as they still run."""
+        """Returns the ids of running processes in the server's process group, except the server."""
         ids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
         return [id for id in ids if id != self.pid and _ids(id)[1:] == (self.pid,) and is_running(id)]
 
     def searchers(self) -> list[int]:
-        """Ids of those of its processes that answer queries: the children of a fork server."""
+        """Returns the ids of the processes that run searchers: the children of a fork server."""
         return [
             child for child in self.children() if "searchforge.processes.fork_server" in _command_of(_ids(child)[0])
         ]
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Sends a signal, unless it has ended; returns the exit code."""
+        """Sends a signal unless the server has ended; returns the exit code."""
         if self._code is None:
             os.kill(self.pid, number)
             wait_for(self.has_ended)
@@ -156,7 +161,7 @@ class Server:
 
 
 def _ids(pid: int) -> tuple[int, ...]:
-    """Returns the ids of a process' parent and of its group; nothing where it has ended."""
+    """Returns the ids of a process's parent and of its group; empty if it has ended."""
     try:
         parent, group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1:3]
     except OSError:
@@ -165,16 +170,16 @@ def _ids(pid: int) -> tuple[int, ...]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a thread of the process is alive; once none is, its parent can see its end and its pipes are closed."""
+    """Returns whether a thread of the process is alive; after that, its parent can reap it and its pipes are closed."""
     try:
         stats = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
-    except (FileNotFoundError, ProcessLookupError):  # a thread ended meanwhile
+    except (FileNotFoundError, ProcessLookupError):  # a thread has just ended
         return is_running(pid)
     return any(stat.rpartition(")")[2].split()[0] not in "XZ" for stat in stats)
 
 
 def _command_of(pid: int) -> str:
-    """Returns the arguments of a process, by blanks; nothing where it has ended."""
+    """Returns the arguments of a process, separated by spaces; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -183,7 +188,7 @@ def _command_of(pid: int) -> str:
 
 def wait_for(condition: Any) -> None:
     """Returns once `condition()` is true; fails after a minute."""
-    deadline = time.monotonic() + END_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "nothing happened for a minute"
         time.sleep(0.02)
@@ -194,23 +199,23 @@ def serving(
     workspace: Path,
     *arguments: str,
     short_queue: tuple[int, int] | None = None,
-    until: str = _ANSWERS,
+    until: str = _READY,
     forked: bool = True,
 ) -> Iterator[Server]:
-    """Starts `searchforge serve` on a free port; ends it.
+    """Runs `searchforge serve` on a free port; stops it on exit.
 
     Args:
-      arguments: of the command line.
+      arguments: Further arguments of the command line.
       short_queue: Number of workers and maximum number of queued queries.
-      until: what is waited for in its log; by default that it answers.
-      forked: whether it is forked from this process, which has imported everything, or is a Python of its own.
+      until: Text to wait for in the log; by default, until the server is ready.
+      forked: Whether to fork the server from this process, which has imported everything, or to start a new Python.
     """
     log = Path(tempfile.mkstemp(suffix=".log", dir=workspace.parent)[1])
     options = ["serve", "--workspace", str(workspace), "--port", "0", "--json", *arguments]
     if short_queue:
         workers, queued = short_queue
         config = load_config(None, {"workspace": str(workspace)})
-        server = Server(fork(lambda: serve(config, port=0, workers=workers, max_queued=queued, as_json=True), log), log)
+        server = Server(fork(lambda: serve(config, (), 0, workers, queued, _print_url), log), log)
     elif forked:
         server = Server(fork(lambda: main(options), log), log)
     else:

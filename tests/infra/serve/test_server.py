@@ -68,7 +68,7 @@ def _png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_a_text_finds_its_item_with_score_metadata_and_milliseconds(server: Server) -> None:
+def test_a_text_search_returns_scores_metadata_and_time(server: Server) -> None:
     reply = server.search("w4", k=3)
     assert (reply.status, reply.headers.get_content_type()) == (200, "application/json")
     found = reply.json
@@ -83,7 +83,7 @@ def test_a_text_finds_its_item_with_score_metadata_and_milliseconds(server: Serv
     assert scores == sorted(scores, reverse=True) and 0.9 < scores[0] < 1.1
 
 
-def test_an_image_finds_itself_as_the_task_library_does(server: Server, world: Path, tmp_path: Path) -> None:
+def test_an_image_search_equals_the_task_library(server: Server, world: Path, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     pixels = np.random.default_rng(3).integers(0, 256, (90, 140, 3), np.uint8)
     Image.fromarray(pixels).save(photo, quality=95)
@@ -98,7 +98,7 @@ def test_an_image_finds_itself_as_the_task_library_does(server: Server, world: P
     assert server.ask("/search?k=1", "POST", own).ids == ["00011.png"]
 
 
-def test_every_release_answers_for_itself(server: Server) -> None:
+def test_each_release_is_searched_separately(server: Server) -> None:
     word = f"w{HALF + 5}"
     assert server.search(word, k=1).ids == [_item(HALF + 5)]
     other = server.search(word, k=1, release="half")
@@ -121,7 +121,7 @@ def test_every_release_answers_for_itself(server: Server) -> None:
         (["other=odd"], lambda number: False),
     ],
 )
-def test_conditions_choose_among_more_hits(server: Server, where: list[str], meets: Any) -> None:
+def test_conditions_filter_a_larger_set_of_hits(server: Server, where: list[str], meets: Any) -> None:
     found = server.search("w33 w34", where, k=10).json
     everything = server.search("w33 w34", k=MAX_HITS).json["hits"]
     assert found["considered"] >= len(everything) > 10
@@ -130,7 +130,7 @@ def test_conditions_choose_among_more_hits(server: Server, where: list[str], mee
     assert [hit["id"] for hit in found["hits"]][: len(expected)] == expected
 
 
-def test_equal_requests_share_an_answer(server: Server) -> None:
+def test_equal_requests_are_cached(server: Server) -> None:
     first, again = (server.search("w50 w51", k=7).json for _ in range(2))
     assert (first.pop("cached"), again.pop("cached")) == (False, True)
     assert first == again
@@ -164,7 +164,7 @@ def test_equal_requests_share_an_answer(server: Server) -> None:
         ("/search?q=w1&where=parity", 400, "expected key=value"),
         ("/search?q=w1&where==odd", 400, "expected key=value"),
         (f"/search?q=w1&where=a={'b' * 1000}", 400, "expected key=value"),
-        (f"/search?q=w1{'&where=a=b' * (MAX_CONDITIONS + 1)}", 400, "at most 16 times"),
+        (f"/search?q=w1{'&where=a=b' * (MAX_CONDITIONS + 1)}", 400, "16 in total"),
         ("/search?q=w1&filter=a=b", 400, "'filter' is unknown; this path takes k, release, where, q"),
         ("/thumbnail", 400, "id is missing"),
         ("/thumbnail?id=none", 404, "no item with this id"),
@@ -180,7 +180,7 @@ def test_equal_requests_share_an_answer(server: Server) -> None:
         ("/static/..%2fserver.py", 404, "server.py"),
     ],
 )
-def test_bad_requests_are_answered_with_a_reason(server: Server, path: str, status: int, reason: str) -> None:
+def test_invalid_requests_get_a_helpful_error(server: Server, path: str, status: int, reason: str) -> None:
     reply = server.ask(path)
     assert reply.status == status
     assert reason in reply.json["error"] and "Traceback" not in reply.json["error"]
@@ -212,13 +212,13 @@ def _bomb() -> bytes:
     ],
     ids=["empty", "text", "cut", "svg", "bomb", "large", "large-chunked"],
 )
-def test_bodies_that_are_no_usable_image_are_refused(server: Server, body: Any, status: int, reason: str) -> None:
+def test_bodies_that_are_not_usable_images_are_refused(server: Server, body: Any, status: int, reason: str) -> None:
     reply = server.ask("/search", "POST", body)
     assert reply.status == status
     assert reason in reply.json["error"]
 
 
-def test_a_form_is_told_apart(server: Server) -> None:
+def test_forms_are_refused(server: Server) -> None:
     reply = server.ask("/search", "POST", b"--x", {"Content-Type": "multipart/form-data; boundary=x"})
     assert reply.status == 415 and "--data-binary" in reply.json["error"]
 
@@ -240,7 +240,7 @@ def test_pages_of_other_sites_are_refused(server: Server) -> None:
     assert own.status == 200 and "Access-Control-Allow-Origin" not in own.headers
 
 
-def test_it_listens_on_this_machine_only(server: Server) -> None:
+def test_the_server_listens_on_localhost_only(server: Server) -> None:
     listening = Path(f"/proc/{server.pid}/net/tcp").read_text()
     addresses = re.findall(rf"([0-9A-F]+):{server.port:04X} 00000000:0000 0A", listening)
     assert addresses == ["0100007F"]
@@ -264,7 +264,7 @@ def test_the_page_runs_nothing_but_its_own_script(server: Server) -> None:
 
 
 @pytest.mark.parametrize("lines", ["NONSENSE\r\n\r\n", "GET /search?q=\xff HTTP/9.9\r\n\r\n", "\x16\x03\x01\x02\x00"])
-def test_what_is_not_http_gets_no_stack_trace(server: Server, lines: str) -> None:
+def test_malformed_http_gets_no_stack_trace(server: Server, lines: str) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(lines.encode("latin-1"))
         connection.shutdown(socket.SHUT_WR)
@@ -275,7 +275,7 @@ def test_what_is_not_http_gets_no_stack_trace(server: Server, lines: str) -> Non
     assert server.search("w1", k=1).status == 200
 
 
-def test_a_body_that_breaks_off_is_no_fault_of_the_server(server: Server) -> None:
+def test_an_incomplete_body_causes_no_server_error(server: Server) -> None:
     start = f"POST /search HTTP/1.1\r\nHost: localhost:{server.port}\r\n"
     for rest in ("Content-Length: 1000\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\nff\r\nabc"):
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
@@ -286,7 +286,7 @@ def test_a_body_that_breaks_off_is_no_fault_of_the_server(server: Server) -> Non
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_picture_is_a_small_jpeg(server: Server, world: Path) -> None:
+def test_a_thumbnail_is_a_small_jpeg(server: Server, world: Path) -> None:
     for size, side in (("small", 400), ("large", 1200)):
         reply = server.ask(f"/thumbnail?id=00003.png&size={size}")
         assert (reply.status, reply.headers.get_content_type()) == (200, "image/jpeg")
@@ -295,7 +295,7 @@ def test_a_picture_is_a_small_jpeg(server: Server, world: Path) -> None:
     assert server.ask("/thumbnail?id=00003.png&release=half").status == 200
 
 
-def test_an_image_that_changed_is_not_shown(server: Server, world: Path) -> None:
+def test_a_changed_image_has_no_thumbnail(server: Server, world: Path) -> None:
     path = world.parent / "images" / "00040.png"
     kept = path.read_bytes()
     try:
@@ -310,12 +310,12 @@ def test_an_image_that_changed_is_not_shown(server: Server, world: Path) -> None
     assert server.ask("/thumbnail?id=00040.png").status == 200
 
 
-def test_health_says_how_busy_it_is(server: Server) -> None:
+def test_health_reports_workers_queue_and_crashes(server: Server) -> None:
     health = server.ask("/healthz").json
     assert health == {"status": "ok", "workers": 2, "waiting": 0, "crashes": 0}
 
 
-def test_many_requests_at_once_each_get_their_own_answer(server: Server) -> None:
+def test_concurrent_requests_each_get_their_own_results(server: Server) -> None:
     words = [(number, release) for number in range(HALF) for release in ("all", "half")] * 2
     with ThreadPoolExecutor(32) as threads:
         replies = list(threads.map(lambda word: server.search(f"w{word[0]}", k=2, release=word[1]), words))
@@ -326,8 +326,8 @@ def test_many_requests_at_once_each_get_their_own_answer(server: Server) -> None
 
 
 @contextlib.contextmanager
-def _held_up(server: Server, count: int) -> Iterator[tuple[int, list[Future[Reply]]]]:
-    """Stops the server's only searcher on the first of some queries; yields its process, and the replies to come."""
+def _stalled(server: Server, count: int) -> Iterator[tuple[int, list[Future[Reply]]]]:
+    """Stops the server's only searcher on the first of `count` queries; yields its process and the pending replies."""
     (child,) = server.searchers()
     os.kill(child, signal.SIGSTOP)
     with ThreadPoolExecutor(count) as threads:
@@ -336,11 +336,11 @@ def _held_up(server: Server, count: int) -> Iterator[tuple[int, list[Future[Repl
         yield child, replies
 
 
-def test_a_crash_costs_one_request(world: Path) -> None:
+def test_a_crash_fails_one_request(world: Path) -> None:
     with serving(world, short_queue=(1, 40)) as server:
-        with _held_up(server, 8) as (child, held):
+        with _stalled(server, 8) as (child, pending):
             os.kill(child, signal.SIGKILL)
-            replies = [reply.result() for reply in held]
+            replies = [reply.result() for reply in pending]
         failed = [reply for reply in replies if reply.status != 200]
         assert [reply.status for reply in failed] == [500]
         assert re.search(r"worker \d crashed on this query and was restarted: .*signal 9", failed[0].json["error"])
@@ -349,7 +349,7 @@ def test_a_crash_costs_one_request(world: Path) -> None:
         assert {server.search(f"w{number}", k=3).status for number in range(40)} == {200}
 
 
-def test_a_crash_between_requests_costs_none(world: Path) -> None:
+def test_a_crash_between_requests_fails_none(world: Path) -> None:
     with serving(world, "--workers", "2") as server:
         children = server.searchers()
         os.kill(children[0], signal.SIGSEGV)
@@ -361,19 +361,19 @@ def test_a_crash_between_requests_costs_none(world: Path) -> None:
         assert len(server.searchers()) == len(children)
 
 
-def test_too_many_requests_are_told_to_come_back(world: Path) -> None:
+def test_requests_beyond_the_queue_are_told_to_retry(world: Path) -> None:
     with serving(world, short_queue=(1, 3)) as server:
-        with _held_up(server, 4) as (child, held):
+        with _stalled(server, 4) as (child, pending):
             refused = server.search("w9", k=1)
             os.kill(child, signal.SIGCONT)
-            answers = [reply.result() for reply in held]
+            answers = [reply.result() for reply in pending]
         assert refused.status == 503 and refused.headers["Retry-After"] == "1"
         assert "3 queries are already waiting" in refused.json["error"]
         assert [answer.ids for answer in answers] == [[_item(number)] for number in range(4)]
         assert server.search("w9", k=1).ids == [_item(9)]
 
 
-def test_equal_requests_at_once_are_one_query(world: Path) -> None:
+def test_concurrent_equal_requests_run_one_query(world: Path) -> None:
     with serving(world, short_queue=(1, 1)) as server:
         (child,) = server.searchers()
         os.kill(child, signal.SIGSTOP)
@@ -388,7 +388,7 @@ def test_equal_requests_at_once_are_one_query(world: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "forked"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_a_signal_ends_it_with_all_its_children(world: Path, number: int, forked: bool) -> None:
+def test_a_signal_stops_the_server_and_its_children(world: Path, number: int, forked: bool) -> None:
     with serving(world, "--workers", "2", "--release", "all", "--release", "half", forked=forked) as server:
         server.search("w1", ["parity=odd"])
         server.ask("/search", "POST", _png(np.zeros((8, 8, 3), np.uint8)))
@@ -399,7 +399,7 @@ def test_a_signal_ends_it_with_all_its_children(world: Path, number: int, forked
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_signal_while_it_opens_ends_it(world: Path) -> None:
+def test_a_signal_during_start_up_stops_the_server(world: Path) -> None:
     with serving(world, "--workers", "2", until="opening") as server:
         assert server.end() == 0
     assert "Traceback" not in server.log.read_text()
@@ -419,14 +419,14 @@ def _serve(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_a_port_in_use_is_named(server: Server, world: Path) -> None:
+def test_a_port_in_use_is_reported(server: Server, world: Path) -> None:
     code, output = _serve("--workspace", str(world), "--port", str(server.port))
     assert code == 2
     assert f"port {server.port} of 127.0.0.1 is in use" in output and "--port" in output
     assert len(output.strip().splitlines()) == 1
 
 
-def test_there_must_be_a_release(world: Path, tmp_path: Path) -> None:
+def test_unknown_and_repeated_releases_are_refused(world: Path, tmp_path: Path) -> None:
     assert _serve("--workspace", str(tmp_path / "none"))[0] == 2
     code, output = _serve("--workspace", str(world), "--release", "other")
     assert code == 2 and "releases/other is not in workspace" in output
@@ -434,14 +434,14 @@ def test_there_must_be_a_release(world: Path, tmp_path: Path) -> None:
     assert code == 2 and "half is named twice" in output
 
 
-def test_a_release_of_another_folder_brings_its_pictures(world: Path, tmp_path: Path) -> None:
+def test_a_release_in_another_folder_has_thumbnails(world: Path, tmp_path: Path) -> None:
     with serving(tmp_path / "empty", "--release", str(world)) as server:
         wait_for(lambda: _releases(server)[0]["pictures"]["state"] != "preparing")
         assert server.search("w3", k=1).ids == ["00003.png"]
         assert server.ask("/thumbnail?id=00003.png").status == 200
 
 
-def test_without_the_corpus_there_are_answers_but_no_pictures(world: Path, tmp_path: Path) -> None:
+def test_without_the_corpus_there_are_hits_but_no_thumbnails(world: Path, tmp_path: Path) -> None:
     public = tmp_path / "public"
     public.mkdir()
     (public / "releases").symlink_to(world / "releases")

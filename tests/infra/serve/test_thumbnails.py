@@ -1,4 +1,4 @@
-"""Pictures come from the very image that was embedded, small and without its private parts, or there is a reason."""
+"""Thumbnails come from the embedded image, are small and carry no metadata; otherwise there is a helpful error."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _error(thumbnails: Thumbnails, id: str) -> RequestError:
     return raised.value
 
 
-def test_pictures_are_prepared_in_the_background(corpus: TinyCorpus) -> None:
+def test_the_source_table_is_built_in_the_background(corpus: TinyCorpus) -> None:
     thumbnails = Thumbnails([corpus.workspace], "corpus", MAX_PIXELS)
     error = _error(thumbnails, "00003.png")
     assert (error.status, error.retry_after) == (503, 2) and "being prepared" in error.reason
@@ -69,9 +69,9 @@ def test_pictures_are_prepared_in_the_background(corpus: TinyCorpus) -> None:
     assert again.state.name == "ready"
 
 
-def test_a_photo_is_turned_shrunk_and_loses_its_metadata(corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_a_photo_is_rotated_shrunk_and_stripped_of_metadata(corpus: TinyCorpus, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     exif[0x010E] = "a private description"
     data = _photo((2000, 1000), exif=exif, comment="a private comment")
     (tmp_path / "photo.jpg").write_bytes(data)
@@ -85,7 +85,7 @@ def test_a_photo_is_turned_shrunk_and_loses_its_metadata(corpus: TinyCorpus, tmp
         assert b"private" not in encoded
 
 
-def test_a_member_of_an_archive_is_read_where_it_lies(corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_a_member_of_an_archive_is_read_in_place(corpus: TinyCorpus, tmp_path: Path) -> None:
     first, second = _photo((30, 20)), _photo((20, 30))
     archive = tmp_path / "photos.tar"
     archive.write_bytes(bytes(512) + first + second)
@@ -113,7 +113,7 @@ def test_images_that_cannot_be_decoded_are_refused(corpus: TinyCorpus, tmp_path:
         assert error.status == 404 and reason in error.reason
 
 
-def test_only_live_records_have_pictures(corpus: TinyCorpus) -> None:
+def test_only_live_records_have_thumbnails(corpus: TinyCorpus) -> None:
     manifest = Manifest.model_validate(corpus.workspace.marker("embeddings", "corpus"))
     shard = manifest.shards[0].model_copy(update={"run": "corpus", "dead": (0, 2)})
     content = manifest.model_dump() | {"id": "later", "inputs": 4, "embedded": 4, "shards": [shard.model_dump()]}
@@ -124,7 +124,7 @@ def test_only_live_records_have_pictures(corpus: TinyCorpus) -> None:
     assert known == {record.id for number, record in enumerate(corpus.records[::2]) if number not in (0, 2)}
 
 
-def test_a_damaged_run_is_named(corpus: TinyCorpus) -> None:
+def test_a_damaged_run_is_reported(corpus: TinyCorpus) -> None:
     folder = corpus.workspace.local("embeddings", "corpus")
     shard = next(folder.glob("*.tfrecord"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
@@ -135,7 +135,7 @@ def test_a_damaged_run_is_named(corpus: TinyCorpus) -> None:
     assert not table_path(corpus.workspace, "corpus").exists()
 
 
-def test_texts_have_no_pictures(corpus: TinyCorpus) -> None:
+def test_texts_have_no_thumbnails(corpus: TinyCorpus) -> None:
     manifest = Manifest.model_validate(corpus.workspace.marker("embeddings", "corpus"))
     with corpus.workspace.create("embeddings", "texts") as staging:
         staging.commit(manifest.model_dump() | {"id": "texts", "modality": "texts"})
@@ -143,7 +143,7 @@ def test_texts_have_no_pictures(corpus: TinyCorpus) -> None:
     assert _error(thumbnails, "00003.png").reason == "thumbnails are not available: the corpus consists of texts"
 
 
-def test_racing_processes_build_one_table_over_what_a_killed_one_left(corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_racing_processes_build_one_table_despite_a_killed_one(corpus: TinyCorpus, tmp_path: Path) -> None:
     path = table_path(corpus.workspace, "corpus")
     path.with_suffix(".tmp").write_bytes(b"half a table")
     output = tmp_path / "output"
@@ -156,7 +156,7 @@ def test_racing_processes_build_one_table_over_what_a_killed_one_left(corpus: Ti
     assert not path.with_suffix(".tmp").exists()
 
 
-def test_closing_ends_the_background_work(corpus: TinyCorpus) -> None:
+def test_closing_stops_the_background_process(corpus: TinyCorpus) -> None:
     thumbnails = Thumbnails([corpus.workspace], "corpus", MAX_PIXELS)
     thumbnails.start()
     start = time.monotonic()
