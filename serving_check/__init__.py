@@ -1,1 +1,1 @@
-"""Opens a searcher with the TFLite Task Library as a phone would, measures it, and decides whether it may ship."""
+"""Opens a searcher with the TFLite Task Library like an app, measures it, and decides whether it may be released."""

@@ -1,4 +1,4 @@
-"""`python -m serving_check`: checks a searcher, as a job on its own. Exits 1 where a gate fails."""
+"""The command `python -m serving_check`: checks a searcher; exits with 1 if a gate fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks a searcher: opens the very bytes that would ship, verifies and measures them, and commits the report."""
+"""Checks a searcher: verifies and measures the files that would be released, and commits the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,11 +22,11 @@ from searchforge.config import CheckConfig, Config
 from searchforge.errors import UsageError
 from searchforge.hashing import content_id, sha256_file
 from serving_check.gate import Gate, at_least, at_most
-from serving_check.gates.live_comparison import LiveRelease, compare_live, live_gates
-from serving_check.inspection import Examination, Kind, Subject
+from serving_check.gates.live_comparison import LiveRelease, compare_with_live, live_gates
+from serving_check.inspection import CheckedArtifacts, Inspection, Kind
 from serving_check.measurement.corpus import Corpus, load_corpus
 from serving_check.measurement.queries import (
-    PROBES,
+    PROBE_TEXTS,
     Queries,
     caption_queries,
     held_out,
@@ -41,45 +41,45 @@ logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 
-NAMES: dict[Kind, tuple[str, str]] = {
+FILES: dict[Kind, tuple[str, str]] = {
     "text": (TEXT_SEARCHER, TEXT_TFLITE),
     "image": (IMAGE_SEARCHER, IMAGE_TFLITE),
 }
-"""Files of the searcher and of the bundle."""
+"""Names of the searcher file and of the encoder file in the bundle."""
 
 _TRADEOFF = "tradeoff.json"
 _VERSIONS = ("numpy", "tflite-support", "searchforge")
 
 
 def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dict[str, Any]:
-    """Checks `searchers/<searcher>` and commits `checks/<id>`, whether it passed or not.
+    """Checks `searchers/<searcher>` and commits `checks/<id>`, whether it passed or failed.
 
-    A passed check of the same bytes, queries and gates is returned as it is, unless another release went live since;
-    a failed one is repeated.
+    The report of an earlier check of the same files, queries and gates is returned if that check passed and no other
+    release has gone live since. A failed check is repeated.
 
     Args:
-      live: the release that the searcher would replace.
+      live: release that the searcher would replace.
 
     Returns:
-      The content of report.json, see serving_check.schema.
+      Contents of report.json; see serving_check.schema.
 
     Raises:
-      UsageError: there is no such searcher, or its embeddings or encoder are not in the workspace.
+      UsageError: the workspace lacks the searcher, its embeddings or its encoder.
     """
     seconds: dict[str, float] = {}
     workspace = Workspace(config.workspace)
     build = workspace.marker("searchers", searcher)
     if build.get("config", {}).get("partition_by"):
         raise UsageError(
-            f"searcher {searcher} is one index for each {build['config']['partition_by']}; check and publish take "
-            "whole ones: build it without index.partition_by"
+            f"searcher {searcher} has a separate index for each {build['config']['partition_by']}; only a searcher "
+            "with a single index can be checked and published: build it without index.partition_by"
         )
     manifest = Manifest.model_validate(workspace.marker("embeddings", build["embeddings"]))
     bundle = EncoderInfo.model_validate(workspace.marker("encoders", build["encoder"]))
     folder = workspace.local("searchers", searcher)
     files: dict[str, dict[str, Any]] = {
         name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for name, _ in NAMES.values()
+        for name, _ in FILES.values()
         if (path := folder / name).is_file()
     }
     live = live if live and live.searcher != searcher else None
@@ -91,21 +91,22 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
         "check": config.check.changed(),
         "captions": captioned.content(),
     }
-    id, passed_before = _free_id(workspace, content, live)
+    id, passed_before = _choose_id(workspace, content, live)
     if passed_before:
-        logger.info(f"check {id} is there already, and passed: same bytes, queries and gates")
+        logger.info(f"check {id} of the same files, queries and gates has already passed")
         return workspace.marker("checks", id)
     with _timed(seconds, "corpus"):
         corpus = load_corpus(workspace, manifest, captioned.uris)
         wanted, seed = config.check.queries, config.check.seed
         texts = text_queries(corpus, wanted, seed) if corpus.texts else caption_queries(captioned, corpus, wanted, seed)
     logger.info(
-        f"check searcher {searcher} of {len(corpus.ids):,} {manifest.modality} through the Task Library, with "
-        f"{len(texts)} texts; about {15 + 0.04 * (len(texts) or wanted) + 5e-5 * len(corpus.ids):.0f} s"
+        f"checking searcher {searcher} of {len(corpus.ids):,} {manifest.modality} with {len(texts)} text queries; "
+        f"about {15 + 0.04 * (len(texts) or wanted) + 5e-5 * len(corpus.ids):.0f} s"
     )
-    subject = Subject(folder, workspace.local("encoders", bundle.id), build, manifest, bundle, corpus, config.check)
+    encoders = workspace.local("encoders", bundle.id)
+    artifacts = CheckedArtifacts(folder, encoders, build, manifest, bundle, corpus, config.check)
     with tempfile.TemporaryDirectory(prefix="searchforge-check-") as scratch, workspace.create("checks", id) as staging:
-        examination, compared, gates = _examine(subject, texts, live, Path(scratch), seconds)
+        inspection, comparison, gates = _inspect(artifacts, texts, live, Path(scratch), seconds)
         report = Report(
             id=id,
             searcher=searcher,
@@ -113,16 +114,16 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
             passed=all(gate.passed for gate in gates),
             fingerprint=manifest.fingerprint,
             gates=tuple(gates),
-            figures=examination.figures,
-            intervals=examination.intervals,
-            latency=examination.latency,
-            sizes=examination.sizes,
-            hostile=tuple(examination.hostile),
-            examples=tuple(examination.examples),
+            figures=inspection.figures,
+            intervals=inspection.intervals,
+            latency=inspection.latency,
+            sizes=inspection.sizes,
+            hostile=tuple(inspection.hostile),
+            examples=tuple(inspection.examples),
             corpus=_counts(manifest),
             training={key: bundle.report[key] for key in ("history", "settings") if key in bundle.report},
             tradeoff=json.loads((folder / _TRADEOFF).read_text()) if (folder / _TRADEOFF).is_file() else None,
-            live=compared,
+            live=comparison,
             files=files,
             parameters=build["parameters"],
             config=config.check.model_dump(),
@@ -135,40 +136,41 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
             seconds={**seconds, "total": sum(seconds.values())},
         )
         (staging.path / PAGE).write_text(render(report, _pictures(corpus)), encoding="utf-8")
-        content = json.loads(report.model_dump_json())  # in which null stands for what is no number
+        content = json.loads(report.model_dump_json())  # NaN and infinity become null
         staging.commit(content)
     return content
 
 
-def _examine(
-    subject: Subject, texts: Queries, live: LiveRelease | None, scratch: Path, seconds: dict[str, float]
-) -> tuple[Examination, LiveComparison | None, list[Gate]]:
-    config, corpus = subject.config, subject.corpus
+def _inspect(
+    artifacts: CheckedArtifacts, texts: Queries, live: LiveRelease | None, scratch: Path, seconds: dict[str, float]
+) -> tuple[Inspection, LiveComparison | None, list[Gate]]:
+    """Returns the inspection, the comparison with the live release and all gates; adds the seconds of each step."""
+    config, corpus = artifacts.config, artifacts.corpus
     with _timed(seconds, "files"):
-        examination = Examination(subject, scratch)
-        examination.examine_files(NAMES)
+        inspection = Inspection(artifacts, scratch)
+        inspection.inspect_files(FILES)
     with _timed(seconds, "text_searcher"):
-        examination.examine("text", *NAMES["text"], texts, PROBES)
+        inspection.inspect_searcher("text", *FILES["text"], texts, PROBE_TEXTS)
     with _timed(seconds, "image_searcher"):
-        # Enough captions measure recall; without them, images do.
+        # Recall is measured with images if there are no captions.
         count = config.images if len(texts) else max(config.images, config.queries)
         images, sampled = (
             (Queries([], [], []), 0) if corpus.texts else image_queries(corpus, count, config.seed, scratch)
         )
-        examination.examine("image", *NAMES["image"], images, probe_images(scratch))
-    examination.finish(sampled)
-    compared = None
+        inspection.inspect_searcher("image", *FILES["image"], images, probe_images(scratch))
+    inspection.finish(sampled)
+    comparison = None
     if live:
         with _timed(seconds, "live_release"):
-            compared = compare_live(live, subject.folder, texts, corpus, examination.figures)
-    gates = examination.gates() + _configured(config, examination.figures)
-    return examination, compared, gates + (live_gates(compared, config) if compared else [])
+            comparison = compare_with_live(live, artifacts.folder, texts, corpus, inspection.figures)
+    gates = inspection.gates() + _configured_gates(config, inspection.figures)
+    return inspection, comparison, gates + (live_gates(comparison, config) if comparison else [])
 
 
-def _free_id(workspace: Workspace, content: dict[str, Any], live: LiveRelease | None) -> tuple[str, bool]:
-    """Returns the id of a check, and whether it passed before; a repeated one keeps the earlier report.
+def _choose_id(workspace: Workspace, content: dict[str, Any], live: LiveRelease | None) -> tuple[str, bool]:
+    """Returns the id of an earlier check that need not be repeated and True, or an unused id and False.
 
-    A searcher that is live itself, or passed beside the release that is live still, need not be compared again.
+    A check that passed need not be repeated if no release is live or it compared the searcher with the same one.
     """
     attempt = 0
     while True:
@@ -176,14 +178,14 @@ def _free_id(workspace: Workspace, content: dict[str, Any], live: LiveRelease | 
         if not workspace.committed("checks", id):
             return id, False
         report = workspace.marker("checks", id)
-        beside = (report.get("live") or {}).get("release")
-        if report["passed"] and (live is None or beside == live.id):
+        compared_with = (report.get("live") or {}).get("release")
+        if report["passed"] and (live is None or compared_with == live.id):
             return id, True
         attempt += 1
 
 
-def _configured(config: CheckConfig, figures: dict[str, Any]) -> list[Gate]:
-    """Returns the gates that the configuration asks for."""
+def _configured_gates(config: CheckConfig, figures: dict[str, Any]) -> list[Gate]:
+    """Returns the gates that the configuration sets limits for."""
     gates = []
     for name, low in (
         ("recall_at_1", config.min_recall_at_1),
@@ -192,7 +194,7 @@ def _configured(config: CheckConfig, figures: dict[str, Any]) -> list[Gate]:
         ("r_at_10", config.min_r_at_10),
     ):
         if low is not None:
-            gates.append(at_least(name, figures.get(name), low, _why_unmeasured(name, figures)))
+            gates.append(at_least(name, figures.get(name), low, _reason_unmeasured(name, figures)))
     if config.min_recall_at_10 is not None and figures.get("image_recall_at_10") is not None:
         gates.append(at_least("image_recall_at_10", figures["image_recall_at_10"], config.min_recall_at_10))
     for name, high in (
@@ -209,7 +211,7 @@ def _configured(config: CheckConfig, figures: dict[str, Any]) -> list[Gate]:
     return gates
 
 
-def _why_unmeasured(name: str, figures: dict[str, Any]) -> str:
+def _reason_unmeasured(name: str, figures: dict[str, Any]) -> str:
     if not figures["queries"]:
         return "not measured: there are no held-out captions, and none of the corpus' images can be read"
     if name == "r_at_10":
@@ -221,7 +223,7 @@ def _counts(manifest: Manifest) -> CorpusCounts:
     return CorpusCounts(**{name: getattr(manifest, name) for name in CorpusCounts.model_fields})
 
 
-def _pictures(corpus: Corpus) -> Any:
+def _pictures(corpus: Corpus) -> Callable[[str], bytes | None]:
     return lambda id: corpus.read(corpus.row_of[id]) if id in corpus.row_of and not corpus.texts else None
 
 

@@ -1,18 +1,19 @@
-"""Gates: what a searcher must be for it to ship, what it was measured to be, and by how much it misses."""
+"""A gate: a requirement that a searcher must meet to be released, and how it met or missed it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate.
+    """The outcome of one gate.
 
     Attributes:
-      measured: None where it could not be measured, which fails the gate.
-      limit: what was demanded.
-      detail: one sentence for people: measured, limit and the difference, or what was found.
+      measured: measured value; None if it could not be measured, which fails the gate.
+      limit: value that was required.
+      detail: one sentence with the measured value and the limit, or with what was found.
     """
 
     name: str
@@ -23,22 +24,37 @@ class Gate:
 
 
 def at_least(name: str, measured: float | None, limit: float, unmeasured: str = "not measured") -> Gate:
-    """Demands a value of `limit` or more; `unmeasured` says why there is none."""
+    """Requires a value of `limit` or more; `unmeasured` says why there is none."""
     if measured is None:
-        return Gate(name, None, limit, False, f"{unmeasured}; at least {limit:g} is demanded")
-    difference = f"{abs(measured - limit):.4g} {'above' if measured >= limit else 'too low'}"
-    return Gate(name, measured, limit, measured >= limit, f"{measured:.4g}, at least {limit:g} demanded: {difference}")
+        return Gate(name, None, limit, False, f"{unmeasured}; the minimum is {_number(limit)}")
+    passed = measured >= limit
+    relation = " meets" if passed else ", below"
+    return Gate(name, measured, limit, passed, f"{_number(measured, limit)}{relation} the minimum of {_number(limit)}")
 
 
 def at_most(name: str, measured: float | None, limit: float) -> Gate:
-    """Demands a value of `limit` or less."""
+    """Requires a value of `limit` or less."""
     if measured is None:
-        return Gate(name, None, limit, False, f"not measured; at most {limit:g} is allowed")
-    difference = f"{abs(measured - limit):.4g} {'below' if measured <= limit else 'too high'}"
-    return Gate(name, measured, limit, measured <= limit, f"{measured:.4g}, at most {limit:g} allowed: {difference}")
+        return Gate(name, None, limit, False, f"not measured; the maximum is {_number(limit)}")
+    passed = measured <= limit
+    relation = " is within" if passed else ", above"
+    return Gate(name, measured, limit, passed, f"{_number(measured, limit)}{relation} the maximum of {_number(limit)}")
 
 
-def no_faults(name: str, faults: list[str], found: str) -> Gate:
-    """Demands that there are no faults; `found` is what is said when there are none."""
-    shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
-    return Gate(name, float(len(faults)), 0.0, not faults, shown or found)
+def no_faults(name: str, faults: list[str], passed_detail: str) -> Gate:
+    """Requires that there are no faults; `passed_detail` is the gate's sentence if there are none."""
+    listed = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    return Gate(name, float(len(faults)), 0.0, not faults, listed or passed_detail)
+
+
+def _number(value: float, other: float | None = None) -> str:
+    """Returns a number with at least two decimals if it has any, and enough digits to tell it from another."""
+    if not math.isfinite(value):
+        return str(value)
+    digits = 4
+    while other is not None and value != other and float(f"{value:.{digits}g}") == other:
+        digits += 1
+    rounded = float(f"{value:.{digits}g}") if abs(value) < 10**digits else round(value)
+    if rounded == int(rounded):
+        return f"{rounded:,.0f}"
+    return f"{rounded:,.2f}" if rounded == round(rounded, 2) else f"{rounded:,.{digits}g}"

@@ -1,4 +1,4 @@
-"""Examines the text and the image searcher of one index: the gates that hold for every searcher, and all figures."""
+"""Inspects the text and the image searcher of an index: evaluates the gates of every check and measures all figures."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from serving_check.gates.fidelity import (
     Fidelity,
     query_errors,
 )
-from serving_check.gates.hostile_queries import ask_hostile
-from serving_check.measurement import measure
+from serving_check.gates.hostile_queries import run_hostile_queries
+from serving_check.measurement import retrieval
 from serving_check.measurement.corpus import Corpus, metadata_digest
 from serving_check.measurement.examples import choose_examples
 from serving_check.measurement.queries import NO_ITEM, Queries
@@ -43,19 +43,19 @@ logger = logging.getLogger(__name__)
 Kind = Literal["text", "image"]
 
 MIN_SELF_HITS = 0.8
-"""Share of the corpus' images, or texts, that must find themselves: less means another encoder, or shuffled ids."""
+"""Minimum share of the corpus' images, or texts, that find themselves; fewer indicate shuffled ids."""
 
 MIN_COSINE = 0.98
-"""Of a corpus' item embedded again to its stored embedding, in the median: the TFLite form may round a little."""
+"""Minimum median cosine between a corpus item embedded again and its stored embedding; TFLite rounds a little."""
 
 MIN_CAPTIONS = 200
-"""Text queries that are enough to measure recall; with fewer, images of the corpus measure it."""
+"""Number of text queries that suffices to measure recall; with fewer, images of the corpus are the queries."""
 
-_PROBED = 128
-"""Queries whose embeddings by the searcher are held against those by the bundle's encoder."""
+_COMPARED_EMBEDDINGS = 128
+"""Number of queries for which the searcher's embeddings are compared with those of the bundle's encoder."""
 
 _RETRIEVAL = ("r_at_", "exact_r_at_", "median_rank")
-"""Beginnings of the figures of which texts of a text corpus, asked for themselves, say nothing."""
+"""Prefixes of figures that mean nothing if the texts of a text corpus are their own queries."""
 
 _THREADS_QUERIES = 50
 _EXAMPLES: dict[Kind, int] = {"text": 12, "image": 2}
@@ -65,29 +65,30 @@ _GATES = {
     "files": "both searchers are the files that the build committed",
     "opens": "the Task Library opens both searchers",
     "model": "both models are the bundle's encoders with one more layer",
-    "metadata": "TFLite metadata, normalisation and vocabulary are the encoders'",
-    "index": "every checksum, offset and length of the index is right, and both searchers carry it",
-    "fingerprint": "one encoder throughout",
-    "items": "every item of the manifest is in the index once, and nothing else is",
-    "item_metadata": "every item's metadata is that of its embedding record",
-    "codes": "every code stands for its own item's embedding",
-    "partitions": "every centroid lies with the items of its partition",
-    "encoders": "both searchers embed queries as the encoder of the corpus does",
-    "embeddings": "items embedded again give their stored embeddings",
+    "metadata": "TFLite metadata, normalization and vocabulary are those of the encoders",
+    "index": "every checksum, offset and length of the index is valid, and both searchers contain the same index",
+    "fingerprint": "index, build, embeddings and bundle are of the same encoder",
+    "items": "the index contains every item of the manifest once, and no others",
+    "item_metadata": "every item's metadata equals that of its embedding record",
+    "codes": "every code represents its own item's embedding",
+    "partitions": "every centroid is close to the items of its partition",
+    "encoders": "both searchers embed queries like the encoder of the corpus",
+    "embeddings": "items embedded again match their stored embeddings",
     "answers": "every query was answered",
-    "hostile_queries": "hostile queries are answered or refused with a reason",
+    "hostile_queries": "hostile queries are answered, or refused with a reason",
     "known_ids": "every hit is an item of the manifest",
 }
-"""Gates that no configuration turns off, in their order: what is said of one that is passed."""
+"""Gates that no configuration disables, in the order of display, each with its detail when it passes."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is examined, and what it is held against.
+class CheckedArtifacts:
+    """A searcher and what it was made from.
 
     Attributes:
-      folder: of the searcher; encoders: of the bundle.
-      build: content of build.json.
+      folder: folder of the searcher.
+      encoders: folder of the encoder bundle.
+      build: contents of build.json.
     """
 
     folder: Path
@@ -99,21 +100,22 @@ class Subject:
     config: CheckConfig
 
 
-class Examination:
-    """What both searchers showed, so far. A fault of one does not end the examination.
+class Inspection:
+    """Collects faults and figures of both searchers. A fault of one does not end the inspection.
 
     Attributes:
-      figures, intervals, latency, sizes, hostile, examples: see serving_check.schema.
+      figures, intervals, latency, sizes, hostile, examples: see serving_check.schema.Report.
     """
 
-    def __init__(self, subject: Subject, scratch: Path) -> None:
-        self._subject, self._scratch = subject, scratch
+    def __init__(self, artifacts: CheckedArtifacts, scratch: Path) -> None:
+        """`scratch` is an empty folder for temporary files."""
+        self._artifacts, self._scratch = artifacts, scratch
         self._faults: dict[str, list[str]] = {name: [] for name in _GATES}
-        self._found = dict(_GATES)
-        self._asked: dict[Kind, Queries] = {}
+        self._details = dict(_GATES)
+        self._queries: dict[Kind, Queries] = {}
         self._files: dict[Kind, SearcherFile] = {}
         self._index: Index | None = None
-        self._maps: dict[Kind, npt.NDArray[np.float32]] = {}
+        self._query_maps: dict[Kind, npt.NDArray[np.float32]] = {}
         self._transforms: dict[Kind, npt.NDArray[np.float32]] = {}
         self.figures: dict[str, Any] = {}
         self.intervals: dict[str, tuple[float, float]] = {}
@@ -122,26 +124,25 @@ class Examination:
         self.hostile: list[HostileQuery] = []
         self.examples: list[Example] = []
 
-    def examine_files(self, names: Mapping[Kind, tuple[str, str]]) -> None:
-        """Looks at everything that shows without running a searcher.
+    def inspect_files(self, names: Mapping[Kind, tuple[str, str]]) -> None:
+        """Inspects everything that can be verified without running a searcher.
 
         Args:
-          names: of each kind the searcher's file and the encoder's.
+          names: file names of the searcher and of the bundle's encoder, by kind.
         """
-        subject, faults = self._subject, self._faults
-        faults["files"] += structure.file_faults(subject.folder, [name for name, _ in names.values()], subject.build)
-        faults["fingerprint"] += structure.bundle_faults(
-            subject.encoders, [name for _, name in names.values()], subject.bundle
-        )
-        faults["fingerprint"] += structure.encoder_faults(subject.build, subject.manifest, subject.bundle)
+        artifacts, faults = self._artifacts, self._faults
+        searchers, encoders = ([pair[side] for pair in names.values()] for side in (0, 1))
+        faults["files"] += structure.file_faults(artifacts.folder, searchers, artifacts.build)
+        faults["fingerprint"] += structure.bundle_faults(artifacts.encoders, encoders, artifacts.bundle)
+        faults["fingerprint"] += structure.encoder_faults(artifacts.build, artifacts.manifest, artifacts.bundle)
         for kind, (name, encoder) in names.items():
-            self._examine_file(kind, subject.folder / name, subject.encoders / encoder)
+            self._inspect_file(kind, artifacts.folder / name, artifacts.encoders / encoder)
         if self._index is not None:
-            rows = self._examine_items(self._index)
+            rows = self._inspect_items(self._index)
             if len(rows) and not (rows == NO_ITEM).any():
-                self._examine_fidelity(self._index, subject.corpus.vectors[rows], names)
+                self._inspect_fidelity(self._index, artifacts.corpus.vectors[rows], names)
 
-    def _examine_file(self, kind: Kind, path: Path, encoder_path: Path) -> None:
+    def _inspect_file(self, kind: Kind, path: Path, encoder_path: Path) -> None:
         faults = self._faults
         try:
             searcher, encoder = open_file(path), open_file(encoder_path)
@@ -151,33 +152,32 @@ class Examination:
         earlier = [file.index for file in self._files.values()]
         self._files[kind] = searcher
         if searcher.index is None:
-            faults["index"].append(f"{path.name} holds no index")
+            faults["index"].append(f"{path.name} contains no index")
         elif not earlier:
             try:
                 self._index = read_index(searcher.index)
-                require_parameters(self._index, self._subject.build["parameters"])
+                require_parameters(self._index, self._artifacts.build["parameters"])
             except ValueError as error:
                 faults["index"].append(f"{path.name}: {error}")
         elif earlier != [searcher.index]:
-            faults["index"].append(f"{path.name} carries another index than the other searcher")
+            faults["index"].append(f"{path.name} contains a different index from the other searcher's")
         dim = self._index.centroids.shape[1] if self._index else 0
-        bundle = self._subject.bundle
-        of_file = {
-            "model": structure.model_faults(searcher, encoder, dim),
-            "metadata": structure.metadata_faults(searcher, encoder, kind, bundle.preprocessing),
-        }
-        for gate, found in of_file.items():
+        preprocessing = self._artifacts.bundle.preprocessing
+        for gate, found in (
+            ("model", structure.model_faults(searcher, encoder, dim)),
+            ("metadata", structure.metadata_faults(searcher, encoder, kind, preprocessing)),
+        ):
             faults[gate] += [f"{path.name}: {fault}" for fault in found]
         if (query_map := structure.query_map(searcher, encoder)) is not None:
-            self._maps[kind] = query_map
+            self._query_maps[kind] = query_map
         self.sizes[path.name] = _sizes(searcher, self._index)
 
-    def _examine_items(self, index: Index) -> npt.NDArray[np.int64]:
-        """Returns the row [items] in the corpus of each item of the index; NO_ITEM where it has none."""
-        subject, faults = self._subject, self._faults
-        corpus = subject.corpus
+    def _inspect_items(self, index: Index) -> npt.NDArray[np.int64]:
+        """Returns the corpus row [items] of each item of the index; NO_ITEM if it has none."""
+        artifacts, faults = self._artifacts, self._faults
+        corpus = artifacts.corpus
         faults["fingerprint"] += structure.user_info_faults(
-            index.user_info, subject.build, subject.manifest, subject.bundle
+            index.user_info, artifacts.build, artifacts.manifest, artifacts.bundle
         )
         count = max(1, len(corpus.ids))
         payload = index.sizes["codes"] + index.sizes["centroids_and_codebooks"] + len(index.user_info)
@@ -189,163 +189,172 @@ class Examination:
                 metadata = json.loads(text)
                 id = str(metadata["id"])
             except (ValueError, KeyError, TypeError, RecursionError):
-                shown = text[:80].decode(errors="replace")
-                faults["item_metadata"].append(f"metadata of an item is {shown!r}, expected a JSON object with an id")
+                start = text[:80].decode(errors="replace")
+                faults["item_metadata"].append(
+                    f"the metadata of an item is {start!r}, expected a JSON object with an id"
+                )
                 continue
             indexed[id] += 1
             rows[item] = row = corpus.row_of.get(id, NO_ITEM)
             if row != NO_ITEM and metadata_digest(metadata) != corpus.metadata[row]:
-                faults["item_metadata"].append(f"metadata of item {id!r} is not that of its embedding record")
-        for what, ids in (
+                faults["item_metadata"].append(f"the metadata of item {id!r} differs from its embedding record")
+        for problem, ids in (
             ("are in the manifest, but not in the index", corpus.row_of.keys() - indexed.keys()),
             ("are in the index, but not in the manifest", indexed.keys() - corpus.row_of.keys()),
             ("are in the index more than once", {id for id, times in indexed.items() if times > 1}),
         ):
             if ids:
-                faults["items"].append(f"{len(ids)} items {what}, such as {min(ids)!r}")
+                faults["items"].append(f"{len(ids)} items {problem}, for example {min(ids)!r}")
         return rows
 
-    def _examine_fidelity(
+    def _inspect_fidelity(
         self, index: Index, vectors: npt.NDArray[np.float32], names: Mapping[Kind, tuple[str, str]]
     ) -> None:
-        """Holds codes and centroids against the items' vectors, and the maps of both searchers against the codes."""
+        """Compares codes and centroids with the items' vectors, and the query maps of both searchers with the codes."""
         fidelities: dict[Kind, Fidelity] = {}
-        judged: dict[Kind, CodeErrors] = {}
-        for kind, query_map in self._maps.items():
-            twin = next((other for other in judged if np.array_equal(self._maps[other], query_map)), None)
+        errors: dict[Kind, CodeErrors] = {}
+        for kind, query_map in self._query_maps.items():
+            twin = next((other for other in errors if np.array_equal(self._query_maps[other], query_map)), None)
             if twin is not None:
-                fidelities[kind], judged[kind] = fidelities[twin], judged[twin]
+                fidelities[kind], errors[kind] = fidelities[twin], errors[twin]
                 continue
             try:
                 fidelities[kind] = Fidelity(index, vectors, query_map)
             except ValueError as error:
                 self._faults["encoders"].append(f"{names[kind][0]}: {error}")
             else:
-                judged[kind] = fidelities[kind].codes(self._subject.config.seed)
-        if not judged:
+                errors[kind] = fidelities[kind].codes(self._artifacts.config.seed)
+        if not errors:
             return
         self._transforms = {kind: fidelity.transform for kind, fidelity in fidelities.items()}
-        best = min(judged, key=lambda kind: judged[kind].left_over)
+        best = min(errors, key=lambda kind: errors[kind].median_loss)
         self._faults["encoders"] += [
-            f"{names[kind][0]} maps queries for another index than the codes are of; build the index again"
-            for kind in judged
-            if judged[kind] is not judged[best]
+            f"{names[kind][0]} maps queries for a different index; build the index again"
+            for kind in errors
+            if errors[kind] is not errors[best]
         ]
-        self._note_codes(judged[best], index)
-        self._note_centroids(fidelities[best].centroids())
+        self._record_codes(errors[best], index)
+        self._record_centroids(fidelities[best].centroids())
 
-    def _note_codes(self, errors: CodeErrors, index: Index) -> None:
-        self.figures["code_error"] = errors.left_over
-        self._found["codes"] += f"; {errors.left_over:.2g} of its square is lost in the median"
+    def _record_codes(self, errors: CodeErrors, index: Index) -> None:
+        self.figures["code_error"] = errors.median_loss
+        self._details["codes"] += f"; the median item loses {errors.median_loss:.2g} of its squared length"
         wrong = np.flatnonzero(~(errors.items <= MAX_CODE_ERROR))
         if len(wrong):
             id = json.loads(index.metadata[wrong[0]])["id"]
             self._faults["codes"].append(
-                f"{len(wrong)} of {len(errors.items)} codes do not stand for their item, such as that of {id!r}"
+                f"{len(wrong)} of {len(errors.items)} codes do not represent their item, for example that of {id!r}"
             )
-        self._faults["codes"] += [f"the codebook of block {block} stands for nothing" for block in errors.empty_blocks]
+        self._faults["codes"] += [
+            f"the codebook of block {block} represents nothing" for block in errors.useless_blocks
+        ]
 
-    def _note_centroids(self, errors: npt.NDArray[np.float64]) -> None:
+    def _record_centroids(self, errors: npt.NDArray[np.float64]) -> None:
         if len(wrong := np.flatnonzero(~(errors <= MAX_CENTROID_ERROR))):
             self._faults["partitions"].append(
-                f"{len(wrong)} of {len(errors)} centroids do not lie with the items of their partition, such as that "
+                f"{len(wrong)} of {len(errors)} centroids are far from the items of their partition, for example that "
                 f"of partition {wrong[0]}"
             )
 
-    def examine(self, kind: Kind, name: str, encoder: str, queries: Queries, probes: list[str]) -> None:
-        """Opens a searcher, asks it the queries, then the hostile ones.
+    def inspect_searcher(self, kind: Kind, name: str, encoder: str, queries: Queries, probes: list[str]) -> None:
+        """Opens a searcher and runs queries, first ordinary ones, then hostile ones.
 
         Args:
-          name, encoder: files of the searcher and of the bundle's encoder.
-          queries: whose answers are known.
-          probes: texts or images of which nothing is known, asked where there are too few queries.
+          name, encoder: file names of the searcher and of the bundle's encoder.
+          queries: queries with known answers.
+          probes: texts or images without known answers, which fill up if there are too few queries.
         """
-        path, encoder_path = self._subject.folder / name, self._subject.encoders / encoder
+        path, encoder_path = self._artifacts.folder / name, self._artifacts.encoders / encoder
         prefix, faults = _PREFIX[kind], self._faults
-        self._asked[kind] = queries
+        self._queries[kind] = queries
         logger.info(f"  {name}: {len(queries)} queries with known answers")
-        with self._noting(name), Searcher(path, kind) as searcher:
-            with self._noting(name):
+        with self._recording_errors(name), Searcher(path, kind) as searcher:
+            with self._recording_errors(name):
                 self.figures[f"{prefix}load_seconds"] = searcher.load_seconds
-                asked = queries.values or probes
-                answers = measure.ask(searcher, encoder_path, asked, f"{kind} searcher")
+                values = queries.values or probes
+                results = retrieval.run_queries(searcher, encoder_path, values, f"{kind} searcher")
                 self.figures[f"{prefix}memory_bytes"] = searcher.memory_bytes()
-                self._note_answers(kind, queries, answers)
-                others = probes[: max(0, _PROBED - len(asked))] if queries.values else []
-                mapped = measure.embed(searcher, [*asked[:_PROBED], *others])
-                exact = [*answers.embeddings[:_PROBED], *measure.embed(searcher, others, encoder_path)]
-                threads = measure.threads_latency(searcher, asked[:_THREADS_QUERIES])
+                self._record_results(kind, queries, results)
+                others = probes[: max(0, _COMPARED_EMBEDDINGS - len(values))] if queries.values else []
+                mapped = retrieval.embed(searcher, [*values[:_COMPARED_EMBEDDINGS], *others])
+                exact = [
+                    *results.embeddings[:_COMPARED_EMBEDDINGS],
+                    *retrieval.embed(searcher, others, encoder_path),
+                ]
+                threads = retrieval.multithreaded_latency(searcher, values[:_THREADS_QUERIES])
                 self.figures |= {f"{prefix}{figure}": value for figure, value in threads.items()}
-                self._examine_encoder(kind, name, np.stack(exact), np.stack(mapped))
+                self._inspect_encoder(kind, name, np.stack(exact), np.stack(mapped))
             searcher.reopen()
-            megapixels = self._subject.config.hostile_megapixels
-            taken = ask_hostile(searcher, self._subject.corpus, self._scratch, megapixels)
-            self.hostile += taken
-            faults["hostile_queries"] += [f"{name}, {q.name}: {q.detail}" for q in taken if q.outcome == "failed"]
+            megapixels = self._artifacts.config.hostile_megapixels
+            outcomes = run_hostile_queries(searcher, self._artifacts.corpus, self._scratch, megapixels)
+            self.hostile += outcomes
+            faults["hostile_queries"] += [f"{name}, {q.name}: {q.detail}" for q in outcomes if q.outcome == "failed"]
 
     @contextmanager
-    def _noting(self, name: str) -> Iterator[None]:
-        """Turns what goes wrong with a searcher into faults."""
+    def _recording_errors(self, name: str) -> Iterator[None]:
+        """Records errors of a searcher as faults."""
         try:
             yield
-        except measure.QueryFailed as error:
+        except retrieval.QueryError as error:
             self._faults["answers"].append(f"{name}: {error}")
         except SearchforgeError as error:
             if not any(fault.startswith(name) for fault in self._faults["opens"]):
                 self._faults["opens"].append(f"{name}: {error}")
 
-    def _note_answers(self, kind: Kind, queries: Queries, answers: measure.Answers) -> None:
-        prefix, corpus, config = _PREFIX[kind], self._subject.corpus, self._subject.config
-        ids = {id for ids in answers.wide for id in ids} | {hit.id for hits in answers.hits for hit in hits}
+    def _record_results(self, kind: Kind, queries: Queries, results: retrieval.SearchResults) -> None:
+        prefix, corpus, config = _PREFIX[kind], self._artifacts.corpus, self._artifacts.config
+        ids = {id for ids in results.wide for id in ids} | {hit.id for hits in results.hits for hit in hits}
         self._faults["known_ids"] += [f"unknown id {id!r}" for id in sorted(ids - corpus.row_of.keys())]
-        self.figures |= {f"{prefix}{name}": value for name, value in answers.latency.items()}
-        self.latency[kind] = answers.histogram
+        self.figures |= {f"{prefix}{name}": value for name, value in results.latency.items()}
+        self.latency[kind] = results.histogram
         if not len(queries):
             return
-        compared = measure.compare(answers, queries, corpus)
+        comparison = retrieval.compare_with_exact(results, queries, corpus)
         hidden = _RETRIEVAL if corpus.texts and kind == "text" else ()
-        for noted, found in ((self.figures, compared.figures), (self.intervals, compared.intervals)):
-            noted |= {f"{prefix}{name}": value for name, value in found.items() if not name.startswith(hidden)}
-        self.examples += choose_examples(kind, queries, answers, compared, corpus, _EXAMPLES[kind], config.seed)
+        self.figures |= _prefixed(prefix, comparison.figures, hidden)
+        self.intervals |= _prefixed(prefix, comparison.intervals, hidden)
+        self.examples += choose_examples(kind, queries, results, comparison, corpus, _EXAMPLES[kind], config.seed)
         if kind == "image" or corpus.texts:
-            self._examine_embeddings(queries, answers.embeddings)
+            self._inspect_embeddings(queries, results.embeddings)
 
-    def _examine_embeddings(self, queries: Queries, again: npt.NDArray[np.float32]) -> None:
-        """Items of the corpus that were asked for themselves must be embedded as they were."""
-        stored = self._subject.corpus.vectors[queries.targets]
+    def _inspect_embeddings(self, queries: Queries, again: npt.NDArray[np.float32]) -> None:
+        """Compares the embeddings of queries that are items of the corpus with the stored ones."""
+        stored = self._artifacts.corpus.vectors[queries.targets]
         cosines = (again * stored).sum(axis=1) / np.maximum(np.linalg.norm(again, axis=1), 1e-12)
         median = float(np.median(cosines))
         self.figures["embedded_again_cosine"] = median
-        self._found["embeddings"] = (
-            f"{len(cosines)} items embedded again give their stored embeddings: cosine {median:.4f}"
+        self._details["embeddings"] = (
+            f"{len(cosines)} items embedded again match their stored embeddings: median cosine {median:.4f}"
         )
         if not median >= MIN_COSINE:
             self._faults["embeddings"].append(
-                f"{len(cosines)} items embedded again have cosine {median:.4f} in the median to the stored ones, "
-                f"expected {MIN_COSINE} or more; embed the corpus again"
+                f"{len(cosines)} items embedded again have a median cosine of {median:.4f} to the stored embeddings, "
+                f"below the minimum of {MIN_COSINE}; embed the corpus again"
             )
 
-    def _examine_encoder(
+    def _inspect_encoder(
         self, kind: Kind, name: str, exact: npt.NDArray[np.float32], mapped: npt.NDArray[np.float32]
     ) -> None:
-        """A searcher must embed queries as the bundle's encoder does, but for the map."""
+        """Verifies that a searcher embeds queries like the bundle's encoder, apart from the query map."""
         transform = self._transforms.get(kind)
         if transform is None:
-            self._faults["encoders"].append(f"{name}: not verified, as its map or an item of the index is not known")
+            self._faults["encoders"].append(
+                f"{name}: not verified, because its query map or an item of the index is unknown"
+            )
             return
         errors = query_errors(transform, exact, mapped)
         if (wrong := int(np.count_nonzero(~(errors <= MAX_QUERY_ERROR)))) > 0:
             self._faults["encoders"].append(
-                f"{name}: scores of {wrong} of {len(errors)} queries are not those of the corpus' encoder; build the "
-                "index with the encoder that embedded the corpus"
+                f"{name}: {wrong} of {len(errors)} queries score differently from the corpus' encoder; build the index "
+                "with the encoder that embedded the corpus"
             )
 
     def finish(self, images_sampled: int) -> None:
-        """Completes the figures. Without enough captions, the image searcher's recall is the index' recall."""
-        text, image = self._asked["text"], self._asked["image"]
-        corpus = self._subject.corpus
+        """Completes the figures; without enough captions, recall of the image searcher is the recall of the index."""
+        text, image = self._queries["text"], self._queries["image"]
+        corpus = self._artifacts.corpus
         if "embedded_again_cosine" not in self.figures:
-            self._found["embeddings"] = (
+            self._details["embeddings"] = (
                 f"not verified: none of {images_sampled} sampled images of the corpus can be read"
             )
         kind: Kind = "text" if len(text) >= min(MIN_CAPTIONS, len(image)) and len(text) else "image"
@@ -360,7 +369,7 @@ class Examination:
             "gallery": count,
             "query_kind": "corpus_text" if corpus.texts and kind == "text" else kind,
             "queries": len(text if kind == "text" else image),
-            "queries_seen_by_tuner": text.seen if kind == "text" else 0,
+            "queries_seen_by_tuner": text.seen_by_tuner if kind == "text" else 0,
             "images_sampled": images_sampled,
             "images_readable": len(image),
             "index_bytes": max((len(file.index or b"") for file in self._files.values()), default=None),
@@ -368,26 +377,30 @@ class Examination:
         }
 
     def gates(self) -> list[Gate]:
-        """The gates that no configuration turns off."""
-        unread = "not verified: the index cannot be read"
+        """Returns the gates that no configuration disables."""
         if self._index is None:
             for name in ("items", "item_metadata", "codes", "partitions"):
-                self._faults[name].append(unread)
+                self._faults[name].append("not verified: the index cannot be read")
         elif "code_error" not in self.figures:
             for name in ("codes", "partitions"):
                 self._faults[name].append(
-                    "not verified: not every item of the index, or neither searcher's map, is known"
+                    "not verified: an item of the index is unknown, or neither searcher has a usable query map"
                 )
-        gates = [no_faults(name, self._faults[name], found) for name, found in self._found.items()]
-        kind: Kind = "text" if self._subject.corpus.texts else "image"
-        if self._asked.get(kind):
-            share = self.figures.get(f"{_PREFIX[kind]}own_or_equal_at_{measure.K}")
+        gates = [no_faults(name, self._faults[name], detail) for name, detail in self._details.items()]
+        kind: Kind = "text" if self._artifacts.corpus.texts else "image"
+        if self._queries.get(kind):
+            share = self.figures.get(f"{_PREFIX[kind]}own_or_equal_at_{retrieval.K}")
             gates.append(at_least(f"{kind}s_find_themselves", share, MIN_SELF_HITS))
         return gates
 
 
+def _prefixed(prefix: str, values: Mapping[str, Any], hidden: tuple[str, ...]) -> dict[str, Any]:
+    """Returns values under prefixed names, without those whose name starts with one of `hidden`."""
+    return {f"{prefix}{name}": value for name, value in values.items() if not name.startswith(hidden)}
+
+
 def _sizes(file: SearcherFile, index: Index | None) -> dict[str, int]:
-    """Returns bytes by part; `metadata` is what the table's compression leaves of it and of the table's own bytes."""
+    """Returns bytes by part; `metadata` is the rest of the LevelDB table, after compression."""
     vocabulary = sum(map(len, file.files.values()))
     table = len(file.index or b"")
     parts = {"model": file.model_bytes, "vocabulary": vocabulary}

@@ -1,4 +1,4 @@
-"""The report of a check, `report.json`: what was verified, measured and decided, in a documented, versioned form."""
+"""Schema of a check's report, `report.json`: what was verified, measured and decided."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving_check.gate import Gate
 
 REPORT_VERSION: Literal[2] = 2
-"""Of report.json; raised when a field changes its meaning or goes."""
+"""Version of report.json, incremented when a field is removed or changes its meaning."""
 
 Figure = float | int | str | None
 
 
-class _Part(BaseModel):
+class _ReportModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
 
-class Histogram(_Part):
-    """How often a value fell between two edges.
+class Histogram(_ReportModel):
+    """Number of values between consecutive edges.
 
     Attributes:
       edges: n + 1 ascending values.
-      counts: n numbers; values beyond the last edge are in the last one.
+      counts: n numbers; the last one includes values beyond the last edge.
     """
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
 
-class FoundItem(_Part):
-    """An item of the corpus, and its score (the dot product) for a query; None where that is no number."""
+class FoundItem(_ReportModel):
+    """An item of the corpus and its score for a query (dot product); None if the score is not a finite number."""
 
     id: str
     score: float | None
 
 
-class Example(_Part):
-    """One query of the check, and what it found.
+class Example(_ReportModel):
+    """A query of the check and its results.
 
     Attributes:
-      kind: what the query is.
-      query: the text; of an image query the id of the item whose image it is.
-      own: id of the item that the query describes or is.
-      hits: of the searcher, best first, scored as the index approximates them.
-      exact: of exact search over the full-precision embeddings, best first.
-      recall_at_10: share of the exact ten that the searcher returned.
+      kind: type of the query.
+      query: the text; for an image query, the id of the item whose image was the query.
+      own: id of the item that the query describes or is; empty if it is not in the corpus.
+      hits: results of the searcher, best first, with the index's approximate scores.
+      exact: results of exact search over the full-precision embeddings, best first.
+      recall_at_10: share of the exact top ten that the searcher returned.
     """
 
     kind: Literal["text", "image"]
@@ -57,14 +57,14 @@ class Example(_Part):
     recall_at_10: float
 
 
-class HostileQuery(_Part):
-    """A query that nobody should ask, and how the searcher took it.
+class HostileQuery(_ReportModel):
+    """The outcome of a query that is designed to cause trouble.
 
     Attributes:
-      searcher: file that was asked.
-      name: what is hostile about it.
-      outcome: `refused` is an error with a reason; `failed` is a crash, a hang, or hits that are not of the corpus.
-      detail: the reason, or what went wrong.
+      searcher: file name of the searcher.
+      name: what makes the query hostile.
+      outcome: `refused` is an error with a reason; `failed` is a crash, a timeout, or hits outside the corpus.
+      detail: reason of the refusal or failure.
     """
 
     searcher: str
@@ -73,11 +73,11 @@ class HostileQuery(_Part):
     detail: str
 
 
-class CorpusCounts(_Part):
-    """What went into the embedding run: inputs = embedded + reused + rejected.
+class CorpusCounts(_ReportModel):
+    """Counts of the embedding run: inputs = embedded + reused + rejected.
 
     Attributes:
-      source: where the corpus was listed.
+      source: location of the corpus.
     """
 
     modality: Literal["images", "texts"]
@@ -89,8 +89,8 @@ class CorpusCounts(_Part):
     rejected_by_reason: dict[str, int]
 
 
-class Compared(_Part):
-    """A figure of the candidate beside the live release's; None where it could not be had.
+class FigurePair(_ReportModel):
+    """A figure of the candidate and of the live release; None where it was not measured.
 
     Attributes:
       name: key of `Report.figures`.
@@ -101,16 +101,16 @@ class Compared(_Part):
     live: float | None
 
 
-class LiveComparison(_Part):
-    """The candidate beside the release that is live.
+class LiveComparison(_ReportModel):
+    """Comparison of the candidate with the live release.
 
     Attributes:
       release, created: id and time of publication (ISO 8601) of the live release.
-      queries: text queries that both were asked in turns in this check.
-      shared_queries: those of them whose own item both releases hold; R@k of both is measured on these.
-      overlap_at_10: mean share of the live release's first ten hits that the candidate returns among its ten.
-      figures: retrieval and latency as measured in this check; recall as the live release's own check measured it.
-      note: why a part could not be compared; empty: all was.
+      queries: number of text queries that both searchers were asked in turns.
+      shared_queries: number of those whose own item is in both; R@k is measured on these.
+      overlap_at_10: mean share of the live release's top ten that the candidate also returns in its top ten.
+      figures: retrieval and latency as measured in this check; recall of the live release is from its own check.
+      note: reason why a part could not be compared; empty if everything was.
     """
 
     release: str
@@ -118,38 +118,38 @@ class LiveComparison(_Part):
     queries: int
     shared_queries: int
     overlap_at_10: float | None
-    figures: tuple[Compared, ...]
+    figures: tuple[FigurePair, ...]
     note: str
 
 
-class Report(_Part):
+class Report(_ReportModel):
     """Contents of checks/<id>/report.json.
 
     Attributes:
       created: UTC time of the check, ISO 8601.
-      passed: whether every gate was.
-      fingerprint: of the encoder that the corpus was embedded with.
-      gates: in the order in which they are shown.
-      figures: what was measured, by name; docs/checking.md lists them with their units. A figure that could not be
-        measured is None or not there.
-      intervals: 95 percent intervals (low, high) of those figures that are shares or medians over queries.
-      latency: milliseconds of a search, for `text` and `image`.
-      sizes: bytes by part, for each searcher file: `model`, `vocabulary`, `codes`, `centroids_and_codebooks`,
-        `metadata`, `other`, which add up to the file.
-      hostile: every hostile query that was asked.
-      examples: queries for people to look at, those with the lowest recall first.
-      training: of the encoder: `history` (see searchforge.reporting.charts) and `settings`; empty where it says
-        nothing.
-      tradeoff: what the tuner saw (tradeoff.json of the searcher): `chosen`, and `points` with `recall_at_10`,
-        `search_ms`, `code_bytes`, `bytes_per_image`; None where it did not tune.
-      live: None where no release was live, or it is this very searcher.
-      files: `bytes` and `sha256` by name.
-      parameters: of the index.
+      passed: whether every gate passed.
+      fingerprint: fingerprint of the encoder that embedded the corpus.
+      gates: outcomes in the order of display.
+      figures: measured values by name; docs/checking.md lists them with their units. A figure that could not be
+        measured is None or absent.
+      intervals: 95 percent confidence intervals (low, high) of figures that are shares or medians over queries.
+      latency: histograms of a search's milliseconds, for `text` and `image`.
+      sizes: bytes by part for each searcher file: `model`, `vocabulary`, `codes`, `centroids_and_codebooks`,
+        `metadata` and `other`, which add up to the file's size.
+      hostile: outcomes of all hostile queries.
+      examples: queries with their results, those with the lowest recall first.
+      training: `history` (see searchforge.reporting.charts) and `settings` of the encoder's training, as far as the
+        bundle has them.
+      tradeoff: tradeoff.json of the searcher: `chosen`, and `points` with `recall_at_10`, `search_ms`, `code_bytes`,
+        `bytes_per_image`; None if the index was not tuned.
+      live: comparison with the live release; None if no other searcher is live.
+      files: `bytes` and `sha256` by file name.
+      parameters: parameters of the index.
       config: the `check` section of the configuration.
       provenance: ids of the `encoder`, the `embeddings` and the `searcher`.
-      build: of the searcher: `created`, `seconds` and the `config` of the index.
-      versions: of Python and the packages that the figures depend on.
-      seconds: wall time of the check by step, and `total`.
+      build: `created`, `seconds` and the `config` of the index, from the searcher's build.json.
+      versions: versions of Python and of the packages that affect the figures.
+      seconds: wall time of the check by step, and in `total`.
     """
 
     version: Literal[2] = REPORT_VERSION
@@ -179,7 +179,7 @@ class Report(_Part):
 
 
 def summary(report: Report) -> str:
-    """Returns the verdict, every gate and the main figures, for people."""
+    """Returns the verdict and every gate as text."""
     lines = [f"checks/{report.id}: {'passed' if report.passed else 'FAILED'}"]
     for gate in report.gates:
         lines.append(f"  {'ok    ' if gate.passed else 'FAILED'} {gate.name}: {gate.detail}")

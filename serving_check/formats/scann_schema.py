@@ -1,6 +1,6 @@
-"""The message ScannOnDeviceConfig, as tflite-support describes it.
+"""Loads the protobuf message ScannOnDeviceConfig from tflite-support.
 
-Its generated module is of protobuf 3 and does not load beside a later one, so only the descriptor inside it is read.
+tflite-support's generated module requires protobuf 3, so only the descriptor inside it is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MESSAGE = "tflite.scann_ondevice.core.ScannOnDeviceConfig"
 
 @functools.cache
 def scann_on_device_config() -> Any:
-    """Returns the class of the message."""
+    """Returns the message class."""
     from google.protobuf import descriptor_pb2, message_factory
 
     spec = importlib.util.find_spec(_MODULE)

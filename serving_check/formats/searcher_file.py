@@ -1,7 +1,7 @@
-"""Takes a TFLite file with metadata apart, without the Task Library: the flatbuffer, its metadata and the files in it.
+"""Reads a TFLite file with metadata without the Task Library: the model, its metadata and its associated files.
 
-Format: https://www.tensorflow.org/lite/models/convert/metadata: a flatbuffer, behind which a ZIP archive of associated
-files may follow.
+Format: https://www.tensorflow.org/lite/models/convert/metadata: a flatbuffer, followed by a ZIP archive if the file has
+associated files.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ from serving_check.formats.leveldb_reader import MAGIC
 _METADATA_NAME = b"TFLITE_METADATA"
 
 FULLY_CONNECTED = 9
-"""BuiltinOperator of TFLite's schema."""
+"""Value of BuiltinOperator in TFLite's schema."""
+
 FLOAT32 = 0
-"""TensorType of TFLite's schema."""
+"""Value of TensorType in TFLite's schema."""
 
 
 @dataclass(frozen=True)
 class SearcherFile:
-    """A searcher, or an encoder, in parts.
+    """Contents of a searcher or an encoder.
 
     Attributes:
-      size, model_bytes: bytes of the file, and of the flatbuffer in it.
-      inputs, outputs: name, shape and type (a number of TFLite's schema) of each tensor.
-      weights: how often each constant is in the model, by SHA-256.
-      operators: of the first graph, in their order: a BuiltinOperator each.
-      last_kernel: [dim_out, dim] float32, the matrix by which the last operator multiplies; None where it does not.
-      metadata: ModelMetadata as nested dictionaries and lists; None where there is none.
-      files: associated files by name, the index apart.
-      index: the index, a LevelDB table; None where there is none.
-      index_name: its name among the files.
+      size: bytes of the file.
+      model_bytes: bytes of its flatbuffer.
+      inputs, outputs: name, shape and TensorType of each tensor.
+      weights: number of occurrences of each constant, by SHA-256.
+      operators: BuiltinOperator of each operator of the first graph.
+      last_kernel: [dim_out, dim] float32, matrix of the last operator; None if that is not a plain matrix product.
+      metadata: ModelMetadata as nested dictionaries and lists; None if the file has none.
+      files: associated files by name, without the index.
+      index: LevelDB table of the index; None if the file has none.
+      index_name: name of the index among the associated files.
     """
 
     size: int
@@ -60,8 +62,8 @@ def open_file(path: Path) -> SearcherFile:
     """Reads a file.
 
     Raises:
-      ValueError: it is not a TFLite file, or its archive is damaged.
-      OSError: it cannot be read.
+      ValueError: the file is not a TFLite file, or its archive is damaged.
+      OSError: the file cannot be read.
     """
     size = path.stat().st_size
     files: dict[str, bytes] = {}
@@ -82,19 +84,19 @@ def open_file(path: Path) -> SearcherFile:
         return _parse(model, size, files, index, index_name)
     except ValueError:
         raise
-    except Exception as error:  # the generated readers raise whatever comes of damaged offsets
+    except Exception as error:  # damaged offsets make the generated readers raise errors of any type
         raise ValueError(f"its flatbuffer is damaged: {type(error).__name__}: {error}") from None
 
 
-def differences(found: Any, expected: Any, place: str) -> list[str]:
-    """Returns where two nested structures differ, with both values."""
+def differences(found: Any, expected: Any, path: str) -> list[str]:
+    """Returns where two nested structures differ, with both values; `path` is the name of the whole."""
     if isinstance(found, dict) and isinstance(expected, dict):
         keys = sorted(found.keys() | expected.keys())
-        return [d for key in keys for d in differences(found.get(key), expected.get(key), f"{place}.{key}")]
+        return [d for key in keys for d in differences(found.get(key), expected.get(key), f"{path}.{key}")]
     if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
         pairs = enumerate(zip(found, expected, strict=True))
-        return [d for i, (a, b) in pairs for d in differences(a, b, f"{place}[{i}]")]
-    return [] if found == expected else [f"{place} is {_shown(found)}, expected {_shown(expected)}"]
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}[{i}]")]
+    return [] if found == expected else [f"{path} is {_shortened(found)}, expected {_shortened(expected)}"]
 
 
 def _parse(model: bytes, size: int, files: dict[str, bytes], index: bytes | None, index_name: str) -> SearcherFile:
@@ -107,13 +109,13 @@ def _parse(model: bytes, size: int, files: dict[str, bytes], index: bytes | None
     constants = [b.data.tobytes() for b in parsed.buffers if b.data is not None and len(b.data)]
     described = [entry.buffer for entry in parsed.metadata or [] if entry.name == _METADATA_NAME]
     metadata = _metadata(parsed.buffers[described[0]].data.tobytes()) if described else None
-    aside = {parsed.buffers[entry.buffer].data.tobytes() for entry in parsed.metadata or []}
+    not_weights = {parsed.buffers[entry.buffer].data.tobytes() for entry in parsed.metadata or []}
     return SearcherFile(
         size=size,
         model_bytes=len(model),
         inputs=_tensors(graph, graph.inputs),
         outputs=_tensors(graph, graph.outputs),
-        weights=Counter(sha256_bytes(constant) for constant in constants if constant not in aside),
+        weights=Counter(sha256_bytes(constant) for constant in constants if constant not in not_weights),
         operators=[_kind(parsed, operator) for operator in graph.operators or []],
         last_kernel=_last_kernel(parsed, graph),
         metadata=metadata,
@@ -138,7 +140,7 @@ def _kind(model: Any, operator: Any) -> int:
 
 
 def _last_kernel(model: Any, graph: Any) -> npt.NDArray[np.float32] | None:
-    """Returns the constant that only the last operator multiplies with; see indexer.device.folding."""
+    """Returns the matrix of the last operator; see indexer.device.folding."""
     last = graph.operators[-1] if graph.operators else None
     if last is None or _kind(model, last) != FULLY_CONNECTED or last.outputs[0] != graph.outputs[0]:
         return None
@@ -159,7 +161,7 @@ def _metadata(data: bytes) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns the object API's objects as dictionaries and lists."""
+    """Returns objects of the flatbuffer object API as dictionaries and lists."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if hasattr(value, "tolist"):
@@ -171,6 +173,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:120]}..."

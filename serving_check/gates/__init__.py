@@ -1,1 +1,1 @@
-"""The gates of a check: each compares what was measured or read with what is required."""
+"""Gates and their evidence: structure, fidelity, hostile queries and the live release."""

@@ -1,9 +1,9 @@
-"""Whether an index stands for its own corpus: every code for its vector, every centroid for the items around it.
+"""Compares an index with the vectors that it was built from: every code with its vector, every centroid with its items.
 
-Codes lie in a space of their own: for some invertible A, the indexer encodes A x, and the searcher's last layer maps
-queries by A^-T, which leaves q . x as it is. That layer is in the file, so A is known, and codes are held against the
-vectors that they were made of: not against others of the index, which may all be wrong, nor by means of queries, which
-may tell nothing. What a code may be off by is what the best code of the same codebooks is off by.
+The indexer encodes A x for some invertible matrix A, and the last layer of the searcher's model maps queries by A^-T,
+which preserves q . x. That layer is in the file, so A is known and every code can be compared with its own vector. This
+detects faults that affect all codes alike, and needs no queries. Errors are relative to those of the nearest codes of
+the same codebooks.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ import numpy.typing as npt
 from serving_check.formats.index_file import Index
 
 MAX_CODE_ERROR = 6.0
-"""Squared error of a code, in those of the nearest one: an indexer may prefer another, for the sake of rankings."""
+"""Maximum squared error of a code, relative to the nearest code; an indexer may choose another for better rankings."""
 
 MAX_CENTROID_ERROR = 2.0
-"""Squared distance from the mean of a partition's items to its centroid, in that to the nearest other centroid."""
+"""Maximum squared distance of a partition's mean from its centroid, relative to the nearest other centroid."""
 
 MAX_QUERY_ERROR = 0.01
-"""How far the scores of a query, over items of length 1, may be off those that the bundle's encoder gives."""
+"""Maximum difference between scores of the searcher's and of the bundle's encoder, over items of length 1."""
 
-_LENGTHS = 8.0
-"""How many times the median length a centroid may have, or the median its own."""
+_MAX_LENGTH_RATIO = 8.0
+"""Maximum ratio of a centroid's length to the median length, and of the median length to a centroid's."""
 
-_EMPTY = 0.95
-"""Share of a block's squares that its codebook may leave over; one that stands for nothing leaves all."""
+_MAX_BLOCK_LOSS = 0.95
+"""Maximum share of a block's squared values that its codebook may lose; a useless codebook loses all."""
 
-_BARE = 1e-3
-"""Share of all squares below which it does not matter what a block's codebook stands for."""
+_NEGLIGIBLE_BLOCK = 1e-3
+"""Share of all squared values below which a block's codebook is not judged."""
 
 _ROUNDING = 1e-6
-"""Share of a vector's own square that is no error."""
+"""Tolerance for rounding, as a share of a vector's squared length."""
 
 _SAMPLE = 4_096
-"""Items whose nearest codes say what is usual."""
+"""Number of items from which the typical error of the nearest code is estimated."""
 
 _ROWS = 16_384
+"""Number of items that are compared at a time."""
+
 _PARTITIONS = 1_024
-"""Items, and partitions, that are compared at a time."""
+"""Number of partitions that are compared at a time."""
 
 Matrix = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
@@ -49,47 +51,48 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CodeErrors:
-    """What codes are off by.
+    """Errors of all codes.
 
     Attributes:
-      items: [items] squared errors, in those of the nearest code, or of the median item's where that is more.
-      left_over: median over the items of the share of their square that their code does not stand for.
-      empty_blocks: blocks whose codebook stands for nothing.
+      items: [items] squared errors, relative to the nearest code's or to the median item's nearest code's, whichever
+        is larger.
+      median_loss: median over the items of the squared error as a share of the vector's squared length.
+      useless_blocks: blocks whose codebook represents nothing.
     """
 
     items: Values
-    left_over: float
-    empty_blocks: list[int]
+    median_loss: float
+    useless_blocks: list[int]
 
 
 class Fidelity:
     """Compares an index with the vectors that it was built from.
 
     Args:
-      index: of the searcher.
-      vectors: [items, dim] float32, of the items in the order of the index.
-      query_map: [dim, dim] float32, A^-T, by which the searcher maps queries.
+      index: index of the searcher.
+      vectors: [items, dim] float32, vectors of the items in the order of the index.
+      query_map: [dim, dim] float32, A^-T, the matrix by which the searcher maps queries.
 
     Attributes:
       transform: [dim, dim] float32, A.
 
     Raises:
-      ValueError: the map is not one that can be inverted.
+      ValueError: the query map has another shape or is not invertible.
     """
 
     def __init__(self, index: Index, vectors: Matrix, query_map: Matrix) -> None:
         dim = index.centroids.shape[1]
         if query_map.shape != (dim, dim) or vectors.shape[1] != dim:
             raise ValueError(
-                f"it maps queries by a matrix of {list(query_map.shape)}; the index has {dim} dimensions, embeddings "
-                f"have {vectors.shape[1]}"
+                f"it maps queries by a matrix of shape {list(query_map.shape)}, but the index has {dim} dimensions and "
+                f"the embeddings have {vectors.shape[1]}"
             )
         try:
             inverse = np.linalg.inv(query_map.astype(np.float64))
         except np.linalg.LinAlgError:
             inverse = np.full_like(query_map, np.nan, np.float64)
         if not np.isfinite(inverse).all():
-            raise ValueError("it maps queries by a matrix that cannot be inverted")
+            raise ValueError("it maps queries by a matrix that is not invertible")
         self._index, self._vectors = index, vectors
         self._query_map = query_map
         self.transform: Matrix = inverse.T.astype(np.float32)
@@ -97,9 +100,9 @@ class Fidelity:
         self._blocks = [slice(end - book.shape[1], end) for end, book in zip(ends, index.codebooks, strict=True)]
 
     def codes(self, seed: int = 0) -> CodeErrors:
-        """Returns what each code is off by."""
-        usual = self._usual(seed)
-        errors, left_over = [], []
+        """Returns the errors of all codes."""
+        typical = self._typical_error(seed)
+        errors, losses = [], []
         residuals, squares = np.zeros(len(self._blocks)), np.zeros(len(self._blocks))
         for start in range(0, len(self._vectors), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -108,27 +111,26 @@ class Fidelity:
             square = mapped**2
             own, whole = residual.sum(axis=1), square.sum(axis=1)
             rounding = _ROUNDING * whole + np.finfo(np.float32).tiny
-            error = own / (usual + rounding)
+            error = own / (typical + rounding)
             far = np.flatnonzero(~(error <= MAX_CODE_ERROR))
-            error[far] = own[far] / (np.maximum(self._nearest(mapped[far]), usual) + rounding[far])
+            error[far] = own[far] / (np.maximum(self._nearest_errors(mapped[far]), typical) + rounding[far])
             errors.append(error)
-            left_over.append(own / (whole + rounding))
+            losses.append(own / (whole + rounding))
             for sums, values in ((residuals, residual), (squares, square)):
                 sums += [values[:, block].sum(dtype=np.float64) for block in self._blocks]
-        empty = (residuals > _EMPTY * squares) & (squares > _BARE * squares.sum())
+        useless = (residuals > _MAX_BLOCK_LOSS * squares) & (squares > _NEGLIGIBLE_BLOCK * squares.sum())
         return CodeErrors(
             np.concatenate(errors).astype(np.float64),
-            float(np.median(np.concatenate(left_over))),
-            np.flatnonzero(empty).tolist(),
+            float(np.median(np.concatenate(losses))),
+            np.flatnonzero(useless).tolist(),
         )
 
     def centroids(self) -> Values:
-        """Returns [partitions], what each centroid is off by.
+        """Returns the errors of the centroids, [partitions] float64.
 
-        An item lies in the partition whose centroid is nearest to it, and so does the mean of a partition's items, on
-        whatever corpus the centroids were trained. A device multiplies queries with them, so lengths count, too.
-
-        0 for a partition without items, and where there is one partition only: then the centroid chooses nothing.
+        The mean of a partition's items is nearest to the partition's own centroid, whatever corpus the centroids were
+        trained on. The error is infinite if the length of a centroid is wrong, because a device ranks partitions by dot
+        product. It is 0 for a partition without items, and for the only partition of an index.
         """
         sizes = self._index.partition_sizes
         errors = np.zeros(len(sizes))
@@ -148,16 +150,16 @@ class Fidelity:
             distances[rows, own] = np.inf
             errors[own] = to_own / distances.min(axis=1)
         median = np.median(lengths)
-        errors[(lengths * _LENGTHS < median) | (lengths > median * _LENGTHS)] = np.inf
+        errors[(lengths * _MAX_LENGTH_RATIO < median) | (lengths > median * _MAX_LENGTH_RATIO)] = np.inf
         return errors
 
-    def _usual(self, seed: int) -> float:
-        """Returns the squared error of the nearest code, of the median item."""
+    def _typical_error(self, seed: int) -> float:
+        """Returns the median squared error of the nearest code, over a sample of the items."""
         count = len(self._vectors)
         rows = np.sort(np.random.default_rng(seed).choice(count, min(count, _SAMPLE), replace=False))
-        return float(np.median(self._nearest(self._mapped(rows))))
+        return float(np.median(self._nearest_errors(self._mapped(rows))))
 
-    def _nearest(self, mapped: Matrix) -> Values:
+    def _nearest_errors(self, mapped: Matrix) -> Values:
         """Returns the squared errors [n] of the nearest codes of mapped vectors [n, dim]."""
         errors = np.zeros(len(mapped))
         for block, book in zip(self._blocks, self._index.codebooks, strict=True):
@@ -167,16 +169,17 @@ class Fidelity:
         return errors
 
     def _mapped(self, rows: slice | npt.NDArray[np.int64]) -> Matrix:
-        """Returns the mapped vectors [n, dim] of some items."""
+        """Returns the vectors [n, dim] of some items, mapped into the space of the codes."""
         return self._vectors[rows] @ self.transform.T
 
 
 def query_errors(transform: Matrix, exact: Matrix, mapped: Matrix) -> Values:
-    """Returns [m], how far each query's score with a vector of length 1 may be off.
+    """Returns the maximum error of each query's score with any vector of length 1, [m] float64.
 
     Args:
       transform: [dim, dim] float32, A.
-      exact, mapped: [m, dim] float32, queries as the bundle's encoder and as the searcher embed them.
+      exact: [m, dim] float32, queries as embedded by the bundle's encoder.
+      mapped: [m, dim] float32, the same queries as embedded by the searcher.
     """
     errors: Values = np.linalg.norm(mapped.astype(np.float64) @ transform - exact, axis=1)
     return errors

@@ -1,4 +1,4 @@
-"""Queries that nobody should ask, but somebody will: an answer or a clean error is right, a crash never is."""
+"""Hostile queries: malformed and extreme texts and images, which must be answered or refused, but never crash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from searchforge.errors import SearchforgeError
 from searchforge.processes.isolated import ChildCrash
 from serving_check.measurement.corpus import Corpus
-from serving_check.measurement.measure import K
+from serving_check.measurement.retrieval import K
 from serving_check.measurement.search import Searcher
 from serving_check.schema import HostileQuery
 
@@ -47,10 +47,10 @@ def hostile_images(folder: Path, megapixels: float) -> Iterator[tuple[str, Path]
     """Yields (name, file), written into `folder`.
 
     Args:
-      megapixels: of the largest pictures.
+      megapixels: size of the largest images.
     """
     large, small = _size(megapixels), (64, 48)
-    pictures: tuple[tuple[str, str, tuple[int, int], Any, str], ...] = (
+    drawn: tuple[tuple[str, str, tuple[int, int], Any, str], ...] = (
         ("1 x 1 pixel", "RGB", (1, 1), "red", "PNG"),
         (f"{megapixels:g} megapixels, JPEG", "RGB", large, "teal", "JPEG"),
         (f"{megapixels:g} megapixels, PNG", "L", large, 99, "PNG"),
@@ -60,7 +60,7 @@ def hostile_images(folder: Path, megapixels: float) -> Iterator[tuple[str, Path]
         ("one bit", "1", small, 1, "PNG"),
         ("transparent", "RGBA", small, (255, 0, 0, 0), "PNG"),
     )
-    for number, (name, mode, size, colour, kind) in enumerate(pictures):
+    for number, (name, mode, size, colour, kind) in enumerate(drawn):
         path = folder / f"hostile-{number}.{kind.lower()}"
         Image.new(mode, size, colour).save(path, kind, compress_level=1)
         yield name, path
@@ -68,7 +68,7 @@ def hostile_images(folder: Path, megapixels: float) -> Iterator[tuple[str, Path]
     encoded = io.BytesIO()
     noise.save(encoded, "JPEG")
     huge = bytearray(_encoded(Image.new("L", (1, 1)), "PNG"))
-    huge[16:24] = (100_000).to_bytes(4, "big") * 2  # IHDR's width and height, then its checksum
+    huge[16:24] = (100_000).to_bytes(4, "big") * 2  # width and height in the IHDR chunk, followed by its checksum
     huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
     for name, data in (
         ("truncated", encoded.getvalue()[: len(encoded.getvalue()) // 2]),
@@ -81,8 +81,8 @@ def hostile_images(folder: Path, megapixels: float) -> Iterator[tuple[str, Path]
         yield name, path
 
 
-def ask_hostile(searcher: Searcher, corpus: Corpus, folder: Path, megapixels: float) -> list[HostileQuery]:
-    """Asks a searcher every hostile query of its kind; one that failed at a query is opened again for the next.
+def run_hostile_queries(searcher: Searcher, corpus: Corpus, folder: Path, megapixels: float) -> list[HostileQuery]:
+    """Runs every hostile query of the searcher's kind, and opens the searcher again after each failure.
 
     Args:
       folder, megapixels: see `hostile_images`.
@@ -91,16 +91,16 @@ def ask_hostile(searcher: Searcher, corpus: Corpus, folder: Path, megapixels: fl
       SearchforgeError: the searcher cannot be opened again.
     """
     images = ((name, str(image)) for name, image in hostile_images(folder, megapixels))
-    taken = []
+    outcomes = []
     for name, query in hostile_texts() if searcher.kind == "text" else images:
-        outcome, detail = _ask(searcher, query, corpus)
-        taken.append(HostileQuery(searcher=searcher.path.name, name=name, outcome=outcome, detail=detail))
+        outcome, detail = _run(searcher, query, corpus)
+        outcomes.append(HostileQuery(searcher=searcher.path.name, name=name, outcome=outcome, detail=detail))
         if outcome == "failed":
             searcher.reopen()
-    return taken
+    return outcomes
 
 
-def _ask(searcher: Searcher, query: str, corpus: Corpus) -> tuple[Literal["answered", "refused", "failed"], str]:
+def _run(searcher: Searcher, query: str, corpus: Corpus) -> tuple[Literal["answered", "refused", "failed"], str]:
     try:
         hits, _ = searcher.timed_search(query, K)
     except ChildCrash as error:
@@ -108,11 +108,11 @@ def _ask(searcher: Searcher, query: str, corpus: Corpus) -> tuple[Literal["answe
     except SearchforgeError as error:
         return "refused", str(error).replace(query, Path(query).name) if searcher.kind == "image" else str(error)
     unknown = [hit.id for hit in hits if hit.id not in corpus.row_of]
-    return ("failed", f"it found {unknown[0]!r}, which is not in the corpus") if unknown else ("answered", "")
+    return ("failed", f"it returned {unknown[0]!r}, which is not in the corpus") if unknown else ("answered", "")
 
 
 def _size(megapixels: float) -> tuple[int, int]:
-    """Returns width and height, 4 by 3."""
+    """Returns width and height of an image in the ratio 4:3."""
     unit = math.sqrt(megapixels * 1e6 / 12)
     return max(1, round(4 * unit)), max(1, round(3 * unit))
 

@@ -1,4 +1,4 @@
-"""Faults that show without running a searcher: its files, model and metadata, its index, and what it says of itself."""
+"""Finds faults of a searcher without running it: in its files, models, metadata and the provenance that it states."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SCANN_INDEX_FILE = 6
 
 
 def file_faults(folder: Path, names: list[str], build: Mapping[str, Any]) -> list[str]:
-    """Says which searcher files are missing, or are not the ones that the build committed."""
+    """Returns which searcher files are missing or differ from those that the build committed."""
     faults = []
     for name in names:
         listed, path = build.get("files", {}).get(name), folder / name
@@ -36,7 +36,7 @@ def file_faults(folder: Path, names: list[str], build: Mapping[str, Any]) -> lis
 
 
 def bundle_faults(folder: Path, names: list[str], bundle: EncoderInfo) -> list[str]:
-    """Says which of the encoder's files are not the ones that its bundle lists."""
+    """Returns which of the encoder's files differ from those that its bundle lists."""
     return [
         f"{name} of encoder {bundle.id} has SHA-256 {found[:16]}, encoder.json lists {bundle.files[name][:16]}"
         for name in names
@@ -45,19 +45,19 @@ def bundle_faults(folder: Path, names: list[str], bundle: EncoderInfo) -> list[s
 
 
 def model_faults(searcher: SearcherFile, encoder: SearcherFile, dim: int) -> list[str]:
-    """Says where a searcher's model is not the encoder's with a matrix behind it, which maps queries for the index.
+    """Returns how a searcher's model differs from the encoder followed by at most one matrix, the query map.
 
     Args:
-      dim: of the index' centroids; 0 where that is not known.
+      dim: number of dimensions of the index; 0 if it is unknown.
     """
     faults = differences(searcher.inputs, encoder.inputs, "inputs")
     missing = sum((encoder.weights - searcher.weights).values())
     if missing:
-        faults.append(f"{missing} of {sum(encoder.weights.values())} weights of the bundle's encoder are not in it")
+        faults.append(f"{missing} of {sum(encoder.weights.values())} weights of the bundle's encoder are missing")
     if query_map(searcher, encoder) is None:
         faults.append(
             f"it has {len(searcher.operators)} operators, expected the {len(encoder.operators)} of the bundle's "
-            "encoder and at most one more, a multiplication with a matrix"
+            "encoder and at most one more, a matrix multiplication"
         )
     if len(searcher.outputs) != 1 or searcher.outputs[0]["type"] != FLOAT32:
         faults.append(f"outputs are {searcher.outputs}, expected one of float32")
@@ -69,7 +69,7 @@ def model_faults(searcher: SearcherFile, encoder: SearcherFile, dim: int) -> lis
 def query_map(searcher: SearcherFile, encoder: SearcherFile) -> Matrix | None:
     """Returns the matrix [dim_out, dim] by which a searcher maps the encoder's embeddings.
 
-    That is the identity where it adds nothing to the encoder; None where it adds something else.
+    The matrix is the identity if the searcher adds nothing to the encoder; None if it adds anything else.
     """
     if searcher.operators == encoder.operators:
         return np.eye(encoder.outputs[0]["shape"][-1], dtype=np.float32) if encoder.outputs[0]["shape"] else None
@@ -79,30 +79,30 @@ def query_map(searcher: SearcherFile, encoder: SearcherFile) -> Matrix | None:
 def metadata_faults(
     searcher: SearcherFile, encoder: SearcherFile, kind: Literal["text", "image"], preprocessing: str
 ) -> list[str]:
-    """Says where a searcher's TFLite metadata is not the encoder's with the index added, or contradicts the bundle."""
+    """Returns how a searcher's metadata and files differ from the encoder's with the index added."""
     if searcher.metadata is None or encoder.metadata is None:
-        return ["there is no TFLITE_METADATA"]
+        return ["TFLITE_METADATA is missing"]
     found, expected = (copy.deepcopy(metadata) for metadata in (searcher.metadata, encoder.metadata))
     for metadata in (found, expected):
         metadata.pop("minParserVersion", None)  # the index needs a later one
-    indexes = _take_index_files(found)
+    indexes = _remove_index_files(found)
     faults = differences(found, expected, "metadata")
     if [file["name"] for file in indexes] != [searcher.index_name]:
         faults.append(
-            f"it lists the index files {[file['name'] for file in indexes]}, but holds {searcher.index_name!r}"
+            f"it lists the index files {[file['name'] for file in indexes]}, but contains {searcher.index_name!r}"
         )
     for name in sorted(searcher.files.keys() | encoder.files.keys()):
         if name not in searcher.files:
-            faults.append(f"{name} is missing among its files")
+            faults.append(f"its file {name} is missing")
         elif searcher.files[name] != encoder.files.get(name):
-            faults.append(f"{name} is not the one of the bundle's encoder")
+            faults.append(f"its file {name} differs from that of the bundle's encoder")
     if kind == "image":
         faults += _image_faults(searcher, found, preprocessing)
     return faults
 
 
 def user_info_faults(user_info: bytes, build: Mapping[str, Any], manifest: Manifest, bundle: EncoderInfo) -> list[str]:
-    """Says where the index' USER_INFO, the build, the manifest and the bundle do not belong to one another."""
+    """Returns where the USER_INFO of the index contradicts the build, the manifest or the bundle."""
     expected = {
         "searcher": build["id"],
         "embeddings": manifest.id,
@@ -115,8 +115,8 @@ def user_info_faults(user_info: bytes, build: Mapping[str, Any], manifest: Manif
         info = json.loads(user_info)
         found = {key: info[key] for key in expected}
     except (ValueError, KeyError, TypeError, RecursionError):
-        shown = user_info[:80].decode(errors="replace")
-        return [f"USER_INFO is {shown!r}, expected JSON with searcher, embeddings, encoder, fingerprint and images"]
+        start = user_info[:80].decode(errors="replace")
+        return [f"USER_INFO is {start!r}, expected JSON with searcher, embeddings, encoder, fingerprint and images"]
     return [
         f"USER_INFO says {key} {found[key]!r}, expected {value!r}"
         for key, value in expected.items()
@@ -125,23 +125,23 @@ def user_info_faults(user_info: bytes, build: Mapping[str, Any], manifest: Manif
 
 
 def encoder_faults(build: Mapping[str, Any], manifest: Manifest, bundle: EncoderInfo) -> list[str]:
-    """Says where the embeddings and the build are of another encoder than the bundle."""
+    """Returns whether the embeddings or the build belong to a different encoder from the bundle."""
     return [
-        f"{what} is of encoder {str(found)[:16]}, the bundle is encoder {bundle.fingerprint[:16]}"
-        for what, found in (("the manifest", manifest.fingerprint), ("the build", build["fingerprint"]))
+        f"{artifact} is of encoder {str(found)[:16]}, the bundle is encoder {bundle.fingerprint[:16]}"
+        for artifact, found in (("the manifest", manifest.fingerprint), ("the build", build["fingerprint"]))
         if found != bundle.fingerprint
     ]
 
 
-def _take_index_files(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """Removes the index from the files of the output tensors, and returns what was removed."""
-    taken: list[dict[str, Any]] = []
+def _remove_index_files(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """Removes the index from the files of the output tensors, and returns the removed entries."""
+    removed: list[dict[str, Any]] = []
     for graph in metadata.get("subgraphMetadata") or []:
         for tensor in graph.get("outputTensorMetadata") or []:
             files = tensor.get("associatedFiles") or []
-            taken += [file for file in files if file["type"] == _SCANN_INDEX_FILE]
+            removed += [file for file in files if file["type"] == _SCANN_INDEX_FILE]
             tensor["associatedFiles"] = [file for file in files if file["type"] != _SCANN_INDEX_FILE] or None
-    return taken
+    return removed
 
 
 def _image_faults(searcher: SearcherFile, metadata: dict[str, Any], preprocessing: str) -> list[str]:
@@ -156,8 +156,8 @@ def _image_faults(searcher: SearcherFile, metadata: dict[str, Any], preprocessin
         if unit.get("options") and "mean" in unit["options"]
     ]
     if len(units) != 1:
-        return [*faults, f"{len(units)} normalisations of the input, expected 1"]
+        return [*faults, f"{len(units)} normalizations of the input, expected 1"]
     for name, value in (("mean", expected.mean), ("std", expected.std)):
         if any(abs(found - value) > 1e-3 for found in units[0][name]):
-            faults.append(f"the input's {name} is {units[0][name]}, but {preprocessing} means {value:g}")
+            faults.append(f"the input's {name} is {units[0][name]}, expected {value:g} for {preprocessing}")
     return faults

@@ -1,1 +1,1 @@
-"""Runs a searcher through the Task Library and measures its recall and latency."""
+"""Queries a searcher through the Task Library and measures its recall and latency against exact search."""

@@ -1,4 +1,4 @@
-"""What a searcher is held against: the embedded items, as the embedding run holds them in full precision."""
+"""Loads the embedded items of a corpus in full precision, as the reference for a searcher."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Corpus:
 
     Attributes:
       vectors: [n, dim] float32.
-      metadata: [n] uint64, digest of what the device is to return for each item; see `metadata_digest`.
-      texts: of a text corpus; empty for images.
-      row_of: position of each id.
-      row_of_uri: position of those items that were asked for by where they were read.
+      metadata: [n] uint64, digest of the metadata that the device returns for each item; see `metadata_digest`.
+      texts: texts of a text corpus; empty for images.
+      row_of: row of each id.
+      row_of_uri: row of each URI that `load_corpus` was given.
     """
 
     ids: list[str]
@@ -36,35 +36,36 @@ class Corpus:
     texts: list[str]
     row_of: dict[str, int]
     row_of_uri: dict[str, int]
-    _sources: Sources
+    _locations: Locations
     _reader: SourceReader
 
     def read(self, row: int) -> bytes | None:
-        """Returns an item's bytes; None where they are gone, or others than those that were embedded."""
-        return self._reader.read(*self._sources[row])
+        """Returns the bytes of an item; None if they are missing or have changed since they were embedded."""
+        return self._reader.read(*self._locations[row])
 
 
-class Sources:
-    """Where many items were read: uri, place and content hash, at a fraction of the memory of strings."""
+class Locations:
+    """URI, byte range and content hash of many items, at a fraction of the memory that Python strings take."""
 
     def __init__(self) -> None:
         self._text, self._ends = bytearray(), array("Q", [0])
 
     def append(self, record: EmbeddingRecord) -> None:
+        """Adds the location of one more item."""
         self._text += "\n".join((record.content_hash, record.byte_range, record.uri)).encode()
         self._ends.append(len(self._text))
 
     def __getitem__(self, row: int) -> tuple[str, str, str]:
         text = self._text[self._ends[row] : self._ends[row + 1]].decode()
-        content_hash, place, uri = text.split("\n", 2)
-        return uri, place, content_hash
+        content_hash, byte_range, uri = text.split("\n", 2)
+        return uri, byte_range, content_hash
 
 
 def load_corpus(workspace: Workspace, manifest: Manifest, uris: Collection[str] = ()) -> Corpus:
     """Reads every record of an embedding run.
 
     Args:
-      uris: whose rows are wanted, see `Corpus.row_of_uri`.
+      uris: URIs to include in `Corpus.row_of_uri`.
 
     Raises:
       JobError: a shard is missing or damaged.
@@ -75,20 +76,20 @@ def load_corpus(workspace: Workspace, manifest: Manifest, uris: Collection[str] 
     ids: list[str] = []
     texts: list[str] = []
     row_of_uri: dict[str, int] = {}
-    sources = Sources()
+    locations = Locations()
     for row, record in enumerate(read_shards(workspace, manifest)):
         ids.append(record.id)
         vectors[row] = record.embedding
         metadata[row] = metadata_digest({**record.metadata, "id": record.id})
-        sources.append(record)
+        locations.append(record)
         if of_texts:
             texts.append(str(record.metadata.get("text", "")))
         if record.uri in uris:
             row_of_uri[record.uri] = row
     row_of = {id: row for row, id in enumerate(ids)}
-    return Corpus(ids, vectors, metadata, texts, row_of, row_of_uri, sources, SourceReader())
+    return Corpus(ids, vectors, metadata, texts, row_of, row_of_uri, locations, SourceReader())
 
 
 def metadata_digest(metadata: dict[str, Any]) -> int:
-    """Returns 64 bits that differ where metadata differ, whatever the order of their keys."""
+    """Returns a 64-bit hash of metadata that does not depend on the order of keys."""
     return int(sha256_bytes(json.dumps(metadata, sort_keys=True).encode())[:16], 16)

@@ -1,4 +1,4 @@
-"""The queries of a check: captions that say what is in an image, items of the corpus, and texts that fit any corpus."""
+"""Chooses the queries of a check: held-out captions, items of the corpus, and probes that suit any corpus."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from searchforge.config import Config
 from serving_check.measurement.corpus import Corpus
 
 NO_ITEM = -1
-"""Target of a query that describes no item of the corpus."""
+"""Row that stands for no item of the corpus."""
 
-PROBES = [
+PROBE_TEXTS = [
     f"{subject} {place}"
     for subject, place in itertools.product(
         (
@@ -34,8 +34,7 @@ PROBES = [
         ("on a beach", "in the snow", "in front of a house", "at night", "at sunset by a mountain lake", "in a street"),
     )
 ]
-"""Texts for every corpus, with which latency and the encoder are measured where there are no captions."""
-
+"""Texts that suit any corpus, to measure latency and the encoder without captions."""
 
 _PROBE_IMAGES = 16
 
@@ -46,86 +45,96 @@ class Queries:
 
     Attributes:
       values: texts, or paths of image files.
-      targets: the row of the item that each query describes or is, or NO_ITEM.
-      groups: a number for each image that queries describe; those of one image are not independent.
-      seen: queries that the index was tuned with.
+      targets: row of the item that each query describes or is, or NO_ITEM.
+      groups: number of the image that each query describes; queries of one image are not independent.
+      seen_by_tuner: number of queries that the index was tuned with.
     """
 
     values: list[str]
     targets: list[int]
     groups: list[int]
-    seen: int = 0
+    seen_by_tuner: int = 0
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def with_item(self) -> list[int]:
-        """Numbers of the queries that describe an item of the corpus."""
+        """Positions of the queries that describe an item of the corpus."""
         return [i for i, target in enumerate(self.targets) if target != NO_ITEM]
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Held-out images with captions: whose captions tuned the index (searchforge.captions.dataset), and the others."""
+class HeldOutImages:
+    """Held-out images with captions.
+
+    Attributes:
+      unseen: images whose captions the tuner did not see.
+      tuning: images whose captions tuned the index (searchforge.captions.dataset).
+    """
 
     unseen: list[CaptionedImage]
-    seen: list[CaptionedImage]
+    tuning: list[CaptionedImage]
 
     @property
     def uris(self) -> set[str]:
-        """Where their images are."""
-        return {_uri(image) for image in [*self.unseen, *self.seen]}
+        """URIs of the images."""
+        return {_uri(image) for image in [*self.unseen, *self.tuning]}
 
     def content(self) -> list[Any]:
-        """Everything that decides which queries are drawn, beside the corpus and the settings; as JSON."""
-        return [[[image.id, _uri(image), image.captions] for image in part] for part in (self.unseen, self.seen)]
+        """Returns the captions as JSON; together with corpus and settings, they determine the queries."""
+        return [[[image.id, _uri(image), image.captions] for image in part] for part in (self.unseen, self.tuning)]
 
 
 def _uri(image: CaptionedImage) -> str:
-    """Returns where an image is, as embedding records name it."""
+    """Returns the URI of an image as embedding records state it."""
     return str(image.path.resolve())
 
 
-def held_out(config: Config, seed: int) -> HeldOut:
-    """Returns the held-out images of `config.data`; none without captions.
+def held_out(config: Config, seed: int) -> HeldOutImages:
+    """Returns the held-out images of `config.data`; none if it has no captions.
 
     Args:
-      seed: of the index' own split.
+      seed: seed by which the index chose the captions for tuning.
     """
     if not has_captions(config.data):
-        return HeldOut([], [])
+        return HeldOutImages([], [])
     split = split_heldout(load_captions(config), config, training=False)
     tuned = {image.id for image in split_queries(split, seed).tuning}
-    return HeldOut(
+    return HeldOutImages(
         [image for image in split.heldout if image.id not in tuned],
         [image for image in split.heldout if image.id in tuned],
     )
 
 
-def caption_queries(images: HeldOut, corpus: Corpus, count: int, seed: int) -> Queries:
+def caption_queries(images: HeldOutImages, corpus: Corpus, count: int, seed: int) -> Queries:
     """Returns a seeded sample of captions.
 
-    Captions of items of the corpus come first, and of those the ones that did not tune the index. Captions of other
-    images fill up: the index' recall needs no more than a query like a user's.
+    Captions of items of the corpus come first, those that did not tune the index before those that did. Captions of
+    other images fill up, because recall of the index requires realistic queries only.
     """
-    parts: dict[tuple[bool, bool], list[tuple[str, int, int]]] = {}  # by whether no item is described, and tuned with
-    tagged = [*((image, False) for image in images.unseen), *((image, True) for image in images.seen)]
+    parts: dict[tuple[bool, bool], list[tuple[str, int, int]]] = {}  # by (describes no item, seen by the tuner)
+    tagged = [*((image, False) for image in images.unseen), *((image, True) for image in images.tuning)]
     for group, (image, tuned) in enumerate(tagged):
         row = corpus.row_of.get(image.id, corpus.row_of_uri.get(_uri(image), NO_ITEM))
         part = parts.setdefault((row == NO_ITEM, tuned), [])
         part += [(caption, row, group) for caption in image.captions]
     chosen: list[tuple[str, int, int]] = []
-    seen = 0
+    seen_by_tuner = 0
     for (_, tuned), pairs in sorted(parts.items()):
         taken = [pairs[i] for i in _sample(len(pairs), count - len(chosen), seed)]
-        seen += len(taken) if tuned else 0
+        seen_by_tuner += len(taken) if tuned else 0
         chosen += taken
-    return Queries([text for text, _, _ in chosen], [row for _, row, _ in chosen], [g for _, _, g in chosen], seen)
+    return Queries(
+        values=[text for text, _, _ in chosen],
+        targets=[row for _, row, _ in chosen],
+        groups=[group for _, _, group in chosen],
+        seen_by_tuner=seen_by_tuner,
+    )
 
 
 def text_queries(corpus: Corpus, count: int, seed: int) -> Queries:
-    """Returns a seeded sample of the texts of a text corpus, which are to find themselves."""
+    """Returns a seeded sample of the texts of a text corpus, each of which should find itself."""
     rows = list(_sample(len(corpus.texts), count, seed))
     return Queries([corpus.texts[row] for row in rows], rows, rows)
 
@@ -134,19 +143,19 @@ def image_queries(corpus: Corpus, count: int, seed: int, folder: Path) -> tuple[
     """Copies a seeded sample of the corpus' images into `folder`.
 
     Returns:
-      The queries, without images that are gone or changed, and the number of images that were drawn.
+      The queries, without images that are missing or have changed, and the size of the sample.
     """
-    drawn = _sample(len(corpus.ids), count, seed)
+    sample = _sample(len(corpus.ids), count, seed)
     rows = []
-    for row in drawn:
+    for row in sample:
         if (data := corpus.read(row)) is not None:
             (folder / str(row)).write_bytes(data)
             rows.append(row)
-    return Queries([str(folder / str(row)) for row in rows], rows, rows), len(drawn)
+    return Queries([str(folder / str(row)) for row in rows], rows, rows), len(sample)
 
 
 def probe_images(folder: Path) -> list[str]:
-    """Draws pictures for every corpus into `folder`, with which the encoder is measured where no image can be read."""
+    """Draws images that suit any corpus into `folder`, to measure the encoder if no image can be read."""
     random = np.random.default_rng(0)
     paths = []
     for number in range(_PROBE_IMAGES):

@@ -1,4 +1,4 @@
-"""Queries a searcher file through the Task Library: what `searchforge search`, the demo and a server stand on."""
+"""Runs queries on a searcher file through the Task Library, in a child process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving_check.measurement import task_library
 
 _OPEN_SECONDS = 300
 _ANSWER_SECONDS = 60
-"""What takes longer hangs."""
+"""Seconds after which an answer counts as a hang."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Hit:
     """One result.
 
     Attributes:
-      id: of the item.
-      score: dot product of query and item as the index approximates it; higher is closer.
-      metadata: of the item.
+      id: id of the item.
+      score: dot product of query and item as the index approximates it; higher is better.
+      metadata: metadata of the item.
     """
 
     id: str
@@ -37,36 +37,36 @@ class Hit:
 
 
 class Searcher:
-    """A searcher file, open in a process of its own. Use as a context manager.
+    """A searcher file, opened in a child process. Use as a context manager.
 
     Args:
       path: text_searcher.tflite or image_searcher.tflite.
-      kind: what a query is; by default taken from the file's name.
-      threads: of the interpreter.
+      kind: type of queries; by default it follows from the file name.
+      threads: number of threads of the interpreter.
 
     Attributes:
-      path: of the file, absolute.
+      path: absolute path of the file.
       user_info: JSON that the indexer stored: fingerprint, counts, parameters.
       load_seconds: time to open the file.
 
     Raises:
-      UsageError: there is no such file.
-      JobError: the Task Library does not open the file.
+      UsageError: the file does not exist.
+      JobError: the Task Library cannot open the file.
     """
 
     def __init__(self, path: Path, kind: Literal["text", "image"] | None = None, threads: int = 1) -> None:
         if not path.is_file():
-            raise UsageError(f"searcher {path} does not exist; publish a release, or name another one")
+            raise UsageError(f"searcher {path} does not exist; publish a release, or choose another one")
         self.kind = kind or ("image" if path.name.startswith("image") else "text")
         self.path = path.resolve()
         self._session = Session(task_library.MODULE)
         self.reopen(threads)
 
     def reopen(self, threads: int = 1) -> None:
-        """Opens the file again: in the same process, or in another one if that has ended.
+        """Opens the file again, in a new process if the earlier one has ended.
 
-        This takes a fraction of the time in which a process starts. Measure `memory_bytes` before: a process reuses the
-        memory that its earlier files freed. Arguments and errors are those of the class.
+        Reusing a process takes a fraction of the time to start one, but makes `memory_bytes` meaningless, because the
+        process reuses memory that its earlier files freed. Arguments and errors are those of the class.
         """
         if self._session.ended:
             self._session.close()
@@ -87,7 +87,7 @@ class Searcher:
         self.load_seconds: float = opened["seconds"]
 
     def search_text(self, text: str, k: int = 10) -> list[Hit]:
-        """Returns the k nearest items of a text, best first; fewer where the searched partitions hold fewer."""
+        """Returns the k nearest items of a text, best first; fewer if the searched partitions contain fewer."""
         self._require("text")
         return self.timed_search(text, k)[0]
 
@@ -101,14 +101,14 @@ class Searcher:
         return self.timed_search(str(path), k)[0]
 
     def timed_search(self, query: str, k: int) -> tuple[list[Hit], float]:
-        """Returns hits of a query (a text, or an image's path) and its milliseconds, encoding included.
+        """Returns the hits of a query (a text, or the path of an image) and its milliseconds, including the encoding.
 
         Raises:
           JobError: the Task Library refuses the query.
-          ChildCrash: the native code crashed on this query, or hung.
+          ChildCrash: native code crashed or hung on this query.
         """
         if k < 1:
-            raise UsageError(f"{k} hits were asked for; ask for 1 or more")
+            raise UsageError(f"{k} hits were requested; request 1 or more")
         answer = self._session.call({"operation": "search", "query": query, "hits": k}, _ANSWER_SECONDS)
         return [_hit(found) for found in answer["hits"]], answer["milliseconds"]
 
@@ -116,30 +116,30 @@ class Searcher:
         """Returns the query's embedding, [dim] float32, and its milliseconds.
 
         Args:
-          encoder: TFLite file that embeds; by default the searcher itself, whose embeddings are those of the space that
-            its codes are made in.
+          encoder: TFLite file that embeds the query; by default the searcher itself, which maps its embeddings into the
+            space of the codes.
         """
         request = {"operation": "embed", "query": query, "encoder": str((encoder or self.path).resolve())}
         answer = self._session.call(request, _ANSWER_SECONDS)
         return np.asarray(answer["embedding"], np.float32), answer["milliseconds"]
 
     def memory_bytes(self) -> int:
-        """Returns by how much the process has grown since before the file was opened; files mapped into it count."""
+        """Returns the growth of the process since the file was opened, including mapped files."""
         grown: int = self._session.call({"operation": "memory"})["bytes"]
         return grown
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id of the child."""
         return self._session.pid
 
     @property
     def ended(self) -> bool:
-        """Whether the process has ended by itself."""
+        """Whether the child process has ended on its own."""
         return self._session.ended
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the child process."""
         self._session.close()
 
     def __enter__(self) -> Searcher:
@@ -152,7 +152,7 @@ class Searcher:
 
     def _require(self, kind: str) -> None:
         if self.kind != kind:
-            raise UsageError(f"this searcher takes {self.kind} queries, not {kind}; open the other file")
+            raise UsageError(f"this searcher takes {self.kind} queries, not {kind} queries; open the other file")
 
 
 def _hit(found: dict[str, Any]) -> Hit:
@@ -161,5 +161,6 @@ def _hit(found: dict[str, Any]) -> Hit:
         return Hit(id=metadata.pop("id"), score=-found["distance"], metadata=metadata)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise JobError(
-            f"metadata of a hit is {found['metadata'][:80]!r}, expected a JSON object with an id; build the index again"
+            f"the metadata of a hit is {found['metadata'][:80]!r}, expected a JSON object with an id; "
+            "build the index again"
         ) from None

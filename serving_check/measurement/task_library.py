@@ -1,8 +1,8 @@
-"""The process in which the Task Library answers queries from the very file that would ship.
+"""Child process in which the Task Library runs queries on a searcher file.
 
-A session (searchforge.processes.isolated) opens one searcher and then answers: `search`, `embed`, `memory`. Images are
-brought to the model's input size here, by the preprocessing that the corpus went through: the Task Library would skip
-pixels where it shrinks a large photo, which moves its embedding (an app should shrink photos with a filter, too).
+A session (searchforge.processes.isolated) opens one searcher, then handles `search`, `embed` and `memory` requests.
+Images are resized here, with the preprocessing of the corpus: the Task Library would skip pixels when it shrinks a
+large photo, which changes its embedding. Apps should also resize photos with a filter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from searchforge.preprocessing import Preprocessing, RejectedInput
 from searchforge.processes import isolated
 
 MODULE = "serving_check.measurement.task_library"
-"""What a Session runs."""
+"""Module that a Session runs."""
 
 IMPORTS = (
     "tensorflow_lite_support.python.task.text.text_searcher",
@@ -29,13 +29,13 @@ IMPORTS = (
     "tensorflow_lite_support.python.task.vision.image_searcher",
     "tensorflow_lite_support.python.task.vision.image_embedder",
 )
-"""What sessions import once, see searchforge.processes.fork_server."""
+"""Modules that are imported once for all sessions; see searchforge.processes.fork_server."""
 
 _DEFAULT_HITS = 10
 
 
 class _Searcher:
-    """TextSearcher or ImageSearcher, and embedders of the same kind over this and other files."""
+    """A TextSearcher or ImageSearcher, and embedders of the same kind."""
 
     def __init__(self, path: str, kind: str, threads: int, max_pixels: int) -> None:
         from tensorflow_lite_support.python.task.text import text_embedder, text_searcher
@@ -63,7 +63,7 @@ class _Searcher:
         try:
             self._searcher = self._create_searcher(options)
         except (ValueError, RuntimeError) as error:
-            raise JobError(f"the Task Library does not open {Path(self._path).name}: {error}") from error
+            raise JobError(f"the Task Library cannot open {Path(self._path).name}: {error}") from error
         self._hits = hits
 
     def _base(self, path: str) -> Any:
@@ -78,11 +78,11 @@ class _Searcher:
 
     @property
     def memory(self) -> int:
-        """Bytes by which the process has grown since before the searcher was opened."""
+        """Growth of the process in bytes since the searcher was opened."""
         return _resident_bytes() - self._memory_before
 
     def search(self, query: str, hits: int) -> dict[str, Any]:
-        if hits > self._hits:  # the number of hits is fixed when a searcher is opened
+        if hits > self._hits:  # the Task Library fixes the number of hits when it opens a searcher
             self._open(hits)
         result, milliseconds = _timed(self._searcher.search, self._prepare(query))
         neighbors = [
@@ -116,14 +116,14 @@ class _Searcher:
             raise UsageError(
                 f"query image {query} cannot be used ({error}); give a JPEG, PNG, WEBP, BMP or GIF"
             ) from None
-        return TensorImage.create_from_array(self._pixels)  # which refers to the array without keeping it alive
+        return TensorImage.create_from_array(self._pixels)  # does not keep the array alive
 
     def _preprocessing(self) -> Preprocessing:
         try:
             return Preprocessing.parse(json.loads(self.user_info)["preprocessing"])
         except (ValueError, KeyError, TypeError):
             raise JobError(
-                f"USER_INFO of {Path(self._path).name} names no preprocessing, so an image cannot be prepared for it; "
+                f"USER_INFO of {Path(self._path).name} does not state the preprocessing, so images cannot be searched; "
                 "build the index again"
             ) from None
 
@@ -134,7 +134,7 @@ def _timed(answer: Callable[[Any], Any], query: Any) -> tuple[Any, float]:
         result = answer(query)
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise JobError(f"the Task Library does not answer: {reason}") from error
+        raise JobError(f"the Task Library failed: {reason}") from error
     return result, (time.perf_counter() - start) * 1e3
 
 
@@ -147,10 +147,10 @@ _opened: list[_Searcher] = []
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """Answers one request.
+    """Handles one request.
 
-    `open` (path, kind, threads, max_pixels: larger query images are refused), `search` (query, hits), `embed` (query,
-    encoder) and `memory`.
+    Operations are `open` (path, kind, threads, max_pixels: larger query images are refused), `search` (query, hits),
+    `embed` (query, encoder) and `memory`.
     """
     operation = request["operation"]
     if operation == "open":

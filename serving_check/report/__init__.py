@@ -1,1 +1,1 @@
-"""The HTML report of a check."""
+"""Prepares and renders the HTML report of a check."""

@@ -25,7 +25,7 @@ from serving_check.check import check
 from serving_check.inspection import Kind as SearcherKind
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus, tiny_encoder
 from tests.indexer.tiny_encoder import random_images
-from tests.serving_check.examine import OF_FILES, failed_gates
+from tests.serving_check.inspect_gates import FILE_GATES, failed_gates
 from tests.serving_check.searcher_parts import INDEX_NAME, Entries, Index, SearcherFile, table_entries, table_of
 
 COUNT = 400
@@ -118,7 +118,7 @@ class Specimen:
         return check(self.config, self.searcher)
 
     def failed_gates(self, *asked: SearcherKind) -> dict[str, str]:
-        """See tests.serving_check.examine."""
+        """See tests.serving_check.inspect_gates."""
         return failed_gates(self.config, self.searcher, *asked)
 
 
@@ -156,7 +156,7 @@ def caught_by(
     def register(apply: Callable[[Specimen], None]) -> Callable[[Specimen], None]:
         title = name or apply.__name__
         assert title not in _registered, f"two corruptions are called {title}"
-        _registered[title] = Corruption(title, gate, apply, signed, runs or gate not in OF_FILES)
+        _registered[title] = Corruption(title, gate, apply, signed, runs or gate not in FILE_GATES)
         return apply
 
     return register

@@ -14,7 +14,7 @@ from infra.releases.releases import list_releases, publish
 from searchforge.errors import GateError
 from serving_check.inspection import Kind as SearcherKind
 from tests.serving_check.corruptions import CORRUPTIONS
-from tests.serving_check.examine import OF_FILES
+from tests.serving_check.inspect_gates import FILE_GATES
 from tests.serving_check.specimen import BOTH, Specimen, copy_of, make_template, rebuilt
 
 Report = dict[str, Any]
@@ -39,7 +39,7 @@ ASKED = (
 )
 """Those of RUN whose damaged searcher is asked outside the proofs, too: one of each sort."""
 
-OF_FILES_ONLY = [name for name in CORRUPTIONS if name not in ASKED and CORRUPTIONS[name].gate in OF_FILES]
+OF_FILES_ONLY = [name for name in CORRUPTIONS if name not in ASKED and CORRUPTIONS[name].gate in FILE_GATES]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def coarse(template: Specimen) -> Specimen:
 @pytest.fixture(scope="module")
 def drifted(template: Specimen) -> Specimen:
     """Its codebooks and centroids were trained on other images."""
-    specimen = rebuilt(template, base=template.other)
+    specimen = rebuilt(template, reuse_from=template.other)
     quantizers = [template.workspace.marker("searchers", id)["quantizer"] for id in (specimen.searcher, template.other)]
     assert quantizers[0] == quantizers[1]
     return specimen

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from serving_check.check import check
-from tests.serving_check.examine import failed_gates
 from tests.serving_check.good_releases import Corpora, Release, kinds
+from tests.serving_check.inspect_gates import failed_gates
 
 KINDS = kinds()
 
 WHOLE = ("one_image", "look_ups_of_16_bits", "the_recipe_of_2022", "texts")
 """Kinds by which a searcher that runs differs most; the others are checked as a whole by the proofs."""
 
-OF_FILES = (
+FILES_ONLY = (
     "codes_of_one_byte",
     "more_partitions_than_fit_the_corpus",
     "no_compression",
@@ -46,7 +46,7 @@ def test_there_are_at_least_twenty_kinds() -> None:
     assert len(KINDS) >= 20
 
 
-@pytest.mark.parametrize("kind", OF_FILES)
+@pytest.mark.parametrize("kind", FILES_ONLY)
 def test_the_files_of_a_good_release_pass(built: Built, kind: str) -> None:
     release = built(kind)
     assert failed_gates(release.config, release.searcher) == {}

@@ -1,4 +1,4 @@
-"""Codes, centroids and encoders are told from wrong ones in any space that the indexer may have mapped them to."""
+"""Wrong codes, centroids and encoders are detected in any space into which the indexer may map vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def unit(matrix: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Vectors in clusters, under a map, quantized by codebooks of some of the items."""
+    """Clustered vectors, mapped and quantized with codebooks taken from some of the items."""
 
     index: Index
     vectors: np.ndarray
@@ -56,33 +56,33 @@ def test_a_good_index_has_no_error_beyond_the_limit(case: Case) -> None:
     fidelity = case.fidelity()
     codes = fidelity.codes()
     assert codes.items.max() <= MAX_CODE_ERROR
-    assert 0 < codes.left_over < 0.1
-    assert codes.empty_blocks == []
+    assert 0 < codes.median_loss < 0.1
+    assert codes.useless_blocks == []
     assert fidelity.centroids().max() < MAX_CENTROID_ERROR / 2
     queries = unit(np.random.default_rng(1).normal(size=(40, DIM)))
     assert query_errors(fidelity.transform, queries, queries @ case.query_map.T).max() < MAX_QUERY_ERROR / 100
 
 
-def test_two_codes_that_were_swapped_are_found_among_all(case: Case) -> None:
+def test_two_swapped_codes_are_found(case: Case) -> None:
     codes = case.index.codes.copy()
     codes[[7, 555]] = codes[[555, 7]]
     errors = case.fidelity(codes=codes).codes().items
     assert np.flatnonzero(errors > MAX_CODE_ERROR).tolist() == [7, 555]
 
 
-def test_the_errors_of_most_codes_excuse_none(case: Case) -> None:
+def test_wrong_codes_are_found_even_if_most_codes_are_wrong(case: Case) -> None:
     errors = case.fidelity(codes=np.roll(case.index.codes, ITEMS // 2, axis=0)).codes().items
     assert (errors > MAX_CODE_ERROR).mean() > 0.95
 
 
-def test_a_codebook_that_stands_for_nothing_is_found(case: Case) -> None:
-    for nothing in (np.zeros_like, lambda book: -book):
+def test_a_useless_codebook_is_found(case: Case) -> None:
+    for ruin in (np.zeros_like, lambda book: -book):
         books = list(case.index.codebooks)
-        books[2] = nothing(books[2])
-        assert case.fidelity(codebooks=tuple(books)).codes().empty_blocks == [2]
+        books[2] = ruin(books[2])
+        assert case.fidelity(codebooks=tuple(books)).codes().useless_blocks == [2]
 
 
-def test_two_centroids_that_were_swapped_are_found(case: Case) -> None:
+def test_two_swapped_centroids_are_found(case: Case) -> None:
     centroids = case.index.centroids.copy()
     centroids[[1, 4]] = centroids[[4, 1]]
     errors = case.fidelity(centroids=centroids).centroids()
@@ -90,13 +90,13 @@ def test_two_centroids_that_were_swapped_are_found(case: Case) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.01, -1.0, 20.0])
-def test_a_centroid_of_another_length_or_direction_is_found(case: Case, factor: float) -> None:
+def test_a_centroid_of_wrong_length_or_direction_is_found(case: Case, factor: float) -> None:
     centroids = case.index.centroids.copy()
     centroids[3] *= factor
     assert case.fidelity(centroids=centroids).centroids()[3] > MAX_CENTROID_ERROR
 
 
-def test_an_encoder_that_permutes_its_output_or_has_none_is_found(case: Case) -> None:
+def test_an_encoder_with_a_wrong_output_is_found(case: Case) -> None:
     queries = unit(np.random.default_rng(1).normal(size=(40, DIM)))
     mapped = queries @ case.query_map.T
     swapped = mapped[:, [1, 0, *range(2, DIM)]]
@@ -104,18 +104,18 @@ def test_an_encoder_that_permutes_its_output_or_has_none_is_found(case: Case) ->
         assert not (query_errors(case.fidelity().transform, queries, wrong) <= MAX_QUERY_ERROR).any()
 
 
-def test_values_that_are_no_numbers_are_errors(case: Case) -> None:
+def test_nan_is_an_error(case: Case) -> None:
     books = (np.full_like(case.index.codebooks[0], np.nan), *case.index.codebooks[1:])
     assert not (case.fidelity(codebooks=books).codes().items <= MAX_CODE_ERROR).any()
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((DIM, DIM)), np.eye(DIM)[:8], np.full((DIM, DIM), np.nan)])
-def test_a_map_that_cannot_be_undone_is_refused(case: Case, matrix: np.ndarray) -> None:
+def test_a_query_map_that_is_not_invertible_is_rejected(case: Case, matrix: np.ndarray) -> None:
     with pytest.raises(ValueError, match="it maps queries by a matrix"):
         Fidelity(case.index, case.vectors, matrix.astype(np.float32))
 
 
-def test_equal_items_are_no_error(case: Case) -> None:
+def test_equal_items_are_not_an_error(case: Case) -> None:
     same = np.repeat(case.vectors[:1], ITEMS, axis=0)
     codes = np.repeat(case.index.codes[:1], ITEMS, axis=0)
     errors = Fidelity(dataclasses.replace(case.index, codes=codes), same, case.query_map).codes()

@@ -1,4 +1,4 @@
-"""A candidate is held against the release that is live, by tolerances that the configuration sets."""
+"""A candidate is compared with the live release, with the tolerances of the configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from indexer.build import build_index
 from searchforge.config import CheckConfig
 from serving_check.check import check
 from serving_check.gates.live_comparison import LiveRelease, live_gates
-from serving_check.schema import Compared, LiveComparison
+from serving_check.schema import FigurePair, LiveComparison
 from tests.indexer.tiny_corpus import TinyCorpus
 from tests.serving_check.conftest import Built
 
@@ -23,7 +23,7 @@ def compared(shared: int = 100, overlap: float | None = 0.8, **figures: tuple[fl
         queries=200,
         shared_queries=shared,
         overlap_at_10=overlap,
-        figures=tuple(Compared(name=name, candidate=a, live=b) for name, (a, b) in figures.items()),
+        figures=tuple(FigurePair(name=name, candidate=a, live=b) for name, (a, b) in figures.items()),
         note="",
     )
 
@@ -62,7 +62,7 @@ def test_tolerances_are_configuration() -> None:
     assert failed(worse, **off, min_overlap_at_10=0.9) == ["live_overlap_at_10"]
 
 
-def test_few_shared_queries_fail_nobody() -> None:
+def test_too_few_shared_queries_fail_no_gate() -> None:
     assert failed(compared(shared=49, r_at_10=(0.1, 0.9))) == []
 
 
@@ -72,7 +72,7 @@ def release(corpus: TinyCorpus, searcher: str, id: str = "r1", **figures: Any) -
     )
 
 
-def test_both_are_asked_and_compared_and_another_live_release_is_another_check(built: Built) -> None:
+def test_both_are_queried_and_another_live_release_requires_another_check(built: Built) -> None:
     corpus, good, before = built.corpus, built.searcher, built.check()
     assert before["passed"] and before["live"] is None
     few = corpus.config.index.model_copy(update={"partitions": 20, "partitions_searched": 4, "recall_at_10": None})
@@ -89,15 +89,18 @@ def test_both_are_asked_and_compared_and_another_live_release_is_another_check(b
     assert report["live"]["overlap_at_10"] < 0.95
     assert {gate["name"] for gate in report["gates"] if not gate["passed"]} >= {"live_recall_at_10"}
 
-    beside_poor = check(corpus.config, good, release(corpus, poor, "r2", **report["figures"]))
-    assert beside_poor["id"] != before["id"] and beside_poor["passed"]
-    assert check(corpus.config, good, release(corpus, poor, "r2", **report["figures"])) == beside_poor
+    compared_with_poor = check(corpus.config, good, release(corpus, poor, "r2", **report["figures"]))
+    assert compared_with_poor["id"] != before["id"] and compared_with_poor["passed"]
+    assert check(corpus.config, good, release(corpus, poor, "r2", **report["figures"])) == compared_with_poor
     assert check(corpus.config, good, release(corpus, good, "r3", **before["figures"])) == before
 
 
-def test_a_live_release_that_cannot_be_asked_is_noted_and_fails_nobody(built: Built, tmp_path: Path) -> None:
+def test_an_unreachable_live_release_is_logged_and_fails_no_gate(
+    built: Built, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "text_searcher.tflite").write_bytes(b"damaged")
     live = LiveRelease("broken", "2026-01-01T00:00:00+00:00", "another", tmp_path, {})
     report = check(built.corpus.config, built.searcher, live)
     assert report["passed"]
-    assert "could not be asked" in report["live"]["note"]
+    assert "could not be queried" in report["live"]["note"]
+    assert "could not be queried" in caplog.text

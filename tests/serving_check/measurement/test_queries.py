@@ -8,7 +8,14 @@ import numpy as np
 
 from searchforge.captions.dataset import CaptionedImage, load_captions, split_heldout, split_queries
 from serving_check.measurement.corpus import Corpus, load_corpus
-from serving_check.measurement.queries import NO_ITEM, HeldOut, caption_queries, held_out, image_queries, probe_images
+from serving_check.measurement.queries import (
+    NO_ITEM,
+    HeldOutImages,
+    caption_queries,
+    held_out,
+    image_queries,
+    probe_images,
+)
 from tests.indexer.tiny_corpus import TinyCorpus, make_corpus
 
 
@@ -26,19 +33,19 @@ def test_captions_that_did_not_tune_the_index_come_first(tmp_path: Path) -> None
     made = make_corpus(tmp_path, 40)
     split = split_queries(split_heldout(load_captions(made.config), made.config), seed=5)
     found = held_out(made.config, seed=5)
-    assert {image.id for image in found.seen} == {image.id for image in split.tuning}
+    assert {image.id for image in found.tuning} == {image.id for image in split.tuning}
     assert {image.id for image in found.unseen} == {image.id for image in split.verification}
     corpus = opened(made)
     some = caption_queries(found, corpus, len(found.unseen), seed=0)
-    assert some.seen == 0
+    assert some.seen_by_tuner == 0
     assert {corpus.ids[row] for row in some.targets} == {image.id for image in found.unseen}
     more = caption_queries(found, corpus, len(found.unseen) + 3, seed=0)
-    assert (len(more), more.seen) == (len(found.unseen) + 3, 3)
+    assert (len(more), more.seen_by_tuner) == (len(found.unseen) + 3, 3)
 
 
 def test_captions_of_images_outside_the_corpus_only_fill_up(tmp_path: Path) -> None:
     corpus = opened(make_corpus(tmp_path, 10))
-    found = HeldOut(images("00001.png", "elsewhere.png"), images("00003.png"))
+    found = HeldOutImages(images("00001.png", "elsewhere.png"), images("00003.png"))
     two = caption_queries(found, corpus, 2, seed=0)
     assert two.values == ["00001.png a", "00001.png b"]
     every = caption_queries(found, corpus, 100, seed=0)
@@ -60,7 +67,7 @@ def test_an_item_is_known_by_where_it_was_read(tmp_path: Path) -> None:
     manifest = Manifest.model_validate(made.workspace.marker("embeddings", "corpus"))
     corpus = load_corpus(made.workspace, manifest, {str(path)})
     other_id = CaptionedImage("album/renamed.png", path, "dev", ("w4",))
-    queries = caption_queries(HeldOut([other_id], []), corpus, 5, seed=0)
+    queries = caption_queries(HeldOutImages([other_id], []), corpus, 5, seed=0)
     assert [corpus.ids[row] for row in queries.targets] == [made.records[4].id]
 
 

@@ -123,10 +123,10 @@ def test_files_that_are_no_searchers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         Searcher(tmp_path / "text_searcher.tflite")
     _, _, bundle = tiny_encoder()
-    with pytest.raises(JobError, match=r"does not open text_encoder\.tflite"):
+    with pytest.raises(JobError, match=r"cannot open text_encoder\.tflite"):
         Searcher(bundle / "text_encoder.tflite")
     (tmp_path / "text_searcher.tflite").write_bytes(b"garbage")
-    with pytest.raises(JobError, match="does not open"):
+    with pytest.raises(JobError, match="cannot open"):
         Searcher(tmp_path / "text_searcher.tflite")
 
 

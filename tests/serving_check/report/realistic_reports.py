@@ -12,9 +12,9 @@ from typing import Any
 from infra.demo.scenes import describe, draw_scene, random_scene
 from serving_check.gate import Gate, at_least, at_most, no_faults
 from serving_check.schema import (
-    Compared,
     CorpusCounts,
     Example,
+    FigurePair,
     FoundItem,
     Histogram,
     HostileQuery,
@@ -84,7 +84,7 @@ def of_texts() -> Report:
 def unopened() -> Report:
     """A searcher that did not open: nothing could be measured."""
     gates = (
-        Gate("opens", None, None, False, "text_searcher.tflite does not open: the file is cut off"),
+        Gate("opens", None, None, False, "text_searcher.tflite cannot open: the file is cut off"),
         at_least("recall_at_10", None, 0.9),
     )
     corpus = CorpusCounts(
@@ -286,7 +286,7 @@ def _live(figures: dict[str, Any]) -> LiveComparison:
         queries=200,
         shared_queries=188,
         overlap_at_10=0.8645,
-        figures=tuple(Compared(name=name, candidate=figures[name], live=value) for name, value in live.items()),
+        figures=tuple(FigurePair(name=name, candidate=figures[name], live=value) for name, value in live.items()),
         note="The memory of the live release was not measured when it was checked.",
     )
 

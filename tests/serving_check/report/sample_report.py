@@ -6,9 +6,9 @@ from typing import Any
 
 from serving_check.gate import Gate
 from serving_check.schema import (
-    Compared,
     CorpusCounts,
     Example,
+    FigurePair,
     FoundItem,
     Histogram,
     HostileQuery,
@@ -26,7 +26,7 @@ def sample(text: str = "a dog", failed: bool = False, **changes: Any) -> Report:
     """
     gates = (
         Gate("codes", 2.0 if failed else 0.0, 0.0, not failed, text),
-        Gate("recall_at_10", 0.8 if failed else 0.95, 0.9, not failed, "0.8, at least 0.9 demanded: 0.1 too low"),
+        Gate("recall_at_10", 0.8 if failed else 0.95, 0.9, not failed, "0.80, below the minimum of 0.90"),
         Gate("live_latency_p50_ms", 9.0, 8.0, not failed, text),
         Gate("items", 0.0, 0.0, True, "every item is there"),
         Gate("some_other_gate", None, None, True, text),
@@ -81,8 +81,8 @@ def sample(text: str = "a dog", failed: bool = False, **changes: Any) -> Report:
             shared_queries=150,
             overlap_at_10=0.87,
             figures=(
-                Compared(name="recall_at_10", candidate=0.95, live=0.94),
-                Compared(name=text, candidate=1, live=None),
+                FigurePair(name="recall_at_10", candidate=0.95, live=0.94),
+                FigurePair(name=text, candidate=1, live=None),
             ),
             note=text,
         ),

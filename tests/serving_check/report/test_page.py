@@ -42,7 +42,7 @@ def test_the_verdict_and_failed_gates_come_first() -> None:
         < bad.index("every item")
         < bad.index("Main figures")
     )
-    assert "at least 0.9 demanded: 0.1 too low" in bad
+    assert "0.80, below the minimum of 0.90" in bad
 
 
 def test_pictures_are_embedded_once_and_missing_ones_are_named() -> None:

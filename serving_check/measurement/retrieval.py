@@ -1,4 +1,4 @@
-"""Asks a searcher queries and measures its answers against exact search over the full-precision embeddings."""
+"""Runs queries and compares the results with exact search over the full-precision embeddings."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from serving_check.measurement.search import Hit, Searcher
 from serving_check.schema import Histogram
 
 K = 10
-"""Hits asked for."""
+"""Number of hits of an ordinary search."""
 
 WIDE = 100
-"""Hits asked for where only recall counts, not time."""
+"""Number of hits of a search that measures recall only, not latency."""
 
 _WARM_UP = 5
 _BINS = 40
 
 _BATCH = 32
-"""Queries whose exact scores are computed at once: 128 MB for a million items."""
+"""Number of queries whose exact scores are computed at once: 128 MB for a million items."""
 
 _TIE = 1e-6
-"""Items whose exact scores differ by less stand for each other: duplicates of an image, say."""
+"""Difference of exact scores below which items count as equal, such as duplicates of an image."""
 
 
-class QueryFailed(Exception):
-    """A query was not answered; the message names it."""
+class QueryError(Exception):
+    """A query that was not answered; the message names it."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a searcher returned.
+class SearchResults:
+    """Results and timings of all queries.
 
     Attributes:
-      hits: for each query its K hits, best first.
-      wide: for each query the ids of its WIDE hits, best first.
-      embeddings: [queries, dim] float32, of the queries, by the bundle's encoder.
-      search_ms, embed_ms: [queries], one query on one thread; searching includes the encoding.
+      hits: the K hits of each query, best first.
+      wide: the ids of the WIDE hits of each query, best first.
+      embeddings: [queries, dim] float32, embeddings of the queries by the bundle's encoder.
+      search_ms, embed_ms: [queries] milliseconds on one thread; a search includes the encoding of its query.
     """
 
     hits: list[list[Hit]]
@@ -58,7 +58,7 @@ class Answers:
 
     @property
     def latency(self) -> dict[str, float]:
-        """Percentiles in milliseconds: of a whole search, and of its encoding alone."""
+        """Percentiles in milliseconds of a search, and of its encoding alone."""
         return {
             **{f"latency_p{p}_ms": float(np.percentile(self.search_ms, p)) for p in (50, 95, 99)},
             "encoding_p50_ms": float(np.percentile(self.embed_ms, 50)),
@@ -66,20 +66,22 @@ class Answers:
 
     @property
     def histogram(self) -> Histogram:
-        """Of the searches' milliseconds, from 0 to the 99th percentile; slower ones are in the last bin."""
+        """Milliseconds of the searches, from 0 to the 99th percentile; the last bin includes slower ones."""
         edges = np.linspace(0, float(np.percentile(self.search_ms, 99)) or 1.0, _BINS + 1)
         counts, _ = np.histogram(np.minimum(self.search_ms, edges[-1]), edges)
         return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A searcher's answers beside exact search.
+class ExactComparison:
+    """A searcher's results compared with exact search.
 
     Attributes:
-      figures: see `compare`; intervals: 95 percent intervals of some of them.
-      recall_at_10: [queries].
-      exact: [queries, up to K], rows of the exact answers, best first; scores: their dot products.
+      figures: see `compare_with_exact`.
+      intervals: 95 percent confidence intervals of some figures.
+      recall_at_10: [queries] recall of each query.
+      exact: [queries, up to K] rows of the exact results, best first.
+      scores: [queries, up to K] their dot products.
     """
 
     figures: dict[str, float]
@@ -89,14 +91,15 @@ class Comparison:
     scores: npt.NDArray[np.float32]
 
 
-def ask(searcher: Searcher, encoder: Path, queries: Sequence[str], label: str) -> Answers:
-    """Asks every query alone.
+def run_queries(searcher: Searcher, encoder: Path, queries: Sequence[str], label: str) -> SearchResults:
+    """Runs queries one at a time.
 
     Args:
-      encoder: the bundle's, by whose embeddings the exact answers are found: the searcher's own may be mapped.
+      encoder: encoder of the bundle, which embeds queries for exact search; the searcher's embeddings may be mapped.
+      label: label of the progress display.
 
     Raises:
-      QueryFailed: the process crashed on a query, or answered with an error.
+      QueryError: the process crashed on a query, or answered with an error.
     """
     searched, embedded, wide = [], [], []
     with track(label, 3 * len(queries)) as advance:
@@ -108,10 +111,10 @@ def ask(searcher: Searcher, encoder: Path, queries: Sequence[str], label: str) -
         for query in queries:
             embedded.append(_guarded(searcher.timed_embed, query, encoder))
             advance(1)
-        for query in queries:  # last: a searcher that looks for more hits is slower
+        for query in queries:  # last, because a searcher that was opened for more hits is slower
             wide.append([hit.id for hit in _guarded(searcher.timed_search, query, WIDE)[0]])
             advance(1)
-    return Answers(
+    return SearchResults(
         hits=[hits for hits, _ in searched],
         wide=wide,
         embeddings=np.stack([embedding for embedding, _ in embedded]),
@@ -121,12 +124,12 @@ def ask(searcher: Searcher, encoder: Path, queries: Sequence[str], label: str) -
 
 
 def embed(searcher: Searcher, queries: Sequence[str], encoder: Path | None = None) -> list[npt.NDArray[np.float32]]:
-    """Returns each query's embedding [dim], by the searcher itself or by another encoder; errors as of `ask`."""
+    """Returns each query's embedding [dim] float32 by the searcher, or by another encoder; raises QueryError."""
     return [_guarded(searcher.timed_embed, query, encoder)[0] for query in queries]
 
 
-def threads_latency(searcher: Searcher, queries: Sequence[str]) -> dict[str, float]:
-    """Opens a searcher again, with a thread for each core; returns their number and a search's median milliseconds."""
+def multithreaded_latency(searcher: Searcher, queries: Sequence[str]) -> dict[str, float]:
+    """Opens a searcher with a thread for each core; returns their number and the median milliseconds of a search."""
     threads = len(os.sched_getaffinity(0))
     searcher.reopen(threads)
     for query in queries[:_WARM_UP]:
@@ -135,31 +138,32 @@ def threads_latency(searcher: Searcher, queries: Sequence[str]) -> dict[str, flo
     return {"threads": threads, "threads_p50_ms": float(np.median(milliseconds))}
 
 
-def compare(answers: Answers, queries: Queries, corpus: Corpus) -> Comparison:
-    """Returns index quality and retrieval quality.
+def compare_with_exact(results: SearchResults, queries: Queries, corpus: Corpus) -> ExactComparison:
+    """Compares results with exact search. The figures are:
 
-    recall_at_1, recall_at_10, recall_at_100: share of the exact top k (full-precision embeddings) that the searcher
-      returned.
+    recall_at_1, recall_at_10, recall_at_100: share of the exact top k that the searcher returned.
     r_at_1, r_at_5, r_at_10: share of queries whose own item is among the searcher's first k hits.
-    exact_r_at_1, exact_r_at_5, exact_r_at_10: the same for exact search; items that score the same come first.
-    median_rank: of the own item in exact search; 1 is best.
-    own_or_equal_at_10: like r_at_10, but an item that scores the same, such as a copy, stands for a query's own.
+    exact_r_at_1, exact_r_at_5, exact_r_at_10: the same for exact search; ties count against the query.
+    median_rank: median rank of the own item in exact search; 1 is best.
+    own_or_equal_at_10: like r_at_10, but an item with the same score, such as a duplicate, counts as the own item.
 
-    All but recall are over the queries that describe an item of the corpus, and not there where none does.
+    All but recall are measured on the queries that describe an item of the corpus, and absent if none does.
     """
     count, depth = len(corpus.ids), min(K, len(corpus.ids))
     recall: dict[int, list[float]] = {1: [], K: [], WIDE: []}
     exact_rows, exact_scores = np.empty((len(queries), depth), np.int64), np.empty((len(queries), depth), np.float32)
-    own: list[tuple[int, int, bool]] = []  # places in the searcher's and in the exact answers; or an equal one's
+    own: list[
+        tuple[int, int, bool]
+    ] = []  # ranks in the searcher's and in exact results; whether it or an equal was hit
     for start in range(0, len(queries), _BATCH):
-        for query, scores in enumerate(answers.embeddings[start : start + _BATCH] @ corpus.vectors.T, start):
+        for query, scores in enumerate(results.embeddings[start : start + _BATCH] @ corpus.vectors.T, start):
             wide = min(WIDE, count)
             top = np.argpartition(scores, -wide)[-wide:]
             top = top[np.argsort(-scores[top], kind="stable")]
             exact_rows[query], exact_scores[query] = top[:depth], scores[top[:depth]]
-            rows = _rows([hit.id for hit in answers.hits[query]], corpus)
+            rows = _rows([hit.id for hit in results.hits[query]], corpus)
             for k, found in recall.items():
-                hits = _rows(answers.wide[query], corpus) if k == WIDE else rows[:k]
+                hits = _rows(results.wide[query], corpus) if k == WIDE else rows[:k]
                 expected = min(k, count)
                 found.append(np.count_nonzero(scores[hits] >= scores[top[expected - 1]] - _TIE) / expected)
             if (mine := queries.targets[query]) != NO_ITEM:
@@ -179,18 +183,18 @@ def compare(answers: Answers, queries: Queries, corpus: Corpus) -> Comparison:
     if own:
         ours, exact, equal = (np.array(column) for column in zip(*own, strict=True))
         groups = groups[queries.with_item]
-        for prefix, places in (("", ours), ("exact_", exact)):
+        for prefix, ranks in (("", ours), ("exact_", exact)):
             for k in (1, 5, K):
-                figures[f"{prefix}r_at_{k}"] = float((places < k).mean())
-                intervals[f"{prefix}r_at_{k}"] = share_interval(places < k, groups)
+                figures[f"{prefix}r_at_{k}"] = float((ranks < k).mean())
+                intervals[f"{prefix}r_at_{k}"] = share_interval(ranks < k, groups)
         figures["median_rank"] = float(np.median(exact + 1))
         intervals["median_rank"] = median_interval(exact + 1, groups)
         figures[f"own_or_equal_at_{K}"] = float(equal.mean())
-    return Comparison(figures, intervals, np.array(recall[K]), exact_rows, exact_scores)
+    return ExactComparison(figures, intervals, np.array(recall[K]), exact_rows, exact_scores)
 
 
 def _rows(ids: Sequence[str], corpus: Corpus) -> list[int]:
-    """Returns the rows of distinct known ids."""
+    """Returns the rows of the distinct ids that the corpus has."""
     return [corpus.row_of[id] for id in dict.fromkeys(ids) if id in corpus.row_of]
 
 
@@ -199,5 +203,5 @@ def _guarded(call: Any, *arguments: Any) -> Any:
         return call(*arguments)
     except SearchforgeError as error:
         query = str(arguments[0])
-        shown = query if len(query) <= 200 else f"{query[:200]}... ({len(query)} characters)"
-        raise QueryFailed(f"query {shown!r}: {error}") from error
+        shortened = query if len(query) <= 200 else f"{query[:200]}... ({len(query)} characters)"
+        raise QueryError(f"query {shortened!r}: {error}") from error
