@@ -119,8 +119,12 @@ def _signal_handlers() -> dict[signal.Signals, Any]:
     """Returns the command's own SIGTERM and SIGINT handlers, which Ray replaces."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    return {n: handler for n, handler in found.items() if callable(handler) and handler != signal.default_int_handler}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    return {
+        number: handler
+        for number, handler in handlers.items()
+        if callable(handler) and handler != signal.default_int_handler
+    }
 
 
 def _restore_handlers(handlers: Mapping[signal.Signals, Any]) -> None:

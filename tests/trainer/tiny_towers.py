@@ -1,4 +1,4 @@
-"""Small SavedModels in the hub's formats, for tests."""
+"""Tiny SavedModels in TensorFlow Hub's formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGE_WIDTH = 4 * 4 * 3
 
 
 class _ImageModel(tf.Module):
-    """Pools an image to 4 x 4 colours, and mixes them."""
+    """Pools an image to 4 x 4 colours, and multiplies them by a random matrix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _ImageModel(tf.Module):
 
 
 class _TextModel(tf.Module):
-    """Counts words by their hash; takes raw strings."""
+    """Counts the words of raw strings in 32 hash buckets."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def __call__(self, texts: Any) -> Any:
@@ -36,13 +36,13 @@ class _TextModel(tf.Module):
 
 
 def save_image_model(folder: Path) -> Path:
-    """A reusable SavedModel, as the hub's image feature vectors: callable, images in 0..1."""
+    """Saves a reusable SavedModel, like TensorFlow Hub's image feature vectors: callable, for images in 0..1."""
     tf.saved_model.save(_ImageModel(), str(folder))
     return folder
 
 
 def save_fixed_image_model(folder: Path) -> Path:
-    """One with only a signature, for images of one size."""
+    """Saves a model with a signature for a fixed image size, which is not callable itself."""
     module = _ImageModel()
     spec = tf.TensorSpec([None, IMAGE_SIZE, IMAGE_SIZE, 3], tf.float32, name="images")
     serve = tf.function(lambda images: {"default": module(images)}, input_signature=[spec])
@@ -53,6 +53,6 @@ def save_fixed_image_model(folder: Path) -> Path:
 
 
 def save_text_model(folder: Path) -> Path:
-    """A reusable SavedModel, as the hub's sentence encoders: callable, takes strings."""
+    """Saves a reusable SavedModel, like TensorFlow Hub's sentence encoders: callable, for strings."""
     tf.saved_model.save(_TextModel(), str(folder))
     return folder

@@ -92,7 +92,7 @@ class RejectedImage(_ReportModel):
 
 
 class QuantizedTextEncoder(_ReportModel):
-    """The text encoder in one TFLite quantization (see trainer.export.export), run by the Task Library.
+    """The text encoder in one TFLite quantization (see trainer.export.encoders), run by the Task Library.
 
     Attributes:
       bytes: size of the file.

@@ -18,7 +18,7 @@ from searchforge.errors import JobError
 from searchforge.processes import isolated
 from trainer.evaluation import retrieval
 from trainer.evaluation.report import QuantizationComparison, QuantizedTextEncoder
-from trainer.export.export import Quantization, TextEncoder
+from trainer.export.encoders import Quantization, TextEncoder
 
 QUERIES = 1000
 """Maximum number of captions used as queries."""

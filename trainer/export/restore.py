@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from searchforge.artifacts.encoder import TEXT_SAVED_MODEL, EncoderInfo
 from searchforge.config import TrainConfig
 from searchforge.errors import JobError, UsageError
-from trainer.export.export import TextEncoder
+from trainer.export.encoders import TextEncoder
 from trainer.model.dual_encoder import new_heads
 from trainer.model.ensemble import uninitialized_text_head
 from trainer.towers import load_text_tower, tower_specs

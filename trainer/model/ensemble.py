@@ -29,8 +29,7 @@ SAMPLE = 50_000
 """Maximum number of images, and of captions, for computing the principal axes."""
 
 MIN_TEMPERATURE = 0.03
-"""Lower bound of the temperature for similarity to the bank, which prevents underflow for images far from all captions.
-"""
+"""Lower bound of the temperature of bank similarities; below it, images far from all captions could underflow."""
 
 TEXT_HUBNESS = 0.5
 """Value of every text embedding in the hubness dimension."""

@@ -56,9 +56,10 @@ class EfficientNetLite(tf.Module):
             repeats if index in (0, len(_STAGES) - 1) else math.ceil(repeats * depth)
             for index, (repeats, _, _) in enumerate(_STAGES)
         ]
-        blocks, found = sum(self._repeats), len({name.split(".")[1] for name in weights if name.startswith("_blocks.")})
-        if found != blocks:
-            raise UsageError(f"EfficientNet-Lite weights have {found} blocks, expected {blocks} for depth {depth}")
+        blocks = sum(self._repeats)
+        actual = len({name.split(".")[1] for name in weights if name.startswith("_blocks.")})
+        if actual != blocks:
+            raise UsageError(f"EfficientNet-Lite weights have {actual} blocks, expected {blocks} for depth {depth}")
         self._weights = {
             name: tf.Variable(value, trainable=False, name=name.lstrip("_"))
             for name, value in fold_batch_norms(weights, blocks).items()

@@ -1,7 +1,7 @@
 """Loads towers from TensorFlow Hub (a handle or a folder) and from local SavedModels.
 
 Models must follow TensorFlow Hub's common signatures: images are float32 [n, h, w, 3] in 0..1, texts are string [n].
-Text models that take token ids (`values`, `indices`, `dense_shape`) are loaded by trainer.towers.sentence_pieces.
+Text models that take token ids (`values`, `indices`, `dense_shape`) are loaded by trainer.towers.sentencepiece.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tensorflow as tf
 from searchforge.errors import UsageError
 from searchforge.hashing import sha256_bytes, sha256_file
 from searchforge.preprocessing import Preprocessing
-from trainer.towers import sentence_pieces
+from trainer.towers import sentencepiece
 from trainer.towers.base import DEFAULT_SIZE, ImageTower, TextTower
 
 
@@ -28,9 +28,9 @@ def image_tower(name: str) -> ImageTower:
 def text_tower(name: str) -> TextTower:
     """Returns the tower `hub:<handle or folder>` or `saved_model:<folder>`."""
     folder = _folder(name)
-    if sentence_pieces.takes_token_ids(folder):
+    if sentencepiece.takes_token_ids(folder):
         try:
-            return sentence_pieces.SentencePieceTower(folder, _hash(folder))
+            return sentencepiece.SentencePieceTower(folder, _hash(folder))
         except UsageError as error:
             raise UsageError(f"tower {name!r}: {error}") from error
     return _SavedTextTower(name)

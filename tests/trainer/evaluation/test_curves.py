@@ -1,4 +1,4 @@
-"""Training curves are read back by those who will read them: TensorBoard and an image library."""
+"""Tests that TensorBoard and an image library can read the training curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HISTORY = [
 ]
 
 
-def test_tensorboard_shows_every_figure_of_an_epoch(tmp_path: Path) -> None:
+def test_tensorboard_reads_every_metric_of_an_epoch(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -23,11 +23,11 @@ def test_tensorboard_shows_every_figure_of_an_epoch(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / curves.LOGS))
     events.Reload()
     assert set(events.Tags()["tensors"]) == {"loss", "learning_rate", "temperature", "seconds"}
-    found = [(event.step, float(make_ndarray(event.tensor_proto))) for event in events.Tensors("loss")]
-    assert found == [(1, 5.0), (2, 2.5), (3, pytest.approx(5 / 3))]
+    losses = [(event.step, float(make_ndarray(event.tensor_proto))) for event in events.Tensors("loss")]
+    assert losses == [(1, 5.0), (2, 2.5), (3, pytest.approx(5 / 3))]
 
 
-def test_the_picture_is_a_png_with_the_line_in_it(tmp_path: Path) -> None:
+def test_the_png_contains_the_curve(tmp_path: Path) -> None:
     curves.write(tmp_path, HISTORY)
     with Image.open(tmp_path / curves.PNG) as image:
         assert image.format == "PNG"

@@ -1,4 +1,4 @@
-"""Figures of retrieval: against rules applied one query at a time, and through `evaluate_bundle` on known colours."""
+"""Tests retrieval metrics against a naive implementation, and `evaluate_bundle` on images of known colours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.evaluation.retrieval import image_ranks, text_ranks, text_to_image
 
 
 def _random_case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors of small whole numbers, so that products are exact and ties are many; 1 to 5 captions an image."""
+    """Returns vectors of small integers, with exact products and many ties, for 1 to 5 captions per image."""
     random = np.random.default_rng(0)
     owners = np.repeat(np.arange(600), random.integers(1, 6, 600))
     random.shuffle(owners)
@@ -28,7 +28,7 @@ def _random_case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return texts, images, owners
 
 
-def test_a_caption_ranks_its_image_behind_all_that_score_as_much() -> None:
+def test_a_captions_image_ranks_after_all_images_with_the_same_score() -> None:
     texts, images, owners = _random_case()
     expected = [
         1 + (np.delete(images, own, 0) @ text >= images[own] @ text).sum()
@@ -40,7 +40,7 @@ def test_a_caption_ranks_its_image_behind_all_that_score_as_much() -> None:
     assert (found["captions"], found["gallery"]) == (len(texts), 600)
 
 
-def test_an_image_ranks_the_best_of_its_captions() -> None:
+def test_an_images_rank_is_that_of_its_best_caption() -> None:
     texts, images, owners = _random_case()
     expected = []
     for row, image in enumerate(images):
@@ -49,7 +49,7 @@ def test_an_image_ranks_the_best_of_its_captions() -> None:
     np.testing.assert_array_equal(image_ranks(texts, images, owners), expected)
 
 
-def test_embeddings_that_are_not_numbers_rank_last() -> None:
+def test_nan_embeddings_rank_last() -> None:
     images = np.eye(3, dtype=np.float32)
     texts = np.full((3, 3), np.nan, np.float32)
     assert text_ranks(texts, images, np.arange(3)).tolist() == [3, 3, 3]
@@ -60,14 +60,14 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yello
 CAPTIONS = {
     "red": ["red", "a thing in plain red that has nothing else to it than to be seen from here"],
     "green": ["green", "all of it is green"],
-    "blue": ["blue", "red it is not"],  # the second one finds red, and blue scores 0 like green
+    "blue": ["blue", "red it is not"],  # the second caption finds red; blue scores 0, like green
     "yellow": ["red and green", "green and red"],
 }
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Four held-out images, one that is no image, and one to train on."""
+    """Four held-out images, a held-out file that is not an image, and a training image."""
     (tmp_path / "images").mkdir()
     images, annotations = [], []
     for index, (name, colour) in enumerate({**COLOURS, "white": (255, 255, 255)}.items()):
@@ -102,11 +102,11 @@ def test_a_bundle_is_measured_on_the_heldout_images(config: Config) -> None:
     assert report.encoder == info
     found = report.text_to_image
     assert (found.queries, found.images, found.gallery) == (8, 4, 4)
-    # Seven captions find their image first; "red it is not" finds red, yellow, and green and blue in a tie.
+    # Seven captions find their image first; "red it is not" finds red, yellow, and then green and blue in a tie.
     assert found.r_at_1.value == 7 / 8 and found.r_at_5.value == 1.0
     assert found.r_at_1.low < 7 / 8 < found.r_at_1.high
     assert found.median_rank.value == 1
-    # Of the images, red ties with the caption "red it is not" of another.
+    # The image red ties with the caption "red it is not", which belongs to another image.
     assert report.image_to_text.r_at_1.value == 3 / 4
     assert (report.image_to_text.queries, report.image_to_text.gallery) == (4, 8)
     assert [(group.name, group.text_to_image.queries) for group in report.by_length] == [
@@ -126,17 +126,17 @@ def test_a_bundle_is_measured_on_the_heldout_images(config: Config) -> None:
     assert "skipped 1 unreadable images with 2 captions" in summary(report)
 
 
-def test_the_reports_are_committed_once(config: Config) -> None:
+def test_a_report_is_committed_only_once(config: Config) -> None:
     workspace = Workspace(config.workspace)
     write_colour_bundle(workspace)
     report = evaluate_bundle(config)
     folder = workspace.local("evaluations", report.id)
     assert EvaluationReport.model_validate_json((folder / "report.json").read_bytes()) == report
     assert "red it is not" in (folder / "report.html").read_text(encoding="utf-8")
-    assert evaluate_bundle(config) == report  # its times too: it was found, not measured again
+    assert evaluate_bundle(config) == report  # including its times
 
 
-def test_captions_of_a_test_split_alone_are_enough(config: Config, corpus: Path) -> None:
+def test_captions_without_training_images_are_enough(config: Config, corpus: Path) -> None:
     write_colour_bundle(Workspace(config.workspace))
     captions = json.loads((corpus / "captions.json").read_text())
     captions["images"] = [image for image in captions["images"] if image["split"] == "dev"]
@@ -145,7 +145,7 @@ def test_captions_of_a_test_split_alone_are_enough(config: Config, corpus: Path)
     assert evaluate_bundle(config).text_to_image.gallery == 4
 
 
-def test_without_heldout_images_the_user_is_told_what_to_name(config: Config) -> None:
+def test_without_heldout_images_the_error_names_the_settings(config: Config) -> None:
     write_colour_bundle(Workspace(config.workspace))
     nothing = config.model_copy(
         update={"data": config.data.model_copy(update={"heldout_splits": ("val",), "holdout": 0.0})}
@@ -154,7 +154,7 @@ def test_without_heldout_images_the_user_is_told_what_to_name(config: Config) ->
         evaluate_bundle(nothing)
 
 
-def test_images_that_cannot_be_read_at_all_are_an_error(config: Config, corpus: Path) -> None:
+def test_no_readable_heldout_image_is_an_error(config: Config, corpus: Path) -> None:
     write_colour_bundle(Workspace(config.workspace))
     for name in COLOURS:
         (corpus / "images" / f"{name}.png").write_bytes(f"not {name}".encode())
@@ -162,19 +162,19 @@ def test_images_that_cannot_be_read_at_all_are_an_error(config: Config, corpus: 
         evaluate_bundle(config)
 
 
-def test_a_bundle_that_is_not_whole_is_an_error(config: Config) -> None:
+def test_an_incomplete_bundle_is_an_error(config: Config) -> None:
     write_bundle(Workspace(config.workspace))  # without a text encoder
     with pytest.raises(JobError, match=r"text_encoder of encoder tiny cannot be loaded.*train it again"):
         evaluate_bundle(config)
 
 
-def test_the_encoder_of_the_configuration_is_chosen(config: Config) -> None:
+def test_the_encoder_that_matches_the_configuration_is_chosen(config: Config) -> None:
     workspace = Workspace(config.workspace)
     with pytest.raises(UsageError, match="run `searchforge train`"):
         choose_encoder(workspace, config)
     settings = config.train.model_dump(mode="json")
     write_colour_bundle(workspace, "other", {"settings": {**settings, "epochs": 99}})
-    assert choose_encoder(workspace, config) == "other"  # the only one
+    assert choose_encoder(workspace, config) == "other"  # the only encoder
     write_colour_bundle(workspace, "own", {"settings": {**settings, "ray_address": "elsewhere"}})
     assert choose_encoder(workspace, config) == "own"
     write_colour_bundle(workspace, "twin", {"settings": settings})

@@ -1,4 +1,4 @@
-"""A text encoder that is rebuilt from a bundle is the one that was exported, or its absence is an error."""
+"""Tests that a bundle's text encoder is restored exactly, or with a clear error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 from searchforge.artifacts.encoder import TEXT_SAVED_MODEL, EncoderInfo
 from searchforge.config import TrainConfig
 from searchforge.errors import JobError, UsageError
-from trainer.export.export import TextEncoder
+from trainer.export.encoders import TextEncoder
 from trainer.export.restore import restore_text_encoder
 from trainer.model.dual_encoder import DualEncoder
 from trainer.model.ensemble import combine_heads
@@ -24,12 +24,12 @@ TEXTS = ["a red dog on sand", "blue", "number 7 is all green"]
 
 @pytest.fixture(scope="module")
 def model(tiny_text_model: Path) -> str:
-    """The name of a tower that tokenizes by itself."""
+    """Name of a text tower with a built-in tokenizer."""
     return f"saved_model:{tiny_text_model}"
 
 
 def _export(folder: Path, settings: TrainConfig, tower: TextTower) -> tuple[EncoderInfo, TextEncoder]:
-    """Exports a text encoder with heads of random weights, as training does; returns its description and itself."""
+    """Exports a text encoder with random head weights, as training does; returns its description and the encoder."""
     random = np.random.default_rng(0)
     images, texts = (random.normal(size=(40, width)).astype(np.float32) for width in (5, tower.width))
     _, head = combine_heads(
@@ -67,7 +67,7 @@ def test_heads_of_every_structure_are_restored(changes: dict[str, Any], model: s
     assert restored.quantizations == encoder.quantizations
 
 
-def test_what_is_missing_is_an_error(model: str, tmp_path: Path) -> None:
+def test_a_mismatching_tower_or_settings_are_errors(model: str, tmp_path: Path) -> None:
     settings = TrainConfig(text_tower=model, dim=DIM, ensemble_size=1)
     info, _ = _export(tmp_path, settings, load_text_tower(tower_specs(settings, TEXTS)[1]))
 

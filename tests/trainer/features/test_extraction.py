@@ -1,4 +1,4 @@
-"""Features are computed once, whatever is killed or added, and inputs that cannot be read are reported."""
+"""Tests that features are computed only once, and that unreadable inputs are reported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def image_tower(tiny_image_model: Path) -> TowerSpec:
 
 
 class DyingCache(FeatureCache):
-    """A cache whose process is interrupted when it writes for the third time."""
+    """A cache that raises KeyboardInterrupt on the third write."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -51,49 +51,49 @@ class DyingCache(FeatureCache):
         return rows
 
 
-def _extract(wanted: ExtractionRequest, cache: FeatureCache) -> Features:
-    (found,) = extract([wanted], cache, workers=1, chunk={"image": CHUNK, "text": CHUNK})
-    return found
+def _extract(request: ExtractionRequest, cache: FeatureCache) -> Features:
+    (features,) = extract([request], cache, workers=1, chunk={"image": CHUNK, "text": CHUNK})
+    return features
 
 
-def _words(found: Features, texts: dict[str, str]) -> list[float]:
-    return [float(found.values[found.rows[key]].sum()) for key in texts]
+def _word_counts(features: Features, texts: dict[str, str]) -> list[float]:
+    return [float(features.values[features.rows[key]].sum()) for key in texts]
 
 
 def _expected(texts: dict[str, str]) -> list[float]:
     return [float(len(text.split())) for text in texts.values()]
 
 
-def test_only_what_is_missing_is_computed_whatever_was_killed_damaged_or_added(
+def test_only_missing_features_are_computed_after_a_kill_damage_and_additions(
     text_tower: TowerSpec, tmp_path: Path
 ) -> None:
     dying, cache = DyingCache(tmp_path), FeatureCache(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         _extract(ExtractionRequest(text_tower, "tower", TEXTS), dying)
     assert [len(np.load(path)["keys"]) for path in dying.written] == [CHUNK, CHUNK]
-    dying.written[0].write_bytes(dying.written[0].read_bytes()[:50])  # a damaged file counts as absent
+    dying.written[0].write_bytes(dying.written[0].read_bytes()[:50])  # damages the file
     changed = TEXTS | {"f" * 64: "another text"}
     again = _extract(ExtractionRequest(text_tower, "tower", changed), cache)
     assert again.computed == len(changed) - CHUNK
     assert again.seconds > 0
-    assert _words(again, changed) == _expected(changed)
+    assert _word_counts(again, changed) == _expected(changed)
     assert _extract(ExtractionRequest(text_tower, "tower", TEXTS), cache).computed == 0
 
 
-def test_images_that_cannot_be_read_are_reported_beside_the_texts_of_another_tower(
+def test_unreadable_images_are_reported_while_another_tower_embeds_texts(
     image_tower: TowerSpec, text_tower: TowerSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_bytes(b"not an image")
     paths = {name: str(tmp_path / name) for name in ("empty.jpg", "good.png", "missing.png", "text.jpg")}
-    wanted = [ExtractionRequest(image_tower, "tower", paths), ExtractionRequest(text_tower, "tower", TEXTS)]
-    found, texts = extract(wanted, FeatureCache(tmp_path / "cache"), workers=2)
-    assert list(found.rows) == ["good.png"] and found.values.shape == (1, tiny_towers.IMAGE_WIDTH)
-    reasons = {item.key: item.reason for item in found.rejected}
+    requests = [ExtractionRequest(image_tower, "tower", paths), ExtractionRequest(text_tower, "tower", TEXTS)]
+    images, texts = extract(requests, FeatureCache(tmp_path / "cache"), workers=2)
+    assert list(images.rows) == ["good.png"] and images.values.shape == (1, tiny_towers.IMAGE_WIDTH)
+    reasons = {item.key: item.reason for item in images.rejected}
     assert reasons == {"empty.jpg": "empty", "missing.png": "unseen", "text.jpg": "not_an_image"}
-    assert _words(texts, TEXTS) == _expected(TEXTS) and texts.rejected == []
-    assert (found.computed, texts.computed) == (4, 10) and min(found.seconds, texts.seconds) > 0
+    assert _word_counts(texts, TEXTS) == _expected(TEXTS) and texts.rejected == []
+    assert (images.computed, texts.computed) == (4, 10) and min(images.seconds, texts.seconds) > 0
     shown = capsys.readouterr().err.splitlines()
     assert [line.partition(" in ")[0].strip() for line in shown if " in " in line] == [
         "extracting image features: 4/4",
@@ -101,7 +101,7 @@ def test_images_that_cannot_be_read_are_reported_beside_the_texts_of_another_tow
     ]
 
 
-def test_an_image_that_only_this_machine_sees_is_the_clusters_fault(tmp_path: Path) -> None:
+def test_an_image_that_only_this_machine_sees_is_an_error_of_the_cluster(tmp_path: Path) -> None:
     path = tmp_path / "here.png"
     path.write_bytes(b"")
     item = Rejection("key", UNREADABLE_ON_WORKER, f"{path}: No such file or directory on node-2")
@@ -109,7 +109,7 @@ def test_an_image_that_only_this_machine_sees_is_the_clusters_fault(tmp_path: Pa
         extraction.require_visible_on_workers([item], {"key": str(path)})
 
 
-def test_views_are_cached_by_themselves_and_rows_agree(image_tower: TowerSpec, tmp_path: Path) -> None:
+def test_augmentations_are_cached_separately_with_matching_rows(image_tower: TowerSpec, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     paths = {}
     for name in ("a.png", "b.png", "symmetric.png"):
@@ -124,32 +124,33 @@ def test_views_are_cached_by_themselves_and_rows_agree(image_tower: TowerSpec, t
         mirrored[f"m{name}"] = str(tmp_path / f"mirrored-{name}")
     cache = FeatureCache(tmp_path / "cache")
     first = [ExtractionRequest(image_tower, "tower", paths), ExtractionRequest(image_tower, "tower", mirrored)]
-    plain, of_mirrored = extract(first, cache, workers=1)
+    unaugmented, mirrored_files = extract(first, cache, workers=1)
     both = _extract(ExtractionRequest(image_tower, "tower", paths, ("plain", "mirrored")), cache)
-    assert both.computed == 3  # of which the plain views were there
-    np.testing.assert_array_equal(both.values, plain.values)
-    np.testing.assert_allclose(both.by_augmentation["mirrored"][both.rows["symmetric.png"]], plain.values[2], atol=1e-4)
+    assert both.computed == 3  # only their mirror images
+    np.testing.assert_array_equal(both.values, unaugmented.values)
+    symmetric = both.by_augmentation["mirrored"][both.rows["symmetric.png"]]
+    np.testing.assert_allclose(symmetric, unaugmented.values[2], atol=1e-4)
     for name in ("a.png", "b.png"):
         flipped = both.by_augmentation["mirrored"][both.rows[name]]
-        np.testing.assert_allclose(flipped, of_mirrored.values[of_mirrored.rows[f"m{name}"]], atol=2e-2)
+        np.testing.assert_allclose(flipped, mirrored_files.values[mirrored_files.rows[f"m{name}"]], atol=2e-2)
         assert np.abs(flipped - both.values[both.rows[name]]).max() > 0.1
     assert _extract(ExtractionRequest(image_tower, "tower", paths, ("mirrored", "plain")), cache).computed == 0
 
 
-def test_a_tower_that_fails_in_a_worker_is_one_line(tmp_path: Path) -> None:
+def test_the_error_of_a_tower_in_a_worker_is_one_line(tmp_path: Path) -> None:
     missing = ExtractionRequest(TowerSpec("text", f"saved_model:{tmp_path / 'nothing'}"), "tower", TEXTS)
     with pytest.raises(JobError, match=r"the text tower .* failed in a worker: .*cannot be loaded") as caught:
         _extract(missing, FeatureCache(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
 
 
-def test_where_everything_is_cached_no_cluster_is_needed(
+def test_no_workers_are_started_if_everything_is_cached(
     text_tower: TowerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = FeatureCache(tmp_path)
     name = cache.name("text", "tower", "plain")
     cache.write(name, list(TEXTS), np.arange(len(TEXTS), dtype=np.float32)[:, np.newaxis])
-    monkeypatch.setitem(sys.modules, "ray.data", None)  # what starts workers
-    found = _extract(ExtractionRequest(text_tower, "tower", TEXTS), cache)
-    assert (found.computed, found.seconds) == (0, 0.0)
-    assert _words(found, TEXTS) == list(range(len(TEXTS)))
+    monkeypatch.setitem(sys.modules, "ray.data", None)  # importing it fails
+    features = _extract(ExtractionRequest(text_tower, "tower", TEXTS), cache)
+    assert (features.computed, features.seconds) == (0, 0.0)
+    assert _word_counts(features, TEXTS) == list(range(len(TEXTS)))

@@ -1,4 +1,4 @@
-"""Towers are tuned in part, in micro-batches that change nothing, and what is exported is what was tuned."""
+"""Tests fine-tuning: exact gradients in micro-batches, changes to the configured part only, and resuming."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def frozen(
     shared_image_tower: Callable[[TowerSpec], ImageTower],
     shared_text_tower: Callable[[TowerSpec], TextTower],
 ) -> tuple[ImageTower, TextTower]:
-    """Both towers, not to be changed."""
+    """Both towers; tests must not modify them."""
     return shared_image_tower(image_spec), shared_text_tower(TEXT_SPEC)
 
 
@@ -74,14 +74,14 @@ def _batch(task: FinetuningTask) -> Any:
     return task.batch(np.arange(IMAGES), np.random.default_rng(0), slice(0, IMAGES))
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(
+def test_micro_batches_have_the_gradient_of_the_whole_batch(
     image_spec: TowerSpec, paths: list[str], frozen: Frozen
 ) -> None:
     parts = {"tune_image": "full", "tune_text": "full"}
     task = _task(image_spec, paths, frozen, tune_micro_batch=3, **parts)
-    found_loss, found = _run(task).gradients(*_batch(task), None)
+    loss, gradients = _run(task).gradients(*_batch(task), None)
 
-    # The same by one tape over everything.
+    # Compute the same with a single tape.
     image_tower, text_tower = frozen
     model = DualEncoder(task.config, image_tower.width, text_tower.width)
     model.load(task.heads)
@@ -93,27 +93,27 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
         with tf.GradientTape() as tape:
             for group in groups:
                 tape.watch(group)
-            loss = loss_of_all()
+            loss = loss_of_whole_batch()
         return loss, tape.gradient(loss, groups, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    def loss_of_all() -> tf.Tensor:
+    def loss_of_whole_batch() -> tf.Tensor:
         images = image_tower(tf.cast(pixels, tf.float32) / 255.0)[:, tf.newaxis]
         features = tf.reshape(text_tower(tf.constant(texts.ravel())), [IMAGES, 1, CAPTIONS, -1])
         return model.loss(images, features, ids[:, np.newaxis], None)
 
-    loss, expected = tf.distribute.OneDeviceStrategy("cpu:0").run(whole)
-    np.testing.assert_allclose(found_loss, loss, atol=1e-5)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert max(np.abs(tf.convert_to_tensor(g)).max() for g in theirs) > 1e-4
-        for a, b in zip(ours, theirs, strict=True):
+    expected_loss, expected = tf.distribute.OneDeviceStrategy("cpu:0").run(whole)
+    np.testing.assert_allclose(loss, expected_loss, atol=1e-5)
+    for actual_group, expected_group in zip(gradients, expected, strict=True):
+        assert max(np.abs(tf.convert_to_tensor(g)).max() for g in expected_group) > 1e-4
+        for a, b in zip(actual_group, expected_group, strict=True):
             np.testing.assert_allclose(a, tf.convert_to_tensor(b), atol=1e-5)
 
 
-def test_only_the_part_that_was_asked_for_changes(image_spec: TowerSpec, paths: list[str], frozen: Frozen) -> None:
+def test_only_the_configured_part_changes(image_spec: TowerSpec, paths: list[str], frozen: Frozen) -> None:
     task = _task(image_spec, paths, frozen, tune_text="last_1_layers", tune_text_learning_rate=1e-2)
     run = _run(task)
     before = frozen[1].tunable_variables()
-    for number in range(2):  # the rate rises from 0
+    for number in range(2):  # the learning rate starts at 0
         run.step(*_batch(task), np.array([0, number], np.int32))
     state = run.state()
     text = {k.removeprefix("result/text/"): v for k, v in state.items() if k.startswith("result/text/")}
@@ -131,9 +131,7 @@ def test_only_the_part_that_was_asked_for_changes(image_spec: TowerSpec, paths: 
         np.testing.assert_array_equal(whole.tunable_variables()[name], value, err_msg=name)
 
 
-def test_a_run_continues_from_its_state_as_if_undisturbed(
-    image_spec: TowerSpec, paths: list[str], frozen: Frozen
-) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(image_spec: TowerSpec, paths: list[str], frozen: Frozen) -> None:
     task = _task(image_spec, paths, frozen, tune_image="full", tune_image_learning_rate=1e-2, tune_micro_batch=4)
 
     def steps(run: FinetuningRun, numbers: range) -> None:
@@ -145,10 +143,10 @@ def test_a_run_continues_from_its_state_as_if_undisturbed(
     resumed.load(whole.state())
     for run in (whole, resumed):
         steps(run, range(2, 3))
-    expected, found = whole.state(), resumed.state()
-    assert expected.keys() == found.keys()
+    expected, actual = whole.state(), resumed.state()
+    assert expected.keys() == actual.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 def test_parts_of_the_packaged_towers(shared_image_tower: Callable[[TowerSpec], ImageTower]) -> None:
@@ -163,7 +161,7 @@ def test_parts_of_the_packaged_towers(shared_image_tower: Callable[[TowerSpec], 
     assert finetuning.tunable_variables(image_tower, "frozen") == {}
 
 
-def test_a_part_that_is_not_there_is_refused(frozen: Frozen, tiny_text_model: Path) -> None:
+def test_a_missing_part_is_refused(frozen: Frozen, tiny_text_model: Path) -> None:
     image_tower, text_tower = frozen
     with pytest.raises(UsageError, match=r"train\.tune_image is last_2_blocks, but .* fine-tune it in full"):
         finetuning.check_settings(TrainConfig(tune_image="last_2_blocks"), image_tower, text_tower)

@@ -1,4 +1,4 @@
-"""The training loop: it continues where it was, and stops where going on is useless."""
+"""Tests that the training loop resumes exactly, and stops when the loss diverges."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG = TrainConfig(epochs=10, batch_size=8, dim=16, ensemble_size=2, workers=1
 
 
 def random_set(images: int) -> TrainingSet:
-    """Random features, with one to three captions an image."""
+    """Returns random features with one to three captions per image."""
     random = np.random.default_rng(0)
     return TrainingSet(
         images=random.normal(size=(1, images, 5)).astype(np.float32),
@@ -34,7 +34,7 @@ def random_set(images: int) -> TrainingSet:
 
 
 class DivergesLater(HeadTask):
-    """Its batches hold no numbers any more after 7 steps of a process."""
+    """A task whose batches are NaN after 7 steps in one process."""
 
     @functools.cached_property
     def calls(self) -> Iterator[int]:
@@ -45,7 +45,7 @@ class DivergesLater(HeadTask):
         return images * (np.nan if next(self.calls) >= 7 else 1.0), *others
 
 
-def test_a_run_continues_from_its_state_as_if_undisturbed() -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
     data = random_set(8)
 
     def new_run() -> HeadRun:
@@ -61,33 +61,33 @@ def test_a_run_continues_from_its_state_as_if_undisturbed() -> None:
     resumed.load(whole.state())
     for run in (whole, resumed):
         steps(run, range(2, 4))
-    expected, found = whole.state(), resumed.state()
-    assert expected.keys() == found.keys()
+    expected, actual = whole.state(), resumed.state()
+    assert expected.keys() == actual.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-def test_a_loss_that_is_not_a_number_stops_after_the_last_good_epoch() -> None:
-    diverging = DivergesLater(CONFIG, random_set(16))  # 2 steps an epoch
+def test_a_diverging_loss_stops_training_after_the_last_good_epoch() -> None:
+    diverging = DivergesLater(CONFIG, random_set(16))  # 2 steps per epoch
     epochs = run_epochs(diverging, diverging.start(tf.distribute.OneDeviceStrategy("cpu:0"), steps=2), done=0, rank=0)
-    assert [figures[0] for figures in itertools.islice(epochs, 3)] == [1, 2, 3]
+    assert [metrics[0] for metrics in itertools.islice(epochs, 3)] == [1, 2, 3]
     with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(training heads\)"):
         next(epochs)
 
 
 @pytest.mark.proof
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(ray_local: None, tmp_path: Path) -> None:
-    store, data = CheckpointStore(str(tmp_path)), random_set(16)  # 2 steps an epoch
-    # Tried again, it would get beyond this step.
+def test_a_diverging_loss_stops_training_and_keeps_the_last_good_checkpoint(ray_local: None, tmp_path: Path) -> None:
+    store, data = CheckpointStore(str(tmp_path)), random_set(16)  # 2 steps per epoch
+    # A retry from the checkpoint would get beyond this step.
     with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(training heads\)"):
         fit(DivergesLater(CONFIG, data), store, "run", threads=1)
     (checkpoint,) = tmp_path.rglob("checkpoint.npz")
     kept = np.load(checkpoint)["history"].tolist()
     trained = fit(HeadTask(CONFIG, data), store, "run", threads=1)
     assert len(kept) == 3 and [list(epoch.values()) for epoch in trained.history[:3]] == kept
-    undisturbed = HeadTask(CONFIG, data)
-    run = undisturbed.start(tf.distribute.OneDeviceStrategy("cpu:0"), steps=2)
-    losses = [figures[1] for figures in run_epochs(undisturbed, run, done=0, rank=0)]
+    uninterrupted = HeadTask(CONFIG, data)
+    run = uninterrupted.start(tf.distribute.OneDeviceStrategy("cpu:0"), steps=2)
+    losses = [metrics[1] for metrics in run_epochs(uninterrupted, run, done=0, rank=0)]
     state = run.state()
     assert trained.weights.keys() == {name.removeprefix("result/") for name in state if name.startswith("result/")}
     for name, value in trained.weights.items():

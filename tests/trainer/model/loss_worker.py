@@ -1,4 +1,4 @@
-"""One worker of test_loss: loss and gradients of its part of a batch, into an .npz file a preset and one of a tower."""
+"""Worker process of test_loss: writes the loss and gradients of each preset, and of fine-tuning, to .npz files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ IMAGES, PAIRS, CAPTIONS, IMAGE_WIDTH, TEXT_WIDTH = 12, 2, 2, 20, 30
 
 
 def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> None:
-    """Writes what this worker finds under a strategy of all workers; `tower` has a tiny image tower and its images."""
+    """Writes this worker's results to a folder.
+
+    Args:
+      strategy: strategy that spans all workers.
+      tower: folder of a tiny image tower and of its images.
+    """
     import tensorflow as tf
 
     from searchforge.config import TrainConfig
@@ -31,7 +36,7 @@ def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> Non
         random = np.random.default_rng(1)
         images = random.normal(size=(IMAGES, PAIRS, IMAGE_WIDTH)).astype(np.float32)
         texts = random.normal(size=(IMAGES, PAIRS, captions, TEXT_WIDTH)).astype(np.float32)
-        ids = random.integers(0, 15, (IMAGES, PAIRS, captions)).astype(np.int32)  # some captions read the same
+        ids = random.integers(0, 15, (IMAGES, PAIRS, captions)).astype(np.int32)  # some captions are identical
         step = tf.function(gradient_step(strategy, model))
         loss, gradients = step(images[part], texts[part], ids[part], None)
         names = [variable.name for variable in model.trainable_variables]
@@ -40,11 +45,11 @@ def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> Non
 
     config = TrainConfig(dim=8, ensemble_size=PAIRS, seed=5, tune_image="full", tune_micro_batch=4)
     specs = TowerSpec("image", f"saved_model:{tower}"), TowerSpec("text", "frozen")
-    nothing = np.zeros(IMAGES, np.int32)
+    zeros = np.zeros(IMAGES, np.int32)
     features = np.zeros((1, IMAGES, tiny_towers.IMAGE_WIDTH), np.float32), np.zeros((IMAGES, TEXT_WIDTH), np.float32)
     model = DualEncoder(config, tiny_towers.IMAGE_WIDTH, TEXT_WIDTH)
     paths = [f"{tower}/{index}.png" for index in range(IMAGES)]
-    data = TrainingSet(*features, captions=nothing[:, np.newaxis], caption_counts=nothing)
+    data = TrainingSet(*features, captions=zeros[:, np.newaxis], caption_counts=zeros)
     tuning = FinetuningRun(FinetuningTask(config, data, specs, paths, [], model.state()), strategy, steps=1)
     texts, ids = random.normal(size=(IMAGES, 1, TEXT_WIDTH)).astype(np.float32), np.arange(IMAGES, dtype=np.int32)
     loss, (heads, kernels) = tuning.gradients(np.array(paths)[part], texts[part], ids[part, np.newaxis], None)
@@ -53,6 +58,6 @@ def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> Non
 
 
 if __name__ == "__main__":
-    from tensorflow import distribute  # whose cluster is that of TF_CONFIG
+    from tensorflow import distribute  # reads the cluster from TF_CONFIG
 
     run(distribute.MultiWorkerMirroredStrategy(), Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,4 +1,4 @@
-"""Pairs of heads become one: scores are averaged, and images that are near to every caption are moved away."""
+"""Tests that combining heads averages their scores, and that hubness correction penalises hubs."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def mean_scores(model: DualEncoder) -> np.ndarray:
     return np.mean([text(TEXTS).numpy() @ image(IMAGES).numpy().T for image, text in pairs], axis=0)
 
 
-def test_in_a_space_that_holds_all_pairs_scores_are_their_means(model: DualEncoder) -> None:
+def test_without_reduction_scores_are_the_members_mean(model: DualEncoder) -> None:
     image_head, text_head = combine_heads(model, IMAGES, TEXTS, PAIRS * DIM, hubness_correction=0.0, seed=0)
     np.testing.assert_allclose(text_head(TEXTS).numpy() @ image_head(IMAGES).numpy().T, mean_scores(model), atol=1e-5)
 
 
-def test_a_single_pair_without_correction_stays_as_it_is() -> None:
+def test_a_single_pair_without_correction_is_unchanged() -> None:
     model = DualEncoder(TrainConfig(dim=DIM, ensemble_size=1), *WIDTHS)
     image_head, text_head = combine_heads(model, IMAGES, TEXTS, DIM, hubness_correction=0.0, seed=0)
     np.testing.assert_array_equal(image_head(IMAGES), model.image_heads[0](IMAGES))
@@ -45,26 +45,26 @@ def test_a_single_pair_without_correction_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("dim", [6, DIM, PAIRS * DIM + 1])
-def test_embeddings_have_the_asked_width_and_length_1(model: DualEncoder, dim: int) -> None:
+def test_embeddings_have_the_requested_dimension_and_unit_length(model: DualEncoder, dim: int) -> None:
     for head, inputs in zip(combine_heads(model, IMAGES, TEXTS, dim, 0.8, seed=0), (IMAGES, TEXTS), strict=True):
         embedded = head(tf.constant(inputs)).numpy()
         assert embedded.shape == (len(inputs), dim)
         np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1.0, atol=1e-5)
 
 
-def test_the_nearness_to_all_captions_is_taken_off_the_scores(model: DualEncoder) -> None:
+def test_the_similarity_to_the_bank_is_subtracted_from_scores(model: DualEncoder) -> None:
     strength = 0.5
     image_head, text_head = combine_heads(model, IMAGES, TEXTS, PAIRS * DIM + 1, strength, seed=0)
     scores = mean_scores(model)
-    nearness = 0.05 * np.log(np.exp(scores / 0.05).mean(0))
-    expected = scores - strength * (nearness - nearness.mean())
-    found = text_head(TEXTS).numpy() @ image_head(IMAGES).numpy().T / (1 - ensemble.TEXT_HUBNESS**2) ** 0.5
-    # Lengths of 1 shrink an image's scores by half of its squared hub coordinate.
-    np.testing.assert_allclose(found, expected, atol=0.02)
+    similarity = 0.05 * np.log(np.exp(scores / 0.05).mean(0))
+    expected = scores - strength * (similarity - similarity.mean())
+    actual = text_head(TEXTS).numpy() @ image_head(IMAGES).numpy().T / (1 - ensemble.TEXT_HUBNESS**2) ** 0.5
+    # Normalising again shrinks an image's scores by about half of its squared hubness value.
+    np.testing.assert_allclose(actual, expected, atol=0.02)
     assert np.abs(scores - expected).max() > 0.05
 
 
-def test_the_same_inputs_give_the_same_encoder(model: DualEncoder) -> None:
+def test_combining_is_deterministic(model: DualEncoder) -> None:
     heads = [combine_heads(model, IMAGES, TEXTS, DIM, 0.8, seed=1) for _ in range(2)]
     for first, second in zip(*heads, strict=True):
         for one, other in zip(first.variables, second.variables, strict=True):

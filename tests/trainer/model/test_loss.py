@@ -1,4 +1,4 @@
-"""The loss is that of the global batch, and it compares what it should."""
+"""Tests that losses cover the global batch and match their definitions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.model.loss import info_nce, soft_target_loss
 
 @pytest.fixture(scope="module")
 def results(tiny_image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with what one worker found alone, in this process, and what two found together."""
+    """Folders with the results of a single worker, in this process, and of each of two workers."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", "first", "second")}
     tower, random = tmp_path_factory.mktemp("tower") / "model", np.random.default_rng(0)
     shutil.copytree(tiny_image_model, tower)
@@ -41,7 +41,7 @@ def results(tiny_image_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("preset", ["best", "recipe2022", "tower"])
-def test_two_workers_equal_one_with_the_joined_batch(preset: str, results: dict[str, Path]) -> None:
+def test_two_workers_equal_one_with_the_whole_batch(preset: str, results: dict[str, Path]) -> None:
     alone, first, second = (dict(np.load(folder / f"{preset}.npz")) for folder in results.values())
     assert len(alone) > 8
     for name, expected in alone.items():
@@ -78,11 +78,11 @@ def test_info_nce_matches_its_definition() -> None:
             others = np.exp(np.delete(logits, i, 0)[:, :, i]).sum()  # captions of other images
             expected.append(-np.log(np.exp(logits[i, k, i]) / (np.exp(logits[i, k, i]) + others)))
             expected.append(-np.log(np.exp(logits[i, k, i]) / np.exp(logits[i, k]).sum()))
-    found = info_nce(tf.constant(images), tf.constant(texts), tf.constant(ids), tf.constant(0.5))
-    assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)
+    loss = info_nce(tf.constant(images), tf.constant(texts), tf.constant(ids), tf.constant(0.5))
+    assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_captions_that_read_the_same_are_not_negatives() -> None:
+def test_identical_captions_are_not_negatives() -> None:
     images = tf.constant([[1.0, 0.0], [1.0, 0.0]])
     texts = tf.constant([[[1.0, 0.0]], [[1.0, 0.0]]])
     different = info_nce(images, texts, tf.constant([[0], [1]]), tf.constant(0.1))
@@ -91,13 +91,13 @@ def test_captions_that_read_the_same_are_not_negatives() -> None:
     assert float(same) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_soft_targets_of_unlike_pairs_are_one_hot() -> None:
+def test_soft_targets_of_dissimilar_pairs_are_one_hot() -> None:
     basis = tf.eye(5)
     loss = soft_target_loss(basis, basis[:, tf.newaxis], tf.zeros([5, 1], tf.int32), tf.constant(0.05))
     assert float(loss) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_an_image_and_its_caption_are_dropped_out_independently() -> None:
+def test_dropout_of_an_image_and_its_caption_is_independent() -> None:
     config = TrainConfig(preset="recipe2022", dim=64, captions_per_image=1, mixup=0.0, ensemble_size=2)
     model = DualEncoder(config, 64, 64)
     for head in (*model.image_heads, *model.text_heads):
@@ -121,4 +121,4 @@ def test_an_image_and_its_caption_are_dropped_out_independently() -> None:
     assert len(masks) == 4
     for one, other in itertools.combinations(masks, 2):
         same = (one == other).mean()
-        assert 0.75 < same < 0.9  # 0.82 by chance where a tenth is dropped on each side, 1 if the masks were shared
+        assert 0.75 < same < 0.9  # 0.82 for independent masks with a dropout rate of 0.1, and 1 for a shared mask

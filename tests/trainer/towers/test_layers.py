@@ -1,4 +1,4 @@
-"""Dense layers in 8 bits say what the float ones say, even where one channel is far larger than the others."""
+"""Tests that layers exported for the device are close to the float layers, even with an outlier channel."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _tflite(network: tf.Module, ranges: ActivationRanges | None, path: Path) -> 
     return path
 
 
-def test_static_int8_keeps_small_channels_beside_an_outlier(network: tf.Module, tmp_path: Path) -> None:
+def test_static_int8_preserves_small_channels_next_to_an_outlier(network: tf.Module, tmp_path: Path) -> None:
     ranges = ActivationRanges()
     for seed in range(10):
         with observe_ranges(ranges):
@@ -52,18 +52,18 @@ def test_static_int8_keeps_small_channels_beside_an_outlier(network: tf.Module, 
     interpreter.allocate_tensors()
     types = {t["dtype"] for t in interpreter.get_tensor_details() if t["shape"].size == 4 and t["shape"][0] == 64}
     assert types == {np.int8}  # the kernel of the first layer: [outputs, 1, 1, inputs]
-    found, expected = [], []
+    actual, expected = [], []
     for seed in range(100, 110):
         x = _inputs(4, seed)
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
         interpreter.invoke()
-        found.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+        actual.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
         expected.append(_run(network, tf.constant(x)).numpy())
-    a, b = np.concatenate(found), np.concatenate(expected)
+    a, b = np.concatenate(actual), np.concatenate(expected)
     assert np.linalg.norm(a - b) / np.linalg.norm(b) < 0.03
 
 
-def test_observing_changes_nothing_and_widens_only(network: tf.Module) -> None:
+def test_observing_keeps_the_outputs_and_only_widens_ranges(network: tf.Module) -> None:
     ranges = ActivationRanges()
     x = tf.constant(_inputs(20, 0))
     with observe_ranges(ranges):
@@ -78,12 +78,12 @@ def test_observing_changes_nothing_and_widens_only(network: tf.Module) -> None:
     np.testing.assert_allclose(ranges.layers[0][0], before[0] * 2)
 
 
-def test_device_forms_of_gelu_and_embeddings_are_close() -> None:
+def test_gelu_and_embeddings_for_the_device_are_close() -> None:
     x = tf.constant(np.linspace(-8, 8, 1001, dtype=np.float32))
     table = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32) * np.logspace(-3, 3, 50)[:, None]
     table, ids = tf.constant(table.astype(np.float32)), tf.constant([[0, 3], [49, 7]])
     with trace_for_device(ActivationRanges()):
-        near, rows = gelu(x).numpy(), embedding(table, ids).numpy()
-    np.testing.assert_allclose(near, gelu(x).numpy(), atol=6e-4)
+        approximate, rows = gelu(x).numpy(), embedding(table, ids).numpy()
+    np.testing.assert_allclose(approximate, gelu(x).numpy(), atol=6e-4)
     exact = tf.gather(table, ids).numpy()
-    assert (np.abs(rows - exact).max(-1) <= np.abs(exact).max(-1) / 253).all()  # half a step of each row's own scale
+    assert (np.abs(rows - exact).max(-1) <= np.abs(exact).max(-1) / 253).all()  # half a step of each row's scale

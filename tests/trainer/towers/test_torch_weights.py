@@ -1,4 +1,4 @@
-"""The reader of .pth files builds arrays and nothing else."""
+"""Tests that the reader of .pth files builds arrays, and nothing else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Tensor:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes what torch writes, given stand-ins for its modules."""
+    """Writes the same pickle as torch, given substitutes for its modules."""
 
     def persistent_id(self, value: Any) -> Any:
         if isinstance(value, _Storage):
@@ -87,10 +87,10 @@ def test_reads_both_layouts_and_strided_views(write: Any, tmp_path: Path) -> Non
     state = collections.OrderedDict(
         plain=_Tensor(storage, 0, (3, 4), (4, 1)), transposed=_Tensor(storage, 2, (2, 3), (1, 4))
     )
-    found = read_state_dict(write(tmp_path / "weights.pth", state, [storage]))
+    tensors = read_state_dict(write(tmp_path / "weights.pth", state, [storage]))
     whole = np.arange(12, dtype=np.float32).reshape(3, 4)
-    np.testing.assert_array_equal(found["plain"], whole)
-    np.testing.assert_array_equal(found["transposed"], whole[:, 2:].T)
+    np.testing.assert_array_equal(tensors["plain"], whole)
+    np.testing.assert_array_equal(tensors["transposed"], whole[:, 2:].T)
 
 
 class _Malicious:
@@ -102,7 +102,7 @@ class _Malicious:
 
 
 @pytest.mark.parametrize("write", [_legacy, _zipped])
-def test_refuses_a_pickle_that_runs_something(write: Any, tmp_path: Path) -> None:
+def test_refuses_a_pickle_that_runs_code(write: Any, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     path = write(tmp_path / "weights.pth", {"weight": _Malicious(marker)}, [])
     with pytest.raises(UsageError, match=r"refers to (posix|nt)\.system"):
@@ -117,7 +117,7 @@ def test_refuses_a_view_outside_its_storage(tmp_path: Path) -> None:
         read_state_dict(_zipped(tmp_path / "weights.pth", state, [storage]))
 
 
-def test_names_a_damaged_file(tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_file(tmp_path: Path) -> None:
     storage = _Storage("0", np.zeros(400, np.float32))
     path = _legacy(tmp_path / "weights.pth", {"weight": _Tensor(storage, 0, (400,), (1,))}, [storage])
     path.write_bytes(path.read_bytes()[:-100])

@@ -1,4 +1,4 @@
-"""A small model in the format of Universal Sentence Encoder Lite on TensorFlow Hub, for tests."""
+"""Tiny model in the format of Universal Sentence Encoder Lite on TensorFlow Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3
 
 
 def sentence_piece_model() -> bytes:
-    """A SentencePiece model with whole words, in the fields of sentencepiece_model.proto that a reader needs."""
+    """Returns a SentencePiece model of whole words, with the required fields of sentencepiece_model.proto."""
     file = descriptor_pb2.FileDescriptorProto(name="tiny_sentencepiece.proto", package="tiny", syntax="proto2")
 
     def message(name: str, *fields: tuple[str, int, int, str, bool]) -> None:
@@ -48,7 +48,7 @@ def sentence_piece_model() -> bytes:
     model.trainer_spec.model_type = 1  # unigram
     model.trainer_spec.vocab_size = len(PIECES)
     model.normalizer_spec.name = "identity"
-    # A map that replaces nothing: the size of its trie, the trie, and its replacements.
+    # A map without replacements: the size of its trie, the trie, and the replacements.
     model.normalizer_spec.precompiled_charsmap = struct.pack("<I", 1024) + bytes(1024) + b"\0"
     model.normalizer_spec.add_dummy_prefix = True
     data: bytes = model.SerializeToString()
@@ -56,7 +56,7 @@ def sentence_piece_model() -> bytes:
 
 
 def save_sentence_encoder(folder: Path) -> Path:
-    """A TensorFlow 1 Hub module: ids as the parts of a sparse tensor, and its SentencePiece model as an asset."""
+    """Saves a TensorFlow 1 Hub module that takes ids as a sparse tensor, with its SentencePiece model as an asset."""
     asset = folder.parent / "tiny_8k_spm.model"
     asset.write_bytes(sentence_piece_model())
     v1 = tf.compat.v1
