@@ -1,1 +1,1 @@
-"""Captioned images: the formats that they are read from, their TFRecords and the hashes of their content."""
+"""Captioned images: file formats, validation, splits and content hashes."""

@@ -1,4 +1,4 @@
-"""Content hashes of many files, remembered between runs by size and times, so that unchanged files are read once."""
+"""Content hashes of many files, cached between runs by size and timestamps, so that unchanged files are read once."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from pathlib import Path
 
 from searchforge.hashing import sha256_file
 from searchforge.progress import track
+from searchforge.storage.files import atomic_write
 
 _TRACKED = 10_000
-"""So many files take long enough to show progress."""
+"""Number of files from which progress is shown."""
 
 _BATCH = 500
 
-SETTLED_SECONDS = 2.0
-"""A file that changed more recently could change again within one tick of its file system's clock."""
+MIN_AGE_SECONDS = 2.0
+"""A file that changed more recently could change again within one tick of its file system's clock, unnoticed."""
 
 _Entry = tuple[int, int, int, str]
 
 
 def content_hashes(
-    paths: Iterable[Path], cache: Path, settled_seconds: float = SETTLED_SECONDS
+    paths: Iterable[Path], cache: Path, min_age_seconds: float = MIN_AGE_SECONDS
 ) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Hashes files, several at a time.
+    """Hashes files in parallel.
 
     Args:
-      cache: file that remembers the hashes; it is made, and a damaged one is made anew.
-      settled_seconds: the hash of a file is remembered only if the file last changed at least so long ago.
+      cache: File of cached hashes; created if it is missing or damaged.
+      min_age_seconds: Time since its last change after which the hash of a file is cached.
 
     Returns:
-      SHA-256 by path, and why a file could not be hashed (unreadable or empty) by path.
+      SHA-256 by path, and the reason by path for files that are unreadable or empty.
     """
     known, hashes, failed = _load(cache), {}, {}
     changed: list[tuple[Path, tuple[int, int, int]]] = []
@@ -59,7 +60,7 @@ def content_hashes(
                 failed[path] = result.strerror or str(result)
                 continue
             hashes[path] = result
-            if now - max(version[1:]) >= settled_seconds * 1e9:
+            if now - max(version[1:]) >= min_age_seconds * 1e9:
                 known[str(path.absolute())] = (*version, result)
         _save(cache, known)
     return hashes, failed
@@ -76,7 +77,7 @@ def _hash(paths: list[Path]) -> list[str | OSError]:
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         if len(paths) < _TRACKED:
             return list(pool.map(one, paths))
-        with track("images read for their content", len(paths)) as advance:
+        with track("hashing images", len(paths)) as advance:
             for i in range(0, len(paths), _BATCH):
                 batch = paths[i : i + _BATCH]
                 found += pool.map(one, batch)
@@ -93,6 +94,5 @@ def _load(cache: Path) -> dict[str, _Entry]:
 
 
 def _save(cache: Path, known: dict[str, _Entry]) -> None:
-    partial = cache.with_name(f".{cache.name}.{os.getpid()}")
-    partial.write_text(json.dumps(known))
-    partial.replace(cache)
+    with atomic_write(cache) as file:
+        file.write(json.dumps(known).encode())

@@ -1,4 +1,4 @@
-"""Captioned images: read from captions files, checked against the image folder, and split without leaks."""
+"""Captioned images: read from captions files, checked against the image folder, and split without leakage."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pathlib import Path, PurePosixPath
 
 from searchforge.artifacts.workspace import Workspace
 from searchforge.captions.content_hashes import content_hashes
-from searchforge.captions.formats import READERS, Found, Reject, Row, reader_of
+from searchforge.captions.formats import READERS, CaptionRow, CaptionRows, Reject, reader_for
 from searchforge.captions.tfrecords import is_tfrecord, read_unpacked, unpack
 from searchforge.config import Config, DataConfig
 from searchforge.errors import JobError, UsageError
+from searchforge.storage.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
 MAX_CAPTION = 4000
-"""Characters; the rest of a longer caption is cut off. No text tower reads so many."""
+"""Characters after which captions are truncated. No text tower reads that many."""
 
 _EXAMPLES = 3
 
@@ -33,12 +34,12 @@ class CaptionedImage:
     """One image with its captions.
 
     Attributes:
-      id: path below the image folder.
-      path: the local image file.
-      split: as given, or None.
-      captions: at least one non-empty string; no two are equal.
-      categories: where the captions files have them.
-      content_hash: SHA-256 of the file, once `split_heldout` has read it.
+      id: Path relative to the image folder.
+      path: Local image file.
+      split: Split in the captions file, or None.
+      captions: One or more distinct, non-empty strings.
+      categories: Categories in the captions file, if any.
+      content_hash: SHA-256 of the file, set by `split_heldout`.
     """
 
     id: str
@@ -51,14 +52,14 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class Captions:
-    """What captions files hold. Every caption is used, repeated or rejected: the counts add up to `rows`.
+    """Content of captions files. Every caption is used, repeated or rejected: the counts add up to `rows`.
 
     Attributes:
-      images: in the order of their ids; one that is given with several splits is there with each.
-      rows: captions in the files.
-      repeated: captions that their image has already.
-      rejected: captions that cannot be used, by reason.
-      cut: captions that were longer than MAX_CAPTION.
+      images: Images in the order of their ids; an image with several splits occurs once for each.
+      rows: Number of captions in the files.
+      repeated: Number of captions that repeat another one of the same image.
+      rejected: Number of unusable captions by reason.
+      cut: Number of captions that were longer than MAX_CAPTION.
     """
 
     images: list[CaptionedImage]
@@ -70,14 +71,14 @@ class Captions:
 
 @dataclass(frozen=True)
 class Split:
-    """Images to train on and images to measure with; no content is on both sides, or twice on one.
+    """Training and held-out images; no file content occurs twice.
 
     Attributes:
-      train, heldout: with their content hashes.
-      unused: images of other splits.
-      merged: images that are the same file content as another of their side, to which their captions went.
-      leaked: training images that were dropped because their content is held out.
-      unreadable: (image, what is wrong with its file).
+      train, heldout: Images with their content hashes.
+      unused: Number of images in other splits.
+      merged: Number of images merged into another one of the same side with the same file content.
+      leaked: Number of training images dropped because their content is held out.
+      unreadable: Images that cannot be read, each with the reason.
     """
 
     train: list[CaptionedImage]
@@ -89,15 +90,15 @@ class Split:
 
 
 def has_captions(data: DataConfig) -> bool:
-    """Whether captioned images are configured."""
+    """Returns whether captioned images are configured."""
     return bool(data.captions and (data.images or all(is_tfrecord(Path(name)) for name in data.captions)))
 
 
 def image_folder(config: Config) -> Path:
-    """Returns the folder of the captioned images: `data.images`, or what TFRecords are unpacked to.
+    """Returns the folder of the captioned images: `data.images`, or the folder that TFRecords are unpacked to.
 
     Raises:
-      UsageError: neither is configured, or the folder does not exist.
+      UsageError: Neither is configured, or the folder does not exist.
     """
     data = config.data
     if data.images and not Path(data.images).is_dir():
@@ -106,8 +107,8 @@ def image_folder(config: Config) -> Path:
         )
     if not has_captions(data):
         raise UsageError(
-            "captioned images are needed; set data.captions (--captions: COCO-captions JSON, CSV, TSV, JSON Lines or "
-            "TFRecords) and, but for TFRecords, data.images (--images)"
+            "captioned images are required; set data.captions (--captions: COCO captions JSON, CSV, TSV, JSON Lines or "
+            "TFRecords) and, except for TFRecords, data.images (--images)"
         )
     files = _files(data)
     return unpack(files, _cache(config)) if is_tfrecord(files[0]) else Path(str(data.images))
@@ -117,7 +118,7 @@ def corpus_source(config: Config) -> str:
     """Returns the corpus to search: `corpus.source`, or the folder of the captioned images.
 
     Raises:
-      UsageError: nothing of that is configured.
+      UsageError: Neither is configured.
     """
     source = config.corpus.source or config.data.images
     if source:
@@ -125,25 +126,25 @@ def corpus_source(config: Config) -> str:
     if has_captions(config.data):
         return str(image_folder(config))
     raise UsageError(
-        "no corpus is given; set corpus.source (--corpus) or data.images (--images) to a folder, a glob or a "
+        "no corpus is configured; set corpus.source (--corpus) or data.images (--images) to a folder, a glob or a "
         "text file of paths or URIs"
     )
 
 
 def load_captions(config: Config) -> Captions:
-    """Reads the captions files of `config.data`. What cannot be used is counted, and listed in the workspace's cache.
+    """Reads the captions files of `config.data`. Unusable captions are counted, and listed in the workspace's cache.
 
     Raises:
-      UsageError: a file is missing or of another format, nothing is captioned, or more than
-        `data.max_reject_fraction` of the captions cannot be used.
+      UsageError: A file is missing or has an unsupported format, no image has a caption, or more than
+        `data.max_reject_fraction` of the captions are unusable.
     """
     root = image_folder(config)
     folders = _Folders(root)
-    found: dict[tuple[str, str | None], _Entry] = {}
+    found: dict[tuple[str, str | None], _ImageEntry] = {}
     rejects: list[Reject] = []
     rows = repeated = cut = 0
     for item in _rows(config.data, root, folders):
-        row = _inside(item, root) if isinstance(item, Row) else item
+        row = _relative_to_root(item, root) if isinstance(item, CaptionRow) else item
         if isinstance(row, Reject):
             rows += row.captions
             rejects.append(row)
@@ -151,7 +152,7 @@ def load_captions(config: Config) -> Captions:
         rows += 1
         cut += len(row.caption) > MAX_CAPTION
         text = row.caption[:MAX_CAPTION].rstrip()
-        entry = found.setdefault((row.image, row.split), _Entry(row.place))
+        entry = found.setdefault((row.image, row.split), _ImageEntry(row.place))
         repeated += text in entry.captions
         entry.captions[text] = None
         entry.categories.update(dict.fromkeys(row.categories))
@@ -162,22 +163,22 @@ def load_captions(config: Config) -> Captions:
         else:
             images.append(CaptionedImage(name, root / name, split, tuple(entry.captions), tuple(entry.categories)))
     if cut:
-        logger.info(f"captions: {cut} longer than {MAX_CAPTION} characters are cut off there")
-    return Captions(images, rows, repeated, _report(rejects, rows, len(images), config), cut)
+        logger.info(f"captions: {cut} longer than {MAX_CAPTION} characters are truncated")
+    return Captions(images, rows, repeated, _report_rejects(rejects, rows, len(images), config), cut)
 
 
 def split_heldout(captions: Captions, config: Config, training: bool = True) -> Split:
-    """Splits images into training and held-out ones, by their content.
+    """Splits images into training and held-out images by content.
 
-    Images with the same content become one with the captions of all. Content with a held-out split is held out,
-    whatever other splits it has. Where nothing has a held-out split, `data.holdout` of the contents are held out by
-    their hash: the choice does not change when images are added or renamed.
+    Images with the same content are merged, with all their captions. Content with a held-out split is held out even if
+    it also has other splits. If no image has a held-out split, a fraction `data.holdout` of the contents is held out by
+    hash, so that the choice does not change when images are added or renamed.
 
     Args:
-      training: whether there must be images to train on.
+      training: Whether training images are required.
 
     Raises:
-      UsageError: splits exist, but no image is left in one of `data.train_splits`.
+      UsageError: Splits exist, but no image remains in `data.train_splits`.
     """
     data = config.data
     plain = all(image.split is None for image in captions.images)
@@ -206,7 +207,7 @@ def split_heldout(captions: Captions, config: Config, training: bool = True) -> 
     if training and not train and not plain and (given or not heldout):
         found = sorted({str(image.split) for image in captions.images})
         raise UsageError(
-            f"no image is in a training split: the captions hold {', '.join(found)}, data.train_splits is "
+            f"no image is in a training split: the captions contain {', '.join(found)}, data.train_splits is "
             f"{', '.join(data.train_splits)}"
             + (f"; {leaked} images were dropped because their content is held out too" if leaked else "")
             + (f"; {len(failed)} images cannot be read, such as {min(failed)}" if failed else "")
@@ -217,11 +218,11 @@ def split_heldout(captions: Captions, config: Config, training: bool = True) -> 
 
 @dataclass(frozen=True)
 class QuerySplit:
-    """Captioned images by what their captions are for when an index is built; no image is in two of the sets.
+    """Captioned images by the use of their captions as queries while an index is built. The sets are disjoint.
 
     Attributes:
-      training: what the index is fitted to.
-      tuning, verification: halves of the held-out images: the first chooses settings, the second measures them.
+      training: Images whose captions the index is fitted to.
+      tuning, verification: Halves of the held-out images, for choosing settings and for measuring them.
     """
 
     training: list[CaptionedImage]
@@ -230,10 +231,9 @@ class QuerySplit:
 
 
 def split_queries(split: Split, seed: int) -> QuerySplit:
-    """Splits by chance, whatever the order of the images; the first of two halves has the odd one.
+    """Splits at random, independent of the order of the images; of an odd number, the first half has one more.
 
-    Where no image is held out, or all are, half of the images stand for the training images and half for the held-out
-    ones.
+    If no image is held out, or all are, half of all images serve as training images and half as held-out images.
     """
     train, held = split.train, split.heldout
     if not train or not held:
@@ -242,7 +242,7 @@ def split_queries(split: Split, seed: int) -> QuerySplit:
 
 
 def random_rank(seed: int, *names: str) -> bytes:
-    """Returns a random number that is the same wherever the names stand."""
+    """Returns a random sort key that depends only on the seed and the names."""
     return hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
 
 
@@ -253,8 +253,8 @@ def _halves(images: list[CaptionedImage], seed: int) -> tuple[list[CaptionedImag
 
 
 @dataclass
-class _Entry:
-    """What is known of an image: the place of its first row, and ordered sets of captions and categories."""
+class _ImageEntry:
+    """Location of an image's first row, and ordered sets of its captions and categories."""
 
     place: str
     captions: dict[str, None] = field(default_factory=dict)
@@ -266,7 +266,7 @@ def _cache(config: Config) -> Path:
 
 
 def _files(data: DataConfig) -> list[Path]:
-    """Returns the captions files; a name that is no file may be a pattern."""
+    """Returns the captions files, with patterns expanded unless a file has that very name."""
     files: list[Path] = []
     for name in map(Path, data.captions):
         matches = _matches(name) if "*" in name.name and not name.exists() else [name]
@@ -274,53 +274,53 @@ def _files(data: DataConfig) -> list[Path]:
             raise UsageError(f"captions {name} match no file; check the pattern")
         files += matches
     for path in files:
-        if not is_tfrecord(path) and not reader_of(path):
+        if not is_tfrecord(path) and not reader_for(path):
             raise UsageError(
-                f"captions {path} are of an unknown format; expected a name that ends in {', '.join(READERS)}, "
+                f"captions {path} have an unknown format; expected a name that ends in {', '.join(READERS)}, "
                 ".tfrecord, .tfrecords or .tfrec"
             )
     if len({is_tfrecord(path) for path in files}) > 1:
         raise UsageError(
             f"captions {', '.join(map(str, files[:4]))} mix TFRecords with other formats; "
-            "TFRecords bring their images with them, so give either"
+            "TFRecords contain their images, so use one or the other"
         )
     return files
 
 
 def _matches(pattern: Path) -> list[Path]:
     try:
-        names = os.listdir(pattern.parent)  # noqa: PTH208  fnmatch takes names
+        names = os.listdir(pattern.parent)  # noqa: PTH208  fnmatch needs names
     except OSError as error:
         raise UsageError(f"captions {pattern}: {pattern.parent} cannot be read: {error.strerror}") from None
     return [pattern.parent / name for name in sorted(fnmatch.filter(names, pattern.name))]
 
 
-def _rows(data: DataConfig, root: Path, folders: _Folders) -> Found:
+def _rows(data: DataConfig, root: Path, folders: _Folders) -> CaptionRows:
     files = _files(data)
     if is_tfrecord(files[0]):
         yield from read_unpacked(root)
         return
     for path in files:
-        reader, split = reader_of(path), _split_of(path, data)
+        reader, split = reader_for(path), _split_of(path, data)
         assert reader
         try:
             for item in reader(path):
-                if split and isinstance(item, Row):
-                    item = dataclasses.replace(item, split=item.split or split, image=folders.place(split, item.image))
+                if split and isinstance(item, CaptionRow):
+                    item = dataclasses.replace(item, split=item.split or split, image=folders.locate(split, item.image))
                 yield item
         except OSError as error:
             raise UsageError(f"captions {path} cannot be read: {error.strerror}") from None
 
 
 def _split_of(path: Path, data: DataConfig) -> str | None:
-    """The split that a file is named after: captions_train2014.json or train2014.json are of train2014."""
+    """Returns the split that a file is named after: train2014 for captions_train2014.json and train2014.json."""
     name = path.name.partition(".")[0].removeprefix("captions_")
     return name if name in (*data.train_splits, *data.heldout_splits) else None
 
 
-def _inside(row: Row, root: Path) -> Row | Reject:
-    """Makes the image's name relative to the folder, or rejects one that leaves it."""
-    if "/" not in row.image and row.image not in (".", ".."):  # most names; parsing a path takes longer
+def _relative_to_root(row: CaptionRow, root: Path) -> CaptionRow | Reject:
+    """Makes the image's name relative to the folder; rejects names outside it."""
+    if "/" not in row.image and row.image not in (".", ".."):  # most names; avoids parsing a path
         return row
     path = PurePosixPath(row.image)
     if path.is_absolute():
@@ -333,23 +333,23 @@ def _inside(row: Row, root: Path) -> Row | Reject:
 
 
 class _Folders:
-    """The image folder's listings, each read once."""
+    """Directory listings below the image folder, each read once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._real_root = root.resolve()
         self._names: dict[PurePosixPath, dict[str, bool] | None] = {}
 
-    def place(self, split: str, name: str) -> str:
-        """COCO's file names do not carry their folder, which is named after the split."""
+    def locate(self, split: str, name: str) -> str:
+        """Adds the folder named after the split, which COCO's file names lack, if the file is there."""
         inner = PurePosixPath(split, name)
         return str(inner) if ".." not in inner.parts and self.fault(inner) is None else name
 
     def fault(self, name: PurePosixPath) -> tuple[str, str] | None:
-        """Returns why a name is not that of a file below the root: reason and detail; None where it is."""
+        """Returns reason and detail if a name is not that of a file below the root, else None."""
         names = self._list(name.parent)
         if names is None:
-            return "outside", f"{str(name)!r} is in a folder that a link leads out of the image folder to"
+            return "outside", f"{str(name)!r} is reached through a link that leaves the image folder"
         if name.name not in names:
             return "missing", repr(str(name))
         if names[name.name] and not (self._root / name).resolve().is_relative_to(self._real_root):
@@ -357,7 +357,7 @@ class _Folders:
         return None
 
     def _list(self, folder: PurePosixPath) -> dict[str, bool] | None:
-        """Returns the files of a folder, and whether each is a link; None where the folder is outside."""
+        """Returns the files of a folder, each with whether it is a link; None if the folder is outside the root."""
         if folder not in self._names:
             path = self._root / folder
             names: dict[str, bool] | None = {}
@@ -367,7 +367,7 @@ class _Folders:
                 elif path.is_dir():
                     with os.scandir(path) as entries:
                         names = {entry.name: entry.is_symlink() for entry in entries if _is_file(entry)}
-            except (OSError, RuntimeError):  # a name that no file system takes, a folder that may not be read
+            except (OSError, RuntimeError):  # an invalid name or an unreadable folder
                 names = {}
             self._names[folder] = names
         return self._names[folder]
@@ -376,7 +376,7 @@ class _Folders:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link to itself
+    except OSError:  # a link that points to itself
         return False
 
 
@@ -386,8 +386,8 @@ def _merge(images: Sequence[CaptionedImage]) -> CaptionedImage:
     return dataclasses.replace(images[0], captions=tuple(texts), categories=tuple(categories))
 
 
-def _report(rejects: list[Reject], rows: int, images: int, config: Config) -> dict[str, int]:
-    """Says and lists what is not used; returns its captions by reason."""
+def _report_rejects(rejects: list[Reject], rows: int, images: int, config: Config) -> dict[str, int]:
+    """Logs and lists rejects; returns the number of captions lost by reason."""
     listing = _cache(config) / "rejects.jsonl"
     _write_lines(listing, (json.dumps(dataclasses.asdict(reject)) for reject in rejects))
     lost = sum(reject.captions for reject in rejects)
@@ -400,15 +400,15 @@ def _report(rejects: list[Reject], rows: int, images: int, config: Config) -> di
     summary = "\n".join(lines)
     names = ", ".join(config.data.captions)
     if not images:
-        raise UsageError("\n".join([f"captions {names} caption no image; {rows} captions were read", *lines]))
+        raise UsageError("\n".join([f"captions {names} match no image; {rows} captions were read", *lines]))
     if lost > config.data.max_reject_fraction * rows:
         raise UsageError(
-            f"captions {names}: {lost} of {rows} captions cannot be used, more than data.max_reject_fraction "
-            f"({config.data.max_reject_fraction:g}):\n{summary}\nMend them (all are in {listing}), check --images, "
+            f"captions {names}: {lost} of {rows} captions are unusable, more than data.max_reject_fraction "
+            f"({config.data.max_reject_fraction:g}):\n{summary}\nFix them (all are in {listing}), check --images, "
             "or raise data.max_reject_fraction"
         )
     if lines:
-        logger.info(f"captions: {lost} of {rows} cannot be used; all faults are listed in {listing}:\n{summary}")
+        logger.info(f"captions: {lost} of {rows} are unusable; all faults are listed in {listing}:\n{summary}")
     by_reason: Counter[str] = Counter()
     for reject in rejects:
         by_reason[reject.reason] += reject.captions
@@ -417,12 +417,10 @@ def _report(rejects: list[Reject], rows: int, images: int, config: Config) -> di
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     content = "".join(f"{line}\n" for line in lines).encode()
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.is_file() and path.read_bytes() == content:
-            return  # a run that finds everything done changes nothing
-        partial.write_bytes(content)
-        partial.replace(path)
+            return  # keeps the file unmodified when nothing changed
+        with atomic_write(path) as file:
+            file.write(content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise JobError(f"{path} cannot be written: {error.strerror}; make room in the workspace") from error
+        raise JobError(f"{path} cannot be written: {error.strerror}; free some space in the workspace") from error

@@ -1,7 +1,7 @@
-"""Captions files as rows of (image, caption, split, categories): COCO-captions JSON, CSV, TSV and JSON Lines.
+"""Readers of captions files: COCO captions JSON, CSV, TSV and JSON Lines.
 
-Faults of single rows are yielded in their place, with file and line; only a file that is of no use at all is an error.
-CSV is that of RFC 4180 (quoted fields may hold commas and line breaks); TSV is split at every tab. Both begin with a
+Faulty rows are yielded as rejects, with file and line; only a file that is unusable as a whole raises an error. CSV
+follows RFC 4180 (quoted fields may contain commas and line breaks); TSV is split at every tab. Both start with a
 header. Text is UTF-8, or UTF-16 with a byte order mark.
 """
 
@@ -22,25 +22,25 @@ IMAGE_NAMES = ("image", "file_name", "filename", "filepath", "path")
 CAPTION_NAMES = ("caption", "captions", "text", "title")
 SPLIT_NAMES = ("split",)
 CATEGORY_NAMES = ("categories", "category")
-"""Names of columns and keys, in any case; the first that is there is used."""
+"""Names of columns and keys, case-insensitive; the first one present is used."""
 
 MAX_LINE = 2**24
-"""Characters; a longer line is no row of captions."""
+"""Largest length of a line, in characters."""
 
 MAX_RECORD_LINES = 100
-"""A quoted CSV field that is not closed within as many lines was not meant to be quoted."""
+"""Number of lines within which a quoted CSV field must be closed."""
 
 
 @dataclass(frozen=True)
-class Row:
+class CaptionRow:
     """One caption of one image.
 
     Attributes:
-      place: file and line, for people.
-      image: file name as the file gives it; not empty.
-      caption: not empty; white space is single spaces.
-      split: as given, or None.
-      categories: of the image, where the file has them.
+      place: File and line, for messages.
+      image: File name as in the captions file; not empty.
+      caption: Non-empty text with white space collapsed to single spaces.
+      split: Split of the image, or None.
+      categories: Categories of the image, if any.
     """
 
     place: str
@@ -52,13 +52,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Reject:
-    """What cannot be used.
+    """An unusable part of a captions file.
 
     Attributes:
-      place: file and line, for people.
-      reason: one word for the kind of fault.
-      detail: what was found.
-      captions: how many captions are lost by it.
+      place: File and line, for messages.
+      reason: Kind of the fault, as an identifier.
+      detail: Description of the fault.
+      captions: Number of captions lost.
     """
 
     place: str
@@ -67,42 +67,42 @@ class Reject:
     captions: int = 1
 
 
-Found = Iterator[Row | Reject]
+CaptionRows = Iterator[CaptionRow | Reject]
 
 
-def reader_of(path: Path) -> Callable[[Path], Found] | None:
+def reader_for(path: Path) -> Callable[[Path], CaptionRows] | None:
     """Returns the reader for a file's extension, or None."""
     return READERS.get(path.suffix.lower())
 
 
-def make_row(place: str, image: Any, caption: Any, split: Any, categories: Any = None) -> Row | Reject:
-    """Checks what a file gives for a row; `categories` may be one string, with semicolons between, or a list."""
+def make_row(place: str, image: Any, caption: Any, split: Any, categories: Any = None) -> CaptionRow | Reject:
+    """Validates the values of a row; `categories` is a list, or a string separated by semicolons."""
     if categories is None or isinstance(categories, str):
         categories = (categories or "").split(";")
     if not isinstance(image, str) or not image.strip():
-        return Reject(place, "no_image", f"the image is {_shown(image)}, expected a file name")
+        return Reject(place, "no_image", f"the image is {_abbreviated(image)}; expected a file name")
     if not isinstance(caption, str):
-        return Reject(place, "not_a_string", f"the caption is {_shown(caption)}, expected a string")
+        return Reject(place, "not_a_string", f"the caption is {_abbreviated(caption)}; expected a string")
     if not (split is None or isinstance(split, str)):
-        return Reject(place, "not_a_string", f"the split is {_shown(split)}, expected a string")
+        return Reject(place, "not_a_string", f"the split is {_abbreviated(split)}; expected a string")
     if not (isinstance(categories, list) and all(isinstance(category, str) for category in categories)):
-        return Reject(place, "not_a_string", f"the categories are {_shown(categories)}, expected strings")
+        return Reject(place, "not_a_string", f"the categories are {_abbreviated(categories)}; expected strings")
     for text in (image, caption, split or "", *categories):
         if "\0" in text or not _encodable(text):
-            return Reject(place, "not_utf8", f"{_shown(text)} is not UTF-8 text; save the file as UTF-8")
+            return Reject(place, "not_utf8", f"{_abbreviated(text)} is not UTF-8 text; save the file as UTF-8")
     words = " ".join(caption.split())
     if not words:
-        return Reject(place, "empty_caption", f"of image {_shown(image)}")
+        return Reject(place, "empty_caption", f"the caption of image {_abbreviated(image)} is empty")
     kinds = dict.fromkeys(category.strip() for category in categories if category.strip())
-    return Row(place, image, words, (split or "").strip() or None, tuple(kinds))
+    return CaptionRow(place, image, words, (split or "").strip() or None, tuple(kinds))
 
 
-def read_json_lines(path: Path, place_key: str | None = None) -> Found:
-    """Reads objects with an image and a caption or a list of captions, one a line.
+def read_json_lines(path: Path, place_key: str | None = None) -> CaptionRows:
+    """Reads JSON objects, one per line, with an image and a caption or a list of captions.
 
     Args:
-      place_key: key of the row's origin, in files that searchforge made from others; such a row may hold a `problem`
-        instead of an image.
+      place_key: Key of the row's origin, in files that searchforge converted from others; such a row may contain a
+        `problem` instead of an image.
     """
     for number, line in _lines(path):
         place = f"{path}:{number}"
@@ -117,7 +117,7 @@ def read_json_lines(path: Path, place_key: str | None = None) -> Found:
             yield Reject(place, "not_json", str(error))
             continue
         if not isinstance(record, dict):
-            yield Reject(place, "not_json", f"{_shown(record)}, expected an object")
+            yield Reject(place, "not_json", f"{_abbreviated(record)}; expected an object")
             continue
         if place_key:
             place = record.pop(place_key)
@@ -133,8 +133,8 @@ def read_json_lines(path: Path, place_key: str | None = None) -> Found:
             yield make_row(place, image, caption, split, categories)
 
 
-def _read_coco(path: Path) -> Found:
-    """Reads https://cocodataset.org/#format-data, 4. Image Captioning; an image may carry `split` and `categories`."""
+def _read_coco(path: Path) -> CaptionRows:
+    """Reads https://cocodataset.org/#format-data, 4. Image Captioning; images may have `split` and `categories`."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -151,7 +151,7 @@ def _read_coco(path: Path) -> Found:
     for index, image in enumerate(listed):
         key = image.get("id") if isinstance(image, dict) else None
         if not isinstance(key, int | str):
-            yield Reject(f"{path}: images[{index}]", "malformed", f"{_shown(image)} has no id", captions=0)
+            yield Reject(f"{path}: images[{index}]", "malformed", f"{_abbreviated(image)} has no id", captions=0)
             continue
         if key in images and images[key][0] != image.get("file_name"):
             ambiguous.add(key)
@@ -160,48 +160,48 @@ def _read_coco(path: Path) -> Found:
         place = f"{path}: annotations[{index}]"
         key = annotation.get("image_id") if isinstance(annotation, dict) else None
         if not isinstance(key, int | str) or key not in images:
-            yield Reject(place, "unknown_image", f"image_id {_shown(key)} is not among the images")
+            yield Reject(place, "unknown_image", f"image_id {_abbreviated(key)} is not among the images")
             continue
         captioned.add(key)
         if key in ambiguous:
-            yield Reject(place, "unknown_image", f"image_id {_shown(key)} is that of several images")
+            yield Reject(place, "unknown_image", f"image_id {_abbreviated(key)} belongs to several images")
             continue
         name, split, categories = images[key]
         yield make_row(place, name, annotation.get("caption"), split, categories)
     for key in (key for key in images if key not in captioned):
-        yield Reject(f"{path}: image id {key!r}", "uncaptioned", _shown(images[key][0]), captions=0)
+        yield Reject(f"{path}: image id {key!r}", "uncaptioned", _abbreviated(images[key][0]), captions=0)
 
 
-def _read_csv(path: Path) -> Found:
+def _read_csv(path: Path) -> CaptionRows:
     return _table(path, csv_records(_lines(path)))
 
 
-def _read_tsv(path: Path) -> Found:
+def _read_tsv(path: Path) -> CaptionRows:
     return _table(path, tsv_records(_lines(path)))
 
 
 _TOO_LONG = f"more than {MAX_LINE} characters"
 
 
-def _table(path: Path, records: Iterator[tuple[int, list[str] | str]]) -> Found:
-    """Turns numbered records, each a list of fields or the description of a fault, into rows."""
+def _table(path: Path, records: Iterator[tuple[int, list[str] | str]]) -> CaptionRows:
+    """Converts numbered records, each a list of fields or a fault, to rows."""
     _, header = next(records, (0, ""))
     if not isinstance(header, list):
-        raise UsageError(f"captions {path} hold no header; expected {_HEADER}")
+        raise UsageError(f"captions {path} have no header; expected {_HEADER}")
     names = [name.strip().lower() for name in header]
     image, caption, split, categories = (
         next((names.index(name) for name in known if name in names), None)
         for known in (IMAGE_NAMES, CAPTION_NAMES, SPLIT_NAMES, CATEGORY_NAMES)
     )
     if image is None or caption is None:
-        found = ", ".join(map(_shown, header[:10]))
-        raise UsageError(f"captions {path} begin with {found}; expected {_HEADER}")
+        found = ", ".join(map(_abbreviated, header[:10]))
+        raise UsageError(f"captions {path} start with {found}; expected {_HEADER}")
     for number, fields in records:
         place = f"{path}:{number}"
         if isinstance(fields, str):
             yield Reject(place, "malformed", fields)
         elif len(fields) != len(header):
-            detail = f"{len(fields)} fields, expected {len(header)}; a field with the delimiter in it needs quotes"
+            detail = f"{len(fields)} fields; expected {len(header)}; a field that contains the delimiter must be quoted"
             yield Reject(place, "malformed", detail)
         else:
             optional = (None if column is None else fields[column] for column in (split, categories))
@@ -210,12 +210,12 @@ def _table(path: Path, records: Iterator[tuple[int, list[str] | str]]) -> Found:
 
 _HEADER = (
     f"a header with an image column ({', '.join(IMAGE_NAMES)}), a caption column ({', '.join(CAPTION_NAMES)}) "
-    "and perhaps split and categories"
+    "and optionally split and categories"
 )
 
 
 def tsv_records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, list[str] | str]]:
-    """Splits lines as https://www.iana.org/assignments/media-types/text/tab-separated-values; quotes are taken off."""
+    """Splits lines as https://www.iana.org/assignments/media-types/text/tab-separated-values, and removes quotes."""
     for number, line in lines:
         if line is None:
             yield number, _TOO_LONG
@@ -226,9 +226,9 @@ def tsv_records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, 
 def csv_records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, list[str] | str]]:
     """Yields records with the number of their first line.
 
-    A quote that is opened by mistake would swallow the lines after it: they are read again.
+    If a quote is never closed, the lines after its own are read again as records.
     """
-    csv.field_size_limit(MAX_LINE * MAX_RECORD_LINES)  # a limit of the process; the default is 131,072
+    csv.field_size_limit(MAX_LINE * MAX_RECORD_LINES)  # process-wide; the default is 131,072
     again: deque[tuple[int, str | None]] = deque()
     taken: list[tuple[int, str | None]] = []
 
@@ -258,7 +258,7 @@ def csv_records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, 
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
-    """Yields numbered lines; None for one that is too long. What is not UTF-8 becomes lone surrogates."""
+    """Yields numbered lines, None for overlong ones. Bytes that are not UTF-8 become lone surrogates."""
     with path.open("rb") as file:
         utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     encoding, errors = ("utf-16", "strict") if utf16 else ("utf-8-sig", "surrogateescape")
@@ -274,7 +274,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
                     pass
                 yield number, None
     except UnicodeDecodeError as error:
-        raise UsageError(f"captions {path} are not UTF-16, as their first bytes say: {error}; save as UTF-8") from None
+        raise UsageError(
+            f"captions {path} start with a UTF-16 mark but are not UTF-16: {error}; save as UTF-8"
+        ) from None
 
 
 def _unquoted(field: str) -> str:
@@ -291,15 +293,15 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _shown(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-READERS: dict[str, Callable[[Path], Found]] = {
+READERS: dict[str, Callable[[Path], CaptionRows]] = {
     ".json": _read_coco,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": read_json_lines,
 }
-"""By extension."""
+"""Readers by file extension."""

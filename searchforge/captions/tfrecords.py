@@ -1,8 +1,7 @@
-"""Captioned images in TFRecords, unpacked once: the images into files named by their content, the captions into JSON
-Lines.
+"""Captioned images in TFRecords, unpacked once: images to files named by content hash, captions to JSON Lines.
 
 A record is a tf.train.Example with an encoded image (feature `image` or `image/encoded`), one or more captions
-(`caption`, `captions`, `captions/text` or `image/caption`) and perhaps a `split`. Files may be gzipped.
+(`caption`, `captions`, `captions/text` or `image/caption`) and optionally a `split`. Files may be gzipped.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,9 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from searchforge.artifacts.records import example_bytes, iterate_tfrecords
-from searchforge.captions.formats import Found, read_json_lines
+from searchforge.captions.formats import CaptionRows, read_json_lines
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_bytes
+from searchforge.storage.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -34,39 +33,36 @@ _EXTENSIONS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"),
 
 
 def is_tfrecord(path: Path) -> bool:
-    """Whether a name, or a pattern of names, is that of TFRecords: *.tfrecord, *.tfrecords, *.tfrec, also in shards."""
+    """Returns whether a file name or pattern is that of TFRecords: *.tfrecord, *.tfrecords or *.tfrec, also sharded."""
     return _NAME.search(path.name) is not None
 
 
 def unpack(files: Sequence[Path], cache: Path) -> Path:
-    """Unpacks TFRecords below `cache` and returns the images' folder. What is unpacked already is found.
+    """Unpacks TFRecords below `cache`, unless that was done before, and returns the folder of the images.
 
     Raises:
-      UsageError: a file cannot be read or is damaged.
-      JobError: the images cannot be written.
+      UsageError: A file cannot be read or is damaged.
+      JobError: The images cannot be written.
     """
     folder = cache / content_id([_version(path) for path in files])
     images = folder / _IMAGES
     if (folder / _CAPTIONS).exists():
         return images
     logger.info(f"captions: unpacking {len(files)} TFRecord files into {images}")
-    partial = folder / f".{_CAPTIONS}.{os.getpid()}"
     try:
         images.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as lines:
+        with atomic_write(folder / _CAPTIONS) as lines:  # the commit; until then, a rerun keeps the existing images
             for path in files:
                 for index, payload in enumerate(_records(path)):
-                    lines.write(json.dumps({"place": f"{path}: record {index}", **_line(payload, images)}) + "\n")
-        partial.replace(folder / _CAPTIONS)  # the commit: a killed run unpacks again, and keeps the images it finds
+                    line = {"place": f"{path}: record {index}", **_line(payload, images)}
+                    lines.write(json.dumps(line).encode() + b"\n")
     except OSError as error:
-        raise JobError(f"TFRecords cannot be unpacked into {images}: {error.strerror}; make room there") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        raise JobError(f"TFRecords cannot be unpacked into {images}: {error.strerror}; free some space there") from None
     return images
 
 
-def read_unpacked(images: Path) -> Found:
-    """Yields the rows of what `unpack` returned."""
+def read_unpacked(images: Path) -> CaptionRows:
+    """Yields the rows of an image folder that `unpack` returned."""
     return read_json_lines(images.parent / _CAPTIONS, place_key="place")
 
 
@@ -86,13 +82,13 @@ def _records(path: Path) -> Iterator[bytes]:
             with gzip.GzipFile(fileobj=file) if zipped else file as records:
                 yield from iterate_tfrecords(cast(BinaryIO, records))
     except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UsageError(f"captions {path} are damaged: {error}; copy or make the file again") from None
+        raise UsageError(f"captions {path} are damaged: {error}; copy or create the file again") from None
     except OSError as error:
         raise UsageError(f"captions {path} cannot be read: {error.strerror}") from None
 
 
 def _line(payload: bytes, images: Path) -> dict[str, Any]:
-    """Writes the image of a record and returns what stands for the record in the JSON Lines."""
+    """Writes the image of a record and returns the record's JSON line."""
     try:
         features = example_bytes(payload)
     except ValueError as error:
@@ -102,7 +98,7 @@ def _line(payload: bytes, images: Path) -> dict[str, Any]:
     )
     if not image or not captions:
         return {
-            "problem": f"the record holds {', '.join(sorted(features)) or 'no bytes'}; expected one of "
+            "problem": f"the record contains {', '.join(sorted(features)) or 'no bytes'}; expected one of "
             f"{', '.join(IMAGE_KEYS)} and one of {', '.join(CAPTION_KEYS)}"
         }
     texts = [text.decode("utf-8", "surrogateescape") for text in (*captions, *split[:1])]
@@ -117,7 +113,6 @@ def _write(data: bytes, images: Path) -> str:
     extension = next((extension for magic, extension in _EXTENSIONS if data.startswith(magic)), "bin")
     path = images / f"{sha256_bytes(data)}.{extension}"
     if not path.exists():
-        partial = images / f".{path.name}.{os.getpid()}"
-        partial.write_bytes(data)
-        partial.replace(path)
+        with atomic_write(path) as file:
+            file.write(data)
     return path.name

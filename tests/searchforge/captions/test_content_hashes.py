@@ -22,7 +22,7 @@ def _settled(path: Path, content: bytes) -> Path:
 
 def _hashes(paths: list[Path], cache: Path) -> tuple[dict[Path, str], dict[Path, str]]:
     """Files count as settled at once."""
-    return content_hashes(paths, cache, settled_seconds=0)
+    return content_hashes(paths, cache, min_age_seconds=0)
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_missing_images_are_counted_and_listed_and_the_rest_is_used(
         (f"{place}:4", "missing", 1),
         (f"{place}:5", "no_image", 1),
     }
-    assert "4 of 5 cannot be used" in capsys.readouterr().err
+    assert "4 of 5 are unusable" in capsys.readouterr().err
 
 
 def test_few_faults_are_forgiven_and_many_are_not(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_few_faults_are_forgiven_and_many_are_not(tmp_path: Path) -> None:
     assert load_captions(_config(tmp_path, "captions.jsonl", max_reject_fraction=0.1)).rejected == {"missing": 3}
     _rows(tmp_path, [*rows[:9], *[("gone.jpg", str(i)) for i in range(3)]])
     with pytest.raises(
-        UsageError, match=r"3 of 12 captions cannot be used, more than data\.max_reject_fraction \(0\.1\)"
+        UsageError, match=r"3 of 12 captions are unusable, more than data\.max_reject_fraction \(0\.1\)"
     ):
         load_captions(_config(tmp_path, "captions.jsonl", max_reject_fraction=0.1))
 
@@ -167,7 +167,7 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     _rows(tmp_path, [("gone.jpg", "x")])
     with pytest.raises(
-        UsageError, match=r"caption no image; 1 captions were read\n.*1 missing, such as .*:1: 'gone.jpg'"
+        UsageError, match=r"match no image; 1 captions were read\n.*1 missing, such as .*:1: 'gone.jpg'"
     ):
         load_captions(_config(tmp_path, "captions.jsonl"))
 
@@ -325,12 +325,12 @@ def test_no_training_split_is_refused(tmp_path: Path) -> None:
     _image(tmp_path, "a.jpg")
     _rows(tmp_path, [("a.jpg", "x", "fold1")])
     config = _config(tmp_path, "captions.jsonl")
-    with pytest.raises(UsageError, match="the captions hold fold1"):
+    with pytest.raises(UsageError, match="the captions contain fold1"):
         split_heldout(load_captions(config), config)
 
 
 def test_the_corpus_is_the_captioned_images_unless_another_is_given(tmp_path: Path) -> None:
     config = _config(tmp_path, "captions.jsonl")
     assert corpus_source(config) == str(tmp_path / "images")
-    with pytest.raises(UsageError, match="no corpus is given"):
+    with pytest.raises(UsageError, match="no corpus is configured"):
         corpus_source(Config())

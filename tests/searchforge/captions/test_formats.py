@@ -11,25 +11,25 @@ from typing import Any
 
 import pytest
 
-from searchforge.captions.formats import MAX_LINE, Reject, Row, reader_of
+from searchforge.captions.formats import MAX_LINE, CaptionRow, Reject, reader_for
 from searchforge.errors import UsageError
 
 
-def _read(path: Path, content: str | bytes | None = None) -> list[Row | Reject]:
+def _read(path: Path, content: str | bytes | None = None) -> list[CaptionRow | Reject]:
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    reader = reader_of(path)
+    reader = reader_for(path)
     assert reader
     return list(reader(path))
 
 
 def _rows(path: Path, content: str | bytes) -> list[tuple[str, str, str | None]]:
     found = _read(path, content)
-    assert all(isinstance(item, Row) for item in found), found
-    return [(row.image, row.caption, row.split) for row in found if isinstance(row, Row)]
+    assert all(isinstance(item, CaptionRow) for item in found), found
+    return [(row.image, row.caption, row.split) for row in found if isinstance(row, CaptionRow)]
 
 
-def _faults(found: list[Row | Reject]) -> list[tuple[str, str]]:
+def _faults(found: list[CaptionRow | Reject]) -> list[tuple[str, str]]:
     return [(item.place, item.reason) for item in found if isinstance(item, Reject)]
 
 
@@ -43,7 +43,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, names: tuple[str, ...]
             writer = csv.writer(file, dialect)
             writer.writerow(["other", *names])
             writer.writerows([["-", *(value or "" for value in row)] for row in ROWS])
-        assert [(r.image, r.caption, r.split) for r in _read(tmp_path / name) if isinstance(r, Row)] == ROWS
+        assert [(r.image, r.caption, r.split) for r in _read(tmp_path / name) if isinstance(r, CaptionRow)] == ROWS
     keys = [name.strip() for name in names]
     lines = "".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in ROWS)
     assert _rows(tmp_path / "c.jsonl", lines) == ROWS
@@ -57,12 +57,12 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, names: tuple[str, ...]
 def test_json_lines_may_hold_several_captions_and_categories(tmp_path: Path) -> None:
     record = {"file_name": "a.jpg", "captions": ["x", "y"], "categories": ["dog", "beach"]}
     found = _read(tmp_path / "c.jsonl", json.dumps(record))
-    assert [(r.caption, r.categories) for r in found if isinstance(r, Row)] == [
+    assert [(r.caption, r.categories) for r in found if isinstance(r, CaptionRow)] == [
         ("x", ("dog", "beach")),
         ("y", ("dog", "beach")),
     ]
     (row,) = _read(tmp_path / "c.csv", "image,caption,categories\na.jpg,x,dog; beach;\n")
-    assert isinstance(row, Row) and row.categories == ("dog", "beach")
+    assert isinstance(row, CaptionRow) and row.categories == ("dog", "beach")
 
 
 @pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.jsonl"])
@@ -86,7 +86,10 @@ def test_a_byte_order_mark_before_coco_json_is_understood(tmp_path: Path) -> Non
 
 def test_quoted_fields_may_hold_line_breaks(tmp_path: Path) -> None:
     found = _read(tmp_path / "c.csv", 'image,caption\na.jpg,"one\ntwo"\nb.jpg,"x"\nc.jpg,y,z\n')
-    assert [(row.caption, row.place[-2:]) for row in found if isinstance(row, Row)] == [("one two", ":2"), ("x", ":4")]
+    assert [(row.caption, row.place[-2:]) for row in found if isinstance(row, CaptionRow)] == [
+        ("one two", ":2"),
+        ("x", ":4"),
+    ]
     assert _faults(found) == [(f"{tmp_path / 'c.csv'}:5", "malformed")]  # the line of the file, not the record
 
 
@@ -94,7 +97,7 @@ def test_quoted_fields_may_hold_line_breaks(tmp_path: Path) -> None:
 def test_a_stray_quote_costs_its_own_row_only(tmp_path: Path, end: str) -> None:
     lines = ["image,caption", 'a.jpg,"stray', *[f"{i}.jpg,caption {i}" for i in range(500)], 'b.jpg,"Big" dog']
     found = _read(tmp_path / "c.csv", "\n".join(lines) + end)
-    kept = [row.image for row in found if isinstance(row, Row)]
+    kept = [row.image for row in found if isinstance(row, CaptionRow)]
     assert kept == [f"{i}.jpg" for i in range(500)] + (["z.jpg"] if "z.jpg" in end else [])
     assert [place.rpartition(":")[2] for place, _ in _faults(found)] == ["2", "503"]
 
@@ -113,7 +116,7 @@ def test_faulty_rows_are_named_with_file_and_line(tmp_path: Path) -> None:
         ]
     )
     found = _read(tmp_path / "c.csv", content)
-    assert [row.caption for row in found if isinstance(row, Row)] == ["fine", "fine too"]
+    assert [row.caption for row in found if isinstance(row, CaptionRow)] == ["fine", "fine too"]
     faults = {int(place.rpartition(":")[2]): reason for place, reason in _faults(found)}
     assert faults.pop(8) in ("not_utf8", "malformed")  # the csv module of Python 3.10 refuses zero bytes itself
     assert faults == {3: "malformed", 4: "malformed", 5: "not_utf8", 6: "empty_caption", 7: "no_image"}
@@ -136,7 +139,7 @@ def test_faulty_json_lines_are_named_with_file_and_line(tmp_path: Path) -> None:
         "[" * 100_000,
     ]
     found = _read(tmp_path / "c.jsonl", "\n".join(lines))
-    assert [row.caption for row in found if isinstance(row, Row)] == ["fine", "x"]
+    assert [row.caption for row in found if isinstance(row, CaptionRow)] == ["fine", "x"]
     assert [int(place.rpartition(":")[2]) for place, _ in _faults(found)] == list(range(2, 14))
     assert Counter(reason for _, reason in _faults(found)) == {
         "not_json": 3,
@@ -159,7 +162,7 @@ def test_faulty_coco_entries_are_named(tmp_path: Path) -> None:
         ],
     }
     found = _read(tmp_path / "c.json", json.dumps(content))
-    assert [row.caption for row in found if isinstance(row, Row)] == ["fine"]
+    assert [row.caption for row in found if isinstance(row, CaptionRow)] == ["fine"]
     assert Counter((item.reason, item.captions) for item in found if isinstance(item, Reject)) == {
         ("malformed", 0): 1,
         ("uncaptioned", 0): 1,
@@ -177,7 +180,7 @@ def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["c.csv", "c.tsv"])
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "hold no header"), ("name;words\na;b\n", "begin with 'name;words'")]
+    ("text", "message"), [("", "have no header"), ("name;words\na;b\n", "start with 'name;words'")]
 )
 def test_a_table_without_its_header_is_refused_with_what_is_expected(
     tmp_path: Path, name: str, text: str, message: str
@@ -201,7 +204,7 @@ def test_large_fields_are_read_and_endless_lines_are_not(tmp_path: Path) -> None
         ("d.jsonl", ["", '{"image": "b.jpg", "caption": "x"}']),
     ):
         found = _read(tmp_path / name, "\n".join([lines[0], "x" * (MAX_LINE + 5), lines[1]]))
-        assert [row.image for row in found if isinstance(row, Row)] == ["b.jpg"]
+        assert [row.image for row in found if isinstance(row, CaptionRow)] == ["b.jpg"]
         assert [place for place, _ in _faults(found)] == [f"{tmp_path / name}:2"]
 
 
@@ -211,7 +214,7 @@ def test_a_large_file_is_read_in_pieces(tmp_path: Path, name: str) -> None:
     delimiter = {"c.csv": ",", "c.tsv": "\t"}.get(name)
     line = f"a.jpg{delimiter}{caption}\n" if delimiter else json.dumps({"image": "a.jpg", "caption": caption}) + "\n"
     path.write_text((f"image{delimiter}caption\n" if delimiter else "") + line * 4_000)
-    reader = reader_of(path)
+    reader = reader_for(path)
     assert reader
     tracemalloc.start()
     try:

@@ -115,7 +115,7 @@ def test_a_record_cannot_claim_all_memory(tmp_path: Path) -> None:
 
     crc = google_crc32c.value(header)
     path.write_bytes(header + (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little"))
-    with pytest.raises(UsageError, match=f"more than {MAX_RECORD_BYTES}"):
+    with pytest.raises(UsageError, match=f"above the limit of {MAX_RECORD_BYTES}"):
         load_captions(_config(tmp_path, path))
 
 
