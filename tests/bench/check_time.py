@@ -1,8 +1,8 @@
-"""How long the check of a searcher takes, by step, and how much memory.
+"""Measures the duration of the steps of a check and its peak memory.
 
     python -m tests.bench.check_time --workspace bench --searcher ID --captions captions.json --images photos/
 
-Each check runs in a process of its own; prints JSON.
+Each check runs in its own process. Prints medians as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 
 
 def check_once(workspace: str, searcher: str, captions: str, images: str, seed: int) -> dict[str, Any]:
-    """Checks with a seed of its own, as an equal check that passed would not be repeated."""
+    """Runs one check. The seed must be different each time, because a passed check is not repeated."""
     from searchforge.config import load_config
     from serving_check.check import check
 
@@ -36,7 +36,7 @@ def check_once(workspace: str, searcher: str, captions: str, images: str, seed: 
 @click.option("--images", required=True)
 @click.option("--rounds", default=3)
 def main(workspace: str, searchers: Sequence[str], captions: str, images: str, rounds: int) -> None:
-    """Checks each searcher in turns."""
+    """Checks the searchers alternately and prints the medians."""
     runs: dict[str, list[dict[str, Any]]] = {searcher: [] for searcher in searchers}
     for seed in range(rounds):
         for searcher, done in runs.items():

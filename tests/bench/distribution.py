@@ -1,10 +1,10 @@
-"""Two Ray workers against one: the towers' work and the training of the heads; prints JSON.
+"""Compares two Ray workers with one, for feature extraction and head training; prints JSON.
 
 python -m tests.bench.distribution --captions C.json --images FOLDER [--limit IMAGES] [--rounds 3]
 
-The figures of one and of two workers are measured in turns within one run, and are medians. Every worker has one
-thread, so that two have twice the cores of one. Ray's own start is in none of them: the rates of the towers are
-counted from the first finished chunk to the last one, seconds of the heads are those of the epochs after the first.
+The figures are medians of alternating measurements in one run. Every worker has one thread, so that two workers use
+twice the cores. Starting Ray is excluded: rates of the towers are counted from the first finished chunk on, and rates
+of the heads exclude the first epoch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from searchforge.config import Config, load_config
 from searchforge.console.options import import_quietly, quiet_libraries
 
 CHUNKS = 16
-"""Of each measured pass over the inputs."""
+"""Number of chunks in each measured pass over the inputs."""
 
 
 @click.command()
 @click.option("--captions", required=True, multiple=True, help="Caption files.")
 @click.option("--images", required=True, help="Folder of the images.")
-@click.option("--limit", type=int, default=1000, show_default=True, help="Images of a round.")
+@click.option("--limit", type=int, default=1000, show_default=True, help="Number of images per round.")
 @click.option("--rounds", type=int, default=3, show_default=True)
 def main(captions: tuple[str, ...], images: str, limit: int, rounds: int) -> None:
     quiet_libraries()
@@ -61,7 +61,7 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
     specs = train.tower_specs(config.train, list(inputs["text"].values()))
     measured: dict[str, dict[int, list[float]]] = {}
 
-    def note(name: str, workers: int, value: float) -> None:
+    def record(name: str, workers: int, value: float) -> None:
         measured.setdefault(name, {1: [], 2: []})[workers].append(value)
 
     with ray_cluster(config.train.model_copy(update={"workers": 2})), tempfile.TemporaryDirectory() as folder:
@@ -71,12 +71,12 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
         for number in range(rounds):
             for workers in (1, 2):
                 for spec in specs:
-                    note(f"{spec.modality}s_per_second", workers, _tower_rate(spec, inputs[spec.modality], workers))
+                    record(f"{spec.modality}s_per_second", workers, _tower_rate(spec, inputs[spec.modality], workers))
                 settings = config.train.model_copy(update={"workers": workers})
                 store = CheckpointStore(folder)
                 trained = fit(HeadTask(settings, training_set), store, f"{number}-{workers}", threads=1)
                 later = [epoch["seconds"] for epoch in trained.history[1:]]
-                note("head_epochs_per_second", workers, 1.0 / statistics.median(later))
+                record("head_epochs_per_second", workers, 1.0 / statistics.median(later))
     return {
         "images": len(data.train),
         "rounds": rounds,
@@ -92,7 +92,7 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
 
 
 def _tower_rate(spec: Any, inputs: dict[str, str], workers: int) -> float:
-    """Inputs a second once every worker has finished a chunk."""
+    """Returns the inputs per second after every worker has finished its first chunk."""
     from trainer.features.cache import FeatureCache, RowLocations
     from trainer.features.extraction import CHUNK, ExtractionRequest, extract
 

@@ -1,12 +1,12 @@
-"""Images a second of the whole Beam path, against bare loops over the same model, decoder and cores; prints JSON.
+"""Compares the throughput of the embedding job with a bare loop on the same model, decoder and cores; prints JSON.
 
 python -m tests.bench.embedding --images FOLDER --workspace W [--encoder ID] [--count 4000] [--rounds 3]
 
     beam      `embed_images` on the DirectRunner: list, plan, read, decode, resize, embed, write, commit
-    bare      read, decode, resize and embed in as many threads, no Beam, nothing written
-    one, two  `embed_images` with one and with two worker processes of one core each
+    bare      read, decode, resize and embed in the same number of threads, without Beam or writing
+    one, two  `embed_images` with one and with two single-core worker processes
 
-Everything runs in turns within one run; figures are medians. The workspace must hold an encoder.
+Figures are medians of alternating rounds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 
-from beam_jobs.embed import Method
+from beam_jobs.embed import EmbedMethod
 from beam_jobs.embed_images import embed_images
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
@@ -33,11 +33,11 @@ from searchforge.preprocessing import Preprocessing
 
 @click.command()
 @click.option("--images", required=True, help="Folder of photos.")
-@click.option("--workspace", required=True, help="With a trained encoder.")
-@click.option("--encoder", help="Default: the workspace's only one.")
+@click.option("--workspace", required=True, help="Workspace with a trained encoder.")
+@click.option("--encoder", help="Id; default: the workspace's first encoder.")
 @click.option("--count", type=int, default=4000, show_default=True)
 @click.option("--rounds", type=int, default=3, show_default=True)
-@click.option("--workers/--no-workers", default=True, help="Measure worker processes too.")
+@click.option("--workers/--no-workers", default=True, help="Also measure worker processes.")
 def main(images: str, workspace: str, encoder: str | None, count: int, rounds: int, workers: bool) -> None:
     quiet_libraries()
     import_quietly("apache_beam")
@@ -88,14 +88,14 @@ def _beam(folder: str, encoder: str, listed: Path, options: tuple[str, ...] = ()
 
 def _bare(folder: str, encoder: str, photos: list[Path], cores: int) -> None:
     config = _config(folder, photos[0])
-    options = Method(config, encoder, "images").options("")
+    options = EmbedMethod(config, encoder, "images").options("")
     model, preprocessing = options.load_model(), Preprocessing.parse(options.preprocessing)
 
-    def one(path: Path) -> object:
+    def embed_one(path: Path) -> object:
         return model([preprocessing.pixels(path.read_bytes(), config.corpus.max_pixels)])
 
     with ThreadPoolExecutor(cores) as pool:
-        for _ in pool.map(one, photos):
+        for _ in pool.map(embed_one, photos):
             pass
 
 

@@ -1,8 +1,8 @@
-"""Peak memory of embedding a small and a large corpus, each in a process of its own; prints JSON.
+"""Measures the peak memory of embedding a small and a large corpus, each in its own process; prints JSON.
 
 python -m tests.bench.embedding_memory [--small 100000] [--large 1000000]
 
-The corpora are TFRecords of images of 8 x 8, and the encoder a stand-in: what grows here is what the job itself keeps.
+The corpora are TFRecords of 8 x 8 images and the encoder is tiny, so that any growth is due to the job itself.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def _measure(count: int) -> dict[str, float]:
 
 
 def _example(index: int) -> bytes:
-    import tensorflow as tf  # which must not be in the measured process
+    import tensorflow as tf  # not imported by the measured process
 
-    # Equal contents are embedded once: a comment makes every image another one.
+    # Equal contents would be embedded only once, so appended bytes make every image different.
     values = {"image/encoded": png(index % 100, (8, 8)) + str(index).encode(), "id": str(index).encode()}
     features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in values.items()}
     data: bytes = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
@@ -60,13 +60,13 @@ def _example(index: int) -> bytes:
 
 
 def embed() -> None:
-    """Embeds the corpus that the command line names, and prints what it took."""
+    """Embeds the corpus named on the command line and prints figures as JSON."""
     from beam_jobs.embed_images import embed_images
     from searchforge.config import load_config
 
     workspace, corpus = sys.argv[1:]
     manifest = embed_images(load_config(None, {"workspace": workspace, "corpus.source": corpus}), "tiny")
-    # Not getrusage: its peak is that of the process that started this one, where that was larger.
+    # Not getrusage, whose peak includes that of the parent process.
     peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
     figures = {"items": manifest.inputs, "embedded": manifest.embedded, "seconds": manifest.seconds}
     print(json.dumps({**figures, "peak_bytes": peak}))

@@ -1,9 +1,9 @@
-"""The 2022 recipe on cached features, against running the frozen towers in every step; prints JSON.
+"""Compares the 2022 recipe on cached features with running the frozen towers in every step; prints JSON.
 
 python -m tests.bench.feature_cache --captions C.json --images FOLDER [--limit IMAGES]
 
-Both ways train on the same images from the same seed. `filling` is what the first training on these images pays once:
-all images and all captions through their towers. Ray's own start is in every figure.
+Both train on the same images from the same seed. `filling` is the one-time cost of extracting the features of all
+images and captions. Every figure includes starting Ray.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from trainer.fit.head_training import HeadTask
 
 @dataclasses.dataclass(frozen=True)
 class RecomputingTask(HeadTask):
-    """Runs the towers on every batch.
+    """A head training task that runs the towers on every batch.
 
     Attributes:
-      specs: image and text tower.
-      inputs: paths of the images and texts, in the rows of the training set.
+      specs: specifications of the image and the text tower.
+      inputs: paths of the images, and texts, in the order of the training set's rows.
     """
 
     specs: tuple[Any, ...] = ()
@@ -43,8 +43,8 @@ class RecomputingTask(HeadTask):
         )
         images, texts, ids = draw_batch(self.config, numbers, rows, random, part)
         features = [
-            _tower(spec)([inputs[i] for i in wanted.ravel()])["plain"]
-            for spec, inputs, wanted in zip(self.specs, self.inputs, (images, texts), strict=True)
+            _tower(spec)([inputs[i] for i in indices.ravel()])["plain"]
+            for spec, inputs, indices in zip(self.specs, self.inputs, (images, texts), strict=True)
         ]
         return features[0].reshape(*images.shape, -1), features[1].reshape(*texts.shape, -1), ids
 
@@ -59,7 +59,7 @@ def _tower(spec: Any) -> Any:
 @click.command()
 @click.option("--captions", required=True, multiple=True, help="Caption files.")
 @click.option("--images", required=True, help="Folder of the images.")
-@click.option("--limit", type=int, help="Train on the first images only.")
+@click.option("--limit", type=int, help="Number of images to train on.")
 @click.option("--epochs", type=int, default=10, show_default=True)
 def main(captions: tuple[str, ...], images: str, limit: int | None, epochs: int) -> None:
     quiet_libraries()
@@ -102,7 +102,7 @@ def _compare(config: Config, limit: int | None) -> dict[str, Any]:
         seconds["cached"] = time.monotonic() - start
 
         start = time.monotonic()
-        inputs = (list(paths.values()), list(texts.values()))  # the order of the training set's rows
+        inputs = (list(paths.values()), list(texts.values()))  # in the order of the training set's rows
         task = RecomputingTask(settings, training_set, specs=specs, inputs=inputs)
         recomputed = fit(task, store, "recomputed", threads)
         seconds["recomputed"] = time.monotonic() - start
@@ -121,6 +121,6 @@ def _compare(config: Config, limit: int | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from tests.bench import feature_cache  # workers find the task by this name
+    from tests.bench import feature_cache  # workers import the task by this name
 
     feature_cache.main()

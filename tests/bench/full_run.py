@@ -1,4 +1,4 @@
-"""Runs `searchforge run`, then `eval --compare-forms`, in a fresh workspace and prints costs and results as JSON.
+"""Runs `searchforge run` and `eval --compare-forms` in a fresh workspace; prints costs and results as JSON.
 
 python -m tests.bench.full_run --captions C.json --images FOLDER [any other option of `searchforge run`]
 """
@@ -21,13 +21,13 @@ SAMPLE_SECONDS = 0.5
 def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "infra", "run", "--workspace", f"{folder}/workspace", "--json", *arguments]
-        output, memory = _measured(command)
-        forms = _forms(f"{folder}/workspace", arguments)
+        output, memory = _run_measured(command)
+        forms = _compare_forms(f"{folder}/workspace", arguments)
     print(json.dumps({**_figures(json.loads(output), memory), "text_encoder_forms": forms}, indent=2))
 
 
-def _forms(workspace: str, arguments: list[str]) -> dict[str, Any]:
-    """Returns the comparison of the text encoder's forms; options that `eval` does not have are left out."""
+def _compare_forms(workspace: str, arguments: list[str]) -> dict[str, Any]:
+    """Returns the comparison of the text encoder's quantizations; options that `eval` lacks are dropped."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     for option in ("--captions", "--images", "--set", "--config"):
         parser.add_argument(option, action="append", default=[])
@@ -39,8 +39,8 @@ def _forms(workspace: str, arguments: list[str]) -> dict[str, Any]:
     return found
 
 
-def _measured(command: list[str]) -> tuple[str, int]:
-    """Returns the command's output, and by how many bytes the machine's available memory fell while it ran."""
+def _run_measured(command: list[str]) -> tuple[str, int]:
+    """Returns the command's output, and the maximum decrease of the machine's available memory in bytes."""
     before = lowest = _available()
     done = threading.Event()
 

@@ -2,7 +2,7 @@
 
     python -m tests.bench.grown_run --workspace bench --photos RUN --count 10000000 --id grown
 
-grows a run from the embeddings of photos (tests/bench/grown_set.py).
+grows a run from the embeddings of photos (see tests/bench/grown_set.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from searchforge.hashing import sha256_file
 from tests.bench.grown_set import grow
 
 BLOCK = 16_384
-"""Records that are laid out at once."""
+"""Number of records serialized at a time."""
 
 
 def write_run(
@@ -38,12 +38,12 @@ def write_run(
     metadata: dict[str, Any] | None = None,
     first: int = 0,
 ) -> Manifest:
-    """Commits an embedding run of `count` records, ids `00000000.jpg` and so on in the order of the vectors.
+    """Commits an embedding run of `count` records with the ids `00000000.jpg` and so on, in the order of the vectors.
 
     Args:
-      blocks: matrices [any, dim] float32 of L2-normalised rows, of `count` rows in all.
-      metadata: of every record.
-      first: number of the first id.
+      blocks: matrices [any, dim] float32 of L2-normalised rows, with `count` rows in total.
+      metadata: metadata of every record.
+      first: number in the first id.
     """
     total = -(-count // records_per_shard)
     stream = _Rows(blocks, dim)
@@ -81,7 +81,7 @@ def write_run(
 def write_like(
     workspace: Workspace, base: Manifest, id: str, blocks: Iterable[npt.NDArray[np.float32]], count: int, first: int = 0
 ) -> Manifest:
-    """Commits a run of the encoder of another one, unless it is there; see `write_run`."""
+    """Commits a run with the encoder of another run, unless it exists; see `write_run`."""
     if workspace.committed("embeddings", id):
         return Manifest.model_validate(workspace.marker("embeddings", id))
     like = {"encoder": base.encoder, "fingerprint": base.fingerprint, "preprocessing": base.preprocessing}
@@ -89,37 +89,37 @@ def write_like(
 
 
 def examples(vectors: npt.NDArray[np.float32], first: int, metadata: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    """Returns serialized records whose ids count from `first`: all are of one length, so they are rows of a matrix."""
+    """Returns serialized records with ids counting from `first`, as a matrix, since all have the same length."""
     ids = [f"{first + row:08d}.jpg" for row in range(len(vectors))]
     template = EmbeddingRecord(ids[0], vectors[0], f"/photos/{ids[0]}", "0" * 64, metadata).to_bytes()
     rows = np.tile(np.frombuffer(template, np.uint8), (len(vectors), 1))
     names = np.array(ids, "S").view(np.uint8).reshape(len(ids), -1)
-    for what, values in ((vectors[0].tobytes(), vectors.view(np.uint8)), (ids[0].encode(), names)):
+    for field, values in ((vectors[0].tobytes(), vectors.view(np.uint8)), (ids[0].encode(), names)):
         at = -1
-        while (at := template.find(what, at + 1)) >= 0:
-            rows[:, at : at + len(what)] = values
+        while (at := template.find(field, at + 1)) >= 0:
+            rows[:, at : at + len(field)] = values
     return rows
 
 
 class _Rows:
-    """Cuts a stream of matrices into matrices of wanted sizes."""
+    """Re-chunks a stream of matrices."""
 
     def __init__(self, blocks: Iterable[npt.NDArray[np.float32]], dim: int) -> None:
         self._blocks = iter(blocks)
-        self._left = np.empty((0, dim), np.float32)
+        self._rest = np.empty((0, dim), np.float32)
 
     def take(self, count: int) -> npt.NDArray[np.float32]:
-        pieces = [self._left]
+        pieces = [self._rest]
         while sum(map(len, pieces)) < count:
             pieces.append(next(self._blocks))
         rows = np.concatenate(pieces)
-        self._left = rows[count:]
+        self._rest = rows[count:]
         return np.ascontiguousarray(rows[:count], np.float32)
 
 
 @click.command()
 @click.option("--workspace", required=True)
-@click.option("--photos", required=True, help="Id of the photos' embedding run, whose encoder the grown one names.")
+@click.option("--photos", required=True, help="Id of the embedding run to grow from.")
 @click.option("--count", default=1_000_000, show_default=True)
 @click.option("--id", default="grown", show_default=True)
 def main(workspace: str, photos: str, count: int, id: str) -> None:

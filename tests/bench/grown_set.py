@@ -1,8 +1,8 @@
-"""Large sets of vectors grown from real embeddings: isotropic random vectors are a poor stand-in for them.
+"""Grows large sets of vectors from real embeddings, which isotropic random vectors represent poorly.
 
-A grown vector lies between a real one and one of its neighbours, plus noise drawn from what real vectors differ by from
-the mean of their neighbours. The noise's scale is measured: it gives grown vectors the spread about their surroundings
-that real ones have, of which lying between two of them (uniformly) leaves two thirds.
+A grown vector interpolates between a real vector and one of its neighbours, plus noise drawn from the differences
+between real vectors and the means of their neighbours. Uniform interpolation retains two thirds of the variance of real
+vectors around their neighbours; the scale of the noise restores it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 16_384
 
 
 def grow(base: npt.NDArray[np.float32], count: int, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
-    """Yields `count` vectors [up to BLOCK, dim] float32, L2-normalised; the base itself comes first."""
+    """Yields `count` vectors in blocks [up to BLOCK, dim] float32, L2-normalised, starting with the base itself."""
     generator = np.random.default_rng(seed)
     neighbours = np.concatenate([_neighbours(base, start) for start in range(0, len(base), 1024)])
     residuals = base - base[neighbours].mean(axis=1)
@@ -27,9 +27,9 @@ def grow(base: npt.NDArray[np.float32], count: int, seed: int = 0) -> Iterator[n
         size = min(BLOCK, count - start)
         rows = generator.integers(len(base), size=size)
         others = neighbours[rows, generator.integers(NEIGHBOURS, size=size)]
-        share = generator.random((size, 1), np.float32)
+        weight = generator.random((size, 1), np.float32)
         noise = residuals[generator.integers(len(base), size=size)] * generator.choice([-1, 1], (size, 1))
-        grown = (1 - share) * base[rows] + share * base[others] + np.float32(NOISE) * noise
+        grown = (1 - weight) * base[rows] + weight * base[others] + np.float32(NOISE) * noise
         yield (grown / np.linalg.norm(grown, axis=1, keepdims=True)).astype(np.float32)
 
 

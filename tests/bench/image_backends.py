@@ -1,11 +1,11 @@
-"""What can run the image encoder on a CPU: speed on all cores, and agreement with the exported SavedModel; prints JSON.
+"""Compares backends for the image encoder on a CPU: throughput, and agreement with the SavedModel; prints JSON.
 
 python -m tests.bench.image_backends --images FOLDER --workspace W [--encoder ID] [--count 512] [--rounds 3]
 
     tensorflow    the SavedModel, in batches
-    litert        the bundle's image_encoder.tflite (float16 weights, computed in float32), an interpreter a thread
-    dynamic_int8  8-bit weights, activations quantized while it runs
-    int8          8 bits throughout, by ranges observed on other photos
+    litert        the bundle's image_encoder.tflite (float16 weights, computed in float32), one interpreter per thread
+    dynamic_int8  8-bit weights, activations quantized at run time
+    int8          8-bit weights and activations, calibrated on other photos
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ CALIBRATION = 100
 
 @click.command()
 @click.option("--images", required=True, help="Folder of photos.")
-@click.option("--workspace", required=True, help="With a trained encoder.")
-@click.option("--encoder", help="Default: the workspace's first one.")
+@click.option("--workspace", required=True, help="Workspace with a trained encoder.")
+@click.option("--encoder", help="Id; default: the workspace's first encoder.")
 @click.option("--count", type=int, default=512, show_default=True)
 @click.option("--rounds", type=int, default=3, show_default=True)
 def main(images: str, workspace: str, encoder: str | None, count: int, rounds: int) -> None:
@@ -79,16 +79,17 @@ def main(images: str, workspace: str, encoder: str | None, count: int, rounds: i
 
 
 class _Uint8Model(LiteRTImageModel):
-    """A converted SavedModel, which scales by itself."""
+    """A converted SavedModel, which scales its inputs itself."""
 
     def __call__(self, inputs: Any) -> Any:
-        interpreter = self._allocated() if self._idle.empty() else self._idle.get()
-        source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+        interpreter = self._new_interpreter() if self._idle.empty() else self._idle.get()
+        input_index = interpreter.get_input_details()[0]["index"]
+        output_index = interpreter.get_output_details()[0]["index"]
         embeddings = []
         for image in inputs:
-            interpreter.set_tensor(source, image[None])
+            interpreter.set_tensor(input_index, image[None])
             interpreter.invoke()
-            embeddings.append(interpreter.get_tensor(target)[0])
+            embeddings.append(interpreter.get_tensor(output_index)[0])
         self._idle.put(interpreter)
         return np.stack(embeddings)
 

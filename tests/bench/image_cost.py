@@ -1,4 +1,4 @@
-"""Cost of the exported image encoder against its plain tower, as TFLite on one thread, in turns; prints JSON (medians).
+"""Compares the latency of the image encoder and of its plain tower in TFLite on one thread; prints medians as JSON.
 
 python -m tests.bench.image_cost --workspace W [--encoder ID] [--rounds 100]
 """
@@ -23,8 +23,8 @@ from searchforge.preprocessing import Preprocessing
 
 
 @click.command()
-@click.option("--workspace", required=True, help="With a trained encoder.")
-@click.option("--encoder", help="Default: the workspace's first one.")
+@click.option("--workspace", required=True, help="Workspace with a trained encoder.")
+@click.option("--encoder", help="Id; default: the workspace's first encoder.")
 @click.option("--rounds", type=int, default=100, show_default=True)
 def main(workspace: str, encoder: str | None, rounds: int) -> None:
     quiet_libraries()
@@ -33,7 +33,7 @@ def main(workspace: str, encoder: str | None, rounds: int) -> None:
 
     origin = Workspace(workspace)
     info = EncoderInfo.model_validate(origin.marker("encoders", encoder or origin.ids("encoders")[0]))
-    # The 2022 recipe takes the tower's last features and nothing else.
+    # The 2022 recipe uses only the tower's last features.
     towers = {"train.image_tower": info.image_tower, "train.text_tower": info.text_tower}
     plain = load_config(None, {"train.preset": "recipe2022", **towers})
     spec, _ = tower_specs(plain.train, ["a text"])

@@ -1,9 +1,9 @@
-"""A 1 percent change of a large corpus, against embedding it whole; prints JSON.
+"""Compares embedding a 1 percent change of a large corpus with embedding all of it; prints JSON.
 
 python -m tests.bench.incremental --workspace W [--encoder ID] [--images 100000] [--rounds 3]
 
-Draws photos of 640 x 480, whose contents all differ. Of a change a half is other bytes under the same name, a quarter
-deleted, a quarter new. The workspace must hold an encoder.
+The corpus consists of synthetic photos of 640 x 480 with distinct contents. Half of a change replaces files, a quarter
+deletes files, and a quarter adds files.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from searchforge.config import load_config
 from searchforge.console.options import import_quietly, quiet_libraries
 
 DISTINCT = 64
-"""Drawn photos; the others are these with another comment, which takes as long to read and to decode."""
+"""Number of synthetic photos; the others are copies with a different comment, which cost the same to decode."""
 
 
 @click.command()
-@click.option("--workspace", required=True, help="With a trained encoder.")
-@click.option("--encoder", help="Default: the workspace's first one.")
+@click.option("--workspace", required=True, help="Workspace with a trained encoder.")
+@click.option("--encoder", help="Id; default: the workspace's first encoder.")
 @click.option("--images", type=int, default=100_000, show_default=True)
-@click.option("--rounds", type=int, default=3, show_default=True, help="Of changes.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Number of changes.")
 def main(workspace: str, encoder: str | None, images: int, rounds: int) -> None:
     quiet_libraries()
     import_quietly("apache_beam")

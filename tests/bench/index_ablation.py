@@ -1,9 +1,9 @@
-"""What each part of a code is worth: recall@10 of all codes scored, by size and method, as a Markdown table.
+"""Measures what each part of the quantizer contributes to recall@10, by code size, as a Markdown table.
 
     python -m tests.bench.index_ablation --workspace bench --embeddings RUN --captions captions.json --images photos/
 
-Queries are captions that neither map nor codebooks have seen. Only the exact top 100 of each query are encoded and
-scored, see indexer.tuning.tuner.
+Queries are captions that neither the query map nor the codebooks were trained on. Only the exact top 100 of each query
+are encoded and scored; see indexer.tuning.tuner.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ROWS: dict[str, tuple[str, bool, str | None]] = {
     "query-aware map and uneven blocks, anisotropic": ("queries", False, OWN),
     "query-aware map and uneven blocks, direction of the queries (the default)": ("queries", False, LEARNED),
 }
-"""Map, whether blocks are even, and the direction in which codes are exact."""
+"""Map, whether blocks are even, and the direction in which quantization errors are weighted."""
 
 
 @click.command()
@@ -95,7 +95,7 @@ def _recall(
     widths: Sequence[int] = [dim // size] * size if even else block_widths(mapped.var(axis=0), size)
     config = IndexConfig()
     books = train_codebooks(mapped, widths, config.training_iterations, 0, threads)
-    _, first, place = np.unique(neighbors.items, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(neighbors.items, return_index=True, return_inverse=True)
     vectors = neighbors.vectors.reshape(-1, dim)[first]
     directions = np.zeros_like(vectors)
     if direction == OWN:
@@ -105,9 +105,9 @@ def _recall(
         query_direction = _query_direction(sample, queries.training, transform)
         directions = query_direction.directions(vectors, vectors @ transform.T, config.anisotropic_weight)
     decoded = decode(encode(vectors @ transform.T, directions, books), books)
-    asked = queries.verification @ inverse_transpose(transform).T
+    mapped_queries = queries.verification @ inverse_transpose(transform).T
     recalls = []
-    for query, items in zip(asked, place.reshape(neighbors.items.shape), strict=True):
+    for query, items in zip(mapped_queries, inverse.reshape(neighbors.items.shape), strict=True):
         best = np.argpartition(-(decoded[items] @ query), K)[:K]
         recalls.append(np.mean(best < K))
     return float(np.mean(recalls))
@@ -116,8 +116,8 @@ def _recall(
 def _query_direction(sample: Matrix, training: Matrix, transform: Matrix) -> QueryDirectionModel:
     best = exact_search(training, sample, PAIRED).items
     vectors = sample[best.reshape(-1)]
-    asked = np.repeat(training, PAIRED, axis=0) @ inverse_transpose(transform).T
-    return QueryDirectionModel.fit(vectors, vectors @ transform.T, asked, sample[:LANDMARKS])
+    mapped_queries = np.repeat(training, PAIRED, axis=0) @ inverse_transpose(transform).T
+    return QueryDirectionModel.fit(vectors, vectors @ transform.T, mapped_queries, sample[:LANDMARKS])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Deltas of an index: seconds of a change of 1 percent against a whole build, and recall after many of them.
+"""Compares incremental builds of an index after changes of 1 percent with a full build, in time and recall.
 
     python -m tests.bench.index_delta --workspace bench --captions captions.json --images photos/ --count 1000000
 
-The workspace holds a trained encoder and an embedding run of real photos, from which the corpus is grown. Each delta
-removes half a percent of the items, drawn at random, and adds as many; the index is built on the first one's quantizer.
-Afterwards the corpus is indexed from nothing at the same setting, and recall of both is measured on the same captions.
+The workspace contains a trained encoder and an embedding run of real photos, from which the corpus is grown. Each delta
+removes a random half percent of the items and adds as many; its build reuses the quantizer of the first build. Finally,
+the corpus is indexed from scratch with the same settings, and the recall of both is measured on the same captions.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from tests.bench.grown_run import write_like
 from tests.bench.grown_set import grow
 
 CHANGED = 0.005
-"""Share of the corpus that each delta removes, and adds."""
+"""Fraction of the corpus that each delta removes, and adds."""
 
 TUNED = {"code_bytes": 64, "recall_at_10": 0.9}
 
 
 @click.command()
-@click.option("--workspace", required=True, help="With an encoder and an embedding run of photos.")
+@click.option("--workspace", required=True, help="Workspace with an encoder and an embedding run of photos.")
 @click.option("--photos", required=True, help="Id of that run.")
 @click.option("--captions", required=True)
 @click.option("--images", required=True)
@@ -61,45 +61,45 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int, de
     write_like(store, base, id, grow(vectors, count), count)
     settings = {f"index.{name}": value for name, value in TUNED.items()}
     config = load_config(None, data)
-    full = _whole(data, id, settings)
-    whole = _work(full)
+    full = _build_full(data, id, settings)
+    full_seconds = _seconds(full)
     manifest = Manifest.model_validate(store.marker("embeddings", id))
     generator = np.random.default_rng(0)
     each = int(CHANGED * count)
     seconds, drifts = [], []
     for delta in range(1, deltas + 1):
-        fresh_vectors, first = _fresh(vectors, each, delta), count + delta * each
+        fresh_vectors, first = _new_vectors(vectors, each, delta), count + delta * each
         added = write_like(store, base, f"{id}-added-{delta}", fresh_vectors, each, first)
         manifest = _changed(store, manifest, added, f"{id}-delta-{delta}", each, generator)
-        built = _index(data, manifest.id, {**settings, "index.reuse_from": full["id"]})
-        seconds.append(_work(built))
+        built = _build(data, manifest.id, {**settings, "index.reuse_from": full["id"]})
+        seconds.append(_seconds(built))
         drifts.append(built["training"]["drift"]["drift"])
         click.echo(f"delta {delta}: {seconds[-1]:.2f} s, drift {drifts[-1]:.4f}", err=True)
     recalls = {"deltas": _recall(config, store, manifest, built)}
     chosen = {name: full["parameters"][name] for name in ("code_bytes", "partitions", "partitions_searched")}
-    anew = {**chosen, "recall_at_10": "null", "max_latency_ms": "null"}
-    fresh = _whole(data, manifest.id, {f"index.{name}": value for name, value in anew.items()})
+    fixed = {**chosen, "recall_at_10": "null", "max_latency_ms": "null"}
+    fresh = _build_full(data, manifest.id, {f"index.{name}": value for name, value in fixed.items()})
     recalls["fresh"] = _recall(config, store, manifest, fresh)
     result = {
         "items": count,
-        "whole_build_s": whole,
+        "whole_build_s": full_seconds,
         "whole_build_steps_s": full["seconds"],
         "delta_s": {"median": float(np.median(seconds)), "max": max(seconds), "last_steps": built["seconds"]},
-        "delta_share_of_whole": float(np.median(seconds)) / whole,
+        "delta_share_of_whole": float(np.median(seconds)) / full_seconds,
         "drift": {"first": drifts[0], "last": drifts[-1]},
         "recall_at_10": recalls,
     }
     click.echo(json.dumps(result, indent=2))
 
 
-def _whole(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Trains and encodes everything."""
+def _build_full(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Builds the index from scratch."""
     shutil.rmtree(Workspace(data["workspace"]).cache("parts"))
-    return _index(data, embeddings, {**settings, "index.reuse_from": "none"})
+    return _build(data, embeddings, {**settings, "index.reuse_from": "none"})
 
 
-def _index(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Builds in a process of its own, anew."""
+def _build(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Builds the index in a child process, replacing any existing build."""
     store = Workspace(data["workspace"])
     for id in store.ids("searchers"):
         if store.marker("searchers", id)["embeddings"] == embeddings:
@@ -111,13 +111,13 @@ def _index(data: dict[str, str], embeddings: str, settings: dict[str, Any]) -> d
     return report
 
 
-def _work(build: dict[str, Any]) -> float:
-    """Seconds of a build but for embedding captions, which are kept from one build to the next."""
+def _seconds(build: dict[str, Any]) -> float:
+    """Returns the duration of a build without embedding captions, which are cached between builds."""
     return float(build["seconds"]["total"] - build["seconds"].get("embed_queries", 0))
 
 
-def _fresh(vectors: npt.NDArray[np.float32], count: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Yields grown vectors that are no photo's own."""
+def _new_vectors(vectors: npt.NDArray[np.float32], count: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Yields grown vectors, without the original photos."""
     skipped = 0
     for block in grow(vectors, len(vectors) + count, seed):
         rows = block[max(0, len(vectors) - skipped) :]
@@ -131,14 +131,14 @@ def _changed(
 ) -> Manifest:
     """Commits `before` with `gone` more dead records and the shards of `added`."""
     shards = [shard.model_copy(update={"run": shard.run or before.id}) for shard in before.shards]
-    which = generator.choice(sum(shard.live for shard in shards), gone, replace=False)
+    dead = generator.choice(sum(shard.live for shard in shards), gone, replace=False)
     ends = np.cumsum([shard.live for shard in shards])
-    owner = np.searchsorted(ends, which, "right")
-    for place in np.unique(owner):
-        shard = shards[place]
+    owner = np.searchsorted(ends, dead, "right")
+    for index in np.unique(owner):
+        shard = shards[index]
         live = np.setdiff1d(np.arange(shard.count), shard.dead)
-        rows = live[which[owner == place] - (ends[place] - shard.live)]
-        shards[place] = shard.model_copy(update={"dead": tuple(sorted([*shard.dead, *rows.tolist()]))})
+        rows = live[dead[owner == index] - (ends[index] - shard.live)]
+        shards[index] = shard.model_copy(update={"dead": tuple(sorted([*shard.dead, *rows.tolist()]))})
     shards += [shard.model_copy(update={"run": added.id}) for shard in added.shards]
     records = sum(shard.live for shard in shards)
     counts = {"inputs": records, "embedded": added.embedded, "reused": records - added.embedded}

@@ -1,11 +1,11 @@
-"""Our index against Model Maker's, in one run on the same vectors: build time, memory, size, recall and latency.
+"""Compares searchforge's index with Model Maker's: build time, memory, size, recall and latency; prints JSON.
 
     python -m tests.bench.index_vs_baseline --workspace bench --photos RUN --captions captions.json --images photos/ \
         --count 1000000
 
-The workspace holds a trained encoder and an embedding run of real photos, from which the corpus is grown. Queries are
-held-out captions that neither our map nor our tuner has seen. All searches go through the Task Library on one thread,
-the indexes in turns.
+The workspace contains a trained encoder and an embedding run of real photos, from which the corpus is grown. Queries
+are held-out captions that were used neither for the query map nor for tuning. All searches go through the Task Library
+on one thread, alternating between the indexes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "Model Maker, 64 bytes, 3 percent searched": {"dims_per_block": 2, "lut_type": "float", "searched": 0.03},
     "Model Maker, 128 bytes, 3 percent searched": {"dims_per_block": 1, "lut_type": "float", "searched": 0.03},
 }
-"""ScaNN on all vectors at once, sqrt(N) partitions; `searched` below 1 is a share of them."""
+"""ScaNN on all vectors at once with sqrt(N) partitions; `searched` below 1 is a fraction of them."""
 
 OURS: dict[str, dict[str, Any]] = {
     "ours, 64 bytes": {"code_bytes": 64, "recall_at_10": "null"},
@@ -83,7 +83,7 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int) ->
         results: dict[str, dict[str, Any]] = {}
         indexes: dict[str, tuple[Path, npt.NDArray[np.float32]]] = {}
         for name, settings in OURS.items():
-            report, index, query_map = _build_ours(data, id, settings)
+            report, index, query_map = _build_searchforge(data, id, settings)
             indexes[name] = (Path(shutil.copy(index, scratch / f"{len(indexes)}.ldb")), queries @ query_map.T)
             results[name] = report
         for name, settings in BASELINES.items():
@@ -112,7 +112,7 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int) ->
     )
 
 
-_MEASURED = """
+_INDEXER_WITH_PEAK = """
 import runpy, sys
 from tests.bench.scann_baseline import peak_mb
 sys.argv[0] = "indexer"
@@ -121,13 +121,13 @@ try:
 finally:
     print(peak_mb(), file=sys.stderr)
 """
-"""Runs the command, and says what memory it took."""
+"""Program that runs the indexer and prints its peak memory to stderr."""
 
 
-def _build_ours(
+def _build_searchforge(
     data: dict[str, str], embeddings: str, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], Path, npt.NDArray[np.float32]]:
-    """Builds from nothing in a process of its own; returns figures, the index and the map of queries."""
+    """Builds from scratch in a child process; returns figures, the index, and the matrix that maps queries."""
     store = Workspace(data["workspace"])
     shutil.rmtree(store.cache("parts"))
     for id in store.ids("searchers"):
@@ -135,12 +135,12 @@ def _build_ours(
             shutil.rmtree(store.local("searchers", id))
     keys = {**data, **{f"index.{name}": value for name, value in settings.items()}, "index.reuse_from": "none"}
     options = [f"--set={key}={value}" for key, value in keys.items()]
-    command = [sys.executable, "-c", _MEASURED, "--embeddings", embeddings, "--json", *options]
+    command = [sys.executable, "-c", _INDEXER_WITH_PEAK, "--embeddings", embeddings, "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     build = json.loads(done.stdout)
     folder = store.local("searchers", build["id"])
     quantizer = Quantizer.from_bytes((folder / QUANTIZER).read_bytes(), QUANTIZER)
-    captions = build["seconds"].pop("embed_queries")  # kept from one build to the next
+    captions = build["seconds"].pop("embed_queries")  # cached between builds
     build["seconds"]["total"] -= captions
     figures = {
         "parameters": build["parameters"],
@@ -165,7 +165,7 @@ def _build_baseline(vectors: Path, count: int, settings: dict[str, Any], index: 
 def _search(
     indexes: dict[str, tuple[Path, npt.NDArray[np.float32]]], neighbors: ExactNeighbors, scratch: Path
 ) -> dict[str, dict[str, Any]]:
-    """Asks every index all queries, in turns."""
+    """Searches every index with all queries, in alternating rounds."""
     count = len(neighbors.items)
     per_round = count // ROUNDS
     ids: dict[str, list[npt.NDArray[np.str_]]] = {name: [] for name in indexes}
@@ -186,7 +186,7 @@ def _search(
                 ids[name].append(found["ids"])
                 milliseconds[name].append(found["milliseconds"])
     measured = {}
-    asked = ExactNeighbors(
+    searched = ExactNeighbors(
         *(part[: ROUNDS * per_round] for part in (neighbors.items, neighbors.scores, neighbors.vectors))
     )
     for name in indexes:
@@ -194,8 +194,8 @@ def _search(
         rows = np.array([[int(id.removesuffix(".jpg")) if id else -1 for id in found] for found in names])
         times = np.concatenate(milliseconds[name])
         measured[name] = {
-            "recall_at_1": round(float(asked.recalls(rows, 1).mean()), 4),
-            "recall_at_10": round(float(asked.recalls(rows, K).mean()), 4),
+            "recall_at_1": round(float(searched.recalls(rows, 1).mean()), 4),
+            "recall_at_10": round(float(searched.recalls(rows, K).mean()), 4),
             "search_ms": {"p50": round(float(np.median(times)), 3), "p99": round(float(np.percentile(times, 99)), 3)},
         }
     return measured

@@ -1,8 +1,8 @@
-"""Large JPEGs: decoding them no larger than needed, against decoding them whole, in turns; prints JSON (medians).
+"""Compares decoding large JPEGs at reduced and at full size; prints medians as JSON.
 
 python -m tests.bench.large_photos --images FOLDER --workspace W [--encoder ID] [--count 40]
 
-The photos are enlarged to 2560 x 1920; cosines are those of the embeddings of both forms.
+The photos are enlarged to 2560 x 1920. The cosines compare the embeddings of both variants.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LIMIT = SIZE[0] * SIZE[1]
 
 @click.command()
 @click.option("--images", required=True, help="Folder of photos.")
-@click.option("--workspace", required=True, help="With a trained encoder.")
-@click.option("--encoder", help="Default: the workspace's first one.")
+@click.option("--workspace", required=True, help="Workspace with a trained encoder.")
+@click.option("--encoder", help="Id; default: the workspace's first encoder.")
 @click.option("--count", type=int, default=40, show_default=True)
 def main(images: str, workspace: str, encoder: str | None, count: int) -> None:
     origin = Workspace(workspace)

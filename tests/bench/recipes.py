@@ -1,8 +1,8 @@
-"""What each step of the `best` recipe is worth: trains the heads without and with it, and prints R@k as JSON.
+"""Ablation of the `best` recipe: trains the heads with and without each step, and prints R@k as JSON.
 
     python -m tests.bench.recipes --captions flickr8k/captions.json --images flickr8k/images --workspace bench
 
-All rows use the same towers. Features are cached in the workspace, so that a second run begins with the heads.
+All rows use the same towers. Features are cached in the workspace, so that a second run only trains heads.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ four pairs of heads": {"hubness_correction": 0.0},
     "+ hub correction (best)": {},
 }
-"""Settings of `train` by row."""
+"""Training settings of each row."""
 
 
 @click.command()
 @click.option("--captions", required=True, multiple=True, help="Caption files.")
 @click.option("--images", required=True, help="Folder of the images.")
-@click.option("--workspace", required=True, help="Where features are cached.")
-@click.option("--row", "chosen", multiple=True, type=click.Choice(list(ROWS)), help="Only these rows.")
-@click.option("--set", "settings", multiple=True, help="train.key=value for all rows.")
-@click.option("--seeds", default=1, show_default=True, help="Runs of each row; the figures are their means.")
+@click.option("--workspace", required=True, help="Workspace in which features are cached.")
+@click.option("--row", "chosen", multiple=True, type=click.Choice(list(ROWS)), help="Rows to run; default: all.")
+@click.option("--set", "settings", multiple=True, help="Setting train.key=value for all rows.")
+@click.option("--seeds", default=1, show_default=True, help="Number of runs per row, whose figures are averaged.")
 def main(
     captions: tuple[str, ...],
     images: str,
@@ -65,7 +65,7 @@ def _measure(config: Config) -> dict[str, float]:
     from trainer import train
     from trainer.model.dual_encoder import DualEncoder
 
-    # The correction of hubs comes after training: both of its rows share one.
+    # Hubness correction is applied after training, so rows that differ only in it share a training run.
     data, features, widths, weights, seconds = _trained(
         config.model_copy(update={"train": config.train.model_copy(update={"hubness_correction": 0.0})})
     )
@@ -79,7 +79,7 @@ def _measure(config: Config) -> dict[str, float]:
 
 @functools.lru_cache(maxsize=1)
 def _trained(config: Config) -> tuple[Any, ...]:
-    """Returns data, features, their widths, the trained weights and how long the heads took."""
+    """Returns data, features, feature widths, trained weights and the duration of head training in seconds."""
     from searchforge.artifacts.workspace import Workspace
     from trainer.data import load_data
     from trainer.features.sets import extract_all

@@ -1,4 +1,4 @@
-"""Times writing and parsing embedding records, alternating with protobuf's own codec; prints JSON (medians)."""
+"""Compares writing and parsing embedding records with protobuf's codec; prints medians as JSON."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""Kills `reindex` with SIGKILL at random moments, its processes with it, and holds what comes of it against undisturbed
-runs on the same corpus.
+"""Kills re-indexing and its child processes at random times and compares the result with uninterrupted runs.
 
     python -m tests.bench.reindex_kills 300
 
-The corpus changes in rounds. In each, a workspace is brought up undisturbed, and another one by runs that are killed,
-until there were enough of them or one ended by itself. Every other moment is drawn from what the undisturbed run took
-for the stages that are left; the others from one stage, so that the short ones are hit as often. Then one more run must
-find both the same: release, bytes of its files, artifacts. Prints counts by the stage that was hit, as JSON.
+The corpus changes in rounds. In each round, one workspace is re-indexed without interruption, and another one by runs
+that are killed, until the limit of the round or until a run finishes. Half of the kill times are uniform over the
+remaining duration; the others are uniform within one stage, so that short stages are hit as often. After one more run,
+both workspaces must have the same artifacts and releases, byte for byte. Prints the kills by stage as JSON.
 """
 
 from __future__ import annotations
@@ -38,62 +37,64 @@ from tests.infra.reindex.tiny_reindex import World, make_world
 
 STAGES = ("plan", "train", "embed", "index", "check", "publish", "prune")
 KINDS = ("encoders", "embeddings", "searchers", "checks", "releases")
-MOST_KILLS = 12
-"""In a round, after which an undisturbed run ends it."""
+KILLS_PER_ROUND = 12
+"""Maximum number of kills in a round, which an uninterrupted run then completes."""
 
 _SETTINGS = {"reindex__keep_releases": 2, "reindex__keep_days": 1, "reindex__keep_runs": 20}
 _DAYS = 3
-"""That pass in a round, so that what is not needed is deleted under kills, too."""
+"""Simulated days per round, so that retention also deletes artifacts during kills."""
 
 
-def run_kills(kills: int, root: Path, seed: int = 0, images: int = 40, most_kills: int = MOST_KILLS) -> dict[str, Any]:
-    """Returns counts; raises AssertionError where anything is not as without kills.
+def run_kills(
+    kills: int, root: Path, seed: int = 0, images: int = 40, kills_per_round: int = KILLS_PER_ROUND
+) -> dict[str, Any]:
+    """Returns counts; raises AssertionError if kills change the result.
 
     Args:
-      kills: how many at least.
+      kills: minimum number of kills.
       root: folder for the corpus and both workspaces.
-      most_kills: in a round.
+      kills_per_round: maximum number of kills in a round.
     """
-    undisturbed = make_world(root, images, str(root / "undisturbed"), **_SETTINGS)
+    uninterrupted = make_world(root, images, str(root / "uninterrupted"), **_SETTINGS)
     killed = make_world(root, images, str(root / "killed"), **_SETTINGS)
     generator, hit = random.Random(seed), Counter[str]()
-    rounds = ended = 0
-    now = undisturbed.workspace.storage.now()
+    rounds = finished = 0
+    now = uninterrupted.workspace.storage.now()
     start = time.monotonic()
     seconds: list[float] = []
     import_all()
     while hit.total() < kills:
         if rounds:
-            undisturbed.change(generator, rounds)
+            uninterrupted.change(generator, rounds)
         began = time.monotonic()
-        assert _run(undisturbed.config, now) is None
+        assert _run(uninterrupted.config, now) is None
         seconds.append(time.monotonic() - began)
         stage: str | None = "start"
-        for number in range(most_kills):
-            durations = _left(undisturbed, stage, seconds[-1])
+        for number in range(kills_per_round):
+            durations = _remaining_durations(uninterrupted, stage, seconds[-1])
             chosen, span = generator.choice([*durations.items()]) if number % 2 else ("start", sum(durations.values()))
             stage = _run(killed.config, now, (chosen, generator.uniform(0, span)))
             if stage is None:
-                ended += 1
+                finished += 1
                 break
             hit[stage] += 1
         assert _run(killed.config, now) is None
-        _compare(undisturbed, killed)
+        _compare(uninterrupted, killed)
         rounds += 1
         now += timedelta(days=_DAYS)
-    _require_tidy(killed, now)
+    _assert_no_leftovers(killed, now)
     return {
         "kills": hit.total(),
         "hit": {stage: hit[stage] for stage in ("start", *STAGES) if hit[stage]},
         "rounds": rounds,
-        "ended_by_themselves": ended,
+        "ended_by_themselves": finished,
         "undisturbed_seconds": round(sorted(seconds)[len(seconds) // 2], 2),
         "seconds": round(time.monotonic() - start, 1),
     }
 
 
 def import_all() -> None:
-    """Imports what a run of `reindex` needs without training, here and in the fork server that forks share."""
+    """Imports what re-indexing without training needs, in this process and in the fork server that its forks share."""
     from searchforge.console import logs
     from searchforge.console.options import import_quietly
 
@@ -107,54 +108,54 @@ def import_all() -> None:
 
 
 def _run(config: Config, now: datetime, kill: tuple[str, float] | None = None) -> str | None:
-    """Runs `reindex` in a process group of its own.
+    """Re-indexes in a process group of its own.
 
     Args:
-      kill: a stage, and how many seconds after its beginning the group is killed.
+      kill: stage, and seconds after its start, at which to kill the group.
 
     Returns:
-      The stage in which it was killed, None where it ended.
+      The stage in which it was killed, or None if it finished.
     """
-    said = Path(f"{config.workspace}.said")
-    said.write_text("")
-    process = fork(lambda: api.reindex(config, now=now), said)
+    log = Path(f"{config.workspace}.log")
+    log.write_text("")
+    process = fork(lambda: api.reindex(config, now=now), log)
     if kill:
         stage, seconds = kill
-        while stage != "start" and stage not in _stages(said):
+        while stage != "start" and stage not in _stages(log):
             if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 break
             time.sleep(0.002)
         time.sleep(seconds)
         try:
             os.killpg(process, signal.SIGKILL)
-        except ProcessLookupError:  # it has not set its group yet
+        except ProcessLookupError:  # the child has not created its group yet
             os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     if os.WIFSIGNALED(status):
-        return ["start", *_stages(said)][-1]
-    assert os.waitstatus_to_exitcode(status) == 0, said.read_text()[-3000:]
+        return ["start", *_stages(log)][-1]
+    assert os.waitstatus_to_exitcode(status) == 0, log.read_text()[-3000:]
     return None
 
 
-def _stages(said: Path) -> list[str]:
-    return [line for line in said.read_text(errors="replace").splitlines() if line in STAGES]
+def _stages(log: Path) -> list[str]:
+    return [line for line in log.read_text(errors="replace").splitlines() if line in STAGES]
 
 
-def _left(undisturbed: World, stage: str, total: float) -> dict[str, float]:
-    """Returns the seconds that the undisturbed run took to begin, and for each of its stages from one on."""
-    entries = {entry.stage: entry.seconds for entry in next(journal.runs(undisturbed.workspace.storage)).stages}
+def _remaining_durations(uninterrupted: World, stage: str, total: float) -> dict[str, float]:
+    """Returns the seconds that the uninterrupted run took to start, and for each stage from `stage` on."""
+    entries = {entry.stage: entry.seconds for entry in next(journal.runs(uninterrupted.workspace.storage)).stages}
     names = list(entries)
-    left = names[names.index(stage) :] if stage in names else names
-    return {"start": total - sum(entries.values()), **{name: entries[name] for name in left}}
+    remaining = names[names.index(stage) :] if stage in names else names
+    return {"start": total - sum(entries.values()), **{name: entries[name] for name in remaining}}
 
 
-def _compare(undisturbed: World, killed: World) -> None:
-    """The killed workspace must have the same live release, byte for byte, and nothing that only seems whole."""
-    expected, found = undisturbed.workspace, killed.workspace
+def _compare(uninterrupted: World, killed: World) -> None:
+    """Asserts that the killed workspace has the same live release and artifacts, all of them complete."""
+    expected, found = uninterrupted.workspace, killed.workspace
     id = live_release(expected)
     assert id and live_release(found) == id, f"live is {live_release(found)}, expected {id}"
     for name in ("text_searcher.tflite", "image_searcher.tflite"):
-        files = [sha256_file(place.local("releases", id) / name) for place in (expected, found)]
+        files = [sha256_file(workspace.local("releases", id) / name) for workspace in (expected, found)]
         assert files[0] == files[1], f"{name} differs"
     for kind in KINDS:
         assert _content(expected, kind) == _content(found, kind), f"{kind} differ"
@@ -168,7 +169,7 @@ def _compare(undisturbed: World, killed: World) -> None:
 
 
 def _content(workspace: Workspace, kind: Any) -> Mapping[str, Any]:
-    """Returns what the artifacts of a kind are, but for times and measurements."""
+    """Returns the artifacts of a kind, without times and measurements."""
     keys = {
         "encoders": ("fingerprint", "files"),
         "embeddings": ("shards", "inputs", "embedded", "reused", "rejected", "digest", "base"),
@@ -180,15 +181,15 @@ def _content(workspace: Workspace, kind: Any) -> Mapping[str, Any]:
     return {id: {key: marker.get(key) for key in keys} for id, marker in markers.items()}
 
 
-def _require_tidy(world: World, now: datetime) -> None:
-    """A run some days later leaves nothing that is half."""
+def _assert_no_leftovers(world: World, now: datetime) -> None:
+    """Asserts that a run some days later leaves no incomplete artifacts or temporary files."""
     assert _run(world.config, now + timedelta(days=30)) is None
     root = Path(world.workspace.root)
     for kind in KINDS:
-        half = set(world.workspace.begun(kind)) - set(world.workspace.ids(kind))  # type: ignore[arg-type]
-        assert not half, f"{kind} {half} are half"
-    left = [path for path in root.rglob("*.tmp") if "cache" not in path.parts]
-    assert not left, f"left: {left}"
+        incomplete = set(world.workspace.begun(kind)) - set(world.workspace.ids(kind))  # type: ignore[arg-type]
+        assert not incomplete, f"{kind} {incomplete} are incomplete"
+    leftovers = [path for path in root.rglob("*.tmp") if "cache" not in path.parts]
+    assert not leftovers, f"leftovers: {leftovers}"
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Re-indexes a corpus that changes at random, day after day of a simulated clock, and looks at what that leaves.
+"""Re-indexes a randomly changing corpus daily on a simulated clock; prints counts and figures as JSON.
 
     python -m tests.bench.reindex_soak 200
 
-At the end the live release must hold the items of one that is built from nothing, and find them as well; disk and
-memory must not grow with the number of cycles. Prints what was done and measured, as JSON.
+At the end, the live release must contain the same items as one built from scratch, with comparable recall. Disk and
+memory use must not grow with the number of cycles.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from tests.infra.reindex.tiny_reindex import World, make_world
 CHANGES = ("nothing", "touch", "add", "change", "remove", "rename", "several")
 QUERIES = 40
 MIN_IMAGES = 40
-SETTLED = 50
-"""Cycles after which nothing may grow any more; a shorter run says nothing of growth."""
+SETTLING_CYCLES = 50
+"""Number of cycles after which disk and memory use must not grow; shorter runs do not test growth."""
 
 _GROWTH = 1.15
 _SETTINGS = {"reindex__keep_releases": 3, "reindex__keep_days": 2, "reindex__keep_runs": 10, "index__max_drift": 0.5}
 
 
 def run_soak(cycles: int, root: Path, seed: int = 0, images: int = 60) -> dict[str, Any]:
-    """Returns counts and figures; raises AssertionError where the end is not that of a build from nothing.
+    """Returns counts and figures; raises AssertionError if the result differs from a build from scratch.
 
     Args:
       root: folder for the corpus and the workspaces.
     """
     world = make_world(root, images, **_SETTINGS)
     generator = random.Random(seed)
-    did, ended = Counter[str](), Counter[str]()
+    changes, states = Counter[str](), Counter[str]()
     disk, memory, seconds = [], [], []
     now = world.workspace.storage.now()
     import_all()
@@ -58,19 +58,19 @@ def run_soak(cycles: int, root: Path, seed: int = 0, images: int = 60) -> dict[s
         seconds.append(time.monotonic() - start)
         expected = "published" if cycle == 0 or change not in ("nothing", "touch") else "unchanged"
         assert run.state == expected, f"cycle {cycle}, {change}: {run.state}, expected {expected}"
-        did[change] += 1
-        ended[run.state] += 1
+        changes[change] += 1
+        states[run.state] += 1
         disk.append(_bytes(Path(world.workspace.root)))
         memory.append(_peak_memory())
         now += timedelta(days=1)
     found, fresh = _compare(world, root)
     for name, values in (("disk", disk), ("memory", memory)):
-        early, late = max(values[:SETTLED]), max(values[SETTLED:], default=0)
-        assert late <= _GROWTH * early, f"{name} grew from {early:,} to {late:,} bytes after cycle {SETTLED}"
+        early, late = max(values[:SETTLING_CYCLES]), max(values[SETTLING_CYCLES:], default=0)
+        assert late <= _GROWTH * early, f"{name} grew from {early:,} to {late:,} bytes after cycle {SETTLING_CYCLES}"
     return {
         "cycles": cycles,
-        "changes": dict(did),
-        "ended": dict(ended),
+        "changes": dict(changes),
+        "ended": dict(states),
         "recall_at_10": {"after_cycles": found, "from_nothing": fresh},
         "disk_megabytes": [round(value / 1e6, 1) for value in disk[:: max(1, cycles // 20)]],
         "memory_megabytes": [round(value / 1e6) for value in memory[:: max(1, cycles // 20)]],
@@ -99,18 +99,18 @@ def _change(world: World, change: str, generator: random.Random, cycle: int) -> 
 
 
 def _compare(world: World, root: Path) -> tuple[float, float]:
-    """Returns recall@10 of the live release, and of one that is built from nothing of the same corpus."""
+    """Returns the recall@10 of the live release, and of one built from scratch from the same corpus."""
     fresh = make_world(root, 0, str(root / "fresh"), **_SETTINGS)
     api.reindex(fresh.config)
     held, expected = _items(world.workspace), _items(fresh.workspace)
     assert {id: content for id, (content, _) in held.items()} == {id: content for id, (content, _) in expected.items()}
     recalls = _recall(world, expected), _recall(fresh, expected)
-    assert recalls[0] >= recalls[1] - 0.05, f"recall@10 {recalls[0]:.3f}, from nothing {recalls[1]:.3f}"
+    assert recalls[0] >= recalls[1] - 0.05, f"recall@10 {recalls[0]:.3f}, from scratch {recalls[1]:.3f}"
     return recalls
 
 
 def _items(workspace: Workspace) -> dict[str, tuple[str, Any]]:
-    """Returns content hash and embedding of every item of the live release."""
+    """Returns the content hash and the embedding of every item of the live release."""
     id = live_release(workspace)
     assert id
     release, _ = find_release(workspace, id)
@@ -119,16 +119,16 @@ def _items(workspace: Workspace) -> dict[str, tuple[str, Any]]:
 
 
 def _recall(world: World, items: dict[str, tuple[str, Any]]) -> float:
-    """Returns the share of the exact ten nearest items that searches for items of the corpus find."""
+    """Returns the mean recall@10 of searches for items of the corpus."""
     ids = sorted(items)
     vectors = np.stack([items[id][1] for id in ids])
-    asked = ids[:: max(1, len(ids) // QUERIES)]
-    answers = api.search_many(world.config, [str(world.images / id) for id in asked], 10)
-    shares = []
-    for id, hits in zip(asked, answers, strict=True):
+    queries = ids[:: max(1, len(ids) // QUERIES)]
+    results = api.search_many(world.config, [str(world.images / id) for id in queries], 10)
+    recalls = []
+    for id, hits in zip(queries, results, strict=True):
         exact = {ids[row] for row in np.argsort(-(vectors @ items[id][1]), kind="stable")[:10]}
-        shares.append(len(exact & {hit.id for hit in hits}) / 10)
-    return round(statistics.mean(shares), 4)
+        recalls.append(len(exact & {hit.id for hit in hits}) / 10)
+    return round(statistics.mean(recalls), 4)
 
 
 def _bytes(folder: Path) -> int:
@@ -136,11 +136,11 @@ def _bytes(folder: Path) -> int:
 
 
 def _peak_memory() -> int:
-    """The largest resident set of this process so far, in bytes."""
+    """Returns the peak resident set size of this process in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("no VmHWM in /proc/self/status; this needs Linux")
+    raise RuntimeError("/proc/self/status has no VmHWM; this benchmark requires Linux")
 
 
 def main() -> None:

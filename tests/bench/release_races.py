@@ -1,12 +1,12 @@
-"""Publishers that race, while readers verify whatever is live: on a local folder, and on a Google Cloud Storage server.
+"""Races publishers while readers verify the live release, on a local folder and on a Google Cloud Storage server.
 
     python -m tests.bench.release_races [--rounds 100] [--publishers 20] [--readers 1000] [--kills 20] [--only bucket]
 
-In a round all publishers read the pointer, then all publish something else: exactly one may win. In some rounds one of
-them is killed on its way. Then rounds follow in which a publisher, a rollback, a promotion and two prunes run at once.
-Each reader goes round: the pointer, its files, their SHA-256. It may find no file missing (unless releases are deleted
-and the pointer has moved on), no other bytes than those that were announced, and no pointer older than its last one.
-The counts are printed as JSON.
+In each round, all publishers read the pointer and then publish different releases: exactly one must win. In some rounds
+one publisher is killed. In further, mixed rounds, a publisher, a rollback, a promotion and two prunes run concurrently.
+Readers repeatedly read the pointer and its files and verify the SHA-256 of each file. They must not see a missing file
+(unless releases are being deleted and the pointer has changed), other bytes than the pointer lists, or a pointer older
+than their previous one. Prints counts as JSON.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from tests.integration.gcs_server import serving_gcs
 
 READER_PROCESSES = 4
 VARIANTS = 4
-"""Of what a publisher publishes: from the fifth round on it is stored already, unless it was pruned."""
+"""Number of releases per publisher; after as many rounds, they are already stored unless they were pruned."""
 
 PAUSE_SECONDS = {"folder": 0.6, "bucket": 4.0}
-"""Of a reader between two rounds, on average; without it the readers alone keep two cores busy."""
+"""Mean pause of a reader between reads; without it, the readers alone would keep two cores busy."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _POINTER = "releases/CURRENT.json"
@@ -53,11 +53,12 @@ _POINTER = "releases/CURRENT.json"
 def race(
     root: str, rounds: int, publishers: int, readers: int, kills: int, mixed: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Races for the releases of `root`, a folder or gs:// URL; returns the counts.
+    """Runs races on the releases in `root`, a folder or gs:// URL; returns counts.
 
     Args:
-      kills: rounds of the first kind in which a publisher is killed.
-      mixed: rounds of the second kind.
+      rounds: number of rounds in which publishers race.
+      kills: number of these rounds in which a publisher is killed.
+      mixed: number of mixed rounds.
     """
     rng, start = random.Random(seed), time.monotonic()
     counts: Counter[str] = Counter()
@@ -96,7 +97,7 @@ def race(
 def _race_once(
     target: Workspace, team: Team, chosen: list[str], rng: random.Random | None, counts: Counter[str]
 ) -> None:
-    """One round; asserts that exactly one publisher won, and that the others said that they did not."""
+    """Runs one round and counts whether exactly one publisher won and the others reported that they did not."""
     before = channels.read(target.storage).pointer
     results = team.run([("publish", check) for check in chosen], counts, victim=rng)
     after = channels.read(target.storage).pointer
@@ -113,7 +114,7 @@ def _race_once(
 
 
 class Team:
-    """Processes that run one command each, all at the same moment."""
+    """Processes that each run one command at the same time."""
 
     def __init__(self, source: str, root: str, count: int) -> None:
         self._arguments = (source, root, _environment())
@@ -122,12 +123,12 @@ class Team:
     def run(
         self, commands: list[tuple[str, str]], counts: Counter[str], victim: random.Random | None = None
     ) -> list[dict[str, Any] | None]:
-        """Returns what each worker did; None: it was killed."""
+        """Runs one command per worker; returns their results, None for a killed worker."""
         used = self.workers[: len(commands)]
         for (_, pipe), command in zip(used, commands, strict=True):
             pipe.send(command)
         for _, pipe in used:
-            pipe.recv()  # has read the pointer
+            pipe.recv()  # the worker has read the pointer
         for _, pipe in used:
             pipe.send("go")
         killed = victim.randrange(len(used)) if victim else None
@@ -172,15 +173,15 @@ def _team(source: str, root: str, count: int) -> Iterator[Team]:
 
 
 def _environment() -> dict[str, str]:
-    """What workers need of it: the fork server keeps that of its own start."""
+    """Returns the variables to pass to workers, since the fork server keeps the environment of its own start."""
     names = ("STORAGE_EMULATOR_HOST", "XDG_CACHE_HOME")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _work(source: str, root: str, environment: dict[str, str], pipe: Connection) -> None:
-    """Runs commands that come through a pipe until it is closed."""
+    """Runs commands received from a pipe until it is closed."""
     os.environ.update(environment)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the commands say of each race
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # discards the commands' messages
     checked, target = Workspace(source), Workspace(root)
     with contextlib.suppress(EOFError):
         while True:
@@ -207,20 +208,19 @@ def _work(source: str, root: str, environment: dict[str, str], pipe: Connection)
 
 @contextlib.contextmanager
 def _reading(root: str, readers: int) -> Iterator[tuple[Any, Any]]:
-    """Runs readers, each of which has read once before the race and reads once more after it.
+    """Runs readers, each of which reads at least once before the race and once after it.
 
     Yields:
-      An event that says that releases are deleted from now on, and a function that stops the readers and adds up their
-      counts.
+      An event to set when releases start being deleted, and a function that stops the readers and returns total counts.
     """
     stop, deleting, results = _CONTEXT.Event(), _CONTEXT.Event(), _CONTEXT.Queue()
     started = _CONTEXT.Semaphore(0)
-    share = [len(range(part, readers, READER_PROCESSES)) for part in range(READER_PROCESSES)]
+    counts = [len(range(part, readers, READER_PROCESSES)) for part in range(READER_PROCESSES)]
     processes = [
         _CONTEXT.Process(
             target=_read_all, args=(root, _environment(), count, part, started, stop, deleting, results), daemon=True
         )
-        for part, count in enumerate(share)
+        for part, count in enumerate(counts)
     ]
     for process in processes:
         process.start()
@@ -245,13 +245,13 @@ def _reading(root: str, readers: int) -> Iterator[tuple[Any, Any]]:
 def _read_all(
     root: str, environment: dict[str, str], count: int, part: int, started: Any, stop: Any, deleting: Any, results: Any
 ) -> None:
-    """Runs `count` readers as threads until `stop`; hands their counts over."""
+    """Runs `count` readers as threads until `stop` is set, then puts their total counts into `results`."""
     os.environ.update(environment)
     threading.stack_size(256 << 10)
     totals = [Counter[str]() for _ in range(count)]
     threads = [
         threading.Thread(
-            target=_read_round, args=(root, random.Random(part * 10_000 + index), started, stop, deleting, total)
+            target=_read_loop, args=(root, random.Random(part * 10_000 + index), started, stop, deleting, total)
         )
         for index, total in enumerate(totals)
     ]
@@ -262,7 +262,7 @@ def _read_all(
     results.put(dict(sum(totals, Counter())))
 
 
-def _read_round(root: str, rng: random.Random, started: Any, stop: Any, deleting: Any, total: Counter[str]) -> None:
+def _read_loop(root: str, rng: random.Random, started: Any, stop: Any, deleting: Any, total: Counter[str]) -> None:
     source = BucketSource(root) if "://" in root else FolderSource(root)
     pause, serial = PAUSE_SECONDS["bucket" if "://" in root else "folder"], -1
     last = False
@@ -275,19 +275,19 @@ def _read_round(root: str, rng: random.Random, started: Any, stop: Any, deleting
             total[f"violation: {fault}"] += 1
         if first:
             started.release()
-            time.sleep(rng.uniform(0, pause))  # so that the readers do not stay in step
+            time.sleep(rng.uniform(0, pause))  # keeps the readers out of step
         time.sleep(rng.uniform(0.5, 1.5) * pause)
 
 
 def _read_once(source: Any, serial: int, deleting: Any, total: Counter[str]) -> tuple[str, int]:
-    """Returns what is wrong with what is live, or nothing, and the pointer's serial."""
+    """Reads the live release once; returns a violation or an empty string, and the pointer's serial."""
     data = source.get(_POINTER)
     if data is None:
         return "no pointer", serial
     try:
         pointer = json.loads(data)
     except ValueError:
-        return "half a pointer", serial
+        return "an incomplete pointer", serial
     if pointer["serial"] < serial:
         return "an older pointer", serial
     for file in pointer["files"].values():
@@ -298,14 +298,14 @@ def _read_once(source: Any, serial: int, deleting: Any, total: Counter[str]) -> 
                 return "", pointer["serial"]
             return "a missing file", pointer["serial"]
         if len(content) != file["bytes"] or hashlib.sha256(content).hexdigest() != file["sha256"]:
-            return "other bytes than announced", pointer["serial"]
+            return "other bytes than the pointer lists", pointer["serial"]
         total["files_verified"] += 1
     total["reads"] += 1
     return "", pointer["serial"]
 
 
 class FolderSource:
-    """What an app sees of a folder."""
+    """Reads releases from a folder, as an app does."""
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)
@@ -318,7 +318,7 @@ class FolderSource:
 
 
 class BucketSource:
-    """What an app sees of a public bucket: plain HTTP, on a connection that is kept."""
+    """Reads releases from a public bucket over a persistent HTTP connection, as an app does."""
 
     def __init__(self, root: str) -> None:
         host = urlsplit(os.environ["STORAGE_EMULATOR_HOST"])
@@ -330,7 +330,7 @@ class BucketSource:
             self._connection.request("GET", quote(f"{self._prefix}/{path}"))
             response = self._connection.getresponse()
             data = response.read()
-        except (OSError, http.client.HTTPException):  # the server let go of an idle connection
+        except (OSError, http.client.HTTPException):  # the server closed an idle connection
             self._connection.close()
             return self.get(path)
         if response.status == 404:
@@ -340,7 +340,7 @@ class BucketSource:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rounds", 100), ("publishers", 20), ("readers", 1000), ("kills", 20), ("mixed", 50)):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -1,7 +1,7 @@
-"""The process in which benchmarks build an index as Model Maker's Searcher does, and search any index.
+"""Child process in which benchmarks build an index like Model Maker's Searcher, and search any index.
 
-ScaNN partitions and hashes all vectors at once, and the Task Library's own converter writes the index, all in memory.
-Runs in a process of its own (searchforge.processes.isolated); files pass by path, and memory is this process' own.
+ScaNN partitions and hashes all vectors at once, and the Task Library's converter writes the index, all in memory. The
+child process (searchforge.processes.isolated) receives files by path, and its peak memory is that of the build.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from searchforge.processes import isolated
 
 MODULE = "tests.bench.scann_baseline"
-"""What a Session runs; a request is the arguments of `build` or `search`, and `do`, the name."""
+"""Module for an isolated Session; a request has the name of a function (`do`) and the function's arguments."""
 
 
 def build(
     vectors: str, partitions: int, dims_per_block: int, lut_type: str, searched: int, index: str
 ) -> dict[str, Any]:
-    """Builds the index of a .npy matrix [n, dim] float32; an item's metadata is a JSON object with its number as id."""
+    """Builds the index of a .npy matrix [n, dim] float32; an item's metadata is JSON with its row number as the id."""
     from scann.scann_ops.py import scann_ops_pybind
     from tensorflow_lite_support.scann_ondevice.cc.core import serialized_searcher_pb2 as schema
     from tensorflow_lite_support.scann_ondevice.cc.python import index_builder
@@ -74,10 +74,10 @@ def build(
 
 
 def search(encoder: str, index: str, first: int, count: int, k: int, output: str) -> dict[str, Any]:
-    """Searches for texts q<first> ... on one thread, with an index beside the encoder.
+    """Searches for the texts q<first> and following on one thread, with an index in a separate file.
 
     Args:
-      output: .npz file that is written: ids [count, k] as text, milliseconds [count].
+      output: .npz file to write, with ids [count, k] as text and milliseconds [count].
     """
     import json
 
@@ -102,7 +102,7 @@ def search(encoder: str, index: str, first: int, count: int, k: int, output: str
 
 
 def peak_mb() -> float:
-    """Returns the largest resident memory of this process so far; ru_maxrss can be its parent's."""
+    """Returns the peak resident set size of this process in MB; ru_maxrss may include that of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
 

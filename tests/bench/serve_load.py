@@ -1,11 +1,11 @@
-"""`searchforge serve` under load, over a published release; prints JSON.
+"""Load test of `searchforge serve` with a published release; prints JSON.
 
 python -m tests.bench.serve_load --workspace W --captions C.json [--clients 1 --clients 16 ...] [--seconds 10]
 
-The server is a process of its own; the clients are this one. Every client asks again as soon as it has its answer.
-`distinct` queries are all different, so that each goes through the Task Library; `repeated` ones are a few in turns,
-which the server keeps the answers of. Both are measured in the same run, for each number of clients. `lost` counts
-requests that got neither an answer to their own query nor a 503; `refused` counts the 503s.
+The server runs in a child process and the clients in this one. Every client sends its next request as soon as it has a
+response. `distinct` queries are all different, so that each reaches the Task Library; `repeated` queries cycle through
+a few texts whose results the server caches. Both are measured in the same run, for each number of clients. `lost` counts
+requests that received neither a response to their own query nor a 503; `refused` counts responses with status 503.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ import aiohttp
 import click
 
 REPEATED = 20
-"""Queries that the repeated ones are taken from."""
+"""Number of different repeated queries."""
 
 TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 
 @click.command()
-@click.option("--workspace", required=True, help="With a release.")
-@click.option("--release", help="Id; default: the live one.")
-@click.option("--captions", required=True, help="COCO captions: the queries.")
+@click.option("--workspace", required=True, help="Workspace with a release.")
+@click.option("--release", help="Id; default: the live release.")
+@click.option("--captions", required=True, help="COCO captions to use as queries.")
 @click.option("--clients", multiple=True, type=int, default=(1, 16, 64, 512), show_default=True)
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="Of each measurement.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Duration of each measurement.")
 def main(workspace: str, release: str | None, captions: str, clients: tuple[int, ...], seconds: float) -> None:
     texts = [entry["caption"] for entry in json.loads(Path(captions).read_text())["annotations"]]
     command = [sys.executable, "-m", "infra", "serve", "--workspace", workspace, "--port", "0", "--json"]
@@ -56,7 +56,7 @@ def main(workspace: str, release: str | None, captions: str, clients: tuple[int,
 
 
 def _distinct(texts: list[str]) -> Iterator[str]:
-    """Yields texts that never come twice."""
+    """Yields texts without repeating any."""
     return (f"{text} {turn}" if turn else text for turn in itertools.count() for text in dict.fromkeys(texts))
 
 
@@ -65,7 +65,7 @@ async def _measure(
 ) -> list[dict[str, Any]]:
     measured = []
     async with aiohttp.ClientSession(timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=0)) as session:
-        await _load(session, url, itertools.cycle(repeated), 4, 2.0)  # connections, imports, the answers that are kept
+        await _load(session, url, itertools.cycle(repeated), 4, 2.0)  # warms up connections, imports and the cache
         for count in clients:
             for kind, queries in (("distinct", distinct), ("repeated", itertools.cycle(repeated))):
                 figures = await _load(session, url, queries, count, seconds)
@@ -76,9 +76,9 @@ async def _measure(
 async def _load(
     session: aiohttp.ClientSession, url: str, queries: Iterator[str], clients: int, seconds: float
 ) -> dict[str, Any]:
-    """Asks from `clients` clients for `seconds`; returns figures."""
+    """Sends queries from a number of concurrent clients for some seconds; returns figures."""
     milliseconds: list[float] = []
-    inside: list[float] = []
+    task_library: list[float] = []
     outcomes: Counter[str] = Counter()
     start = time.perf_counter()
 
@@ -98,7 +98,7 @@ async def _load(
             elif response.status == 200 and content["query"] == query.strip() and content["hits"]:
                 outcomes["answered"] += 1
                 milliseconds.append((time.perf_counter() - sent) * 1e3)
-                inside.append(content["milliseconds"])
+                task_library.append(content["milliseconds"])
             else:
                 outcomes[f"status {response.status}"] += 1
 
@@ -109,7 +109,7 @@ async def _load(
         "requests_per_second": round(outcomes["answered"] / elapsed, 1),
         "p50_ms": round(cuts[49], 2),
         "p99_ms": round(cuts[98], 2),
-        "task_library_p50_ms": round(statistics.median(inside), 2),
+        "task_library_p50_ms": round(statistics.median(task_library), 2),
         "answered": outcomes.pop("answered"),
         "refused": outcomes.pop("refused", 0),
         "lost": sum(outcomes.values()),

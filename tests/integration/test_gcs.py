@@ -104,7 +104,7 @@ def test_an_app_follows_a_bucket(bucket: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
         release = publish(workspace, target, commit_checked(workspace, name))
         assert client.update() == Outcome("updated", release.id)
-        folder = client.opened()
+        folder = client.usable_version()
         assert folder and (folder / FILES[0]).read_text() == f"{name} {FILES[0]}"
     assert prune(target, keep=1, min_age_days=0).releases == []
     assert client.update() == Outcome("unchanged", release.id)
