@@ -44,6 +44,10 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
     for name in (
         "infra/__init__.py",
         "infra/cli/commands.py",
+        "infra/cli/operation_commands.py",
+        "infra/cli/option_groups.py",
+        "infra/cli/pipeline_commands.py",
+        "infra/cli/release_commands.py",
         "searchforge/__init__.py",
         "searchforge/console/options.py",
     ):
