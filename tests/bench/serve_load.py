@@ -2,10 +2,11 @@
 
 python -m tests.bench.serve_load --workspace W --captions C.json [--clients 1 --clients 16 ...] [--seconds 10]
 
-The server runs in a child process and the clients in this one. Every client sends its next request as soon as it has a
-response. `distinct` queries are all different, so that each reaches the Task Library; `repeated` queries cycle through
-a few texts whose results the server caches. Both are measured in the same run, for each number of clients. `lost` counts
-requests that received neither a response to their own query nor a 503; `refused` counts responses with status 503.
+The server runs in a child process and the clients in this one. Every client sends its next request as soon as it has
+a response. `distinct` queries are all different, so that each reaches the Task Library; `repeated` queries cycle
+through a few texts whose results the server caches. Both are measured in the same run, for each number of clients.
+`lost` counts requests that received neither a response to their own query nor a 503; `refused` counts responses with
+status 503.
 """
 
 from __future__ import annotations
