@@ -98,12 +98,18 @@ def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION
 
 
 def choose_artifact(config: Config, kind: Kind, id: str | None) -> str:
-    """Returns `id`, by default that of the workspace's only artifact of this kind."""
+    """Returns `id`, by default that of the workspace's only artifact of this kind.
+
+    Raises:
+      UsageError: There is no id, and the workspace has no artifact of this kind or several.
+    """
     if id:
         return id
     ids = Workspace(config.workspace).ids(kind)
     if len(ids) == 1:
         return ids[0]
+    if not ids:
+        stage = next(stage for stage, created in KIND_OF_STAGE.items() if created == kind)
+        raise UsageError(f"workspace {config.workspace} has no {kind}; run `searchforge {stage}` first")
     option = f"--{kind if kind == 'embeddings' else kind.removesuffix('s')}"
-    held = f"{len(ids)} {kind} ({', '.join(ids)})" if ids else f"no {kind}"
-    raise UsageError(f"workspace {config.workspace} holds {held}; choose one with {option}")
+    raise UsageError(f"workspace {config.workspace} has {len(ids)} {kind} ({', '.join(ids)}); choose one with {option}")
