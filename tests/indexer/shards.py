@@ -1,4 +1,4 @@
-"""Embedding records and shard files for tests of the indexer."""
+"""Creates embedding records and shard files for the indexer's tests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.indexer.tiny_encoder import PREPROCESSING, unit
 
 
 def records(count: int = 6, seed: int = 0) -> list[EmbeddingRecord]:
-    """Returns records `id0`, `id1` ... with random vectors, and their number as metadata."""
+    """Returns records `id0`, `id1` ... with random vectors and their number as metadata."""
     vectors = unit(np.random.default_rng(seed).normal(size=(count, DIM)))
     return [EmbeddingRecord(f"id{i}", vectors[i], f"/photos/{i}.jpg", "0" * 64, {"album": i}) for i in range(count)]
 
 
 def with_metadata_text(record: EmbeddingRecord, text: bytes) -> bytes:
-    """Returns a serialized record whose metadata is any bytes; short ones are padded with spaces."""
+    """Returns a serialized record with arbitrary metadata bytes; short ones are padded with spaces."""
     text = text.ljust(len('{"x": ""}'))
     stand_in: dict[str, Any] = {"x": "a" * (len(text) - len('{"x": ""}'))}
     fields = {**vars(record), "metadata": stand_in}

@@ -1,4 +1,4 @@
-"""Embeddings that are faulty or unusual: refused in one line that names the item, or indexed and found."""
+"""Builds reject faulty embeddings with a one-line error that names the item, and index unusual ones."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tests.indexer.tiny_corpus import DIM, TinyCorpus, commit_embeddings, make_c
 
 COUNT = 24
 BAD = 5
-"""Row of the record that is at fault; its shard has another beside it, and the corpus another shard."""
+"""Row of the faulty record, whose shard is one of two."""
 
-LONG = "long, and nowhere the same: " + np.random.default_rng(0).bytes(500_000).hex()
+LONG = "long and incompressible: " + np.random.default_rng(0).bytes(500_000).hex()
 BINARY = {"x": '\x00\x01\x1f\x7f\u2028 "\\/\b\f\n\r\t \U0001f40e \uffff', "\x00": ["", "%s\x00", "M_1"]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A record that is written as these bytes."""
+    """A record with a given serialized form."""
 
     payload: bytes
 
@@ -44,7 +44,7 @@ Change = Callable[[EmbeddingRecord], EmbeddingRecord | Written]
 
 
 def _embedding(make: Callable[[np.ndarray], np.ndarray]) -> Change:
-    """Returns a change of a record's embedding."""
+    """Returns a function that changes a record's embedding."""
     return lambda record: dataclasses.replace(record, embedding=make(record.embedding).astype(np.float32))
 
 
@@ -53,7 +53,7 @@ def _one_is(value: float) -> Change:
 
 
 def _list_of(tag: bytes) -> Change:
-    """The embedding's 64 bytes become a list of another type: an Example's lists are told apart by one byte."""
+    """Turns the embedding's 64 bytes into a list of another type; a single byte determines an Example's list type."""
 
     def change(record: EmbeddingRecord) -> Written:
         floats = b"\x12\x42\x0a\x40" + record.embedding.tobytes()
@@ -117,7 +117,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searcher]:
-    """The searcher of a corpus with odd records."""
+    """Searcher of a corpus with unusual records."""
     corpus = make_corpus(tmp_path_factory.mktemp("odd"), count=COUNT, data__captions=[])
     records: list[Any] = list(corpus.records)
     records[1] = dataclasses.replace(records[1], metadata={"text": LONG})
@@ -133,14 +133,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searcher]:
 
 @pytest.mark.parametrize("preset", ["best", "recipe2022"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_record_is_refused_by_name(corpus: TinyCorpus, fault: str, preset: str) -> None:
+def test_an_error_names_the_faulty_record(corpus: TinyCorpus, fault: str, preset: str) -> None:
     change, kind, message = FAULTS[fault]
     id = f"{preset}-{fault}".replace(" ", "-")
     commit_embeddings(corpus.workspace, _changed(corpus.records, change), id)
     assert_refused(_with(corpus.config, preset=preset), id, kind, message)
 
 
-def test_an_id_that_two_items_have_is_refused(corpus: TinyCorpus) -> None:
+def test_a_duplicate_id_is_rejected(corpus: TinyCorpus) -> None:
     twin = dataclasses.replace(corpus.records[BAD], id="00002.png", uri="/elsewhere/2.png")
     commit_embeddings(corpus.workspace, [*corpus.records[:BAD], twin, *corpus.records[BAD + 1 :]], "twice")
     uri = re.escape(corpus.records[2].uri)
@@ -152,24 +152,24 @@ def test_an_id_that_two_items_have_is_refused(corpus: TinyCorpus) -> None:
     )
 
 
-def test_vectors_of_one_dimension_throughout_that_is_not_the_manifests_are_refused(corpus: TinyCorpus) -> None:
+def test_vectors_of_a_different_dimension_than_the_manifest_are_rejected(corpus: TinyCorpus) -> None:
     records = [dataclasses.replace(r, embedding=np.eye(8, dtype=np.float32)[0]) for r in corpus.records]
     commit_embeddings(corpus.workspace, records, "of-8")
     assert_refused(
         corpus.config,
         "of-8",
         UsageError,
-        r"'00000\.png' has 8 dimensions, but the manifest says 16 .* \(12 of 12 records",
+        r"'00000\.png' has 8 dimensions, but the manifest says 16; .* \(12 of 12 records",
     )
 
 
-def test_a_manifest_of_another_dimension_than_the_encoder_is_refused(corpus: TinyCorpus) -> None:
+def test_a_manifest_of_a_different_dimension_than_the_encoder_is_rejected(corpus: TinyCorpus) -> None:
     records = [dataclasses.replace(r, embedding=np.eye(8, dtype=np.float32)[0]) for r in corpus.records]
     commit_embeddings(corpus.workspace, records, "manifest-of-8", dim=8)
     assert_refused(corpus.config, "manifest-of-8", JobError, r"output is \[1, 16\], expected \[1, 8\]")
 
 
-def test_shards_of_another_encoders_run_are_refused(corpus: TinyCorpus) -> None:
+def test_shards_from_another_encoder_are_rejected(corpus: TinyCorpus) -> None:
     workspace = corpus.workspace
     runs = {
         "foreign": commit_embeddings(workspace, corpus.records[:10], "foreign", fingerprint="e" * 64),
@@ -184,7 +184,7 @@ def test_shards_of_another_encoders_run_are_refused(corpus: TinyCorpus) -> None:
     )
 
 
-def test_a_shard_of_a_run_that_is_gone_is_a_failure(corpus: TinyCorpus) -> None:
+def test_a_shard_from_a_deleted_run_is_an_error(corpus: TinyCorpus) -> None:
     own = commit_embeddings(corpus.workspace, corpus.records, "left")
     _commit_on(corpus.workspace, own, "orphan", [_of("gone", shard) for shard in own.shards])
     assert_refused(
@@ -192,7 +192,7 @@ def test_a_shard_of_a_run_that_is_gone_is_a_failure(corpus: TinyCorpus) -> None:
     )
 
 
-def test_a_shard_with_another_byte_is_a_failure(corpus: TinyCorpus) -> None:
+def test_a_shard_with_a_flipped_bit_is_an_error(corpus: TinyCorpus) -> None:
     commit_embeddings(corpus.workspace, corpus.records, "flipped")
     path = corpus.workspace.local("embeddings", "flipped") / "data-00001-of-00002.tfrecord"
     data = bytearray(path.read_bytes())
@@ -202,17 +202,17 @@ def test_a_shard_with_another_byte_is_a_failure(corpus: TinyCorpus) -> None:
 
 
 @pytest.mark.parametrize("parameters", [{"partitions": COUNT + 1}, {"partitions": COUNT + 1, "preset": "recipe2022"}])
-def test_fewer_vectors_than_partitions_are_refused(corpus: TinyCorpus, parameters: dict[str, Any]) -> None:
+def test_fewer_vectors_than_partitions_are_rejected(corpus: TinyCorpus, parameters: dict[str, Any]) -> None:
     message = f"index.partitions is {COUNT + 1}, but the corpus has {COUNT} images"
     assert_refused(_with(corpus.config, **parameters), "corpus", UsageError, message)
 
 
-def test_an_empty_corpus_is_refused(corpus: TinyCorpus) -> None:
+def test_an_empty_corpus_is_rejected(corpus: TinyCorpus) -> None:
     commit_embeddings(corpus.workspace, [], "empty")
     assert_refused(corpus.config, "empty", UsageError, "embeddings empty contain no images")
 
 
-def test_a_partition_for_every_vector_is_searched(corpus: TinyCorpus) -> None:
+def test_an_index_with_one_partition_per_vector_works(corpus: TinyCorpus) -> None:
     config = _with(corpus.config, partitions=COUNT, recall_at_10=None)
     with _searcher(corpus, build_index(config, "corpus")) as searcher:
         assert [searcher.search_text(f"w{i}", 1)[0].id for i in range(COUNT)] == [f"{i:05d}.png" for i in range(COUNT)]
@@ -234,31 +234,31 @@ def test_the_recipe_indexes_equal_vectors(corpus: TinyCorpus) -> None:
         assert {hit.id for hit in searcher.search_text("w0", COUNT)} == {record.id for record in same}
 
 
-def test_a_megabyte_of_metadata_comes_back_whole(odd: Searcher) -> None:
+def test_a_megabyte_of_metadata_is_returned_unchanged(odd: Searcher) -> None:
     hit = odd.search_text("w1", 1)[0]
     assert (hit.id, hit.metadata) == ("00001.png", {"text": LONG})
 
 
-def test_metadata_of_control_characters_and_escapes_comes_back_as_it_was(odd: Searcher) -> None:
+def test_metadata_with_control_characters_and_escapes_is_returned_unchanged(odd: Searcher) -> None:
     hit = odd.search_text("w2", 1)[0]
     assert (hit.id, hit.metadata) == ("00002.png", BINARY)
 
 
-def test_an_embedding_that_was_written_as_bytes_is_indexed(odd: Searcher) -> None:
+def test_an_embedding_stored_as_bytes_is_indexed(odd: Searcher) -> None:
     assert odd.search_text("w3", 1)[0].id == "00003.png"
 
 
-def test_an_id_of_control_characters_and_escapes_comes_back_as_it_was(odd: Searcher) -> None:
+def test_an_id_with_control_characters_and_escapes_is_returned_unchanged(odd: Searcher) -> None:
     assert odd.search_text("w4", 1)[0].id == 'a "b"\\ \x00\n\u00e9\U0001f40e'
 
 
-def test_deep_metadata_and_large_numbers_come_back_as_they_were(odd: Searcher) -> None:
+def test_deep_metadata_and_large_numbers_are_returned_unchanged(odd: Searcher) -> None:
     expected = {"deep": _nested(40), "big": 10**40, "small": -1.5e-300}
     assert odd.search_text("w5", 1)[0].metadata == expected
 
 
 def assert_refused(config: Config, id: str, kind: type[SearchforgeError], message: str) -> None:
-    """The build fails with one line, and nothing of it is left."""
+    """Asserts that the build fails with a one-line error and leaves nothing behind."""
     root = Path(config.workspace)
     before = _artifacts(root)
     with pytest.raises(kind, match=message) as refused:
@@ -289,7 +289,7 @@ def _of(run: str, shard: ShardInfo) -> ShardInfo:
 
 
 def _commit_on(workspace: Workspace, like: Manifest, id: str, shards: Sequence[ShardInfo]) -> None:
-    """Commits embeddings whose shards are those of other runs."""
+    """Commits embeddings that consist of other runs' shards."""
     live = sum(shard.live for shard in shards)
     changed = {"id": id, "shards": tuple(shards), "inputs": live, "embedded": 0, "reused": live}
     with workspace.create("embeddings", id) as staging:

@@ -1,4 +1,4 @@
-"""A Beam runner encodes a corpus to the same index, byte by byte."""
+"""Encoding with a Beam runner gives a byte-identical index."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def corpus(tmp_path: Path) -> TinyCorpus:
     return corpus
 
 
-def test_the_direct_runner_gives_the_bytes_that_threads_give(
+def test_the_direct_runner_writes_the_same_bytes_as_threads(
     corpus: TinyCorpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads = build_index(corpus.config, "five-shards")
-    assert "encoding: 60/60" in capsys.readouterr().err  # threads say so
+    assert "encoding: 60/60" in capsys.readouterr().err  # only threads report progress
     parts = _parts(corpus)
     assert len(parts) == 5
     shutil.rmtree(corpus.workspace.local("searchers", threads["id"]))
@@ -38,7 +38,7 @@ def test_the_direct_runner_gives_the_bytes_that_threads_give(
     assert _parts(corpus) == parts
 
 
-def test_a_runner_that_is_not_there_fails_the_job(corpus: TinyCorpus) -> None:
+def test_an_unknown_runner_fails_the_job(corpus: TinyCorpus) -> None:
     with pytest.raises(JobError, match=r"the Beam job failed: .*NoSuchRunner"):
         build_index(_with(corpus.config, runner="NoSuchRunner"), "five-shards")
     assert corpus.workspace.ids("searchers") == []

@@ -1,4 +1,4 @@
-"""The index and the searchers that are built from an embedding run."""
+"""A build turns an embedding run into an index and searchers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serving_check.measurement.search import Searcher
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
 
 
-def test_searchers_answer_with_ids_and_metadata_and_never_with_paths(tmp_path: Path) -> None:
+def test_searchers_return_ids_and_metadata_and_contain_no_paths(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
     report = build_index(corpus.config, "corpus")
     folder = corpus.workspace.local("searchers", report["id"])
@@ -40,7 +40,7 @@ def test_searchers_answer_with_ids_and_metadata_and_never_with_paths(tmp_path: P
         assert str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_the_report_says_what_was_built(tmp_path: Path) -> None:
+def test_the_report_describes_the_build(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, count=64)
     report = build_index(corpus.config, "corpus")
     folder = corpus.workspace.local("searchers", report["id"])
@@ -54,12 +54,12 @@ def test_the_report_says_what_was_built(tmp_path: Path) -> None:
     assert not (folder / "scratch").exists()
 
 
-def test_equal_inputs_give_equal_bytes_and_a_rerun_finds_them(
+def test_equal_inputs_give_equal_bytes_and_a_rerun_returns_the_existing_searcher(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (make_corpus(tmp_path / name) for name in ("a", "b"))
     report = build_index(first.config, "corpus")
-    # The records' uris differ between the two workspaces, so their shards and the ids do: compare all but USER_INFO.
+    # URIs differ between the workspaces, and so do shards and ids: compare everything except USER_INFO.
     again = build_index(second.config, "corpus")
     tables = [c.workspace.local("searchers", r["id"]) / INDEX for c, r in ((first, report), (second, again))]
     contents = [dict(read(table)) for table in tables]
@@ -90,7 +90,7 @@ def test_tiny_corpora_are_searched_exactly(tmp_path: Path, count: int) -> None:
             assert hits[0].id == f"{i:05d}.png"
 
 
-def test_equal_vectors_are_indexed(tmp_path: Path) -> None:
+def test_identical_vectors_are_indexed(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, count=40)
     same = [type(r)(r.id, corpus.records[0].embedding, r.uri, r.content_hash, r.metadata) for r in corpus.records]
     commit_embeddings(corpus.workspace, same, "same")
@@ -99,7 +99,7 @@ def test_equal_vectors_are_indexed(tmp_path: Path) -> None:
         assert len({hit.id for hit in searcher.search_text("w0", 40)}) == 40
 
 
-def test_embeddings_of_another_encoder_are_refused(tmp_path: Path) -> None:
+def test_embeddings_from_another_encoder_are_rejected(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, count=20)
     commit_embeddings(corpus.workspace, corpus.records, "foreign", fingerprint="e" * 64)
     with pytest.raises(UsageError, match=r"e{64}, but tiny is encoder f{64}"):
@@ -107,13 +107,13 @@ def test_embeddings_of_another_encoder_are_refused(tmp_path: Path) -> None:
     assert corpus.workspace.ids("searchers") == []
 
 
-def test_more_partitions_than_images_are_refused(tmp_path: Path) -> None:
+def test_more_partitions_than_images_are_rejected(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, count=20, index__partitions=21)
     with pytest.raises(UsageError, match="partitions is 21, but the corpus has 20 images"):
         build_index(corpus.config, "corpus")
 
 
-def test_the_command_builds_and_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_command_builds_a_searcher_and_reports_errors(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, count=20)
     arguments = ["--workspace", corpus.workspace.root, "--embeddings", "corpus"]
     built = CliRunner().invoke(main, [*arguments, "--preset", "recipe2022", "--json"])
@@ -127,7 +127,7 @@ def test_the_command_builds_and_says_what_is_wrong(tmp_path: Path) -> None:
     assert "there: corpus" in unknown.output
 
 
-def test_an_encoder_file_that_was_changed_is_refused(tmp_path: Path) -> None:
+def test_a_modified_encoder_file_is_rejected(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, count=20)
     marker = tmp_path / "workspace/encoders/tiny/encoder.json"
     info = json.loads(marker.read_text())

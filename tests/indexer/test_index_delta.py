@@ -1,4 +1,4 @@
-"""An index of a changed corpus: the quantizer is used again and only new shards are encoded, until it has drifted."""
+"""A changed corpus reuses the quantizer and encodes only new shards, until it has drifted too far."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tests.indexer.shards import records as random_records
 from tests.indexer.tiny_corpus import commit_embeddings, commit_on, make_corpus
 
 IMAGES = 60
-"""Of which words tell; the bulk of the corpus are random vectors, for a code to have an error in the first place."""
+"""Number of images with captions; most of the corpus consists of random vectors, so that codes have errors."""
 REMOVED, ADDED = range(20), range(40, IMAGES)
 BULK = 1500
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """A corpus that was indexed (`before`), and then changed (`grown`): images 0-19 went and 40-59 came."""
+    """A corpus that was indexed (`before`) and then changed (`grown`): images 0-19 were removed and 40-59 added."""
 
     workspace: Workspace
     index: IndexConfig
@@ -60,14 +60,14 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> History:
 
 @pytest.fixture
 def history(origin: History, tmp_path: Path) -> History:
-    """A copy, for a test to change."""
+    """Returns a copy that a test may change."""
     root = shutil.copytree(origin.workspace.root, tmp_path / "workspace")
     return dataclasses.replace(origin, workspace=Workspace(str(root)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Grown:
-    """The build of the changed corpus, and the parts before and after."""
+    """Build of the changed corpus, and the encoded shards before and after it."""
 
     history: History
     report: dict[str, Any]
@@ -83,7 +83,7 @@ def grown(origin: History, tmp_path_factory: pytest.TempPathFactory) -> Grown:
     return Grown(history, history.build(), before, _parts(history))
 
 
-def test_a_changed_corpus_is_encoded_with_the_quantizer_that_is_there(grown: Grown) -> None:
+def test_a_changed_corpus_is_encoded_with_the_existing_quantizer(grown: Grown) -> None:
     first, report = grown.history.first, grown.report
     assert report["quantizer"] == first["quantizer"]
     assert report["files"][QUANTIZER] == first["files"][QUANTIZER]
@@ -101,7 +101,7 @@ def test_only_new_shards_are_encoded(grown: Grown) -> None:
     assert new.startswith(grown.history.workspace.marker("embeddings", "grown")["shards"][-1]["sha256"])
 
 
-def test_what_was_removed_is_not_found_and_what_was_added_is(grown: Grown) -> None:
+def test_added_images_are_found_and_removed_ones_are_not(grown: Grown) -> None:
     workspace, report = grown.history.workspace, grown.report
     with Searcher(workspace.local("searchers", report["id"]) / TEXT_SEARCHER) as searcher:
         assert [searcher.search_text(f"w{i}", 1)[0].id for i in ADDED] == [f"{i:05d}.png" for i in ADDED]
@@ -110,7 +110,7 @@ def test_what_was_removed_is_not_found_and_what_was_added_is(grown: Grown) -> No
         assert json.loads(searcher.user_info)["images"] == len(grown.history.live)
 
 
-def test_the_index_is_that_of_the_corpus_encoded_afresh(history: History) -> None:
+def test_the_index_equals_that_of_the_corpus_embedded_anew(history: History) -> None:
     grown = history.build()
     shutil.rmtree(history.workspace.cache("parts"))
     commit_embeddings(history.workspace, history.live, "afresh", shards=3)
@@ -121,7 +121,7 @@ def test_the_index_is_that_of_the_corpus_encoded_afresh(history: History) -> Non
     assert [key for key in tables[0] if tables[0][key] != tables[1][key]] == [b"USER_INFO"]
 
 
-def test_parts_of_shards_that_are_gone_are_deleted(history: History) -> None:
+def test_encoded_shards_that_left_the_corpus_are_deleted(history: History) -> None:
     first, second = history.before.shards
     commit_on(history.workspace, history.before.model_copy(update={"shards": (second,)}), "halved", set(), [])
     history.build("halved", max_drift=10)
@@ -129,7 +129,7 @@ def test_parts_of_shards_that_are_gone_are_deleted(history: History) -> None:
     assert first.sha256 != second.sha256
 
 
-def test_parts_of_a_quantizer_that_was_not_used_for_a_day_are_deleted(history: History) -> None:
+def test_encoded_shards_of_a_quantizer_unused_for_a_day_are_deleted(history: History) -> None:
     parts = history.workspace.cache("parts")
     (used,) = parts.iterdir()
     recent, old = parts / "recent", parts / "old"
@@ -141,25 +141,25 @@ def test_parts_of_a_quantizer_that_was_not_used_for_a_day_are_deleted(history: H
     assert set(parts.iterdir()) == {used, recent}
 
 
-def test_a_corpus_that_has_drifted_trains_anew(history: History) -> None:
+def test_a_drifted_corpus_is_trained_on_again(history: History) -> None:
     report = history.build(max_drift=0)
     assert report["quantizer"] != history.first["quantizer"]
     assert (report["training"]["embeddings"], report["training"]["drift"]) == ("grown", None)
 
 
-def test_a_corpus_of_other_vectors_has_drifted(history: History) -> None:
+def test_a_corpus_of_different_vectors_has_drifted(history: History) -> None:
     commit_embeddings(history.workspace, random_records(BULK, seed=1), "other")
     report = history.build("other")
     assert report["training"]["embeddings"] == "other"
 
 
-def test_base_none_trains(history: History) -> None:
+def test_reuse_from_none_trains(history: History) -> None:
     report = history.build(reuse_from="none")
     assert (report["training"]["embeddings"], report["training"]["drift"]) == ("grown", None)
 
 
-def test_a_second_change_is_held_against_the_corpus_that_was_trained_on(history: History) -> None:
-    """Many small changes are a large one."""
+def test_changes_accumulate_since_training(history: History) -> None:
+    """Many small changes amount to a large one."""
     history.build()
     grown = Manifest.model_validate(history.workspace.marker("embeddings", "grown"))
     later = [dataclasses.replace(record, id=f"later-{record.id}") for record in random_records(30, seed=2)]
@@ -169,13 +169,13 @@ def test_a_second_change_is_held_against_the_corpus_that_was_trained_on(history:
     assert report["training"]["drift"]["share_changed"] == pytest.approx(70 / history.before.records)
 
 
-def test_a_named_base_of_other_settings_is_refused(history: History) -> None:
+def test_a_named_searcher_with_other_settings_is_rejected(history: History) -> None:
     named = history.first["id"]
     with pytest.raises(UsageError, match=rf"searcher {named} \(index.reuse_from\) has a different config"):
         history.build(reuse_from=named, code_bytes=2)
 
 
-def test_a_named_base_of_another_encoder_is_refused(history: History) -> None:
+def test_a_named_searcher_with_another_encoder_is_rejected(history: History) -> None:
     encoder = history.workspace.marker("encoders", "tiny") | {"id": "other", "fingerprint": "e" * 64}
     folder = history.workspace.local("encoders", "tiny")
     with history.workspace.create("encoders", "other") as staging:
@@ -190,25 +190,25 @@ def test_a_named_base_of_another_encoder_is_refused(history: History) -> None:
         history.build("foreign", "other", reuse_from=history.first["id"])
 
 
-def test_a_named_base_that_is_not_there_is_refused(history: History) -> None:
+def test_a_named_searcher_that_does_not_exist_is_rejected(history: History) -> None:
     with pytest.raises(UsageError, match=f"searchers/missing is not in workspace .*{history.first['id']}"):
         history.build(reuse_from="missing")
 
 
-def test_searchers_of_another_encoder_are_no_base(history: History) -> None:
+def test_searchers_with_another_encoder_are_not_reused(history: History) -> None:
     marker = history.workspace.local("searchers", history.first["id"]) / "build.json"
     marker.write_text(json.dumps({**history.first, "fingerprint": "e" * 64}))
     assert history.build()["training"]["embeddings"] == "grown"
 
 
-def test_a_base_whose_embeddings_are_gone_is_not_used(history: History) -> None:
-    """How much of a corpus has changed since is then unknown."""
+def test_a_searcher_whose_embeddings_were_deleted_is_not_reused(history: History) -> None:
+    """Without them, the share of the corpus that changed is unknown."""
     commit_embeddings(history.workspace, history.live, "afresh")
     shutil.rmtree(history.workspace.local("embeddings", "before"))
     assert history.build("afresh", max_drift=10)["training"]["embeddings"] == "afresh"
 
 
-def test_an_index_that_outgrows_its_limit_is_refused(history: History) -> None:
+def test_an_index_that_exceeds_its_limit_is_rejected(history: History) -> None:
     plain = history.build("before", compression=False)
     settings = {"compression": False, "max_index_size": int(1.02 * plain["sizes"]["index_file"])}
     history.build("before", **settings)
@@ -219,7 +219,7 @@ def test_an_index_that_outgrows_its_limit_is_refused(history: History) -> None:
 
 
 def _parts(history: History) -> dict[str, tuple[int, int]]:
-    """When each part was written, and as which file."""
+    """Returns modification time and inode of each encoded shard."""
     parts = history.workspace.cache("parts").glob("*/*")
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in parts}
 

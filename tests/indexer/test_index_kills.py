@@ -1,4 +1,4 @@
-"""An index command that is killed at any moment and run once more ends with the files of an undisturbed one."""
+"""An index command that is killed at any moment and then run again writes the same files as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.indexer.tiny_corpus import commit_embeddings, make_corpus
 from tests.infra.forked import fork
 
 
-@pytest.mark.parametrize(("kills", "kills_a_copy"), [(2, 2), pytest.param(10, 5, marks=pytest.mark.proof)])
-def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(
-    tmp_path: Path, kills: int, kills_a_copy: int
+@pytest.mark.parametrize(("kills", "kills_per_copy"), [(2, 2), pytest.param(10, 5, marks=pytest.mark.proof)])
+def test_a_killed_command_that_is_run_again_writes_the_same_files(
+    tmp_path: Path, kills: int, kills_per_copy: int
 ) -> None:
-    """A workspace is killed up to `kills_a_copy` times before it may finish, until there were `kills` in all."""
+    """Kills runs of a workspace up to `kills_per_copy` times before one may finish, until `kills` in total."""
     corpus = make_corpus(tmp_path / "origin", count=100, data__captions=[])
     commit_embeddings(corpus.workspace, corpus.records, "many-shards", shards=12)
     origin = Path(corpus.workspace.root)
-    isolated.Session(MODULE).close()  # the server of its processes is shared by what is forked from here
+    isolated.Session(MODULE).close()  # starts the fork server that forked processes share
     undisturbed = _copy(corpus.config, origin, tmp_path / "undisturbed")
     start = time.monotonic()
     _run(undisturbed)
@@ -40,7 +40,7 @@ def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(
     generator, killed = random.Random(0), 0
     while killed < kills:
         config = _copy(corpus.config, origin, tmp_path / f"killed-{killed}")
-        for _ in range(kills_a_copy):
+        for _ in range(kills_per_copy):
             if not _run(config, generator.uniform(0, seconds)):
                 break
             killed += 1
@@ -53,7 +53,7 @@ def test_a_command_that_was_killed_ends_with_the_files_of_an_undisturbed_one(
 
 
 def _run(config: Config, kill_after: float | None = None) -> bool:
-    """Builds in a process of its own; returns whether it was killed before it ended."""
+    """Builds in a separate process; returns whether it was killed before it finished."""
     process = fork(lambda: build_index(config, "many-shards"), Path(f"{config.workspace}.log"))
     if kill_after is not None:
         time.sleep(kill_after)
@@ -64,12 +64,12 @@ def _run(config: Config, kill_after: float | None = None) -> bool:
 
 
 def _copy(config: Config, origin: Path, target: Path) -> Config:
-    """Returns the configuration of a copy of the workspace."""
+    """Copies the workspace and returns its configuration."""
     return config.model_copy(update={"workspace": str(shutil.copytree(origin, target))})
 
 
 def _files(config: Config) -> dict[str, str]:
-    """SHA-256 of the only searcher's files, but for the report, which says when it was built."""
+    """Returns SHA-256 of the only searcher's files, except the report, which contains times."""
     workspace = Workspace(config.workspace)
     (id,) = workspace.ids("searchers")
     folder = workspace.local("searchers", id)

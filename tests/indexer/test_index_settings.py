@@ -1,4 +1,4 @@
-"""Settings of an index: what is fixed by hand is built, limits hold, and the recall that is promised is returned."""
+"""Configured parameters are used, limits hold, and the device reaches the reported recall."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
 
 @pytest.fixture(scope="module")
 def build(corpus: TinyCorpus) -> Build:
-    """Builds with these settings, or returns what was built with them before."""
+    """Returns a function that builds with given settings, or returns an existing build with them."""
     return lambda embeddings="corpus", **settings: build_index(_with(corpus.config, **settings), embeddings)
 
 
-def test_settings_that_are_fixed_by_hand_are_built(build: Build) -> None:
+def test_configured_parameters_are_used(build: Build) -> None:
     fixed = {"code_bytes": 5, "partitions": 7, "partitions_searched": 3, "lut_type": "int16"}
     report = build(**fixed, recall_at_10=None)
     assert report["parameters"] == fixed
     assert report["sizes"]["codes"] == 5 * IMAGES
 
 
-def test_what_is_not_fixed_is_tuned_around_what_is(build: Build) -> None:
+def test_parameters_that_are_not_configured_are_tuned(build: Build) -> None:
     assert build(partitions_searched=2, recall_at_10=None)["parameters"]["partitions_searched"] == 2
 
 
-def test_the_device_searches_the_partitions_that_were_fixed(corpus: TinyCorpus, build: Build) -> None:
-    """One query finds just the items of the partitions nearest to it."""
+def test_the_device_searches_the_configured_number_of_partitions(corpus: TinyCorpus, build: Build) -> None:
+    """A query finds exactly the items of its nearest partitions."""
     report = build(recall_at_10=None, code_bytes=4, partitions=8, partitions_searched=2, query_aware=False)
     sizes = _partition_sizes(corpus, report)
     with _searcher(corpus, report) as searcher:
@@ -69,7 +69,7 @@ def test_the_device_searches_the_partitions_that_were_fixed(corpus: TinyCorpus, 
         {"recall_at_10": None, "code_bytes": 6, "partitions": 8, "partitions_searched": 4, "lut_type": "int8"},
     ],
 )
-def test_the_task_library_returns_the_recall_that_the_report_promises(
+def test_the_task_library_reaches_the_recall_in_the_report(
     corpus: TinyCorpus, build: Build, settings: dict[str, Any]
 ) -> None:
     config = _with(corpus.config, **settings)
@@ -78,20 +78,20 @@ def test_the_task_library_returns_the_recall_that_the_report_promises(
     texts = choose_texts(config)
     assert texts
     assert promised["queries"] == len(texts.verification) == IMAGES // 4
-    assert promised["recall_at_10"] < 0.95  # else it would say little
+    assert promised["recall_at_10"] < 0.95  # otherwise the comparison would mean little
     measured = _recall(corpus, report, texts.verification)
     assert measured == pytest.approx(promised["recall_at_10"], abs=0.02)
     low, high = promised["interval"]
     assert low < promised["recall_at_10"] < high
 
 
-def test_the_recall_that_was_asked_for_is_reached_on_the_tuning_queries(build: Build) -> None:
+def test_the_required_recall_is_reached_on_the_tuning_queries(build: Build) -> None:
     report = build(recall_at_10=0.9)
     assert report["training"]["tuning"]["query_kind"] == "caption"
     assert report["training"]["tuning"]["recall_at_10"]["tuning"]["recall_at_10"] >= 0.9
 
 
-def test_the_summary_says_the_recall(build: Build) -> None:
+def test_the_summary_contains_the_recall(build: Build) -> None:
     report = build(recall_at_10=0.9)
     recall = report["training"]["tuning"]["recall_at_10"]["verification"]["recall_at_10"]
     assert f"recall@10 {recall:.3f}" in summary(report)
@@ -100,7 +100,7 @@ def test_the_summary_says_the_recall(build: Build) -> None:
 @pytest.mark.parametrize(
     "limit", [{"max_bytes_per_image": 1.0}, {"max_index_size": 1000}, {"max_latency_ms": 0.01}, {"code_bytes": 1}]
 )
-def test_a_recall_that_the_limits_do_not_allow_fails_and_shows_the_trade_off(
+def test_an_infeasible_recall_fails_and_shows_the_trade_off(
     corpus: TinyCorpus, build: Build, limit: dict[str, Any]
 ) -> None:
     before = corpus.workspace.ids("searchers")
@@ -118,21 +118,21 @@ def test_a_recall_that_the_limits_do_not_allow_fails_and_shows_the_trade_off(
     assert list((Path(corpus.workspace.root) / ".staging").iterdir()) == []
 
 
-def test_a_recall_within_reach_of_small_codes_only_is_reached(build: Build) -> None:
-    """Codes of 16 bytes exceed this limit; those of 8 do not, and suffice."""
+def test_a_recall_that_only_small_codes_reach_within_the_limit_is_reached(build: Build) -> None:
+    """Codes of 16 bytes exceed this limit; those of 8 do not, and are sufficient."""
     report = build(recall_at_10=0.9, max_bytes_per_image=95.0)
     assert report["parameters"]["code_bytes"] == 8
     assert report["bytes_per_image"] <= 95
 
 
-def test_the_smallest_setting_that_a_failure_names_is_the_smallest(corpus: TinyCorpus, build: Build) -> None:
+def test_an_error_shows_the_smallest_index_that_reaches_the_recall(corpus: TinyCorpus, build: Build) -> None:
     tradeoff = json.loads((_folder(corpus, build(recall_at_10=0.9)) / TRADEOFF_JSON).read_text())["points"]
     smallest = min(point["bytes_per_image"] for point in tradeoff if point["recall_at_10"] >= 0.9)
     with pytest.raises(JobError, match=f"smallest index that reaches it: .* {smallest:.0f} bytes per image"):
         build(recall_at_10=0.9, max_bytes_per_image=1.0)
 
 
-def test_without_a_recall_to_reach_it_is_the_highest_that_the_size_allows(build: Build) -> None:
+def test_without_a_required_recall_the_highest_within_the_size_limit_is_built(build: Build) -> None:
     limit = {"max_bytes_per_image": 95.0}
     best = build(recall_at_10=None, **limit)
     assert best["bytes_per_image"] <= 95
@@ -141,13 +141,13 @@ def test_without_a_recall_to_reach_it_is_the_highest_that_the_size_allows(build:
         build(recall_at_10=None, code_bytes=16, **limit)
 
 
-def test_without_a_recall_to_reach_it_is_the_highest_that_the_time_allows(build: Build) -> None:
-    """Larger codes leave time for fewer partitions."""
+def test_without_a_required_recall_the_highest_within_the_latency_limit_is_built(build: Build) -> None:
+    """Within a latency limit, larger codes leave time for fewer partitions."""
     best = build(recall_at_10=None, max_latency_ms=0.074)
     assert _tuned(best) >= _tuned(build(recall_at_10=None, max_latency_ms=0.074, code_bytes=8))
 
 
-def test_the_limit_of_the_index_file_is_one_of_its_metadata_too(corpus: TinyCorpus, build: Build) -> None:
+def test_the_limit_of_the_index_size_includes_metadata(corpus: TinyCorpus, build: Build) -> None:
     noise = np.random.default_rng(0)
     records = [dataclasses.replace(r, metadata={"noise": noise.bytes(200).hex()}) for r in corpus.records]
     commit_embeddings(corpus.workspace, records, "noisy")
@@ -155,16 +155,16 @@ def test_the_limit_of_the_index_file_is_one_of_its_metadata_too(corpus: TinyCorp
         build("noisy", recall_at_10=0.9, max_index_size=60_000)
 
 
-def test_the_recipe_is_that_of_2022(corpus: TinyCorpus, build: Build) -> None:
+def test_the_recipe_uses_the_parameters_of_2022(corpus: TinyCorpus, build: Build) -> None:
     report = build(preset="recipe2022")
     assert report["parameters"] == {"code_bytes": DIM, "partitions": 20, "partitions_searched": 4, "lut_type": "int8"}
     assert report["training"]["tuning"] == {}
     with _searcher(corpus, report) as searcher:
         right = [searcher.search_text(f"w{i}", 1)[0].id == f"{i:05d}.png" for i in range(40)]
-    assert sum(right) >= 0.6 * len(right)  # the recall that a check asks of the recipe
+    assert sum(right) >= 0.6 * len(right)  # the recall that a check requires of the recipe
 
 
-def test_compression_changes_the_size_and_no_value(corpus: TinyCorpus, build: Build) -> None:
+def test_compression_changes_the_size_but_no_value(corpus: TinyCorpus, build: Build) -> None:
     reports = [build(recall_at_10=0.9, compression=compression) for compression in (True, False)]
     on, off = ((_folder(corpus, report) / INDEX).read_bytes() for report in reports)
     assert len(on) < len(off)
@@ -177,11 +177,11 @@ def test_compression_changes_the_size_and_no_value(corpus: TinyCorpus, build: Bu
 @pytest.mark.parametrize(
     ("text", "size"), [("1MB", 10**6), ("1 MiB", 2**20), ("1.5kb", 1500), ("70000", 70_000), (70_000, 70_000)]
 )
-def test_a_size_may_be_text(text: str | int, size: int) -> None:
+def test_a_size_may_be_given_as_text(text: str | int, size: int) -> None:
     assert load_config(None, {"index.max_index_size": text}).index.max_index_size == size
 
 
-def test_options_of_the_command_are_settings(corpus: TinyCorpus) -> None:
+def test_command_options_set_configuration_keys(corpus: TinyCorpus) -> None:
     options = {
         "--embeddings": "corpus",
         "--encoder": "tiny",
@@ -207,13 +207,13 @@ def test_options_of_the_command_are_settings(corpus: TinyCorpus) -> None:
     assert (report["encoder"], report["training"]["tuning"]["query_kind"]) == ("tiny", "caption")
 
 
-def test_a_named_base_is_an_option_of_the_command(corpus: TinyCorpus) -> None:
+def test_the_searcher_to_reuse_is_an_option_of_the_command(corpus: TinyCorpus) -> None:
     arguments = ["--workspace", corpus.workspace.root, "--embeddings", "corpus", "--reuse-from", "missing"]
     result = CliRunner().invoke(main, arguments)
     assert (result.exit_code, "searchers/missing is not in workspace" in result.output) == (2, True)
 
 
-def test_a_failure_of_the_command_is_its_exit_code_and_a_message(corpus: TinyCorpus) -> None:
+def test_a_failed_command_sets_the_exit_code_and_prints_a_message(corpus: TinyCorpus) -> None:
     arguments = ["--workspace", corpus.workspace.root, "--embeddings", "corpus", "--reuse-from", "none"]
     result = CliRunner().invoke(main, [*arguments, "--max-index-size", "1KB"])
     assert (result.exit_code, result.stdout) == (1, "")
@@ -224,7 +224,7 @@ def test_a_failure_of_the_command_is_its_exit_code_and_a_message(corpus: TinyCor
 
 
 def _with(config: Config, **settings: Any) -> Config:
-    """Returns the configuration of a file with these settings of the index; no quantizer is used again."""
+    """Returns the configuration with these index settings and without reuse of quantizers."""
     values = {"workspace": config.workspace, "data.captions": config.data.captions, "data.images": config.data.images}
     return load_config(
         None, {**values, "index.reuse_from": "none", **{f"index.{key}": settings[key] for key in settings}}
@@ -237,7 +237,7 @@ def _tuned(report: dict[str, Any]) -> float:
 
 
 def _recall(corpus: TinyCorpus, report: dict[str, Any], texts: tuple[str, ...]) -> float:
-    """Returns the share of the exact top 10 that the Task Library returns."""
+    """Returns the Task Library's recall@10."""
     encoder = tiny_encoder()[0]
     vectors = np.stack([record.embedding for record in corpus.records])
     ids = np.array([record.id for record in corpus.records])

@@ -1,4 +1,4 @@
-"""A workspace with a tiny encoder and an embedded corpus of tiny images, each with a caption of one word."""
+"""Builds workspaces with a tiny encoder and an embedded corpus of tiny images, each with a one-word caption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FINGERPRINT = "f" * 64
 
 @functools.cache
 def tiny_encoder() -> tuple[TinyEncoder, np.ndarray, Path]:
-    """Returns an encoder, 400 images, and the folder of its bundle. Word w<i> means nearly what image i shows."""
+    """Returns an encoder, 400 images and the folder of its bundle; word w<i> is embedded close to image i."""
     images = random_images(IMAGES)
     encoder = TinyEncoder({"w0": np.ones(DIM)})
     vectors = np.stack([encoder.image(image) for image in images])
@@ -38,7 +38,7 @@ def tiny_encoder() -> tuple[TinyEncoder, np.ndarray, Path]:
 
 @dataclass(frozen=True)
 class TinyCorpus:
-    """A workspace with encoder `tiny` and embeddings `corpus`, and its configuration."""
+    """A workspace with encoder `tiny` and embeddings `corpus`, its configuration and its records."""
 
     workspace: Workspace
     config: Config
@@ -46,7 +46,7 @@ class TinyCorpus:
 
 
 def make_corpus(root: Path, count: int = IMAGES, **settings: Any) -> TinyCorpus:
-    """Commits the encoder and `count` embedded images; settings are configuration keys with `__` for the dot."""
+    """Commits the encoder and `count` embedded images; settings are configuration keys with `__` instead of dots."""
     encoder, images, bundle = tiny_encoder()
     workspace = Workspace(str(root / "workspace"))
     with workspace.create("encoders", "tiny") as staging:
@@ -83,7 +83,7 @@ def commit_embeddings(
     dim: int = DIM,
     fingerprint: str = FINGERPRINT,
 ) -> Manifest:
-    """Writes an embedding run of encoder `tiny`."""
+    """Commits an embedding run of encoder `tiny`."""
     with workspace.create("embeddings", id) as staging:
         infos = []
         for shard in range(shards):
@@ -116,19 +116,19 @@ def commit_embeddings(
 
 
 def commit_on(
-    workspace: Workspace, base: Manifest, id: str, gone: set[str], added: Sequence[EmbeddingRecord]
+    workspace: Workspace, base: Manifest, id: str, removed: set[str], added: Sequence[EmbeddingRecord]
 ) -> Manifest:
-    """Commits a run on an earlier one: it shares that one's shards, some records of which are dead, and has a new one.
+    """Commits a run that reuses an earlier one's shards, with some records dead, and adds a shard.
 
     Args:
-      gone: ids of the records that die.
-      added: records of the new shard; without any there is none.
+      removed: Ids of the records that become dead.
+      added: Records of the additional shard; if empty, there is none.
     """
     shards = []
     for shard in base.shards:
         run = shard.run or base.id
         path = workspace.local("embeddings", run) / shard.name
-        dead = {row for row, record in enumerate(read_embeddings(path)) if record.id in gone} | set(shard.dead)
+        dead = {row for row, record in enumerate(read_embeddings(path)) if record.id in removed} | set(shard.dead)
         shards.append(shard.model_copy(update={"run": run, "dead": tuple(sorted(dead))}))
     reused = sum(shard.live for shard in shards)
     with workspace.create("embeddings", id) as staging:

@@ -1,10 +1,10 @@
-"""A dual encoder of a few kilobytes, in the form that trainer/ writes bundles: TFLite files with metadata.
+"""A dual encoder of a few kilobytes in the form of trainer/'s bundles: TFLite files with metadata.
 
-The text tower adds up a vector for each word of its vocabulary; the image tower is one random projection of an
-8 x 8 image. Both have NumPy twins here, so that tests know every embedding. Any vector can be made a query by
-giving a word of the vocabulary that vector.
+The text tower adds up a vector for each word of its vocabulary; the image tower is a random projection of an 8 x 8
+image. NumPy implementations of both predict every embedding. Any vector can be a query: it only has to be the vector of
+a word in the vocabulary.
 
-As a program, this module does the parts that need processes of their own:
+Run as a program, this module performs the steps that need separate processes:
 `python -m tests.indexer.tiny_encoder convert|describe FOLDER`.
 """
 
@@ -35,7 +35,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 class TinyEncoder:
-    """NumPy twin of the two towers; `bundle` has their files."""
+    """NumPy implementation of the two towers; `bundle` returns their files."""
 
     def __init__(self, words: dict[str, np.ndarray]) -> None:
         self.words = words
@@ -49,7 +49,7 @@ class TinyEncoder:
         return unit((pixels.reshape(-1).astype(np.float32) - 127.5) / 127.5 @ self.projection)
 
     def bundle(self, fingerprint: str) -> Path:
-        """Returns the folder of text_encoder.tflite, image_encoder.tflite and encoder.json, made once."""
+        """Returns the cached folder of text_encoder.tflite, image_encoder.tflite and encoder.json."""
         table = np.concatenate([np.zeros((len(SPECIAL), self.dim)), np.stack(list(self.words.values()))])
         weights = {"table": table.astype(np.float32), "projection": self.projection}
         packages = versions("tensorflow", "tflite-support", "flatbuffers")
@@ -80,7 +80,7 @@ class TinyEncoder:
 
 
 def random_images(count: int, seed: int = 0) -> np.ndarray:
-    """[count, 8, 8, 3] uint8."""
+    """Returns random images [count, 8, 8, 3] uint8."""
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
 
 

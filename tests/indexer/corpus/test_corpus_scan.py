@@ -1,4 +1,4 @@
-"""One pass over a corpus: a uniform sample, exact neighbors to queries, and what it refuses."""
+"""A scan draws a uniform sample, finds exact nearest neighbors and rejects invalid corpora."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def some_queries(count: int) -> np.ndarray:
     return unit(np.random.default_rng(9).normal(size=(count, DIM)))
 
 
-def alike(count: int) -> list[EmbeddingRecord]:
-    """Records of which many are copies of another, or next to it: their first dimension is the next float32."""
+def near_duplicates(count: int) -> list[EmbeddingRecord]:
+    """Returns records with many copies, and many near-copies whose first dimension is the next float32."""
     originals = np.array([record.embedding for record in records(count)])
     vectors = originals[np.random.default_rng(2).integers(count // 8, size=count)]
     vectors[::3, 0] = np.nextafter(vectors[::3, 0], np.float32(2))
@@ -47,7 +47,7 @@ def alike(count: int) -> list[EmbeddingRecord]:
 def brute_force(
     items: Sequence[EmbeddingRecord], shards: int, dead: Sequence[str], queries: np.ndarray, k: int
 ) -> ExactNeighbors:
-    """Sorts the scores of all items, live ones of `write_shards` in its order."""
+    """Sorts the scores of all live items, in the order of `write_shards`."""
     ordered = [record for shard in range(shards) for record in items[shard::shards] if record.id not in dead]
     vectors = np.array([record.embedding for record in ordered])
     scores = (queries.astype(np.float64)[:, None] * vectors).sum(axis=-1).astype(np.float32)
@@ -61,7 +61,7 @@ def assert_same(found: ExactNeighbors, expected: ExactNeighbors) -> None:
     np.testing.assert_array_equal(found.vectors, expected.vectors)
 
 
-def test_a_sample_depends_on_ids_and_seed_and_not_on_shards_or_threads(tmp_path: Path) -> None:
+def test_a_sample_depends_on_ids_and_seed_but_not_on_shards_or_threads(tmp_path: Path) -> None:
     items = records(500)
     expected = sample(write_shards(tmp_path / "a", items, 1), 20, seed=3)
     shuffled = random.Random(0).sample(items, len(items))
@@ -74,20 +74,20 @@ def test_a_sample_depends_on_ids_and_seed_and_not_on_shards_or_threads(tmp_path:
     np.testing.assert_array_equal(sample(files, 60, seed=3)[:20], expected)
 
 
-def test_a_sample_is_distinct_live_records(tmp_path: Path) -> None:
+def test_a_sample_consists_of_distinct_live_records(tmp_path: Path) -> None:
     items = records(100)
     dead = [f"id{i}" for i in range(0, 100, 3)]
     drawn = sample(write_shards(tmp_path, items, 4, dead), 1_000, seed=0)
     live = np.array([record.embedding for record in items if record.id not in dead])
     assert drawn.shape == live.shape
     np.testing.assert_array_equal(np.sort(drawn, axis=0), np.sort(live, axis=0))
-    # None of them is dead, however many are drawn.
+    # A smaller sample contains no dead record either.
     few = sample(write_shards(tmp_path, items, 4, dead), 10, seed=0)
     assert all((live == vector).all(axis=1).any() for vector in few)
 
 
 def test_a_sample_is_uniform(tmp_path: Path) -> None:
-    """Every record is drawn about equally often over many seeds: 60 of 300 times, standard deviation 7."""
+    """Over many seeds, every record is drawn about equally often: 60 of 300 times, with a standard deviation of 7."""
     files = write_shards(tmp_path, records(50), 3)
     firsts = np.array([record.embedding[0] for record in records(50)])
     drawn = np.concatenate([sample(files, 10, seed)[:, 0] for seed in range(300)])
@@ -96,7 +96,7 @@ def test_a_sample_is_uniform(tmp_path: Path) -> None:
     assert 30 < counts.min() <= counts.max() < 90
 
 
-def test_different_ids_of_one_order_key_may_all_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_ids_with_equal_order_keys_can_all_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexer.corpus.shard_reader.order_keys", lambda data, ids: np.full(len(ids), 7, np.uint64))
     assert len(sample(write_shards(tmp_path, records(), 2), 10, seed=0)) == 6
 
@@ -121,7 +121,7 @@ def with_own_id(items: list[EmbeddingRecord]) -> None:
         (with_own_id, r"metadata of 'id1' has its own key 'id'.* \(1 of 3 records of 1.tf"),
     ],
 )
-def test_a_corpus_that_must_not_be_indexed_is_refused_unless_the_fault_is_dead(
+def test_a_corpus_with_a_faulty_record_is_rejected_unless_the_record_is_dead(
     tmp_path: Path, damage: Callable[[list[EmbeddingRecord]], None], fault: str
 ) -> None:
     items = records()
@@ -144,9 +144,9 @@ def test_a_damaged_shard_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("shards", "k"), [(1, 10), (1, 1), (3, 100), (40, 10)])
-def test_answers_are_those_of_a_brute_force_search(tmp_path: Path, shards: int, k: int, threads: int) -> None:
-    """Of equal scores the first item, wherever the copies lie: in one block of a shard, in several, in other shards."""
-    items, queries = alike(400), some_queries(30)
+def test_neighbors_equal_those_of_a_brute_force_search(tmp_path: Path, shards: int, k: int, threads: int) -> None:
+    """Ties go to the first item, whether copies are in one block of a shard, in several, or in different shards."""
+    items, queries = near_duplicates(400), some_queries(30)
     queries[0] = items[17].embedding
     dead = [f"id{i}" for i in range(0, 400, 7)]
     files = write_shards(tmp_path, items, shards, dead)
@@ -155,7 +155,7 @@ def test_answers_are_those_of_a_brute_force_search(tmp_path: Path, shards: int, 
         assert_same(neighbors(files, queries, k, threads, rows), expected)
 
 
-def test_zero_and_long_queries_have_answers(tmp_path: Path) -> None:
+def test_zero_and_long_queries_have_neighbors(tmp_path: Path) -> None:
     items = records(50)
     queries = np.stack([np.zeros(DIM), 1e4 * some_queries(1)[0], 1e-4 * some_queries(1)[0]]).astype(np.float32)
     found = neighbors(write_shards(tmp_path, items, 3), queries, 5)
@@ -164,9 +164,9 @@ def test_zero_and_long_queries_have_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_where_the_corpus_has_fewer_items_answers_are_padded(tmp_path: Path, threads: int) -> None:
+def test_neighbors_are_padded_if_the_corpus_has_fewer_items(tmp_path: Path, threads: int) -> None:
     items, queries = records(7), some_queries(4)
-    dead = ["id0", "id5"]  # a shard of dead records only, and shards without any
+    dead = ["id0", "id5"]  # one shard has only dead records, and some are empty
     found = neighbors(write_shards(tmp_path, items, 10, dead), queries, 8, threads)
     expected = brute_force(items, 10, dead, queries, 8)
     assert_same(ExactNeighbors(found.items[:, :5], found.scores[:, :5], found.vectors[:, :5]), expected)
@@ -175,21 +175,21 @@ def test_where_the_corpus_has_fewer_items_answers_are_padded(tmp_path: Path, thr
     assert not found.vectors[:, 5:].any()
 
 
-def test_a_corpus_without_live_records_has_no_answers(tmp_path: Path) -> None:
+def test_a_corpus_without_live_records_has_no_neighbors(tmp_path: Path) -> None:
     for shards in ([], write_shards(tmp_path, records(1), 2, dead=["id0"])):
         found = scan_corpus(shards, DIM, 3, 0, some_queries(2), 4)
         assert found.sample.shape == (0, DIM)
         assert (found.neighbors.items == -1).all()
 
 
-def test_without_queries_there_are_no_answers(tmp_path: Path) -> None:
+def test_without_queries_there_are_no_neighbors(tmp_path: Path) -> None:
     found = neighbors(write_shards(tmp_path, records(20), 2), NO_QUERIES, 5, threads=2)
     assert (found.items.shape, found.scores.shape, found.vectors.shape) == ((0, 5), (0, 5), (0, 5, DIM))
     assert found.recalls(np.empty((0, 10), np.int64), 5).shape == (0,)
 
 
 def some_neighbors() -> ExactNeighbors:
-    """Two queries; the third answer of the first scores as the second does. A fourth item is not in the corpus."""
+    """Returns neighbors of two queries in a corpus of three items; the first query's last two neighbors tie."""
     scores = np.array([[0.9, 0.8, 0.8 - SCORE_TOLERANCE / 2, -np.inf], [0.9, 0.8, 0.7, -np.inf]], np.float32)
     return ExactNeighbors(np.array([[5, 2, 9, -1], [9, 5, 2, -1]]), scores, np.zeros((2, 4, DIM), np.float32))
 
@@ -199,12 +199,12 @@ def some_neighbors() -> ExactNeighbors:
     [
         (1, [[5], [5]], [1, 0]),
         (2, [[2, 5], [5, 9]], [1, 1]),  # in any order
-        (2, [[9, 5], [9, 2]], [1, 0.5]),  # what scores as the second stands for it
+        (2, [[9, 5], [9, 2]], [1, 0.5]),  # a tie with the second counts as the second
         (2, [[2, 9], [2, 3]], [1, 0]),
         (2, [[3, 4, 5, 2], [3, 9, 5, 2]], [0, 0.5]),  # only the first two count
-        (2, [[5], [-1]], [0.5, 0]),  # fewer were found
+        (2, [[5], [-1]], [0.5, 0]),  # fewer hits
         (2, [[5, -1], [-1, -1]], [0.5, 0]),
-        (4, [[2, 5, 9, -1], [9, -1, -1, -1]], [1, 1 / 3]),  # of three items, three are all
+        (4, [[2, 5, 9, -1], [9, -1, -1, -1]], [1, 1 / 3]),  # k is reduced to three items
         (10, [[2, 5, 9], [7, 5, 2]], [1, 2 / 3]),
     ],
 )
@@ -214,6 +214,6 @@ def test_recall_is_the_share_of_the_exact_top_k_among_the_first_k_found(
     np.testing.assert_allclose(some_neighbors().recalls(np.array(found), k), recalls)
 
 
-def test_answers_to_some_queries_are_cut_out() -> None:
+def test_rows_selects_the_neighbors_of_some_queries() -> None:
     rest = some_neighbors().rows(slice(1, None))
     assert (rest.items.tolist(), len(rest.scores), len(rest.vectors)) == ([[9, 5, 2, -1]], 1, 1)

@@ -1,4 +1,4 @@
-"""What a device is told with a hit: one canonical JSON, whichever way it was written."""
+"""Metadata for the device is canonical JSON, whether the compiled function or Python writes it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from indexer.corpus.metadata import ID_ROOM, SCRATCH_ROWS, UNHANDLED, device_met
 from searchforge.errors import UsageError
 
 
-def quickly(text: bytes, id: str) -> bytes | None:
-    """What the compiled function writes; None where it gives up."""
+def compiled(text: bytes, id: str) -> bytes | None:
+    """Returns what the compiled function writes, or None if it does not handle the input."""
     buffer = np.frombuffer(text + id.encode(), np.uint8)
     out = np.zeros(len(buffer) + ID_ROOM, np.uint8)
     keys = np.zeros((SCRATCH_ROWS, 2), np.int64)
@@ -36,10 +36,10 @@ def quickly(text: bytes, id: str) -> bytes | None:
         {"long": "x" * 1_000_000},
     ],
 )
-def test_usual_metadata_is_written_quickly_and_canonically(metadata: dict[str, Any]) -> None:
+def test_common_metadata_is_written_by_the_compiled_function(metadata: dict[str, Any]) -> None:
     for separators in ((", ", ": "), (",", ":"), (" ,\n\t", " : ")):
         text = json.dumps(metadata, ensure_ascii=False, sort_keys=True, separators=separators).encode()
-        written = quickly(text, "a photo.jpg")
+        written = compiled(text, "a photo.jpg")
         assert written == device_metadata("a photo.jpg", metadata)
         assert json.loads(written) == {**metadata, "id": "a photo.jpg"}
 
@@ -83,19 +83,19 @@ def test_usual_metadata_is_written_quickly_and_canonically(metadata: dict[str, A
         '{"a": ' * 20 + "1" + "}" * 20,
     ],
 )
-def test_what_may_not_be_canonical_is_left_to_python(text: str) -> None:
-    assert quickly(text.encode(), "x") is None
+def test_metadata_that_may_not_be_canonical_is_left_to_python(text: str) -> None:
+    assert compiled(text.encode(), "x") is None
 
 
-def test_an_id_that_json_escapes_is_left_to_python() -> None:
+def test_an_id_that_needs_escaping_is_left_to_python() -> None:
     for id in ('a"b', "a\\b", "a\nb", "\x00"):
-        assert quickly(b"{}", id) is None
+        assert compiled(b"{}", id) is None
         assert json.loads(device_metadata(id, {})) == {"id": id}
 
 
-def test_random_json_is_written_as_python_writes_it_or_not_at_all() -> None:
+def test_random_json_is_written_like_python_writes_it_or_not_at_all() -> None:
     generator = random.Random(0)
-    quick = 0
+    handled = 0
     for _ in range(5_000):
         value = _object(generator, 3)
         text = json.dumps(
@@ -107,14 +107,14 @@ def test_random_json_is_written_as_python_writes_it_or_not_at_all() -> None:
         if generator.random() < 0.3:
             at = generator.randrange(len(text))
             text = text[:at] + generator.choice('{}[]",:\\0.e- \x01') + text[at + generator.randrange(2) :]
-        written = quickly(text.encode(), "id1")
+        written = compiled(text.encode(), "id1")
         if written is not None:
-            quick += 1
+            handled += 1
             assert written == device_metadata("id1", json.loads(text)), text
-    assert quick > 1_000
+    assert handled > 1_000
 
 
-def test_metadata_that_is_not_json_for_a_device_is_refused() -> None:
+def test_metadata_that_a_device_cannot_read_is_rejected() -> None:
     with pytest.raises(UsageError, match=r"'x' has its own key 'id' \('y'\)"):
         device_metadata("x", {"id": "y"})
     for value in (float("nan"), float("inf"), "\ud800"):

@@ -1,4 +1,4 @@
-"""What is read from one embedding shard, and which records of it are at fault."""
+"""An embedding shard is read into arrays, and its faulty records are reported."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.indexer.tiny_corpus import DIM
 
 
 def with_vector(folder: Path, vector: np.ndarray) -> ShardRecords:
-    """Reads a shard of six records, of which `id3` has the vector."""
+    """Reads a shard of six records in which `id3` has the given vector."""
     items = records()
     items[3] = dataclasses.replace(items[3], embedding=vector.astype(np.float32))
     return read_shard(write_shards(folder, items, 1)[0][1], DIM)
 
 
-def test_every_record_is_read_as_the_codec_reads_it(tmp_path: Path) -> None:
+def test_every_record_matches_the_codec(tmp_path: Path) -> None:
     names = ["a.jpg", "ü/日本.jpg", 'quote".png', "", "x" * 300, "new\nline"]
     metadata = [{}, {"b": [1, {"é": None}]}, {"z": 1.5, "a": "x"}, {"id": ""}, {"long": "y" * 1_000_000}, {"f": 1e300}]
     items = [
@@ -42,21 +42,21 @@ def test_every_record_is_read_as_the_codec_reads_it(tmp_path: Path) -> None:
         assert json.loads(found.metadata[row]) == {**record.metadata, "id": record.id}
 
 
-def test_the_device_is_not_told_where_images_are(tmp_path: Path) -> None:
+def test_metadata_contains_no_paths(tmp_path: Path) -> None:
     _, path = write_shards(tmp_path, records(), 1)[0]
     found = read_shard(path, DIM)
     assert not any(b"photos" in found.metadata[row] for row in range(len(found)))
 
 
 def test_order_keys_are_the_first_bytes_of_blake2b(tmp_path: Path) -> None:
-    """They order the items of an index; another hash would make indices of the same corpus differ."""
+    """They define the item order of an index, so another hash would change the indexes of existing corpora."""
     _, path = write_shards(tmp_path, records(2), 1)[0]
-    # Of `printf id0 | b2sum -l 64`, and of id1.
+    # Output of `printf id0 | b2sum -l 64`, and for id1.
     assert [f"{key:016x}" for key in read_shard(path, DIM).order_keys] == ["e6ddcf533da8966e", "6b8beb9b1e06fb2a"]
 
 
-def test_records_that_other_libraries_write_are_read(tmp_path: Path) -> None:
-    """Protobuf allows lengths of more bytes than they need, and features in any order."""
+def test_records_from_other_libraries_are_read(tmp_path: Path) -> None:
+    """Protobuf allows lengths padded to more bytes than needed, and features in any order."""
     plain = records(2)
     lists = {
         b"uri": (b"\x0a", b"/photos/0.jpg"),
@@ -94,13 +94,13 @@ def test_a_shard_without_records_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 13, 100])
-def test_a_truncated_shard_is_refused(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_shard_is_rejected(tmp_path: Path, cut: int) -> None:
     data = write_shards(tmp_path, records(), 1)[0][1].read_bytes()
     with pytest.raises(JobError, match=r"cut: damaged TFRecord at byte \d+; embed it again"):
         parse_shard(data[:-cut], DIM, "cut")
 
 
-def test_a_record_that_is_none_is_refused_by_its_place(tmp_path: Path) -> None:
+def test_an_invalid_record_is_rejected_with_its_number(tmp_path: Path) -> None:
     payloads = [record.to_bytes() for record in records()]
     for wrong in (b"", b"\x0a\x02", payloads[2].replace(b"metadata", b"METADATA"), payloads[2][:-1]):
         _, path = write_shard(tmp_path / "shard", [*payloads[:2], wrong])
@@ -108,14 +108,14 @@ def test_a_record_that_is_none_is_refused_by_its_place(tmp_path: Path) -> None:
             read_shard(path, DIM)
 
 
-def test_lengths_of_other_files_are_not_believed() -> None:
+def test_implausible_lengths_are_rejected() -> None:
     for length in (2**31, 2**63, 2**64 - 1, 2**64 - 16):
         with pytest.raises(JobError, match="damaged TFRecord at byte 0"):
             parse_shard(struct.pack("<Q", length) + bytes(100), DIM, "foreign")
 
 
 def test_damaged_bytes_never_crash(tmp_path: Path) -> None:
-    """The kernels read lengths out of the file: whatever they are, it is read or refused."""
+    """The compiled loops read lengths from the file; any value is either read or rejected."""
     data = write_shards(tmp_path, records(), 1)[0][1].read_bytes()
     generator = random.Random(0)
     refused = 0
@@ -143,17 +143,17 @@ def test_damaged_bytes_never_crash(tmp_path: Path) -> None:
         (np.ones(0), f"has 0 dimensions, but the manifest says {DIM}"),
     ],
 )
-def test_a_faulty_vector_is_named_and_replaced_by_zeros(tmp_path: Path, vector: np.ndarray, fault: str) -> None:
+def test_a_faulty_vector_is_reported_and_replaced_by_zeros(tmp_path: Path, vector: np.ndarray, fault: str) -> None:
     found = with_vector(tmp_path, vector)
     assert list(found.faults) == [3]
     assert re.match(rf"embedding of 'id3' {fault}.*embed the corpus again", found.faults[3])
-    assert not found.vectors[3].any()  # a quantizer never meets NaN
+    assert not found.vectors[3].any()  # so that quantizers never see NaN
     others = [record.embedding for record in records() if record.id != "id3"]
     np.testing.assert_array_equal(np.delete(found.vectors, 3, axis=0), others)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_length_may_be_off_by_the_tolerance(tmp_path: Path, sign: int) -> None:
+def test_a_length_may_deviate_by_the_tolerance(tmp_path: Path, sign: int) -> None:
     unit = records()[3].embedding
     within, beyond = (1 + sign * factor * NORM_TOLERANCE for factor in (0.99, 1.01))
     assert not with_vector(tmp_path, within * unit).faults
@@ -171,7 +171,7 @@ def test_a_length_may_be_off_by_the_tolerance(tmp_path: Path, sign: int) -> None
         (b'{"a": ' + b"[" * 100_000, "'id2' is not JSON"),
     ],
 )
-def test_faulty_metadata_is_named_and_left_empty(tmp_path: Path, text: bytes, fault: str) -> None:
+def test_faulty_metadata_is_reported_and_left_empty(tmp_path: Path, text: bytes, fault: str) -> None:
     payloads = [record.to_bytes() for record in records()]
     payloads[2] = with_metadata_text(records()[2], text)
     found = read_shard(write_shard(tmp_path / "shard", payloads)[1], DIM)
@@ -182,28 +182,28 @@ def test_faulty_metadata_is_named_and_left_empty(tmp_path: Path, text: bytes, fa
     assert all(b'"album"' in text for text in metadata)
 
 
-def test_of_two_faults_of_a_record_one_is_named(tmp_path: Path) -> None:
+def test_one_of_two_faults_of_a_record_is_reported(tmp_path: Path) -> None:
     record = dataclasses.replace(records(1)[0], embedding=np.zeros(DIM, np.float32), metadata={"id": "other"})
     found = read_shard(write_shard(tmp_path / "shard", [record.to_bytes()])[1], DIM)
     assert list(found.faults) == [0]
     assert "is all zeros" in found.faults[0]
 
 
-def test_binary_metadata_is_refused(tmp_path: Path) -> None:
+def test_binary_metadata_is_rejected(tmp_path: Path) -> None:
     payload = with_metadata_text(records(1)[0], b'{"a": "\xff\xfe\x00"}')
     _, path = write_shard(tmp_path / "shard", [payload])
     with pytest.raises(JobError, match=r"record 0 of .* not an embedding record.*utf-8"):
         read_shard(path, DIM)
 
 
-def test_an_id_that_is_not_text_is_refused(tmp_path: Path) -> None:
+def test_an_id_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     payload = records(1)[0].to_bytes().replace(b"id0", b"i\xc30")
     _, path = write_shard(tmp_path / "shard", [payload])
     with pytest.raises(JobError, match=r"record 0 of .* not an embedding record.*utf-8"):
         read_shard(path, DIM)
 
 
-def test_strings_are_taken_in_any_order_and_more_than_once() -> None:
+def test_strings_can_be_taken_in_any_order_and_repeatedly() -> None:
     strings = ByteStrings.of_offsets(np.frombuffer(b"onethree", np.uint8), np.array([0, 3, 3, 8]))
     assert [strings[row] for row in range(len(strings))] == [b"one", b"", b"three"]
     joined, offsets = strings.take(np.array([2, 1, 0, 2]))

@@ -1,4 +1,4 @@
-"""How the shards of a corpus are opened and worked through, and which corpora must not be indexed."""
+"""Shards are opened and processed in order, and corpora that cannot be indexed are rejected."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def shared_keys(shards: Sequence[Shard]) -> np.ndarray:
     return require_unique_ids((read_shard(path, DIM).order_keys for _, path in shards), shards, DIM)
 
 
-def test_an_empty_corpus_is_refused(workspace: Workspace) -> None:
+def test_an_empty_corpus_is_rejected(workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="contain no images"):
         open_corpus(workspace, commit_embeddings(workspace, [], shards=1))
 
 
-def test_a_damaged_shard_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_rejected(workspace: Workspace, tmp_path: Path) -> None:
     manifest = commit_embeddings(workspace, records(), shards=1)
     assert [info for info, _ in open_corpus(workspace, manifest)] == list(manifest.shards)
     shard = next(tmp_path.glob("embeddings/corpus/*.tfrecord"))
@@ -45,7 +45,7 @@ def test_a_damaged_shard_is_refused(workspace: Workspace, tmp_path: Path) -> Non
         open_corpus(workspace, manifest)
 
 
-def test_shards_of_another_encoder_are_refused(workspace: Workspace) -> None:
+def test_shards_from_another_encoder_are_rejected(workspace: Workspace) -> None:
     base = commit_embeddings(workspace, records(), "base", fingerprint="e" * 64)
     manifest = commit_embeddings(workspace, records(2), "next")
     mixed = manifest.model_dump()
@@ -57,7 +57,7 @@ def test_shards_of_another_encoder_are_refused(workspace: Workspace) -> None:
         open_corpus(workspace, Manifest.model_validate(mixed))
 
 
-def test_the_first_fault_of_live_records_and_their_number_are_shown() -> None:
+def test_an_error_shows_the_first_fault_of_live_records_and_their_number() -> None:
     faults = {1: "first", 4: "third", 3: "second"}
     with pytest.raises(UsageError, match=re.escape("second (2 of 9 records of shard cannot be indexed)")):
         require_valid_records(faults, 9, dead=(1,), name="shard")
@@ -79,19 +79,19 @@ def test_a_duplicate_id_shows_both_sources_unless_one_is_dead(tmp_path: Path, sh
     assert not len(shared_keys(files))
 
 
-def test_different_ids_of_one_order_key_are_no_duplicates(tmp_path: Path) -> None:
+def test_different_ids_with_equal_order_keys_are_not_duplicates(tmp_path: Path) -> None:
     keys = np.array([7, 8, 9, 7, 8, 10], np.uint64)
     assert require_unique_ids([keys], write_shards(tmp_path, records(), 1), DIM).tolist() == [7, 8]
 
 
-def test_ids_of_a_corpus_without_live_records_are_distinct(tmp_path: Path) -> None:
+def test_a_corpus_without_live_records_has_no_duplicates(tmp_path: Path) -> None:
     assert not len(shared_keys([]))
     assert not len(shared_keys(write_shards(tmp_path, records(1), 2, dead=["id0"])))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_results_come_in_the_order_of_the_items(threads: int) -> None:
-    """Whichever is done first: here, each waits for the one behind it."""
+def test_results_are_in_the_order_of_the_items(threads: int) -> None:
+    """Even if later items finish first: here, each item waits for the next one."""
     done = [threading.Event() for _ in range(9)]
 
     def work(item: int) -> int:
@@ -105,7 +105,7 @@ def test_results_come_in_the_order_of_the_items(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_no_more_results_wait_than_there_are_threads(threads: int) -> None:
+def test_at_most_one_result_per_thread_is_pending(threads: int) -> None:
     taken = 0
 
     def items() -> Sequence[int]:
@@ -118,7 +118,7 @@ def test_no_more_results_wait_than_there_are_threads(threads: int) -> None:
         assert taken - done <= threads + 1
 
 
-def test_an_error_ends_the_work() -> None:
+def test_an_error_stops_the_iteration() -> None:
     def work(item: int) -> int:
         if item == 3:
             raise JobError("damaged")

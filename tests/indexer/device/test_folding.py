@@ -1,4 +1,4 @@
-"""A matrix that is folded into an encoder's model: the Task Library returns mapped embeddings, all else stays."""
+"""Folding a matrix into an encoder maps its embeddings and leaves everything else unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_images_are_embedded_and_then_mapped(tmp_path: Path, dim_out: int) -> No
     np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
 
 
-def test_dot_products_with_mapped_vectors_stay_the_same(tmp_path: Path) -> None:
+def test_dot_products_with_mapped_vectors_are_preserved(tmp_path: Path) -> None:
     _, _, bundle = tiny_encoder()
     matrix = _matrix(DIM)
     inverse_transpose = np.linalg.inv(matrix.astype(np.float64)).T.astype(np.float32)
@@ -59,7 +59,7 @@ def test_dot_products_with_mapped_vectors_stay_the_same(tmp_path: Path) -> None:
     np.testing.assert_allclose(mapped @ (vectors @ matrix.T).T, plain @ vectors.T, atol=1e-3)
 
 
-def test_the_output_keeps_its_names_and_tensor_names_stay_unique() -> None:
+def test_the_output_keeps_its_name_and_tensor_names_stay_unique() -> None:
     before = _model()
     after = read_model(fold_matrix(_written(before), _matrix(5)))
     old, new = (graph.tensors[graph.outputs[0]] for graph in (before.subgraphs[0], after.subgraphs[0]))
@@ -82,7 +82,7 @@ def test_signatures_return_the_mapped_embedding_under_the_same_name() -> None:
     assert [output.tensorIndex] == list(after.subgraphs[0].outputs)
 
 
-def test_all_else_stays() -> None:
+def test_everything_else_is_unchanged() -> None:
     before = _model()
     after = read_model(fold_matrix(_written(before), _matrix(5)))
     for old, new in zip(before.buffers, after.buffers, strict=False):
@@ -105,8 +105,8 @@ def test_tensor_data_is_aligned_and_equal_inputs_give_equal_bytes() -> None:
     assert all((array.ctypes.data - start) % 16 == 0 for array in data)
 
 
-def test_large_buffers_are_not_taken_apart() -> None:
-    """A view of 32 MB takes no memory; as a list it would take gigabytes."""
+def test_large_buffers_are_not_copied_into_lists() -> None:
+    """A view of 32 MB needs no memory; a list would need gigabytes."""
     model = _model()
     large = schema.BufferT()
     large.data = np.zeros(32 << 20, np.uint8)
@@ -139,19 +139,19 @@ def _batch(model: Any) -> None:
         (_batch, rf"output is \[2, {DIM}\], expected \[1, {DIM}\]"),
     ],
 )
-def test_other_outputs_are_refused(change: Callable[[Any], None], message: str) -> None:
+def test_unsuitable_outputs_are_rejected(change: Callable[[Any], None], message: str) -> None:
     model = _model()
     change(model)
     with pytest.raises(JobError, match=message):
         fold_matrix(_written(model), _matrix(DIM))
 
 
-def test_a_matrix_of_another_dimension_is_refused() -> None:
+def test_a_matrix_of_a_different_dimension_is_rejected() -> None:
     with pytest.raises(JobError, match=rf"output is \[1, {DIM}\], expected \[1, 7\]"):
         fold_matrix(_written(_model()), np.eye(7, dtype=np.float32))
 
 
-def test_what_is_no_model_is_refused() -> None:
+def test_a_file_that_is_not_a_model_is_rejected() -> None:
     with pytest.raises(JobError, match="expected a TFLite flatbuffer"):
         fold_matrix(b"not a model at all", _matrix(DIM))
 
@@ -177,7 +177,7 @@ def _signature(key: bytes, output: int) -> Any:
 
 
 def _with_files(model: bytes, encoder: Path, folder: Path) -> Path:
-    """Writes the model, with the encoder's associated files behind it."""
+    """Writes the model, followed by the encoder's associated files."""
     path = folder / "mapped.tflite"
     path.write_bytes(model)
     with zipfile.ZipFile(io.BytesIO(encoder.read_bytes())) as source, zipfile.ZipFile(path, "a") as target:

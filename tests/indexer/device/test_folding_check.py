@@ -1,6 +1,6 @@
-"""A packed encoder is proven to give the encoder's own dot products, or refused.
+"""A folded encoder must give the same dot products as the original encoder.
 
-This module is also the process that packs and proves: tflite-support needs one of its own.
+This module is also the worker process that folds and verifies, as tflite-support needs a separate process.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tests.indexer.tiny_corpus import DIM, tiny_encoder
 
 MODULE = "tests.indexer.device.test_folding_check"
 WORDS = ("a", "at", "beach", "children", "dog", "food", "in", "on", "people", "playing", "snow", "table", "two", "with")
-"""Of everyday captions; the tiny encoder embeds a text of none of its words as zeros, which any map keeps."""
+"""Words of the probe texts; the tiny encoder embeds texts of unknown words as zeros, which any map preserves."""
 
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """A text encoder (False) and an image encoder (True)."""
+    """Returns a text encoder (False) and an image encoder (True)."""
     bundle = tiny_encoder()[2]
     text = tmp_path_factory.mktemp("encoder") / TEXT_TFLITE
     _write_with_words(bundle / TEXT_TFLITE, text)
@@ -44,49 +44,51 @@ def session() -> Iterator[isolated.Session]:
 
 
 @pytest.mark.parametrize("images", [False, True])
-def test_the_map_that_was_packed_is_proven(
+def test_the_folded_map_is_verified(
     session: isolated.Session, encoders: dict[bool, Path], tmp_path: Path, images: bool
 ) -> None:
     transform = _transform()
-    assert _prove(session, encoders[images], tmp_path, inverse_transpose(transform), transform, images) < TOLERANCE / 10
+    assert (
+        _verify(session, encoders[images], tmp_path, inverse_transpose(transform), transform, images) < TOLERANCE / 10
+    )
 
 
 @pytest.mark.parametrize("images", [False, True])
-def test_another_map_is_refused_with_both_names_and_the_tolerance(
+def test_an_error_about_a_different_map_has_both_names_and_the_tolerance(
     session: isolated.Session, encoders: dict[bool, Path], tmp_path: Path, images: bool
 ) -> None:
     packed = inverse_transpose(_transform(seed=1))
     encoder = encoders[images]
     message = rf"products of packed\.tflite differ by .* from those of {encoder.name}, more than {TOLERANCE}"
     with pytest.raises(JobError, match=message):
-        _prove(session, encoder, tmp_path, packed, _transform(), images)
+        _verify(session, encoder, tmp_path, packed, _transform(), images)
 
 
 @pytest.mark.parametrize("images", [False, True])
-def test_a_map_that_is_off_by_a_percent_is_refused(
+def test_a_map_that_is_off_by_one_percent_is_rejected(
     session: isolated.Session, encoders: dict[bool, Path], tmp_path: Path, images: bool
 ) -> None:
     transform = _transform()
     with pytest.raises(JobError, match=r"differ by up to 0\.01 "):
-        _prove(session, encoders[images], tmp_path, 1.01 * inverse_transpose(transform), transform, images)
+        _verify(session, encoders[images], tmp_path, 1.01 * inverse_transpose(transform), transform, images)
 
 
 @pytest.mark.parametrize("images", [False, True])
-def test_a_map_that_gives_no_numbers_is_refused(
+def test_a_map_that_gives_nan_is_rejected(
     session: isolated.Session, encoders: dict[bool, Path], tmp_path: Path, images: bool
 ) -> None:
     with pytest.raises(JobError, match="differ by up to nan "):
-        _prove(session, encoders[images], tmp_path, np.full((DIM, DIM), np.nan), _transform(), images)
+        _verify(session, encoders[images], tmp_path, np.full((DIM, DIM), np.nan), _transform(), images)
 
 
 def _transform(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(DIM, DIM)).astype(np.float32)
 
 
-def _prove(
+def _verify(
     session: isolated.Session, encoder: Path, folder: Path, query_map: np.ndarray, transform: np.ndarray, images: bool
 ) -> float:
-    """Packs the encoder with `query_map` and has it proven to be that of `transform`; returns the difference."""
+    """Folds `query_map` into the encoder, verifies it against `transform`, and returns the difference."""
     for name, matrix in (("query_map", query_map), ("transform", transform)):
         np.save(folder / f"{name}.npy", matrix.astype(np.float32))
     reply = session.call({"encoder": str(encoder), "folder": str(folder), "images": images})
@@ -95,7 +97,7 @@ def _prove(
 
 
 def _write_with_words(encoder: Path, target: Path) -> None:
-    """Writes the encoder with WORDS in its vocabulary, in place of its first ones."""
+    """Writes the encoder with WORDS in place of the first words of its vocabulary."""
     model = encoder.read_bytes()
     target.write_bytes(write_model(read_model(model), len(model)))
     with zipfile.ZipFile(io.BytesIO(model)) as source, zipfile.ZipFile(target, "a") as archive:

@@ -1,4 +1,4 @@
-"""The index that is written as a stream is the one that the format's own builder makes."""
+"""The streamed index is identical to one from the Task Library's own builder."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ CASES = {
     "partitions without items": Case(500, 120, filled=0.3),
     "more partitions than items": Case(3, 40, "int8"),
     "twelve thousand items": Case(12_000, 110, "int8", metadata="json"),
-    "as many items as a power of ten": Case(1_000, 11),
-    "one item more": Case(1_001, 11),
+    "a power of ten of items": Case(1_000, 11),
+    "one item more than a power of ten": Case(1_001, 11),
     "blocks of even width": Case(2_000, 30, widths=(2,) * 16, metadata="json"),
     "a configuration smaller than a block": Case(50, 3, widths=(1,)),
     "megabytes of metadata": Case(30, 3, metadata="long"),
@@ -57,9 +57,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_index_is_that_of_the_builder_to_the_last_byte(
-    name: str, task_library: isolated.Session, tmp_path: Path
-) -> None:
+def test_an_index_is_byte_identical_to_the_builders(name: str, task_library: isolated.Session, tmp_path: Path) -> None:
     files = [write_ours(CASES[name], tmp_path), write_theirs(CASES[name], task_library, tmp_path)]
     ours, theirs = (file.read_bytes() for file in files)
     assert list(read_table(ours)) == list(read_table(theirs))
@@ -67,7 +65,7 @@ def test_an_index_is_that_of_the_builder_to_the_last_byte(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_compressed_index_holds_the_same_and_codes_stay_as_they_are(
+def test_a_compressed_index_has_the_same_entries_and_uncompressed_codes(
     name: str, task_library: isolated.Session, tmp_path: Path
 ) -> None:
     compressed = write_ours(CASES[name], tmp_path, compression=True).read_bytes()
@@ -79,7 +77,7 @@ def test_a_compressed_index_holds_the_same_and_codes_stay_as_they_are(
             assert value in compressed
 
 
-def test_json_shrinks(tmp_path: Path) -> None:
+def test_compression_shrinks_json(tmp_path: Path) -> None:
     case = CASES["twelve thousand items"]
     sizes = {}
     for compression in (False, True):
@@ -90,7 +88,7 @@ def test_json_shrinks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", [False, True])
 @pytest.mark.parametrize("lut_type", ["float", "int16", "int8"])
-def test_the_task_library_finds_the_same_in_both(
+def test_the_task_library_returns_the_same_hits_from_both_indexes(
     lut_type: LutType, compression: bool, task_library: isolated.Session, tmp_path: Path
 ) -> None:
     case = Case(4_000, 50, lut_type, filled=0.8)
@@ -118,7 +116,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     assert write_ours(case, tmp_path, compression=True).read_bytes() == first
 
 
-def test_sizes_are_those_of_the_values_and_of_the_file(tmp_path: Path) -> None:
+def test_reported_sizes_match_the_entries_and_the_file(tmp_path: Path) -> None:
     case = CASES["partitions without items"]
     sizes = write(case, tmp_path, compression=True)
     entries = dict(read_table((tmp_path / "ours.ldb").read_bytes()))
@@ -131,7 +129,7 @@ def test_sizes_are_those_of_the_values_and_of_the_file(tmp_path: Path) -> None:
     }
 
 
-def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_mismatched_arrays_are_rejected(tmp_path: Path) -> None:
     case = Case(20, 4)
     arrays = make_arrays(case)
     books = codebooks(arrays)
@@ -151,7 +149,7 @@ def write_ours(case: Case, folder: Path, compression: bool = False) -> Path:
 
 
 def write(case: Case, folder: Path, compression: bool) -> dict[str, int]:
-    """Writes the index from metadata in another order than the items'."""
+    """Writes the index from metadata that is not in item order."""
     arrays = make_arrays(case)
     data, offsets = make_metadata(case)
     blob_order = np.random.default_rng(3).permutation(case.count)
@@ -182,7 +180,7 @@ def write_theirs(case: Case, task_library: isolated.Session, folder: Path, compr
 
 
 def make_arrays(case: Case) -> dict[str, np.ndarray]:
-    """Returns what lookup_encoder.write_index takes."""
+    """Returns the arguments of lookup_encoder.write_index."""
     rng = np.random.default_rng(1)
     dim = sum(case.widths)
     filled = rng.choice(case.partitions, max(1, int(case.filled * case.partitions)), replace=False)

@@ -1,4 +1,4 @@
-"""Tables hold what was added, block by block, and are read back with every checksum right."""
+"""Tables contain the entries that were added, in well-formed blocks with valid checksums."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def strings(values: Sequence[bytes]) -> ByteStrings:
 
 
 def random_entries(seed: int, count: int, longest: int) -> Entries:
-    """Keys of few letters, so that they share prefixes and are prefixes of each other; values of many lengths."""
+    """Returns entries with keys that share prefixes or are prefixes of each other, and values of many lengths."""
     rng = np.random.default_rng(seed)
     keys = {bytes(rng.choice([0, 97, 98, 254, 255], rng.integers(0, 9)).tolist()) for _ in range(count)}
     lengths = np.floor(longest ** rng.random(len(keys))).astype(int) - 1
@@ -51,7 +51,7 @@ TABLES: dict[str, Entries] = {
     "nothing": [],
     "one empty entry": [(b"", b"")],
     "one entry": [(b"key", b"value")],
-    "keys without an end": [(b"\xff" * length, b"x" * 2_000) for length in range(1, 30)],
+    "keys without a short successor": [(b"\xff" * length, b"x" * 2_000) for length in range(1, 30)],
     "small values": random_entries(1, 9_000, 100),
     "values about a block long": random_entries(2, 300, 2 * BLOCK_SIZE),
     "a few values of megabytes": random_entries(3, 12, 3_000_000),
@@ -61,7 +61,7 @@ TABLES: dict[str, Entries] = {
 
 @pytest.mark.parametrize("compression", [False, True])
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_holds_what_was_added_however_it_was(name: str, compression: bool) -> None:
+def test_a_table_contains_the_entries_however_they_were_added(name: str, compression: bool) -> None:
     entries = TABLES[name]
     table = one_by_one(entries, compression)
     assert list(read_table(table)) == list(entries)
@@ -70,8 +70,8 @@ def test_a_table_holds_what_was_added_however_it_was(name: str, compression: boo
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_block_is_found_by_every_key_in_it(name: str) -> None:
-    """The index's keys are not before the last key of their block, and before the first of the next."""
+def test_every_key_is_found_in_its_block(name: str) -> None:
+    """Index keys are not less than the last key of their block, and less than the first key of the next."""
     entries = [key for key, _ in TABLES[name]]
     table = one_by_one(TABLES[name])
     first = 0
@@ -84,7 +84,7 @@ def test_every_block_is_found_by_every_key_in_it(name: str) -> None:
     assert first == len(entries)
 
 
-def test_a_damaged_byte_is_noticed() -> None:
+def test_a_damaged_byte_is_detected() -> None:
     table = one_by_one(TABLES["values about a block long"], compression=True)
     for position in np.random.default_rng(5).integers(0, len(table) - 48, 50).tolist():
         damaged = bytearray(table)
@@ -93,7 +93,7 @@ def test_a_damaged_byte_is_noticed() -> None:
             list(read_table(bytes(damaged)))
 
 
-def test_only_what_shrinks_is_compressed() -> None:
+def test_only_compressible_blocks_are_compressed() -> None:
     noise, zeros = np.random.default_rng(6).bytes(10_000), bytes(10_000)
     for compression, compress, smaller in ((True, True, True), (True, False, False), (False, True, False)):
         file = io.BytesIO()
@@ -106,7 +106,7 @@ def test_only_what_shrinks_is_compressed() -> None:
         assert (size < 12_000) is smaller
 
 
-def test_entries_to_be_compressed_share_no_block_with_others() -> None:
+def test_compressed_and_uncompressed_entries_share_no_block() -> None:
     file = io.BytesIO()
     table = TableWriter(file, compression=True)
     for i in range(10):
@@ -136,7 +136,7 @@ def test_values_may_be_any_buffer() -> None:
 
 @pytest.mark.parametrize("keys", [(b"b", b"a"), (b"a", b"a"), (b"ab", b"a"), (b"a", b""), (b"", b"")])
 @pytest.mark.parametrize("value", [b"", bytes(BLOCK_SIZE), bytes(2**21)])
-def test_keys_out_of_order_are_refused(keys: tuple[bytes, bytes], value: bytes) -> None:
+def test_keys_out_of_order_are_rejected(keys: tuple[bytes, bytes], value: bytes) -> None:
     entries = [(key, value) for key in keys]
     with pytest.raises(ValueError, match="expected ascending keys"):
         one_by_one(entries)
@@ -145,26 +145,26 @@ def test_keys_out_of_order_are_refused(keys: tuple[bytes, bytes], value: bytes) 
             at_once(entries, calls=calls)
 
 
-def test_one_key_out_of_order_among_many_is_named() -> None:
+def test_an_error_names_the_key_that_is_out_of_order() -> None:
     entries = [(b"%05d" % i, b"x") for i in range(20_000)]
     entries[12_345] = (b"00001", b"x")
     with pytest.raises(ValueError, match="key b'00001' comes after b'12344'"):
         at_once(entries)
 
 
-def test_a_value_too_long_for_the_format_is_refused() -> None:
-    too_long = np.empty(MAX_VALUE_BYTES + 1, np.uint8)  # reserved, never touched
+def test_a_value_too_long_for_the_format_is_rejected() -> None:
+    too_long = np.empty(MAX_VALUE_BYTES + 1, np.uint8)  # allocated, never touched
     with pytest.raises(ValueError, match="split it"):
         TableWriter(io.BytesIO(), compression=False).add(b"key", too_long)
 
 
-def test_varints_are_read_back() -> None:
+def test_varints_survive_a_round_trip() -> None:
     for value in (0, 1, 127, 128, 300, 2**14 - 1, 2**14, 2**32, 2**63):
         assert read_varint(varint(value), 0) == (value, len(varint(value)))
 
 
 def index_of(table: bytes) -> list[tuple[bytes, int]]:
-    """Returns the key of every block in the index, and how many entries the block has."""
+    """Returns the index key and the number of entries of every block."""
     footer = table[-48:]
     offset, size, _ = _handle(footer, _handle(footer, 0)[2])
     handles = [(key, _handle(handle, 0)) for key, handle in _entries(_block(table, offset, size))]

@@ -1,6 +1,6 @@
-"""A searcher: an encoder with an index inside, which the Task Library opens. Packing keeps all else and streams.
+"""Packing puts an index into an encoder's file, preserves everything else, and streams the index.
 
-This module is also the process that packs: tflite-support needs one of its own.
+This module is also the worker process that packs, as tflite-support needs a separate process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUERIES = 5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with encoder.tflite and index.ldb; `queries`, `entries` and `codes` say what they hold."""
+    """Returns a folder with encoder.tflite and index.ldb, and the arrays that they were made from."""
     folder = tmp_path_factory.mktemp("packing")
     rng = np.random.default_rng(0)
     arrays = {
@@ -56,7 +56,7 @@ def test_the_task_library_searches_the_packed_index(folder: Path, tmp_path: Path
     np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :3], atol=1e-5)
 
 
-def test_queries_are_mapped_before_the_search(folder: Path, tmp_path: Path) -> None:
+def test_queries_are_mapped_before_searching(folder: Path, tmp_path: Path) -> None:
     query_map = np.random.default_rng(2).normal(size=(DIM, DIM)).astype(np.float32)
     items, scores = _search(_pack(folder, tmp_path, query_map=query_map), tmp_path)
     expected = np.load(folder / "queries.npy") @ query_map.T @ _vectors(folder).T
@@ -65,7 +65,7 @@ def test_queries_are_mapped_before_the_search(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_the_archive_holds_the_encoders_files_and_the_index(folder: Path, tmp_path: Path, mapped: bool) -> None:
+def test_the_archive_contains_the_encoders_files_and_the_index(folder: Path, tmp_path: Path, mapped: bool) -> None:
     searcher = _pack(folder, tmp_path, query_map=np.eye(DIM, dtype=np.float32) if mapped else None)
     with zipfile.ZipFile(folder / "encoder.tflite") as before, zipfile.ZipFile(searcher) as after:
         assert after.testzip() is None
@@ -75,16 +75,16 @@ def test_the_archive_holds_the_encoders_files_and_the_index(folder: Path, tmp_pa
         assert after.read(INDEX_NAME) == (folder / "index.ldb").read_bytes()
         for info in after.infolist():
             assert (info.compress_type, info.date_time[:3]) == (zipfile.ZIP_STORED, (1980, 1, 1))
-            # Positions count from the start of the file, as the Task Library reads them.
+            # Offsets are relative to the start of the file, as the Task Library expects.
             assert searcher.read_bytes()[info.header_offset :].startswith(b"PK\x03\x04")
 
 
-def test_all_other_metadata_is_kept(folder: Path, tmp_path: Path) -> None:
+def test_all_other_metadata_is_preserved(folder: Path, tmp_path: Path) -> None:
     before, after = _metadata(folder / "encoder.tflite"), _metadata(_pack(folder, tmp_path))
     (entry,) = after.subgraphMetadata[0].outputTensorMetadata[0].associatedFiles
     assert entry.name.decode() == INDEX_NAME
     assert entry.type == metadata_schema.AssociatedFileType.SCANN_INDEX_FILE
-    assert after.minParserVersion == b"1.4.0"  # the first that knows indexes
+    assert after.minParserVersion == b"1.4.0"  # the first version that supports indexes
     after.subgraphMetadata[0].outputTensorMetadata[0].associatedFiles = None
     after.minParserVersion = before.minParserVersion
     assert _plain(after) == _plain(before)
@@ -105,7 +105,7 @@ def test_memory_does_not_hold_the_index(folder: Path, tmp_path: Path) -> None:
     assert reply["peak"] < 8 << 20
 
 
-def test_an_index_beyond_4_gib_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_an_index_beyond_4_gib_is_rejected(folder: Path, tmp_path: Path) -> None:
     index = tmp_path / "huge.ldb"
     with index.open("wb") as file:
         file.truncate(5 << 30)
@@ -114,7 +114,7 @@ def test_an_index_beyond_4_gib_is_refused(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "searcher.tflite").exists()
 
 
-def test_a_searcher_is_no_encoder(folder: Path, tmp_path: Path) -> None:
+def test_packing_into_a_searcher_is_rejected(folder: Path, tmp_path: Path) -> None:
     searcher = _pack(folder, tmp_path)
     with pytest.raises(JobError, match="already contains an index"):
         isolated.call(MODULE, _request(searcher, folder / "index.ldb", tmp_path / "again.tflite"))
@@ -138,7 +138,7 @@ def _of_two_outputs(model: Any) -> None:
         (_of_two_outputs, "has metadata of 2 output tensors, expected 1"),
     ],
 )
-def test_encoders_with_other_metadata_are_refused(
+def test_encoders_with_unsuitable_metadata_are_rejected(
     folder: Path, tmp_path: Path, change: Callable[[Any], None], message: str
 ) -> None:
     model = read_model((folder / "encoder.tflite").read_bytes())
@@ -149,13 +149,13 @@ def test_encoders_with_other_metadata_are_refused(
         isolated.call(MODULE, _request(encoder, folder / "index.ldb", tmp_path / "searcher.tflite"))
 
 
-def test_a_query_map_of_another_dimension_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_query_map_of_a_different_dimension_is_rejected(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=rf"output is \[1, {DIM}\], expected \[1, 3\]"):
         _pack(folder, tmp_path, query_map=np.eye(3, dtype=np.float32))
 
 
 def _vectors(folder: Path) -> np.ndarray:
-    """[ITEMS, DIM] what the codes stand for."""
+    """Returns the vectors [ITEMS, DIM] that the codes represent."""
     with np.load(folder / "arrays.npz") as arrays:
         return arrays["entries"][arrays["codes"], np.arange(DIM)]
 
@@ -200,7 +200,7 @@ def _packed(metadata: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Turns the object API's objects into dictionaries, which compare."""
+    """Converts the object API's objects into dictionaries, which can be compared."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return {name: _plain(item) for name, item in vars(value).items()} if hasattr(value, "__dict__") else value

@@ -1,6 +1,6 @@
-"""One index for each value of a metadata field: each holds the items of its value, and a device opens it by itself.
+"""Each value of a metadata field gets an index of its own that a device opens together with the encoder.
 
-This module is also the process that searches: tflite-support needs one of its own.
+This module is also the worker process that searches, as tflite-support needs a separate process.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ MODULE = "tests.indexer.device.test_partitioned"
 FIELD = "album"
 COUNT = 120
 VALUES: tuple[Any, ...] = ("sea", "Caf\u00e9 / \u2603", 7, 7.5, "7", True, None, ...)
-"""Of the items, by turns; `...`: the field is missing."""
+"""Values of the items in turn; `...` stands for a missing field."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Partitioned:
-    """A built searcher; `rows`: the items by the JSON of their value."""
+    """A partitioned searcher; `rows` maps the JSON of each value to its items."""
 
     folder: Path
     report: dict[str, Any]
@@ -53,7 +53,7 @@ def partitioned(corpus: TinyCorpus) -> Partitioned:
     return _build(corpus, "albums", [{} if value is ... else {FIELD: value} for value in values])
 
 
-def test_every_item_is_in_the_index_of_its_value_and_in_no_other(partitioned: Partitioned) -> None:
+def test_every_item_is_in_the_index_of_its_value_only(partitioned: Partitioned) -> None:
     indexed = {json.dumps(entry["value"]): _indexed(partitioned, entry) for entry in partitioned.listing["indexes"]}
     assert indexed == {value: sorted(map(_id, rows)) for value, rows in partitioned.rows.items()}
 
@@ -64,7 +64,7 @@ def test_items_without_the_field_are_in_the_index_of_null(partitioned: Partition
     assert missing < set(_indexed(partitioned, entry))
 
 
-def test_an_index_beside_the_text_encoder_finds_items_of_its_value_only(partitioned: Partitioned) -> None:
+def test_the_text_encoder_finds_only_items_of_the_indexs_value(partitioned: Partitioned) -> None:
     entries = partitioned.listing["indexes"]
     requests = [_request(partitioned, entry, [f"w{i}" for i in range(0, COUNT, 7)], COUNT) for entry in entries]
     for entry, found in zip(entries, _search(requests), strict=True):
@@ -72,7 +72,7 @@ def test_an_index_beside_the_text_encoder_finds_items_of_its_value_only(partitio
         assert all(set(hits) == own for hits in found)
 
 
-def test_an_index_beside_the_text_encoder_finds_the_right_item_first(partitioned: Partitioned) -> None:
+def test_the_text_encoder_ranks_the_right_item_first(partitioned: Partitioned) -> None:
     entries = partitioned.listing["indexes"]
     rows = [partitioned.rows[json.dumps(entry["value"])] for entry in entries]
     requests = [
@@ -82,14 +82,14 @@ def test_an_index_beside_the_text_encoder_finds_the_right_item_first(partitioned
     assert found == [[_id(i) for i in own] for own in rows]
 
 
-def test_an_index_beside_the_image_encoder_finds_the_image_first(corpus: TinyCorpus, partitioned: Partitioned) -> None:
+def test_the_image_encoder_ranks_the_image_first(corpus: TinyCorpus, partitioned: Partitioned) -> None:
     entry = partitioned.listing["indexes"][0]
     own = partitioned.rows[json.dumps(entry["value"])]
     request = _request(partitioned, entry, [corpus.records[i].uri for i in own], 3, images=True)
     assert [hits[0] for hits in _search([request])[0]] == [_id(i) for i in own]
 
 
-def test_the_listing_says_what_each_file_is(partitioned: Partitioned) -> None:
+def test_the_listing_describes_each_file(partitioned: Partitioned) -> None:
     assert partitioned.listing["partition_by"] == FIELD
     entries = partitioned.listing["indexes"]
     for entry in entries:
@@ -101,7 +101,7 @@ def test_the_listing_says_what_each_file_is(partitioned: Partitioned) -> None:
     assert sorted(entry["file"] for entry in entries) == sorted(files)
 
 
-def test_each_index_says_whose_it_is(partitioned: Partitioned) -> None:
+def test_each_index_names_its_value_and_searcher(partitioned: Partitioned) -> None:
     for entry in partitioned.listing["indexes"]:
         info = json.loads(_table(partitioned, entry)[b"USER_INFO"])
         expected = {"partition_by": FIELD, "value": entry["value"], "images": entry["images"]}
@@ -109,13 +109,13 @@ def test_each_index_says_whose_it_is(partitioned: Partitioned) -> None:
         assert (info["searcher"], info["fingerprint"]) == (partitioned.report["id"], "f" * 64)
 
 
-def test_the_searcher_holds_encoders_and_no_index_of_the_whole_corpus(partitioned: Partitioned) -> None:
+def test_the_searcher_contains_encoders_but_no_index_of_the_whole_corpus(partitioned: Partitioned) -> None:
     names = {path.name for path in partitioned.folder.iterdir()}
     assert {TEXT_TFLITE, IMAGE_TFLITE, "indexes", "indexes.json"} < names
     assert names.isdisjoint({INDEX, "text_searcher.tflite", "image_searcher.tflite", "scratch"})
 
 
-def test_the_report_adds_the_indexes_up(partitioned: Partitioned) -> None:
+def test_the_report_contains_total_sizes(partitioned: Partitioned) -> None:
     sizes, entries = partitioned.report["sizes"], partitioned.listing["indexes"]
     tables = [_table(partitioned, entry) for entry in entries]
     assert sizes["indexes"] == len(entries)
@@ -138,7 +138,7 @@ def test_equal_inputs_give_equal_bytes(corpus: TinyCorpus, partitioned: Partitio
 
 
 @pytest.mark.parametrize("value", [["a", "b"], {"a": 1}])
-def test_a_list_or_an_object_as_value_is_refused(corpus: TinyCorpus, value: Any) -> None:
+def test_a_list_or_object_as_value_is_rejected(corpus: TinyCorpus, value: Any) -> None:
     before = corpus.workspace.ids("searchers")
     metadata = [{FIELD: "sea"} for _ in range(COUNT)]
     metadata[17] = {FIELD: value}
@@ -149,7 +149,7 @@ def test_a_list_or_an_object_as_value_is_refused(corpus: TinyCorpus, value: Any)
     assert list((Path(corpus.workspace.root) / ".staging").iterdir()) == []
 
 
-def test_the_check_refuses_it_and_says_why(corpus: TinyCorpus, partitioned: Partitioned) -> None:
+def test_the_check_rejects_a_partitioned_searcher(corpus: TinyCorpus, partitioned: Partitioned) -> None:
     with pytest.raises(
         UsageError, match=rf"{partitioned.report['id']} is one index for each album; .* without index\.partition_by"
     ):
@@ -157,8 +157,8 @@ def test_the_check_refuses_it_and_says_why(corpus: TinyCorpus, partitioned: Part
     assert corpus.workspace.ids("checks") == []
 
 
-def test_a_value_of_many_items_is_searched_within_the_time(tmp_path: Path) -> None:
-    """It keeps the corpus' partitions, and a value of few items is searched whole."""
+def test_a_value_with_many_items_is_searched_within_the_latency_limit(tmp_path: Path) -> None:
+    """It keeps the corpus's partitions, while a value with few items is scanned completely."""
     limit = 0.0745
     settings = {"index__code_bytes": DIM, "index__max_latency_ms": limit, "index__recall_at_10": None}
     corpus = make_corpus(tmp_path, index__partition_by=FIELD, **settings)
@@ -190,7 +190,7 @@ def test_300_values_give_300_indexes(tmp_path: Path) -> None:
 
 
 def _build(corpus: TinyCorpus, id: str, metadata: Sequence[dict[str, Any]]) -> Partitioned:
-    """Commits the corpus' records with this metadata and builds their indexes."""
+    """Commits the corpus's records with this metadata and builds their indexes."""
     records = [dataclasses.replace(r, metadata=m) for r, m in zip(corpus.records, metadata, strict=True)]
     commit_embeddings(corpus.workspace, records, id)
     report = build_index(corpus.config, id)

@@ -1,4 +1,4 @@
-"""How far a corpus has moved: errors and imbalance that grew, and the share of it that changed."""
+"""Drift combines the growth of errors and imbalance with the share of the corpus that changed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TRAINED = {"squared_error": 0.2, "imbalance": 1.5}
         ([5, 5, 5, 5], 1.0),
         ([20, 0, 0, 0], 4.0),
         ([7], 1.0),
-        ([6, 2], 1.25),  # on average, an item is with (6 x 6 + 2 x 2) / 8 = 5 others, of 4 in the mean partition
+        ([6, 2], 1.25),  # an item's partition has (6 x 6 + 2 x 2) / 8 = 5 items on average, the mean partition 4
     ],
 )
-def test_imbalance_is_how_many_items_are_in_an_items_partition(sizes: list[int], imbalance: float) -> None:
+def test_imbalance_is_the_relative_mean_size_of_an_items_partition(sizes: list[int], imbalance: float) -> None:
     assert index_statistics(index_of(sizes))["imbalance"] == pytest.approx(imbalance)
 
 
@@ -34,9 +34,9 @@ def test_the_error_is_that_of_the_index() -> None:
     assert index_statistics(index_of([3, 4], squared_error=0.125))["squared_error"] == 0.125
 
 
-def test_an_index_that_is_as_the_trained_one_has_not_drifted() -> None:
-    moved = measure_drift(TRAINED, dict(TRAINED), changed=0.0)
-    assert moved == {"squared_error_growth": 0.0, "imbalance_growth": 0.0, "share_changed": 0.0, "drift": 0.0}
+def test_an_index_equal_to_the_trained_one_has_not_drifted() -> None:
+    found = measure_drift(TRAINED, dict(TRAINED), changed=0.0)
+    assert found == {"squared_error_growth": 0.0, "imbalance_growth": 0.0, "share_changed": 0.0, "drift": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -48,22 +48,22 @@ def test_an_index_that_is_as_the_trained_one_has_not_drifted() -> None:
         (0.25, 1.8, 0.4, 0.25),
         (0.22, 1.8, 0.4, 0.2),
         (0.22, 1.5, 1.6, 0.4),
-        (0.1, 1.0, 0.0, 0.0),  # codes that fit better are no drift
+        (0.1, 1.0, 0.0, 0.0),  # a better fit is not drift
     ],
 )
-def test_drift_is_the_most_that_anything_moved(error: float, imbalance: float, changed: float, expected: float) -> None:
-    moved = measure_drift(TRAINED, {"squared_error": error, "imbalance": imbalance}, changed)
-    assert moved["squared_error_growth"] == pytest.approx(error / 0.2 - 1)
-    assert moved["imbalance_growth"] == pytest.approx(imbalance / 1.5 - 1)
-    assert moved["share_changed"] == changed
-    assert moved["drift"] == pytest.approx(expected)
+def test_drift_is_the_maximum_of_all_changes(error: float, imbalance: float, changed: float, expected: float) -> None:
+    found = measure_drift(TRAINED, {"squared_error": error, "imbalance": imbalance}, changed)
+    assert found["squared_error_growth"] == pytest.approx(error / 0.2 - 1)
+    assert found["imbalance_growth"] == pytest.approx(imbalance / 1.5 - 1)
+    assert found["share_changed"] == changed
+    assert found["drift"] == pytest.approx(expected)
 
 
-def test_two_fifths_of_a_corpus_may_change_by_default() -> None:
+def test_by_default_two_fifths_of_a_corpus_may_change() -> None:
     assert pytest.approx(IndexConfig().max_drift) == SHARE_WEIGHT * 2 / 5
 
 
-def test_codes_without_any_error_may_come_to_have_one() -> None:
+def test_errors_of_codes_that_were_exact_count_as_drift() -> None:
     exact = {"squared_error": 0.0, "imbalance": 1.0}
     assert measure_drift(exact, exact, 0.0)["drift"] == 0
     assert measure_drift(exact, {**exact, "squared_error": 0.01}, 0.0)["drift"] > 1
@@ -77,7 +77,7 @@ AFTER: dict[str, tuple[tuple[tuple[str, int, tuple[int, ...]], ...], float]] = {
     "a new shard": ((*BEFORE, ("c", 25, ())), 0.25),
     "a new shard with dead records": ((*BEFORE, ("c", 25, (1, 2))), 0.23),
     "records that were replaced": ((("a", 60, (0, 1)), ("b", 40, ()), ("c", 2, ())), 0.04),
-    "a shard that is gone": ((("a", 60, ()),), 0.4),
+    "a removed shard": ((("a", 60, ()),), 0.4),
     "a shard of dead records only": ((("a", 60, ()), ("b", 40, tuple(range(40)))), 0.4),
     "the same records in other shards": ((("c", 100, ()),), 2.0),
     "an empty shard": ((*BEFORE, ("empty", 0, ())), 0.0),
@@ -85,25 +85,25 @@ AFTER: dict[str, tuple[tuple[tuple[str, int, tuple[int, ...]], ...], float]] = {
 
 
 @pytest.mark.parametrize("change", AFTER)
-def test_records_that_came_and_records_that_went_have_changed(change: str) -> None:
-    """As a share of the 100 that were trained on."""
+def test_added_and_removed_records_count_as_changed(change: str) -> None:
+    """As a share of the 100 records that were trained on."""
     after, share = AFTER[change]
     assert share_changed(run(*BEFORE), run(*after)) == pytest.approx(share)
 
 
-def test_records_that_were_dead_already_have_not_changed() -> None:
+def test_records_that_were_already_dead_do_not_count_as_changed() -> None:
     before = run(("a", 50, (1, 2)), ("b", 52, ()))
     assert share_changed(before, before) == 0
     assert share_changed(before, run(("a", 50, (1, 2, 3)), ("b", 52, ()))) == pytest.approx(0.01)
 
 
-def test_records_that_came_back_have_come() -> None:
+def test_records_that_return_count_as_added() -> None:
     before = run(("a", 50, (1, 2)), ("b", 52, ()))
     assert share_changed(before, run(("a", 50, ()), ("b", 52, ()))) == pytest.approx(0.02)
     assert share_changed(before, run(("a", 50, (3, 4)), ("b", 52, ()))) == pytest.approx(0.04)
 
 
-def test_a_run_of_equal_shards_has_not_changed_and_one_that_was_resharded_has(tmp_path: Path) -> None:
+def test_a_run_with_equal_shards_is_unchanged_and_a_resharded_one_is_not(tmp_path: Path) -> None:
     workspace, items = workspace_with_encoder(tmp_path), records(30)
     first, again, resharded = (
         commit_embeddings(workspace, items, id, shards) for id, shards in (("first", 3), ("again", 3), ("resharded", 2))
@@ -113,7 +113,7 @@ def test_a_run_of_equal_shards_has_not_changed_and_one_that_was_resharded_has(tm
 
 
 def index_of(sizes: list[int], squared_error: float = 0.5) -> EncodedCorpus:
-    """Returns an index of partitions of these sizes."""
+    """Returns an encoded corpus with partitions of these sizes."""
     count = sum(sizes)
     codes = np.zeros((count, 2), np.uint8)
     offsets = np.zeros(count + 1, np.int64)
@@ -121,7 +121,7 @@ def index_of(sizes: list[int], squared_error: float = 0.5) -> EncodedCorpus:
 
 
 def run(*shards: tuple[str, int, tuple[int, ...]]) -> Manifest:
-    """Returns the manifest of shards of these hashes, records and dead records."""
+    """Returns a manifest of shards, each given by hash, number of records and dead records."""
     infos = tuple(
         ShardInfo(name=f"data-{i:05d}-of-{len(shards):05d}.tfrecord", count=count, bytes=1, sha256=sha256, dead=dead)
         for i, (sha256, count, dead) in enumerate(shards)

@@ -1,4 +1,4 @@
-"""Parts are functions of shard and quantizer, and their merge does not depend on how a corpus is sharded."""
+"""Encoded shards depend only on shard and quantizer, and their merge does not depend on the sharding."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ PARTITIONS = 7
 
 @dataclasses.dataclass(frozen=True)
 class NearestQuantizer:
-    """Nearest centroid, and nearest entry of every block, in mapped space."""
+    """Quantizer that chooses the nearest centroid, and the nearest entry of every block, in the mapped space."""
 
     transform: np.ndarray
     centroids: np.ndarray
     codebooks: tuple[np.ndarray, ...]
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mapped = np.einsum("nd,md->nm", vectors, self.transform)  # unlike BLAS, sums a row alike in every batch
+        mapped = np.einsum("nd,md->nm", vectors, self.transform)  # unlike BLAS, independent of the batch
         blocks = np.split(mapped, np.cumsum(BLOCK_DIMS)[:-1], axis=1)
         codes = [_nearest(block, book) for block, book in zip(blocks, self.codebooks, strict=True)]
         return _nearest(mapped, self.centroids).astype(np.uint32), np.stack(codes, axis=1).astype(np.uint8)
@@ -58,7 +58,7 @@ def _nearest(vectors: np.ndarray, points: np.ndarray) -> np.ndarray:
 def quantizer() -> NearestQuantizer:
     generator = np.random.default_rng(5)
     centroids = 0.3 * generator.normal(size=(PARTITIONS, DIM))
-    centroids[[3, -1]] = 1e6  # no vector is in these partitions
+    centroids[[3, -1]] = 1e6  # these partitions stay empty
     return NearestQuantizer(
         generator.normal(size=(DIM, DIM)).astype(np.float32),
         centroids.astype(np.float32),
@@ -73,7 +73,7 @@ def encode_and_merge(shards: Sequence[Shard], quantizer: NearestQuantizer, folde
 
 
 def everything(result: EncodedCorpus) -> tuple[list[int], list[tuple[bytes, bytes]]]:
-    """Partition sizes, and code and metadata of every item in device order."""
+    """Returns partition sizes, and code and metadata of every item in device order."""
     items = [(code.tobytes(), result.metadata(item)) for item, code in enumerate(result.codes)]
     return result.partition_sizes.tolist(), items
 
@@ -81,14 +81,14 @@ def everything(result: EncodedCorpus) -> tuple[list[int], list[tuple[bytes, byte
 def expected(
     items: Sequence[EmbeddingRecord], quantizer: NearestQuantizer
 ) -> tuple[list[int], list[tuple[bytes, str]]]:
-    """Partition sizes, and code and id by partition; within one by id, as the order keys are not known here."""
+    """Returns partition sizes, and code and id of every item, sorted by partition and id instead of order key."""
     assignments, codes = quantizer.encode(np.array([record.embedding for record in items]))
     order = sorted(range(len(items)), key=lambda row: (assignments[row], items[row].id))
     sizes = np.bincount(assignments, minlength=PARTITIONS).tolist()
     return sizes, [(codes[row].tobytes(), items[row].id) for row in order]
 
 
-def test_the_merge_holds_every_code_in_its_partition(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_the_merge_puts_every_code_into_its_partition(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     items = records(200)
     result = encode_and_merge(write_shards(tmp_path, items, 3), quantizer, tmp_path / "parts")
     sizes, found = everything(result)
@@ -111,7 +111,7 @@ def test_the_index_does_not_depend_on_the_sharding(tmp_path: Path, quantizer: Ne
 
 
 def test_dead_records_leave_no_trace(tmp_path: Path, quantizer: NearestQuantizer) -> None:
-    """An index of changed shards is that of the corpus embedded afresh; parts of dead and live records are the same."""
+    """The merge equals that of the corpus embedded anew, and dead records do not change encoded shards."""
     items = records(90)
     dead = [f"id{i}" for i in range(0, 90, 4)]
     whole, changed = write_shards(tmp_path / "a", items, 5), write_shards(tmp_path / "b", items, 5, dead)
@@ -128,7 +128,7 @@ def test_dead_records_leave_no_trace(tmp_path: Path, quantizer: NearestQuantizer
     assert result.squared_error == pytest.approx(again.squared_error)
 
 
-def test_a_part_is_a_function_of_shard_and_quantizer(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_an_encoded_shard_depends_only_on_shard_and_quantizer(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     (_, path) = write_shards(tmp_path, records(100), 1)[0]
     encode_shard(path, quantizer, tmp_path / "first")
     path.rename(tmp_path / "elsewhere")
@@ -136,7 +136,7 @@ def test_a_part_is_a_function_of_shard_and_quantizer(tmp_path: Path, quantizer: 
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_shards_are_encoded_chunk_by_chunk(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_encoding_does_not_depend_on_the_chunk_size(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     shards = write_shards(tmp_path, records(100), 1)
     whole = encode_and_merge(shards, quantizer, tmp_path / "whole")
     parts = tmp_path / "chunks"
@@ -150,7 +150,7 @@ def test_shards_are_encoded_chunk_by_chunk(tmp_path: Path, quantizer: NearestQua
     assert in_chunks.squared_error == pytest.approx(whole.squared_error)
 
 
-def test_a_stopped_encoding_goes_on_with_what_is_missing(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_an_interrupted_run_encodes_only_missing_shards(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     shards = write_shards(tmp_path, records(60), 4)
     parts = tmp_path / "parts"
     before = everything(encode_and_merge(shards, quantizer, parts))
@@ -161,9 +161,7 @@ def test_a_stopped_encoding_goes_on_with_what_is_missing(tmp_path: Path, quantiz
     assert all((parts / name).stat().st_mtime_ns == time for name, time in times.items())
 
 
-def test_the_error_is_the_mean_squared_distance_to_what_codes_stand_for(
-    tmp_path: Path, quantizer: NearestQuantizer
-) -> None:
+def test_the_error_is_the_mean_squared_distance_to_reconstructions(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     items = records(50)
     vectors = np.array([record.embedding for record in items])
     distances = vectors @ quantizer.transform.T - quantizer.decode(quantizer.encode(vectors)[1])
@@ -171,15 +169,15 @@ def test_the_error_is_the_mean_squared_distance_to_what_codes_stand_for(
     assert result.squared_error == pytest.approx((distances**2).sum(axis=1).mean(), rel=1e-5)
 
 
-def _give_one_order_key(part: Path) -> None:
-    """Rewrites a part as if all its ids had the same hash."""
-    with safe_open(str(part), framework="numpy") as file:
+def _set_equal_order_keys(path: Path) -> None:
+    """Rewrites an encoded shard as if all its ids had the same hash."""
+    with safe_open(str(path), framework="numpy") as file:
         header = file.metadata()
-    tensors = load_file(part)
-    save_file({**tensors, "order_keys": np.full_like(tensors["order_keys"], 7)}, part, header)
+    tensors = load_file(path)
+    save_file({**tensors, "order_keys": np.full_like(tensors["order_keys"], 7)}, path, header)
 
 
-def test_ids_of_one_order_key_are_ordered_by_themselves(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_ids_with_equal_order_keys_are_sorted(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     names = ["z", "é", "日", "a", '"', "B", "\n", "id"] * 5
     items = [
         dataclasses.replace(record, id=f"{name}{i // 8}")
@@ -188,7 +186,7 @@ def test_ids_of_one_order_key_are_ordered_by_themselves(tmp_path: Path, quantize
     shards, parts = write_shards(tmp_path, items, 3), tmp_path / "parts"
     encode_and_merge(shards, quantizer, parts)
     for info, _ in shards:
-        _give_one_order_key(parts / encoded_shard_name(info))
+        _set_equal_order_keys(parts / encoded_shard_name(info))
     sizes, found = everything(merge_shards(shards, quantizer, parts, parts / "metadata"))
     assert (sizes, [(code, json.loads(meta)["id"]) for code, meta in found]) == expected(items, quantizer)
 
@@ -200,7 +198,7 @@ def test_tiny_corpora_and_empty_shards_are_merged(tmp_path: Path, quantizer: Nea
     assert result.partition_sizes.sum() == count
 
 
-def test_equal_vectors_lie_in_one_partition(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_identical_vectors_are_in_one_partition(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     items = [dataclasses.replace(record, embedding=records()[0].embedding) for record in records(30)]
     sizes, found = everything(encode_and_merge(write_shards(tmp_path, items, 2), quantizer, tmp_path / "parts"))
     assert sorted(sizes) == [0] * (PARTITIONS - 1) + [30]
@@ -208,7 +206,7 @@ def test_equal_vectors_lie_in_one_partition(tmp_path: Path, quantizer: NearestQu
     assert {json.loads(meta)["id"] for _, meta in found} == {record.id for record in items}
 
 
-def test_metadata_of_a_megabyte_comes_back(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_a_megabyte_of_metadata_is_preserved(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     items = records(5)
     items[1] = dataclasses.replace(items[1], metadata={"text": "日" * 350_000})
     result = encode_and_merge(write_shards(tmp_path, items, 2), quantizer, tmp_path / "parts")
@@ -216,7 +214,7 @@ def test_metadata_of_a_megabyte_comes_back(tmp_path: Path, quantizer: NearestQua
     assert json.loads(longest) == {"id": "id1", **items[1].metadata}
 
 
-def test_duplicates_are_refused_unless_they_are_dead(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_duplicate_ids_are_rejected_unless_they_are_dead(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     twice = [*records(4), dataclasses.replace(records(6)[5], id="id2")]
     with pytest.raises(
         UsageError, match=r"'id2' occurs twice in the corpus, from /photos/(2|5).jpg and from /photos/(2|5)"
@@ -226,7 +224,7 @@ def test_duplicates_are_refused_unless_they_are_dead(tmp_path: Path, quantizer: 
     assert len(alone.codes) == 3
 
 
-def test_faulty_records_are_refused_unless_they_are_dead(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_faulty_records_are_rejected_unless_they_are_dead(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     items = records()
     items[3] = dataclasses.replace(items[3], embedding=np.full(DIM, np.nan, np.float32))
     payloads = [record.to_bytes() for record in items]
@@ -242,12 +240,12 @@ def test_faulty_records_are_refused_unless_they_are_dead(tmp_path: Path, quantiz
     )
 
 
-def test_a_corpus_without_live_records_is_refused(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_a_corpus_without_live_records_is_rejected(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     with pytest.raises(UsageError, match="no records"):
         encode_and_merge(write_shards(tmp_path, records(1), 1, dead=["id0"]), quantizer, tmp_path / "parts")
 
 
-def test_a_damaged_or_missing_part_is_an_error(tmp_path: Path, quantizer: NearestQuantizer) -> None:
+def test_a_damaged_or_missing_encoded_shard_is_an_error(tmp_path: Path, quantizer: NearestQuantizer) -> None:
     shards = write_shards(tmp_path, records(20), 2)
     parts = tmp_path / "parts"
     encode_and_merge(shards, quantizer, parts)
@@ -268,7 +266,7 @@ def test_a_beam_job_writes_the_same_bytes(tmp_path: Path, quantizer: NearestQuan
     folder = workspace.local("embeddings", "corpus")
     encode_shards([(shard, folder / shard.name) for shard in manifest.shards], quantizer, tmp_path / "here", threads=1)
     encode_with_beam(workspace, manifest, quantizer, "parts/q")
-    encode_with_beam(workspace, manifest, quantizer, "parts/q")  # finds them
+    encode_with_beam(workspace, manifest, quantizer, "parts/q")  # finds the encoded shards
     there = tmp_path / "workspace/parts/q"
     assert {path.name: path.read_bytes() for path in there.iterdir()} == {
         path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()

@@ -1,4 +1,4 @@
-"""Recall is measured on the whole index, and as few partitions are searched as reach it."""
+"""Recall is measured on the whole index, and the fewest partitions that reach it are searched."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.indexer.tiny_encoder import unit
 DIM = 16
 PARTITIONS = 40
 EXACT = IndexParameters(code_bytes=DIM, partitions=PARTITIONS, partitions_searched=PARTITIONS, lut_type="float")
-"""Codes of one byte a dimension, of which hardly any recall is lost."""
+"""Codes of one byte per dimension, which lose hardly any recall."""
 
 
-def test_an_index_that_loses_nothing_has_recall_1() -> None:
-    """Each vector is an entry of the codebooks: scores are exact, though items lie in another order than shards'."""
+def test_an_exact_index_has_recall_1() -> None:
+    """Each vector is an entry of the codebook, so scores are exact; device order differs from shard order."""
     vectors = corpus()[:200]
     transform = query_aware_map(vectors, None)
     books = tuple(train_codebooks(vectors @ transform.T, [DIM], iterations=2, seed=0))
@@ -39,8 +39,8 @@ def test_an_index_that_loses_nothing_has_recall_1() -> None:
     assert found == {"queries": 100, "recall_at_1": 1.0, "recall_at_10": 1.0, "interval": [1.0, 1.0]}
 
 
-def test_recall_counts_the_exact_best_items_among_those_found() -> None:
-    """Here the second half of each query's neighbors are another query's, so only half can be found."""
+def test_recall_counts_exact_neighbors_among_the_hits() -> None:
+    """Half of each query's neighbors are replaced by another query's, so only half can be found."""
     ground_truth = asked(corpus())
     exact = ground_truth.neighbors
     items = np.concatenate([exact.items[:, :5], np.roll(exact.items[:, 5:10], 50, axis=0)], axis=1)
@@ -51,13 +51,13 @@ def test_recall_counts_the_exact_best_items_among_those_found() -> None:
     assert recall["recall_at_10"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_fewer_partitions_searched_find_less() -> None:
+def test_searching_fewer_partitions_finds_less() -> None:
     few, more, all_of_them = (recall_at(searched) for searched in (1, 8, PARTITIONS))
     assert few < more - 0.05 < all_of_them - 0.05
     assert all_of_them > 0.9
 
 
-def test_the_interval_is_that_of_the_mean_over_queries() -> None:
+def test_the_interval_is_the_confidence_interval_of_the_mean_over_queries() -> None:
     quantizer, encoded, ground_truth = whole_index()
     searched = parameters(DIM, PARTITIONS, 2)
     each = [
@@ -73,11 +73,11 @@ def test_the_interval_is_that_of_the_mean_over_queries() -> None:
 
 
 @pytest.mark.parametrize("found_all", [1, 2])
-def test_the_interval_ends_at_0_and_1(found_all: int) -> None:
-    """Of three queries, of which one or two find everything."""
+def test_the_interval_is_clipped_to_0_and_1(found_all: int) -> None:
+    """With three queries, one or two of which find everything."""
     quantizer, encoded, ground_truth = whole_index()
     items = ground_truth.neighbors.items[:3].copy()
-    items[found_all:] = len(corpus())  # no item of the index
+    items[found_all:] = len(corpus())  # not an item of the index
     three = GroundTruth(
         ground_truth.queries[:3], dataclasses.replace(ground_truth.neighbors.rows(slice(3)), items=items)
     )
@@ -85,7 +85,7 @@ def test_the_interval_ends_at_0_and_1(found_all: int) -> None:
     assert 0 <= low < high <= 1
 
 
-def test_a_corpus_of_fewer_than_ten_items_has_recall_1_where_all_are_found() -> None:
+def test_a_corpus_of_fewer_than_ten_items_has_recall_1_if_all_are_found() -> None:
     quantizer, vectors = some_quantizer(), corpus()[:4]
     found = measure_recall(quantizer, index_of(quantizer, vectors), EXACT, asked(vectors))
     assert found["recall_at_10"] == 1.0
@@ -102,7 +102,7 @@ def test_the_fewest_partitions_that_reach_the_recall_are_searched(target: float)
     assert dataclasses.replace(settled, partitions_searched=PARTITIONS) == EXACT
 
 
-def test_the_recall_does_not_depend_on_how_many_partitions_the_tuner_took() -> None:
+def test_the_choice_does_not_depend_on_the_tuners_number_of_partitions_searched() -> None:
     quantizer, encoded, ground_truth = whole_index()
     config = IndexConfig(recall_at_10=0.7)
     assert choose_partitions_searched(
@@ -110,14 +110,14 @@ def test_the_recall_does_not_depend_on_how_many_partitions_the_tuner_took() -> N
     ) == choose_partitions_searched(quantizer, encoded, EXACT, ground_truth, config)
 
 
-def test_where_none_reaches_the_recall_it_is_the_highest() -> None:
+def test_if_no_number_of_partitions_reaches_the_recall_the_best_is_chosen() -> None:
     quantizer, encoded, ground_truth = whole_index()
     _, reached = choose_partitions_searched(quantizer, encoded, EXACT, ground_truth, IndexConfig(recall_at_10=0.9999))
     highest = max(recall_at(step) for step in searched_steps(IndexConfig(), PARTITIONS))
     assert reached == pytest.approx(highest, abs=1e-4)
 
 
-def test_without_a_recall_to_reach_it_is_the_highest() -> None:
+def test_without_a_required_recall_the_best_number_of_partitions_is_chosen() -> None:
     quantizer, encoded, ground_truth = whole_index()
     _, reached = choose_partitions_searched(quantizer, encoded, EXACT, ground_truth, IndexConfig(recall_at_10=None))
     highest = max(recall_at(step) for step in searched_steps(IndexConfig(), PARTITIONS))
@@ -128,19 +128,19 @@ def test_no_more_partitions_are_searched_than_the_latency_allows() -> None:
     quantizer, encoded, ground_truth = whole_index()
 
     def latency(searched: int) -> float:
-        """Expects as many items in each partition searched."""
+        """Returns the expected latency if all partitions have equal size."""
         return search_ms(DIM, parameters(DIM, PARTITIONS, searched), len(corpus()) * searched / PARTITIONS)
 
     config = IndexConfig(recall_at_10=0.85, max_latency_ms=latency(4))
     settled, reached = choose_partitions_searched(quantizer, encoded, EXACT, ground_truth, config)
-    # Partitions near queries hold more items than the mean one.
+    # Partitions near queries have more items than the mean partition.
     assert 1 <= settled.partitions_searched <= 4
     assert reached == pytest.approx(recall_at(settled.partitions_searched), abs=1e-4)
     assert reached < 0.85
 
 
 @pytest.mark.parametrize("latency", [None, 2.0, 0.001])
-def test_a_number_of_partitions_that_is_set_by_hand_is_kept(latency: float | None) -> None:
+def test_a_configured_number_of_partitions_searched_is_kept(latency: float | None) -> None:
     quantizer, encoded, ground_truth = whole_index()
     config = IndexConfig(recall_at_10=None, partitions_searched=7, max_latency_ms=latency or 1e9)
     settled, _ = choose_partitions_searched(quantizer, encoded, parameters(DIM, PARTITIONS, 7), ground_truth, config)
@@ -155,7 +155,7 @@ def whole_index() -> tuple[Quantizer, EncodedCorpus, GroundTruth]:
 
 @functools.cache
 def recall_at(searched: int) -> float:
-    """Returns the recall@10 of `whole_index` as measured."""
+    """Returns the measured recall@10 of `whole_index`."""
     recall = measure_recall(*whole_index()[:2], parameters(DIM, PARTITIONS, searched), whole_index()[2])["recall_at_10"]
     assert isinstance(recall, float)
     return recall
@@ -180,7 +180,7 @@ def parameters(code_bytes: int, partitions: int, searched: int) -> IndexParamete
 
 
 def index_of(quantizer: Quantizer, vectors: np.ndarray) -> EncodedCorpus:
-    """Returns vectors, encoded, in device order; their numbers in the shards are those of the rows."""
+    """Returns encoded vectors in device order; their row numbers are their numbers in shard order."""
     partitions, codes = quantizer.encode(vectors)
     order = np.argsort(partitions, kind="stable")
     sizes = np.bincount(partitions, minlength=len(quantizer.clusters))
@@ -189,7 +189,7 @@ def index_of(quantizer: Quantizer, vectors: np.ndarray) -> EncodedCorpus:
 
 
 def asked(vectors: np.ndarray) -> GroundTruth:
-    """Returns 100 queries near vectors, and their exact neighbors."""
+    """Returns the ground truth of 100 queries near vectors."""
     generator = np.random.default_rng(2)
     near = vectors[generator.integers(len(vectors), size=100)]
     queries = unit(near + 0.1 * generator.normal(size=near.shape))

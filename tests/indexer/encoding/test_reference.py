@@ -1,4 +1,4 @@
-"""The reference searcher finds what the Task Library finds."""
+"""The reference searcher returns the same hits as the Task Library."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Case:
     count: int = 3_000
     k: int = 10
     filled: float = 1.0  # share of partitions that are not empty
-    of_each: int = 1  # how many items have the same code
+    copies: int = 1  # number of items with the same code
     centroid_spread: float = 1.0
 
     @property
@@ -59,42 +59,42 @@ CASES = {
     "by rounding of 128 dimensions, more partitions": Case("float", [16] * 8, partitions=8_000, centroid_spread=1e-7),
     "empty partitions, fewer items than hits": Case("float", UNEVEN, count=200, k=50, filled=0.3),
     "the same for int8": Case("int8", UNEVEN, count=200, k=50, filled=0.3),
-    "equal items": Case("float", UNEVEN, of_each=30),
+    "equal items": Case("float", UNEVEN, copies=30),
     "a fraction that float32 rounds up": Case("float", UNEVEN, partitions=26, search_fraction=7 / 26),
 }
 
 
 @pytest.mark.parametrize("count", [QUERIES, pytest.param(1_000, marks=pytest.mark.proof)])
 @pytest.mark.parametrize("name", CASES)
-def test_hits_are_those_of_the_task_library(
+def test_hits_equal_those_of_the_task_library(
     name: str, count: int, task_library: isolated.Session, tmp_path: Path
 ) -> None:
-    """Distances are equal to the last bit, and every hit is another item at that distance.
+    """Distances are equal bit by bit, and every hit is a different item at that distance.
 
-    So ids come in the same order wherever distances differ. Which of several items at one distance are hits, and in
-    what order, is left open by the C++ library's partial sort.
+    So ids have the same order wherever distances differ. The C++ library's partial sort does not specify which of
+    several items at the same distance are hits, nor their order.
     """
     case = CASES[name]
     searcher, queries, expected, distances = search_both(case, task_library, tmp_path, count)
     ranked, ranked_distances = searcher.search(queries, max(case.count, case.k), case.searched)
     np.testing.assert_array_equal(ranked_distances[:, : case.k], distances)
     distance_of = np.full((count, case.count + 1), np.nan, np.float32)
-    distance_of[:, -1] = np.inf  # of item -1, no hit
+    distance_of[:, -1] = np.inf  # distance of item -1, no hit
     np.put_along_axis(distance_of, ranked, ranked_distances, axis=1)
     np.testing.assert_array_equal(np.take_along_axis(distance_of, expected, axis=1), distances)
     found = np.sort(expected, axis=1)
     assert not np.any((np.diff(found, axis=1) == 0) & (found[:, 1:] >= 0)), "an item is found twice"
 
 
-def test_float_distances_hardly_ever_tie_so_ids_are_equal_too(task_library: isolated.Session, tmp_path: Path) -> None:
+def test_ids_equal_those_of_the_task_library_for_float_tables(task_library: isolated.Session, tmp_path: Path) -> None:
     case = CASES["float, even blocks"]
     searcher, queries, expected, _ = search_both(case, task_library, tmp_path)
     items, _ = searcher.search(queries, case.k, case.searched)
-    np.testing.assert_array_equal(items[1:], expected[1:])  # at the zero query all distances tie
+    np.testing.assert_array_equal(items[1:], expected[1:])  # the zero query's distances all tie
 
 
 def test_the_number_of_partitions_searched_is_rounded_as_on_the_device() -> None:
-    assert partitions_searched(26, 7 / 26) == 8  # 7/26 is a little more in float32
+    assert partitions_searched(26, 7 / 26) == 8  # 7/26 is rounded up in float32
     for partitions in (1, 2, 26, 351, 1_000, 10_000):
         for searched in (1, 2, partitions // 3, partitions):
             if 1 <= searched <= partitions:
@@ -102,7 +102,7 @@ def test_the_number_of_partitions_searched_is_rounded_as_on_the_device() -> None
     assert partitions_searched(10, 1.5) == 10
 
 
-def test_a_sweep_is_a_search_at_each_number_of_partitions() -> None:
+def test_a_sweep_equals_a_search_with_each_number_of_partitions() -> None:
     searcher, queries = random_searcher(Case("int8", UNEVEN, filled=0.7))
     steps = [1, 2, 5, 40]
     items, distances = searcher.sweep(queries, 7, steps)
@@ -112,7 +112,7 @@ def test_a_sweep_is_a_search_at_each_number_of_partitions() -> None:
         np.testing.assert_array_equal(distances[step], alone_distances)
 
 
-def test_routes_lead_from_the_largest_dot_product_down_and_hits_lie_on_them() -> None:
+def test_routes_descend_by_dot_product_and_contain_the_hits() -> None:
     case = Case("float", UNEVEN)
     searcher, queries = random_searcher(case)
     centroids = make_arrays(case)["centroids"]
@@ -124,14 +124,14 @@ def test_routes_lead_from_the_largest_dot_product_down_and_hits_lie_on_them() ->
     assert np.all(np.any(partition_of[items][:, :, None] == routes[:, None, :3], axis=2))
 
 
-def test_threads_change_nothing() -> None:
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
     case = Case("int16", UNEVEN)
     (one, queries), (many, _) = (random_searcher(case, threads) for threads in (1, 5))
     for alone, together in zip(one.search(queries, 10, 4), many.search(queries, 10, 4), strict=True):
         np.testing.assert_array_equal(alone, together)
 
 
-def test_arrays_that_do_not_fit_are_refused() -> None:
+def test_mismatched_arrays_are_rejected() -> None:
     case = Case("float", UNEVEN)
     searcher, queries = random_searcher(case)
     arrays = make_arrays(case)
@@ -172,12 +172,12 @@ def random_searcher(
         arrays["centroids"], codebooks(arrays), arrays["codes"], sizes(arrays), case.lut_type, threads
     )
     queries = np.random.default_rng(2).normal(size=(count, sum(case.widths))).astype(np.float32)
-    queries[0] = 0  # every distance is the same
+    queries[0] = 0  # all distances are equal
     return searcher, queries
 
 
 def make_arrays(case: Case) -> dict[str, np.ndarray]:
-    """Returns what lookup_encoder.write_index takes."""
+    """Returns the arguments of lookup_encoder.write_index."""
     rng = np.random.default_rng(1)
     dim = sum(case.widths)
     partitions = rng.choice(case.partitions, max(1, int(case.filled * case.partitions)), replace=False)
@@ -188,7 +188,7 @@ def make_arrays(case: Case) -> dict[str, np.ndarray]:
         "centroids": (center + case.centroid_spread * spread).astype(np.float32),
         "entries": rng.normal(size=(256, dim)).astype(np.float32),
         "widths": np.array(case.widths),
-        "codes": np.repeat(codes[:: case.of_each], case.of_each, axis=0)[: case.count],
+        "codes": np.repeat(codes[:: case.copies], case.copies, axis=0)[: case.count],
         "assignments": assignments,
     }
 

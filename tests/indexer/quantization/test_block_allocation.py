@@ -1,4 +1,4 @@
-"""Dimensions are cut into the blocks of the least expected error."""
+"""Dimensions are divided into the blocks with the least expected error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPECTRA = {
 
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("blocks", [1, 7, 16, 33, 64])
-def test_every_dimension_is_in_one_block(name: str, blocks: int) -> None:
+def test_every_dimension_is_in_exactly_one_block(name: str, blocks: int) -> None:
     widths = block_widths(SPECTRA[name], blocks)
     assert len(widths) == blocks
     assert min(widths) >= 1
@@ -48,7 +48,7 @@ def test_no_cut_has_a_smaller_expected_error(seed: int, blocks: int) -> None:
     assert chosen == pytest.approx(min(errors.values()), rel=1e-6)
 
 
-def test_as_many_blocks_as_dimensions_have_one_each() -> None:
+def test_with_as_many_blocks_as_dimensions_each_has_its_own() -> None:
     assert block_widths(SPECTRA["geometric"], 64) == [1] * 64
 
 
@@ -59,13 +59,13 @@ def test_equal_variances_are_cut_evenly(dim: int, blocks: int) -> None:
 
 
 @pytest.mark.parametrize("blocks", [0, 65])
-def test_more_blocks_than_dimensions_and_none_are_refused(blocks: int) -> None:
+def test_more_blocks_than_dimensions_and_zero_blocks_are_rejected(blocks: int) -> None:
     with pytest.raises(ValueError, match=f"{blocks} blocks of 64 dimensions, expected 1 to 64"):
         block_widths(SPECTRA["linear"], blocks)
 
 
 @pytest.mark.parametrize("zeros", [1, 30, 63, 64])
-def test_dimensions_without_variance_are_in_a_block_too(zeros: int) -> None:
+def test_dimensions_without_variance_are_in_a_block(zeros: int) -> None:
     widths = block_widths(np.repeat([1.0, 0.0], [64 - zeros, zeros]), 16)
     assert (len(widths), sum(widths)) == (16, 64)
 
@@ -75,13 +75,13 @@ def test_dimensions_without_variance_take_no_block_from_the_others() -> None:
 
 
 def all_cuts(dim: int, blocks: int) -> list[tuple[int, ...]]:
-    """Returns the widths of every way to cut dimensions into blocks."""
+    """Returns the block widths of every division of dimensions into blocks."""
     inner = itertools.combinations(range(1, dim), blocks - 1)
     return [tuple(np.diff([0, *ends, dim]).tolist()) for ends in inner]
 
 
 def expected_error(variances: np.ndarray, widths: tuple[int, ...]) -> float:
-    """Returns the sum of min(variance, level) over all dimensions, a block's level being where its rate is 8 bits."""
+    """Returns the sum of min(variance, level) over all dimensions, where a block's level gives it a rate of 8 bits."""
     total = 0.0
     for block in np.split(variances, np.cumsum(widths)[:-1]):
         low, high = 0.0, float(block.max())

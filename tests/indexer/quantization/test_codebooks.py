@@ -1,4 +1,4 @@
-"""Codes are chosen, and codebooks fitted, for the least of the loss that is promised."""
+"""Codes and codebooks minimize the documented loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_codebooks(seed: int = 1) -> list[np.ndarray]:
 
 
 def directions_of(points: np.ndarray, length: float) -> np.ndarray:
-    """Returns random directions of one length."""
+    """Returns random directions of equal length."""
     found = np.random.default_rng(2).normal(size=points.shape)
     return (length * found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
@@ -42,7 +42,7 @@ def test_without_a_direction_codes_are_the_nearest_entries() -> None:
 
 
 @pytest.mark.parametrize("length", [1.0, 2.5])
-def test_no_change_of_one_block_lowers_the_loss(length: float) -> None:
+def test_changing_a_single_block_does_not_lower_the_loss(length: float) -> None:
     points, books = vectors(200), random_codebooks()
     directions = directions_of(points, length)
     codes = encode(points, directions, books)
@@ -53,7 +53,7 @@ def test_no_change_of_one_block_lowers_the_loss(length: float) -> None:
             other = codes.copy()
             other[:, block] = entry
             settled &= loss(points, directions, other, books) >= reached - 1e-4
-    assert settled.mean() > 0.97  # the rest would take another sweep
+    assert settled.mean() > 0.97  # the rest would need another pass
     plain = encode(points, np.zeros_like(points), books)
     assert np.all(reached <= loss(points, directions, plain, books) + 1e-4)
 
@@ -66,21 +66,21 @@ def test_a_code_does_not_depend_on_the_batch() -> None:
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
-def test_trained_codebooks_stand_for_vectors_that_they_have_not_seen() -> None:
+def test_trained_codebooks_generalize() -> None:
     sample, fresh = vectors(6_000), vectors(1_000, seed=9)
     books = train_codebooks(sample, WIDTHS, iterations=10, seed=0)
     residual = fresh - decode(encode(fresh, np.zeros_like(fresh), books), books)
     assert (residual**2).sum(axis=1).mean() < 0.05 * (fresh**2).sum(axis=1).mean()
 
 
-def test_training_is_seeded_and_threads_change_nothing() -> None:
+def test_training_depends_on_the_seed_and_not_on_threads() -> None:
     sample = vectors(1_000)
     for one, other in zip(*(train_codebooks(sample, WIDTHS, 3, 5, threads) for threads in (1, 3)), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("count", [1, 2, 100, 255])
-def test_fewer_points_than_entries_are_stood_for_exactly(count: int) -> None:
+def test_fewer_points_than_entries_are_represented_exactly(count: int) -> None:
     points = vectors(count)
     books = train_codebooks(points, WIDTHS, iterations=2, seed=0)
     np.testing.assert_allclose(decode(encode(points, directions_of(points, 2.0), books), books), points, atol=5e-3)

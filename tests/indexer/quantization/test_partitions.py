@@ -1,4 +1,4 @@
-"""Every vector is in the partition whose mean is nearest, whatever batch it comes in."""
+"""Every vector is assigned to the partition with the nearest mean, independent of its batch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ DIM = 24
 def test_a_vector_is_assigned_to_the_nearest_cluster(partitions: int) -> None:
     vectors = some_vectors(1_200)
     clusters = some_vectors(partitions, seed=1) * np.linspace(0.2, 1, partitions, dtype=np.float32)[:, None]
-    chosen, distances = chosen_of_all(vectors, clusters)
+    chosen, distances = chosen_and_all_distances(vectors, clusters)
     np.testing.assert_allclose(chosen, distances.min(axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("partitions", [257, 1_000])
-def test_of_many_clusters_the_nearest_is_found_for_99_of_100_vectors(partitions: int) -> None:
+def test_among_many_clusters_the_nearest_is_found_for_99_percent_of_vectors(partitions: int) -> None:
     vectors = clustered(4_000)
     clusters = train_partitions(vectors, partitions, iterations=4, seed=0)
-    chosen, distances = chosen_of_all(vectors[:1_000], clusters)
+    chosen, distances = chosen_and_all_distances(vectors[:1_000], clusters)
     assert np.mean(chosen <= distances.min(axis=1) + 1e-6) >= 0.99
 
 
 @pytest.mark.parametrize("copies", [3, 40])
-def test_of_equal_clusters_the_first_is_taken(copies: int) -> None:
-    """Of few clusters and of many, in which case a vector is not compared with all of them."""
+def test_the_first_of_equal_clusters_is_chosen(copies: int) -> None:
+    """With few clusters, and with many, where a vector is not compared with all of them."""
     clusters = np.repeat(some_vectors(9, seed=1), copies, axis=0)
     assert set(assigned(some_vectors(600), clusters).tolist()) <= set(range(0, 9 * copies, copies))
 
@@ -40,20 +40,20 @@ def test_every_vector_has_a_cluster_however_many_clusters_are_equal(share: float
     clusters = np.where(np.random.default_rng(9).random((1_000, 1)) < share, copies, some_vectors(1_000, seed=1))
     vectors = np.concatenate([copies[:5], some_vectors(300)])
     assert assigned(vectors, clusters).max() < 1_000
-    chosen, distances = chosen_of_all(vectors, clusters)
+    chosen, distances = chosen_and_all_distances(vectors, clusters)
     assert np.all(chosen <= distances.mean(axis=1) + 1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 700])
 @pytest.mark.parametrize("partitions", [20, 300])
 def test_an_assignment_does_not_depend_on_the_batch(batch: int, partitions: int) -> None:
-    """Here the last bits decide, and a matrix product rounds one row otherwise than many."""
+    """Here the last bits decide, in which a matrix product of one row differs from that of many."""
     vectors, clusters = some_vectors(1_200), nearly_equal_clusters(partitions)
     parts = [assigned(vectors[start : start + batch], clusters) for start in range(0, len(vectors), batch)]
     np.testing.assert_array_equal(np.concatenate(parts), assigned(vectors, clusters))
 
 
-def test_a_view_of_a_matrix_is_assigned_as_its_copy_is() -> None:
+def test_a_view_of_a_matrix_is_assigned_like_a_copy() -> None:
     vectors, clusters = some_vectors(400), some_vectors(20, seed=1)
     np.testing.assert_array_equal(assigned(vectors[::2], clusters), assigned(vectors[::2].copy(), clusters))
 
@@ -63,7 +63,7 @@ def test_no_vectors_have_no_assignments() -> None:
 
 
 def test_clusters_are_the_means_of_their_members() -> None:
-    """Of clusters that lie far apart, once iterations change nothing."""
+    """For well-separated clusters, after convergence."""
     generator = np.random.default_rng(3)
     own = generator.integers(12, size=900)
     vectors = (np.eye(DIM)[own] + 0.02 * generator.normal(size=(900, DIM))).astype(np.float32)
@@ -74,7 +74,7 @@ def test_clusters_are_the_means_of_their_members() -> None:
         np.testing.assert_allclose(cluster, vectors[members == partition].mean(axis=0), atol=1e-6)
 
 
-def test_training_brings_clusters_closer_to_vectors() -> None:
+def test_training_reduces_the_distance_to_clusters() -> None:
     vectors = clustered(2_000)
 
     def distance(iterations: int) -> float:
@@ -90,7 +90,7 @@ def test_one_partition_is_the_mean() -> None:
     np.testing.assert_allclose(clusters, vectors.mean(axis=0, dtype=np.float64)[None], atol=1e-6)
 
 
-def test_as_many_partitions_as_vectors_have_one_each() -> None:
+def test_with_as_many_partitions_as_vectors_each_has_its_own() -> None:
     vectors = some_vectors(30)
     clusters = train_partitions(vectors, 30, iterations=4, seed=0)
     assert sorted(assigned(vectors, clusters).tolist()) == list(range(30))
@@ -104,8 +104,8 @@ def test_fewer_distinct_vectors_than_partitions_are_their_own_clusters(distinct:
     np.testing.assert_allclose(clusters[assigned(vectors, clusters)], vectors, atol=1e-6)
 
 
-def test_a_partition_without_members_is_given_some() -> None:
-    """Most clusters start on copies of one vector, and all but one of these have no members."""
+def test_an_empty_partition_is_refilled() -> None:
+    """Most clusters start at copies of one vector, so that all but one of them are empty."""
     vectors = np.concatenate([np.repeat(some_vectors(1, seed=8), 900, axis=0), some_vectors(100)])
     clusters = train_partitions(vectors, 40, iterations=12, seed=0)
     assert len(set(assigned(vectors, clusters).tolist())) > 30
@@ -118,7 +118,7 @@ def test_training_is_seeded() -> None:
     assert not np.array_equal(first, other)
 
 
-def test_training_leaves_the_sample_as_it_was() -> None:
+def test_training_does_not_modify_the_sample() -> None:
     vectors = clustered(500)
     before = vectors.copy()
     train_partitions(vectors, 20, 4, seed=0)
@@ -129,8 +129,8 @@ def assigned(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     return PartitionAssigner(clusters).assign(vectors)
 
 
-def chosen_of_all(vectors: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the squared distance to each vector's cluster, and those to all clusters, in float64."""
+def chosen_and_all_distances(vectors: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns squared distances to the assigned and to all clusters, in float64."""
     products = vectors.astype(np.float64) @ clusters.T
     lengths, cluster_lengths = ((points.astype(np.float64) ** 2).sum(axis=1) for points in (vectors, clusters))
     distances = lengths[:, None] - 2 * products + cluster_lengths
@@ -142,7 +142,7 @@ def some_vectors(count: int, seed: int = 0) -> np.ndarray:
 
 
 def nearly_equal_clusters(count: int) -> np.ndarray:
-    """Returns clusters that differ in the last bits of float32."""
+    """Returns clusters that differ only in the last bits of float32."""
     noise = np.random.default_rng(4).normal(size=(count, DIM))
     return (some_vectors(1, seed=1) + 2e-7 * noise).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""A quantizer encodes each vector by itself, is one file, and keeps the scores that queries see."""
+"""A quantizer encodes row by row, is serialized to one file, and preserves the scores of queries."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ BLOCKS = 6
 NAME = "/cache/quantizer.safetensors"
 
 
-def test_a_quantizer_is_read_as_it_was_written() -> None:
+def test_a_quantizer_survives_serialization() -> None:
     quantizer = some_quantizer()
     again = Quantizer.from_bytes(quantizer.to_bytes(), NAME)
     assert_equal(again, quantizer)
     assert (again.id, again.to_bytes()) == (quantizer.id, quantizer.to_bytes())
 
 
-def test_a_quantizer_without_landmarks_is_read_as_it_was_written() -> None:
+def test_a_quantizer_without_landmarks_survives_serialization() -> None:
     quantizer = dataclasses.replace(some_quantizer(), query_direction=QueryDirectionModel.identity(DIM))
     assert_equal(Quantizer.from_bytes(quantizer.to_bytes(), NAME), quantizer)
 
 
-def test_a_quantizer_that_was_read_encodes_alike() -> None:
+def test_a_deserialized_quantizer_encodes_identically() -> None:
     quantizer, vectors = some_quantizer(), corpus(300)
     again = Quantizer.from_bytes(quantizer.to_bytes(), NAME)
     for read, written in zip(again.encode(vectors), quantizer.encode(vectors), strict=True):
@@ -43,7 +43,7 @@ def test_a_quantizer_that_was_read_encodes_alike() -> None:
 
 
 def with_uneven_blocks(quantizer: Quantizer) -> Quantizer:
-    """Returns one of the same entries, whose blocks end elsewhere."""
+    """Returns a quantizer with the same entries but different block boundaries."""
     entries = np.concatenate(quantizer.codebooks, axis=1)
     ends = np.cumsum([book.shape[1] for book in quantizer.codebooks])[:-1] - 1
     return dataclasses.replace(quantizer, codebooks=tuple(np.split(entries, ends, axis=1)))
@@ -67,7 +67,7 @@ CHANGES: dict[str, Callable[[Quantizer], Quantizer]] = {
 
 
 @pytest.mark.parametrize("part", CHANGES)
-def test_a_quantizer_of_another_part_has_another_id(part: str) -> None:
+def test_a_change_of_any_part_changes_the_id(part: str) -> None:
     assert CHANGES[part](some_quantizer()).id != some_quantizer().id
 
 
@@ -82,7 +82,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_another_file_is_refused_by_name(damage: str) -> None:
+def test_an_error_names_an_invalid_file(damage: str) -> None:
     data = some_quantizer().to_bytes()
     damaged = DAMAGES[damage](data)
     assert damaged != data
@@ -90,7 +90,7 @@ def test_another_file_is_refused_by_name(damage: str) -> None:
         Quantizer.from_bytes(damaged, NAME)
 
 
-def test_a_vector_is_encoded_alone_as_in_a_batch() -> None:
+def test_encoding_does_not_depend_on_the_batch() -> None:
     quantizer, vectors = some_quantizer(), corpus(600)
     partitions, codes = quantizer.encode(vectors)
     for row in range(0, 600, 5):
@@ -102,27 +102,27 @@ def test_a_vector_is_encoded_alone_as_in_a_batch() -> None:
         np.testing.assert_array_equal(quantizer.encode(vectors[rows])[1], codes[rows])
 
 
-def test_a_vector_is_mapped_alone_as_in_a_batch() -> None:
+def test_mapping_does_not_depend_on_the_batch() -> None:
     quantizer, vectors = some_quantizer(), corpus(200)
     alone = [quantizer.map(vectors[row : row + 1]) for row in range(len(vectors))]
     np.testing.assert_array_equal(quantizer.map(vectors), np.concatenate(alone))
 
 
-def test_a_vectors_partition_is_that_of_the_nearest_cluster() -> None:
+def test_a_vector_is_in_the_partition_of_the_nearest_cluster() -> None:
     quantizer, vectors = some_quantizer(), corpus(300)
     np.testing.assert_array_equal(quantizer.encode(vectors)[0], PartitionAssigner(quantizer.clusters).assign(vectors))
 
 
 def test_mapped_queries_score_centroids_as_queries_score_clusters() -> None:
-    """And mapped vectors as vectors."""
+    """And mapped vectors like vectors."""
     quantizer, queries, vectors = some_quantizer(), asked(100), corpus(100)
     mapped = queries @ inverse_transpose(quantizer.transform).T
     np.testing.assert_allclose(mapped @ quantizer.centroids.T, queries @ quantizer.clusters.T, atol=1e-4)
     np.testing.assert_allclose(mapped @ quantizer.map(vectors).T, queries @ vectors.T, atol=1e-4)
 
 
-def test_knowing_queries_lowers_the_error_of_their_scores() -> None:
-    """At equal bytes, on queries and vectors that training has not seen."""
+def test_a_query_aware_map_lowers_the_error_of_scores() -> None:
+    """With equal code sizes, on queries and vectors that training has not seen."""
     sample, fresh, queries = corpus(4_000), corpus(1_000, seed=8), asked(300, seed=9)
     plain = score_error(trained(sample, np.eye(DIM, dtype=np.float32)), fresh, queries)
     rotated = score_error(trained(sample, query_aware_map(sample, None)), fresh, queries)
@@ -130,8 +130,8 @@ def test_knowing_queries_lowers_the_error_of_their_scores() -> None:
     assert aware < 0.8 * min(plain, rotated)
 
 
-def test_knowing_where_a_vectors_queries_lie_lowers_the_error_of_their_scores() -> None:
-    """Of queries and their best hits, among vectors that training has not seen."""
+def test_a_learned_query_direction_lowers_the_error_of_scores() -> None:
+    """For queries and their nearest items, on vectors that training has not seen."""
     sample, fresh, known, queries = corpus(4_000), corpus(1_000, seed=8), asked(2_000), asked(300, seed=9)
     transform = query_aware_map(sample, known)
     best = exact_search(known, sample, 10).items
@@ -159,14 +159,14 @@ def assert_equal(one: Quantizer, other: Quantizer) -> None:
 
 
 def changed(matrix: np.ndarray) -> np.ndarray:
-    """Returns a copy whose last number is the next larger float32."""
+    """Returns a copy with the last element increased to the next float32."""
     copy = matrix.copy()
     copy[-1, -1] = np.nextafter(copy[-1, -1], np.float32(np.inf))
     return copy
 
 
 def some_quantizer() -> Quantizer:
-    """Returns random matrices: what training gives is another test's concern."""
+    """Returns a quantizer of random matrices, without training."""
     generator = np.random.default_rng(3)
     books = tuple(generator.normal(size=(256, width)).astype(np.float32) * 0.3 for width in (1, 2, 3, 3, 3, 4))
     weights = generator.normal(size=(DIM, 5 + DIM + 1)).astype(np.float32)
@@ -180,7 +180,7 @@ def trained(
     query_direction: QueryDirectionModel | None = None,
     anisotropic_weight: float = 6.0,
 ) -> Quantizer:
-    """Returns a quantizer of BLOCKS bytes a code."""
+    """Trains a quantizer with BLOCKS bytes per code."""
     mapped = sample @ transform.T
     widths = block_widths(np.sort(mapped.var(axis=0))[::-1], BLOCKS)
     books = train_codebooks(mapped, widths, iterations=6, seed=0)
@@ -209,7 +209,7 @@ def corpus(count: int, seed: int = 1) -> np.ndarray:
 
 
 def asked(count: int, seed: int = 2) -> np.ndarray:
-    """Returns queries that lie apart from the vectors, and ask for some directions much more than for others."""
+    """Returns queries that lie apart from the vectors and vary much more in some directions than in others."""
     rotation = np.linalg.qr(np.random.default_rng(6).normal(size=(DIM, DIM)))[0]
     spread = np.random.default_rng(seed).normal(size=(count, DIM)) * np.geomspace(2, 0.1, DIM)
     return unit(spread @ rotation + 0.5 * rotation[2])

@@ -1,4 +1,4 @@
-"""The map keeps dot products, makes queries white, and lines the corpus up with its axes."""
+"""The map preserves dot products, whitens queries, and aligns the corpus with its principal axes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ DIM = 24
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_dot_products_are_kept(known: bool) -> None:
+def test_the_map_preserves_dot_products(known: bool) -> None:
     vectors, queries = corpus(), asked(500)
     assert_keeps_dot_products(query_aware_map(vectors, queries if known else None), vectors, queries)
 
 
-def test_mapped_queries_have_the_identity_for_their_second_moment() -> None:
+def test_mapped_queries_are_white() -> None:
     queries = asked(2_000)
     mapped = queries @ inverse_transpose(query_aware_map(corpus(), queries)).T
     np.testing.assert_allclose(mapped.T @ mapped / len(mapped), np.eye(DIM), atol=1e-3)
@@ -41,8 +41,8 @@ def test_without_queries_the_map_is_a_rotation() -> None:
     np.testing.assert_allclose(inverse_transpose(transform), transform, atol=1e-5)
 
 
-def test_equal_errors_of_a_mapped_vector_are_equal_errors_of_scores() -> None:
-    """The mean square of q . e is |A e|^2: what a code is off by in the mapped space is what queries see."""
+def test_squared_errors_of_mapped_vectors_equal_those_of_scores() -> None:
+    """The mean of (q . e)^2 is |A e|^2: the error of a code in the mapped space is the error of scores."""
     vectors, queries = corpus(), asked(2_000)
     transform = query_aware_map(vectors, queries)
     errors = np.random.default_rng(5).normal(size=(50, DIM))
@@ -55,8 +55,8 @@ def test_equal_input_gives_equal_bytes() -> None:
     assert first == second
 
 
-def test_the_order_of_vectors_queries_and_dimensions_changes_only_how_the_map_is_rounded() -> None:
-    """Not even the sign of an axis, which is arbitrary, depends on it."""
+def test_reordering_vectors_queries_or_dimensions_affects_only_rounding() -> None:
+    """Even the sign of an axis, which is arbitrary, does not depend on the order."""
     vectors, queries = corpus(), asked(500)
     dimensions = np.random.default_rng(7).permutation(DIM)
     shuffled = query_aware_map(vectors[::-1, dimensions], queries[::-1, dimensions])
@@ -72,7 +72,7 @@ CORPORA = {
 
 @pytest.mark.parametrize("name", CORPORA)
 @pytest.mark.parametrize("queries", [None, 1, 7, 300])
-def test_where_vectors_or_queries_do_not_span_the_space_dot_products_are_kept(name: str, queries: int | None) -> None:
+def test_dot_products_are_preserved_if_vectors_or_queries_do_not_span_the_space(name: str, queries: int | None) -> None:
     transform = query_aware_map(CORPORA[name], None if queries is None else asked(queries))
     assert_keeps_dot_products(transform, corpus(), asked(50, seed=8))
 
@@ -83,13 +83,13 @@ def assert_keeps_dot_products(transform: np.ndarray, vectors: np.ndarray, querie
 
 
 def corpus() -> np.ndarray:
-    """Returns vectors that vary more in some directions than in others, none of them an axis."""
+    """Returns vectors that vary more in some directions than in others; none of these is an axis."""
     generator = np.random.default_rng(1)
     rotation = np.linalg.qr(generator.normal(size=(DIM, DIM)))[0]
     return unit((generator.normal(size=(1_000, DIM)) * np.linspace(2, 0.4, DIM)) @ rotation)
 
 
 def asked(count: int, seed: int = 2) -> np.ndarray:
-    """Returns queries of another spread than the vectors'."""
+    """Returns queries with a different distribution than the vectors."""
     rotation = np.linalg.qr(np.random.default_rng(6).normal(size=(DIM, DIM)))[0]
     return unit((np.random.default_rng(seed).normal(size=(count, DIM)) * np.linspace(3, 0.5, DIM)) @ rotation)

@@ -1,4 +1,4 @@
-"""Settings of an index: what the device makes of them, and what is refused."""
+"""Index parameters are interpreted as on the device, and contradictory settings are rejected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from searchforge.config import IndexConfig
 from searchforge.errors import UsageError
 
 
-def test_partitions_are_about_the_square_root_of_the_corpus() -> None:
+def test_the_default_number_of_partitions_is_about_the_square_root_of_the_items() -> None:
     for items, partitions in ((1, 1), (2, 1), (15, 3), (1_000, 31), (123_287, 351), (1_000_000, 1_000)):
         assert default_partitions(items) == partitions
 
@@ -25,21 +25,21 @@ def test_the_fraction_makes_the_device_search_exactly_that_many_partitions() -> 
                 assert math.ceil(np.float32(partitions) * fraction) == searched
 
 
-def test_fewer_images_than_partitions_names_both_numbers_and_the_way_out() -> None:
+def test_an_error_about_too_many_partitions_names_both_numbers_and_the_remedy() -> None:
     with pytest.raises(UsageError, match=r"partitions is 64, but the corpus has 10 images; .*at most 10"):
         require_valid_settings(IndexConfig(partitions=64), 10, 128)
 
 
-def test_more_partitions_searched_than_there_are_is_refused() -> None:
+def test_searching_more_partitions_than_exist_is_rejected() -> None:
     with pytest.raises(UsageError, match=r"partitions_searched is 9, but index.partitions is 8"):
         require_valid_settings(IndexConfig(partitions=8, partitions_searched=9), 100, 128)
 
 
-def test_more_bytes_than_dimensions_are_refused() -> None:
+def test_more_code_bytes_than_dimensions_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"code_bytes is 17, but embeddings have 16 dimensions"):
         require_valid_settings(IndexConfig(code_bytes=17), 100, 16)
 
 
-def test_more_partitions_than_they_are_trained_on_are_refused() -> None:
+def test_more_partitions_than_training_images_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"partitions is 64, but they are trained on 30 images"):
         require_valid_settings(IndexConfig(partitions=64, training_sample=30), 1_000, 16)

@@ -1,4 +1,4 @@
-"""The trade-off tradeoff: the files that show it."""
+"""The trade-off is written as JSON and as an SVG chart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from indexer.tuning.tradeoff import TRADEOFF_JSON, TRADEOFF_SVG, write_tradeoff
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_the_json_holds_the_setting_that_was_chosen_and_every_point(tmp_path: Path) -> None:
+def test_the_json_contains_the_chosen_parameters_and_every_point(tmp_path: Path) -> None:
     write_tradeoff(points(), CHOSEN, tmp_path)
     content = json.loads((tmp_path / TRADEOFF_JSON).read_text())
     assert content == {"chosen": CHOSEN.to_json(), "points": points()}
@@ -29,18 +29,18 @@ def test_equal_points_give_equal_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_the_picture_has_a_line_for_each_size_and_marks_the_point_that_was_chosen(tmp_path: Path) -> None:
+def test_the_chart_has_a_line_per_code_size_and_marks_the_chosen_point(tmp_path: Path) -> None:
     texts = legend(points(), CHOSEN, tmp_path)
     assert texts == ["16 B per code (21 B per image)", "32 B per code (37 B per image)", "chosen"]
 
 
-def test_the_picture_is_drawn_of_one_point(tmp_path: Path) -> None:
+def test_the_chart_of_a_single_point_is_drawn(tmp_path: Path) -> None:
     only = point(ms=1, recall=0.9, code_bytes=32, searched=3)
     assert legend([only], CHOSEN, tmp_path) == ["32 B per code (37 B per image)", "chosen"]
 
 
 @pytest.mark.parametrize("other", [{"code_bytes": 16}, {"partitions": 21}, {"searched": 4}])
-def test_a_point_of_another_setting_is_not_marked(tmp_path: Path, other: dict[str, int]) -> None:
+def test_a_point_with_other_parameters_is_not_marked(tmp_path: Path, other: dict[str, int]) -> None:
     parameters = {"code_bytes": 32, "searched": 3, **other}
     assert "chosen" not in legend([point(ms=1, recall=0.9, **parameters)], CHOSEN, tmp_path)
 
@@ -49,7 +49,7 @@ CHOSEN = IndexParameters(code_bytes=32, partitions=20, partitions_searched=3, lu
 
 
 def points() -> list[dict[str, Any]]:
-    """Returns three points of each of two sizes."""
+    """Returns three points for each of two code sizes."""
     return [
         point(ms=1 + searched + code_bytes / 100, recall=0.3 * searched, code_bytes=code_bytes, searched=searched)
         for code_bytes in (32, 16)
@@ -58,7 +58,7 @@ def points() -> list[dict[str, Any]]:
 
 
 def point(ms: float, recall: float, code_bytes: int = 16, partitions: int = 20, searched: int = 1) -> dict[str, Any]:
-    """Returns a point as the tuner writes it."""
+    """Returns a point in the form of `TradeoffPoint.to_json`."""
     return {
         **IndexParameters(code_bytes, partitions, searched, "float").to_json(),
         "recall_at_10": recall,
@@ -69,7 +69,7 @@ def point(ms: float, recall: float, code_bytes: int = 16, partitions: int = 20, 
 
 
 def legend(drawn: list[dict[str, Any]], chosen: IndexParameters, folder: Path) -> list[str]:
-    """Draws points and returns the lines of the picture's legend."""
+    """Draws points and returns the lines of the chart's legend."""
     write_tradeoff(drawn, chosen, folder)
     root = ET.parse(folder / TRADEOFF_SVG).getroot()
     assert root.tag == f"{SVG}svg"
