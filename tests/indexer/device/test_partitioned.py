@@ -151,7 +151,8 @@ def test_a_list_or_object_as_value_is_rejected(corpus: TinyCorpus, value: Any) -
 
 def test_the_check_rejects_a_partitioned_searcher(corpus: TinyCorpus, partitioned: Partitioned) -> None:
     with pytest.raises(
-        UsageError, match=rf"{partitioned.report['id']} is one index for each album; .* without index\.partition_by"
+        UsageError,
+        match=rf"{partitioned.report['id']} has a separate index for each album; .* without index\.partition_by",
     ):
         check(corpus.config, partitioned.report["id"])
     assert corpus.workspace.ids("checks") == []
