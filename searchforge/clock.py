@@ -1,4 +1,4 @@
-"""The clock: what tells the time and waits. It is a parameter, so that tests of waiting need not wait."""
+"""Interface of clocks, which are passed as parameters so that tests need not wait."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """A clock; the standard module `time` is one, and the default wherever a clock is asked for."""
+    """A monotonic clock. The standard module `time` implements it and is the default everywhere."""
 
     def monotonic(self) -> float:
-        """Returns seconds from some fixed moment on; they never go back."""
+        """Returns seconds since an arbitrary fixed time; never decreases."""
 
     def sleep(self, seconds: float, /) -> None:
-        """Waits."""
+        """Suspends the calling thread."""

@@ -1,7 +1,7 @@
-"""Errors that are shown to a user as one message, without a stack trace.
+"""Errors that are reported to the user as a message without a stack trace.
 
-A message names the value, what was expected and what to do. The exit codes are the command line's:
-0 done, 1 a gate or a job failed, 2 bad usage or configuration.
+A message states the value, what was expected and what to do. Exit codes of the command line: 0 success, 1 a gate or job
+failed, 2 invalid usage or configuration.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class SearchforgeError(Exception):
-    """Base of every error that is meant for the user.
+    """Base class of errors reported to the user.
 
     Attributes:
-      log_fields: of its line in a structured log, see searchforge.console.logs.
+      log_fields: Fields of its line in a structured log, see searchforge.console.logs.
     """
 
     exit_code = 1
@@ -22,17 +22,17 @@ class SearchforgeError(Exception):
 
 
 class UsageError(SearchforgeError):
-    """Bad usage, configuration or input: the same command fails again until the user changes something."""
+    """Invalid usage, configuration or input: retrying is futile until the user changes something."""
 
     exit_code = 2
 
 
 class JobError(SearchforgeError):
-    """A stage could not finish its work."""
+    """A stage failed."""
 
 
 class GateError(SearchforgeError):
-    """A searcher did not pass its check, or something unchecked was to be published."""
+    """A searcher failed its check, or was not checked before publication."""
 
 
 class ConflictError(SearchforgeError):

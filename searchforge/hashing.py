@@ -1,4 +1,4 @@
-"""Content hashes: of bytes, files and JSON values. Ids of artifacts are derived from them."""
+"""Content hashes of bytes, files and JSON values, from which ids of artifacts are derived."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ID_LENGTH = 16
-"""Hexadecimal digits of an artifact id: 64 bits of a SHA-256."""
+"""Hexadecimal digits of an artifact id: the first 64 bits of a SHA-256."""
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -26,10 +26,10 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Returns the one UTF-8 JSON form of `value`: sorted keys, no spaces, no NaN.
+    """Returns `value` as canonical UTF-8 JSON: sorted keys, no spaces, no NaN.
 
     Raises:
-      ValueError: `value` holds a NaN or an infinity.
+      ValueError: `value` contains NaN or infinity.
     """
     return _canonical(value).encode()
 
@@ -38,5 +38,5 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 
 def content_id(value: Any) -> str:
-    """Returns the artifact id of a JSON value: equal values have equal ids."""
+    """Returns the artifact id of a JSON value; equal values have equal ids."""
     return sha256_bytes(canonical_json(value))[:ID_LENGTH]

@@ -1,7 +1,7 @@
-"""Preprocessing as one readable string, for instance `decode|resize(224,224,bilinear)|scale(-1,1)`.
+"""Image preprocessing described by one string, such as `decode|resize(224,224,bilinear)|scale(-1,1)`.
 
-Training, batch embedding and the device obey the same string: `Preprocessing.pixels` does the decoding and
-the resizing (a stretch, as the Task Library does it), the exported encoders do the scaling.
+Training, batch embedding and the device use the same string. `Preprocessing.pixels` decodes and resizes, ignoring the
+aspect ratio as the Task Library does; the exported encoders scale.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from searchforge.errors import UsageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""Image formats that are decoded; anything else is rejected as not an image."""
+"""Image formats to decode; everything else is rejected as `not_an_image`."""
 
-# Large or damaged images are no news: they are rejected, or decoded as far as they are whole. Set once, since filters
-# are shared by all threads.
+# Warnings about large or damaged images are redundant: such images are rejected or decoded in part. The filter is set
+# once because all threads share it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -33,8 +33,9 @@ class RejectedInput(Exception):
     """An input that cannot be embedded.
 
     Attributes:
-      reason: one of `empty`, `too_large`, `not_an_image`, `truncated`, `unreadable`, `too_many_pixels`.
-      detail: what was found, for the person who reads the rejects.
+      reason: Kind of the fault, for example `empty`, `too_large`, `not_an_image`, `truncated`, `unreadable` or
+        `too_many_pixels`.
+      detail: Description of the fault.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -45,12 +46,12 @@ class RejectedInput(Exception):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A parsed preprocessing string; `str()` gives it back.
+    """A parsed preprocessing string; `str()` is the inverse.
 
     Attributes:
-      height, width: input size of the image tower, in pixels.
-      filter: `bilinear` or `bicubic`.
-      low, high: what the pixel values 0 and 255 become.
+      height, width: Input size of the image tower, in pixels.
+      filter: Resampling filter, `bilinear` or `bicubic`.
+      low, high: Values that the pixel values 0 and 255 are scaled to.
     """
 
     height: int
@@ -61,12 +62,15 @@ class Preprocessing:
 
     @classmethod
     def parse(cls, text: str) -> Preprocessing:
-        """Raises UsageError where `text` is not a preprocessing string."""
+        """Parses a preprocessing string.
+
+        Raises:
+          UsageError: `text` is not a preprocessing string.
+        """
         match = _PATTERN.fullmatch(text)
         if not match:
             raise UsageError(
-                f"preprocessing {text!r} is not understood; "
-                "expected the form decode|resize(224,224,bilinear)|scale(-1,1)"
+                f"invalid preprocessing {text!r}; expected the form decode|resize(224,224,bilinear)|scale(-1,1)"
             )
         height, width, filter_name, low, high = match.groups()
         return cls(int(height), int(width), filter_name, float(low), float(high))
@@ -76,53 +80,53 @@ class Preprocessing:
 
     @property
     def mean(self) -> float:
-        """The pixel value that becomes 0: the Task Library computes (value - mean) / std."""
+        """Pixel value that is scaled to 0; the Task Library computes (value - mean) / std."""
         return -self.low * self.std
 
     @property
     def std(self) -> float:
-        """Pixel values per unit of the scaled range."""
+        """Difference of pixel values that is scaled to 1."""
         return 255.0 / (self.high - self.low)
 
     def pixels(self, data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
-        """Decodes and resizes one image; EXIF orientation is honoured, transparency is laid on white.
+        """Decodes and resizes an image, applies its EXIF orientation and replaces transparency with white.
 
         Args:
-          data: an encoded image (first frame of an animation).
-          max_pixels: larger images are refused before they are decoded.
+          data: Encoded image; of an animation, the first frame is used.
+          max_pixels: Limit above which images are rejected before they are decoded.
 
         Returns:
           [height, width, 3] uint8, RGB.
 
         Raises:
-          RejectedInput: the bytes cannot be turned into pixels.
+          RejectedInput: The image cannot be decoded.
         """
         return self.resize(self.decode(data, max_pixels))
 
     def decode(self, data: bytes, max_pixels: int) -> Image.Image:
-        """Decodes one image to RGB, no larger than `resize` needs it; arguments and errors as of `pixels`.
+        """Decodes an image to RGB at a size sufficient for `resize`; arguments and errors as in `pixels`.
 
-        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is at least twice the size of the input: photos of
-        5 megapixels then take a sixth of the time, and embeddings stay within a cosine of 0.999.
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least twice the input size: a photo of 5
+        megapixels takes a sixth of the time, and the cosine similarity of the embeddings is at least 0.999.
         """
         return decode(data, max_pixels, 2 * max(self.height, self.width))
 
     def resize(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Returns a decoded RGB image as [height, width, 3] uint8."""
+        """Resizes a decoded RGB image to [height, width, 3] uint8."""
         if image.size != (self.width, self.height):
             image = image.resize((self.width, self.height), _FILTERS[self.filter])
         return np.asarray(image, np.uint8)
 
     def scale(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Returns pixel values as the image tower takes them, float32 from `low` to `high`."""
+        """Scales pixel values to float32 from `low` to `high`, the input range of the image tower."""
         return (pixels.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
 
 
 def decode(data: bytes, max_pixels: int, enough: int | None = None) -> Image.Image:
-    """Decodes an image to RGB; arguments and errors as of `Preprocessing.pixels`.
+    """Decodes an image to RGB; arguments and errors as in `Preprocessing.pixels`.
 
     Args:
-      enough: pixels of each side below which a JPEG is not scaled down while it is decoded; None: it never is.
+      enough: Smallest size of each side, in pixels, to which decoding may scale a JPEG down; None for full size.
     """
     if not data:
         raise RejectedInput("empty", "0 bytes")
@@ -138,7 +142,7 @@ def decode(data: bytes, max_pixels: int, enough: int | None = None) -> Image.Ima
         raise RejectedInput("too_many_pixels", f"{image.width} x {image.height}, limit {max_pixels} pixels")
     try:
         if enough:
-            image.draft(None, (enough, enough))  # does nothing but for JPEG
+            image.draft(None, (enough, enough))  # affects only JPEG
         return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"

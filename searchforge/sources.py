@@ -1,4 +1,4 @@
-"""Where an item's bytes lie, and reading them: a local file, an object of a bucket, or a part of an archive."""
+"""Reads an item's bytes from a local file, an object in a bucket, or a byte range of an archive."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from searchforge.storage.factory import open_storage
 
 
 def read_source(uri: str, byte_range: str, open_folder: Callable[[str], Storage]) -> bytes | None:
-    """Returns an item's bytes; None where they cannot be read.
+    """Returns an item's bytes, or None if they cannot be read.
 
     Args:
-      uri, byte_range: where the item was read, as of EmbeddingRecord.
-      open_folder: opens `/` or a bucket's URL; `functools.cache(open_storage)` makes one client for each bucket.
+      uri, byte_range: Source of the item, as in EmbeddingRecord.
+      open_folder: Opens `/` or a bucket's URL; `functools.cache(open_storage)` opens each bucket once.
     """
     extent, _, file = byte_range.partition("@")
     offset, _, size = extent.partition("+")
@@ -33,12 +33,12 @@ def read_source(uri: str, byte_range: str, open_folder: Callable[[str], Storage]
 
 
 class SourceReader:
-    """Reads items whose content is still the one that was embedded; makes one client for each bucket."""
+    """Reads items whose content has not changed since they were embedded."""
 
     def __init__(self) -> None:
         self._open = functools.cache(open_storage)
 
     def read(self, uri: str, byte_range: str, content_hash: str) -> bytes | None:
-        """Returns the bytes; None where they cannot be read, or are others."""
+        """Returns an item's bytes, or None if they cannot be read or have another hash."""
         data = read_source(uri, byte_range, self._open)
         return data if data is not None and sha256_bytes(data) == content_hash else None

@@ -67,7 +67,7 @@ def prune(
     prune_releases(target, settings.keep_releases, settings.keep_days, now=now)
     now = now or workspace.storage.now()
     limit = now - max(timedelta(days=settings.keep_days), MIN_AGE)
-    there = [Artifact(kind, id) for kind in KINDS for id in workspace.begun(kind)]
+    there = [Artifact(kind, id) for kind in KINDS for id in workspace.all_ids(kind)]
     young = {artifact for artifact in there if _written(workspace.storage, f"{artifact.kind}/{artifact.id}") > limit}
     needed = _with_origins(workspace, [*_released(target), *(Artifact(*item) for item in made.items()), *young])
     going = _unneeded(workspace, there, needed)

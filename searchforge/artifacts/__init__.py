@@ -1,1 +1,1 @@
-"""Artifacts that stages pass to each other in a workspace: encoders, embedding runs, searchers and their records."""
+"""Artifacts that stages exchange through a workspace: encoders, embedding runs and searchers."""

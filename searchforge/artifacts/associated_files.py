@@ -1,4 +1,4 @@
-"""The files that a TFLite model's metadata names: a ZIP archive behind the model's flatbuffer."""
+"""Associated files of a TFLite model: a ZIP archive appended to the model's flatbuffer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import zipfile
 from collections.abc import Mapping
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Date of every file: equal contents give equal bytes, whenever they are written."""
+"""Modification time of every file, so that equal contents give equal bytes."""
 
 
 def split(model: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """Returns the model's flatbuffer, and the files behind it by name."""
+    """Returns the model's flatbuffer, and its associated files by name."""
     file = io.BytesIO(model)
     if not zipfile.is_zipfile(file):
         return model, {}
@@ -21,17 +21,17 @@ def split(model: bytes) -> tuple[bytes, dict[str, bytes]]:
 
 
 def write_files(archive: zipfile.ZipFile, files: Mapping[str, bytes]) -> None:
-    """Writes files of EPOCH."""
+    """Adds files to the archive, with EPOCH as their modification time."""
     for name, data in files.items():
         archive.writestr(zipfile.ZipInfo(name, EPOCH), data)
 
 
 def without_dates(model: bytes) -> bytes:
-    """Returns the model with files that are all of EPOCH."""
+    """Returns the model with EPOCH as the modification time of its associated files."""
     flatbuffer, files = split(model)
     if not files:
         return model
-    dated = io.BytesIO(flatbuffer)
-    with zipfile.ZipFile(dated, "a", zipfile.ZIP_STORED) as archive:
+    output = io.BytesIO(flatbuffer)
+    with zipfile.ZipFile(output, "a", zipfile.ZIP_STORED) as archive:
         write_files(archive, files)
-    return dated.getvalue()
+    return output.getvalue()

@@ -1,4 +1,4 @@
-"""The encoder bundle's description, `encoder.json`: what the towers are, and the fingerprint of their space."""
+"""Description of an encoder bundle, `encoder.json`: its towers and the fingerprint of their embedding space."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class EncoderInfo(BaseModel):
       text_encoder: texts string [n] -> embedding float32 [n, dim], L2-normalised.
 
     Attributes:
-      fingerprint: hash of both towers' weights and the preprocessing string; names the embedding space.
-      preprocessing: see searchforge.preprocessing.
-      sequence_length: tokens that the text encoder reads; 0 where the model tokenizes by itself.
-      files: SHA-256 of every file of the bundle by its path.
-      report: what training measured: settings, seconds, losses, retrieval of held-out captions.
+      fingerprint: Hash of both towers' weights and the preprocessing string; it identifies the embedding space.
+      preprocessing: Preprocessing string, see searchforge.preprocessing.
+      dim: Dimension of the embedding space.
+      sequence_length: Number of tokens that the text encoder reads; 0 if the model contains its tokenizer.
+      files: SHA-256 of every file of the bundle by path.
+      report: Training report: settings, seconds, losses, retrieval of held-out captions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

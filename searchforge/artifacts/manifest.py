@@ -1,4 +1,4 @@
-"""The manifest of an embedding run: written last, it is the commit. No manifest, no data."""
+"""The manifest of an embedding run. It is written last and commits the run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ class ShardInfo(BaseModel):
     """One shard file.
 
     Attributes:
-      run: id of the earlier run that wrote it; empty: the manifest's own.
-      count: records in the file.
-      bytes, sha256: of the file.
-      dead: numbers of the records, from 0, that are not part of the manifest: their items are gone or changed.
+      name: File name.
+      run: Id of the earlier run that wrote the file; empty for the manifest's own run.
+      count: Number of records in the file.
+      bytes, sha256: Size and SHA-256 of the file.
+      dead: Zero-based numbers of records that are not part of the manifest, because their items were removed or
+        changed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,36 +38,40 @@ class ShardInfo(BaseModel):
     dead: tuple[int, ...] = ()
 
     @model_validator(mode="after")
-    def _dead_are_in_the_file(self) -> ShardInfo:
+    def _validate_dead(self) -> ShardInfo:
         if len(set(self.dead)) != len(self.dead) or any(not 0 <= row < self.count for row in self.dead):
             raise ValueError(f"dead records of {self.name} are not distinct numbers below {self.count}")
         return self
 
     @property
     def live(self) -> int:
-        """Records of the file that are part of the manifest."""
+        """Number of records that are part of the manifest."""
         return self.count - len(self.dead)
 
 
 class Manifest(BaseModel):
-    """What an embedding run read and wrote; `inputs = embedded + reused + rejected`, always.
+    """Inputs and outputs of an embedding run, with `inputs = embedded + reused + rejected`.
 
     Attributes:
-      modality: what was embedded.
-      encoder: id of the encoder bundle.
-      fingerprint: that bundle's fingerprint.
-      preprocessing: that bundle's preprocessing string.
-      backend: what computed the embeddings, `litert` or `tensorflow`.
-      dim: dimension of the embeddings.
-      method: hash of what an embedding depends on beside its input: encoder, backend, limits.
-      digest: hash of the method and of the listed corpus.
-      base: id of the earlier run that this one was built on.
-      embedded: contents that went through the encoder.
-      reused: items whose embedding was known: unchanged since the base, or of the same content as another item.
-      rejected_by_reason: how many inputs were rejected, by reason.
-      shards: files with the records; those of earlier runs lie in those runs' folders.
-      created: when, in UTC, ISO 8601.
-      seconds: wall time of the job.
+      modality: Kind of the inputs.
+      encoder: Id of the encoder bundle.
+      fingerprint: Fingerprint of the encoder bundle.
+      preprocessing: Preprocessing string of the encoder bundle.
+      backend: Runtime that computed the embeddings, `litert` or `tensorflow`.
+      dim: Dimension of the embeddings.
+      source: Corpus that was embedded.
+      method: Hash of everything that an embedding depends on besides its input: encoder, backend, limits.
+      digest: Hash of the method and of the corpus listing.
+      base: Id of the earlier run that was reused, if any.
+      inputs: Number of listed items.
+      embedded: Number of items that were encoded.
+      reused: Number of items whose embedding was known: unchanged since the base, or with the content of another item.
+      rejected: Number of items that could not be embedded.
+      rejected_by_reason: Number of rejected items by reason.
+      shards: Files with the records; those of earlier runs are in the folders of those runs.
+      rejects: Names of the files that list the rejected items.
+      created: Creation time in UTC, ISO 8601.
+      seconds: Wall time of the job.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,25 +99,25 @@ class Manifest(BaseModel):
     seconds: float
 
     @model_validator(mode="after")
-    def _counts_add_up(self) -> Manifest:
+    def _validate_counts(self) -> Manifest:
         if self.inputs != self.embedded + self.reused + self.rejected:
             raise ValueError(
                 f"{self.inputs} inputs != {self.embedded} embedded + {self.reused} reused + {self.rejected} rejected"
             )
         if self.records != self.embedded + self.reused:
-            raise ValueError(f"shards hold {self.records} live records, expected {self.embedded + self.reused}")
+            raise ValueError(f"shards contain {self.records} live records; expected {self.embedded + self.reused}")
         if sum(self.rejected_by_reason.values()) != self.rejected:
             raise ValueError(f"reasons {self.rejected_by_reason} do not add up to {self.rejected} rejected")
         return self
 
     @property
     def records(self) -> int:
-        """Embedded items: the live records of all shards."""
+        """Number of live records in all shards."""
         return sum(shard.live for shard in self.shards)
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """Human-readable summary in one line."""
         reasons = "".join(f", {count} {reason}" for reason, count in self.rejected_by_reason.items())
         return (
             f"embeddings/{self.id}: {self.inputs} {self.modality} = {self.embedded} embedded + {self.reused} reused + "
@@ -119,19 +125,19 @@ class Manifest(BaseModel):
         )
 
     def require_fingerprint(self, fingerprint: str, of: str) -> None:
-        """Raises UsageError unless the embeddings were made by the encoder with this fingerprint."""
+        """Raises UsageError unless the encoder with this fingerprint computed the embeddings."""
         if self.fingerprint != fingerprint:
             raise UsageError(
-                f"embeddings {self.id} were made by encoder {self.fingerprint}, but {of} is encoder {fingerprint}: "
-                "the two spaces differ; embed the corpus again with the encoder you want to search with"
+                f"embeddings {self.id} were computed by encoder {self.fingerprint}, but {of} is encoder {fingerprint}: "
+                "their embedding spaces differ; embed the corpus again with the encoder to search with"
             )
 
 
 def read_shards(workspace: Workspace, manifest: Manifest) -> Iterator[EmbeddingRecord]:
-    """Yields every live record of an embedding run, shard by shard.
+    """Yields the live records of an embedding run, shard by shard.
 
     Raises:
-      JobError: a shard is missing, or its bytes are not the ones the manifest lists.
+      JobError: A shard is missing or does not match its SHA-256 in the manifest.
     """
     for shard, path in verified_shards(workspace, manifest):
         dead = frozenset(shard.dead)
@@ -141,10 +147,10 @@ def read_shards(workspace: Workspace, manifest: Manifest) -> Iterator[EmbeddingR
 
 
 def verified_shards(workspace: Workspace, manifest: Manifest) -> Iterator[tuple[ShardInfo, Path]]:
-    """Yields every shard and its local path, once its bytes were compared to the manifest.
+    """Yields every shard with its local path, after verifying its SHA-256.
 
     Raises:
-      JobError: a shard is missing, or its bytes are others.
+      JobError: A shard is missing or does not match its SHA-256 in the manifest.
     """
     again = f"delete {workspace.url('embeddings', manifest.id)} and embed again"
     folders: dict[str, Path] = {}
@@ -155,11 +161,11 @@ def verified_shards(workspace: Workspace, manifest: Manifest) -> Iterator[tuple[
                 folders[run] = workspace.local("embeddings", run)
             except UsageError:
                 raise JobError(
-                    f"embeddings {run}, on which embeddings {manifest.id} are built, are missing; {again}"
+                    f"embeddings {run}, whose shards embeddings {manifest.id} reuse, are missing; {again}"
                 ) from None
         path = folders[run] / shard.name
         if not path.is_file():
             raise JobError(f"{path} is missing, but the manifest of embeddings {manifest.id} lists it; {again}")
         if (found := sha256_file(path)) != shard.sha256:
-            raise JobError(f"{path} has SHA-256 {found}, the manifest says {shard.sha256}; {again}")
+            raise JobError(f"{path} has SHA-256 {found}, but {shard.sha256} in the manifest; {again}")
         yield shard, path

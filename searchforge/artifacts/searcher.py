@@ -1,4 +1,4 @@
-"""Names of a searcher's files: what the indexer packs, the check opens and a release holds."""
+"""File names of a searcher, which the indexer writes, the check opens and a release contains."""
 
 from __future__ import annotations
 

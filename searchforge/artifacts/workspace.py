@@ -1,4 +1,4 @@
-"""The workspace: where every artifact lives, each whole or not there.
+"""The workspace: storage of all artifacts, each of which is complete or absent.
 
     encoders/<id>/     encoder.json
     evaluations/<id>/  report.json
@@ -7,7 +7,7 @@
     checks/<id>/       report.json
     releases/<id>/     release.json
 
-The file named here is written last and is the commit of its artifact: without it there is no artifact.
+The file listed here is written last and commits its artifact: without it, the artifact does not exist.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MARKERS: dict[Kind, str] = {
     "checks": "report.json",
     "releases": "release.json",
 }
-"""The file whose presence commits an artifact, by kind."""
+"""File that commits an artifact, by kind."""
 
 _PROBE = ".writable"
 
@@ -48,14 +48,14 @@ _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,79}")
 
 
 class Staging:
-    """An artifact in the making: files are written under `path`, then `commit` makes them visible at once."""
+    """An unfinished artifact: files are written below `path`, then `commit` makes them visible atomically."""
 
     def __init__(self, workspace: Workspace, kind: Kind, id: str, path: Path) -> None:
         self.path = path
         self._workspace, self._kind, self._id = workspace, kind, id
 
     def commit(self, marker: dict[str, Any]) -> None:
-        """Publishes the files, the marker last. An artifact that is already committed is left as it is."""
+        """Publishes the files, the marker last. An artifact that is already committed is kept."""
         self._workspace._commit(self._kind, self._id, self.path, marker)
 
 
@@ -63,12 +63,12 @@ class Workspace:
     """Artifacts by kind and id, under a local folder or gs://bucket/prefix.
 
     Args:
-      root: the folder or URL.
-      storage: where the artifacts are, if that is not what `root` names; `root` is then the local folder for copies,
-        caches and artifacts in the making.
+      root: Folder or URL.
+      storage: Storage of the artifacts, if other than `root`; `root` is then the local folder for copies, caches and
+        unfinished artifacts.
 
     Raises:
-      UsageError: the scheme is unknown, or there are no credentials for it.
+      UsageError: The scheme is unknown, or credentials are missing.
     """
 
     def __init__(self, root: str, storage: Storage | None = None) -> None:
@@ -82,7 +82,7 @@ class Workspace:
 
     @property
     def local_storage(self) -> LocalStorage:
-        """Local copies of artifacts and caches; of a local workspace the workspace itself."""
+        """Storage of local copies and caches; for a local workspace, the workspace itself."""
         return LocalStorage(str(self._local_root))
 
     def require_writable(self) -> None:
@@ -92,47 +92,47 @@ class Workspace:
         self.storage.delete(_PROBE)
 
     def cache(self, name: str) -> Path:
-        """Returns a local folder for what can be computed again, such as features of frozen towers."""
+        """Returns a local folder for data that can be recomputed, such as features of frozen towers."""
         path = self._local_root / "cache" / name
         make_folder(path)
         return path
 
     def committed(self, kind: Kind, id: str) -> bool:
-        """Whether the artifact is whole."""
+        """Returns whether the artifact is complete."""
         return self.storage.exists(_path(kind, id, MARKERS[kind]))
 
     def marker(self, kind: Kind, id: str) -> dict[str, Any]:
-        """Returns the content of an artifact's committing file.
+        """Returns the content of the file that commits an artifact.
 
         Raises:
-          UsageError: there is no such artifact; the message lists those there are.
-          JobError: the file is damaged.
+          UsageError: The artifact does not exist; the message lists the existing ones.
+          JobError: The file is damaged.
         """
         path = _path(kind, id, MARKERS[kind])
         try:
             content = json.loads(self.storage.read(path))
         except FileNotFoundError:
             known = ", ".join(self.ids(kind)) or "none"
-            raise UsageError(f"{kind}/{id} is not in workspace {self.root}; there: {known}") from None
+            raise UsageError(f"{kind}/{id} is not in workspace {self.root}; existing: {known}") from None
         except (ValueError, RecursionError) as error:
-            raise JobError(f"{self.root}/{path} is damaged (it is not JSON: {error}); make {id} again") from None
+            raise JobError(f"{self.root}/{path} is damaged (not JSON: {error}); recreate {id}") from None
         if not isinstance(content, dict):
-            raise JobError(f"{self.root}/{path} is damaged (it holds a {type(content).__name__}); make {id} again")
+            raise JobError(f"{self.root}/{path} is damaged (it contains a {type(content).__name__}); recreate {id}")
         return content
 
     def ids(self, kind: Kind) -> list[str]:
         """Returns the ids of all committed artifacts of a kind."""
-        return [name for name in self.begun(kind) if self.committed(kind, name)]
+        return [name for name in self.all_ids(kind) if self.committed(kind, name)]
 
-    def begun(self, kind: Kind) -> list[str]:
+    def all_ids(self, kind: Kind) -> list[str]:
         """Returns the ids of all artifacts of a kind, committed or not."""
         return [name for name in self.storage.list_folders(kind) if _ID.fullmatch(name)]
 
     def local(self, kind: Kind, id: str) -> Path:
-        """Returns a local folder with a committed artifact's files; those of a bucket are downloaded once.
+        """Returns a local folder with the files of a committed artifact, which are downloaded once from a bucket.
 
         Raises:
-          UsageError: there is no such artifact.
+          UsageError: The artifact does not exist.
         """
         self.marker(kind, id)
         path = self._local_root / kind / id
@@ -140,17 +140,17 @@ class Workspace:
             with self._staging(kind, id) as staging:
                 self.storage.download_folder(f"{kind}/{id}", staging)
                 if not (staging / MARKERS[kind]).exists():
-                    raise JobError(f"{kind}/{id} was deleted from {self.root} while it was copied")
+                    raise JobError(f"{kind}/{id} was deleted from {self.root} during the download")
                 _move(staging, path, MARKERS[kind])
         return path
 
     def url(self, kind: Kind, id: str, name: str = "") -> str:
-        """Returns the path or URL of an artifact or of one of its files, for people and for Beam workers."""
+        """Returns the path or URL of an artifact or of one of its files."""
         return f"{self.root}/{_path(kind, id, name)}".rstrip("/")
 
     @contextlib.contextmanager
     def create(self, kind: Kind, id: str) -> Iterator[Staging]:
-        """Yields a local folder for an artifact's files; leaving it without `commit` leaves nothing behind."""
+        """Yields a local folder for an artifact's files, which is deleted unless `commit` is called."""
         with self._staging(kind, id) as path:
             yield Staging(self, kind, id, path)
 
@@ -192,11 +192,11 @@ def _path(kind: Kind, id: str, name: str) -> str:
 
 
 def _move(source: Path, target: Path, marker: str) -> None:
-    """Renames a complete folder into place; a complete one that another process put there first is kept."""
+    """Renames a complete folder to `target`, unless another process did so first."""
     make_folder(target.parent)
-    with LocalStorage(str(target.parent)).snapshot(target.name) as there:
-        if marker not in there.objects:
-            there.delete()  # half an artifact; what another process renamed into place since then is another folder
+    with LocalStorage(str(target.parent)).snapshot(target.name) as snapshot:
+        if marker not in snapshot.objects:
+            snapshot.delete()  # deletes an incomplete artifact, but not a folder that was renamed into place meanwhile
     try:
         source.rename(target)
         sync_folder(target.parent)
@@ -206,12 +206,12 @@ def _move(source: Path, target: Path, marker: str) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Deletes what killed processes left: the kernel released their locks when they died."""
+    """Deletes folders of killed processes, whose locks the kernel has released."""
     for lock_path in parent.glob("*.lock"):
         try:
             with lock_path.open("r") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(str(lock_path).removesuffix(".lock"), ignore_errors=True)
                 lock_path.unlink(missing_ok=True)
-        except OSError:  # in use, or removed by another process in this moment
+        except OSError:  # in use, or just removed by another process
             continue

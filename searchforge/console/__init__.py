@@ -1,1 +1,1 @@
-"""What the command lines share: options, logs and progress."""
+"""Shared parts of the command lines: options, log formats and progress bars."""

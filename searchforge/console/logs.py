@@ -67,8 +67,8 @@ def bind(**fields: Any) -> Iterator[None]:
         _bound = outer
 
 
-def show(error: SearchforgeError) -> None:
-    """Reports an error to the user."""
+def print_error(error: SearchforgeError) -> None:
+    """Prints an error on stderr."""
     _print(_json_line(str(error), "ERROR", **error.log_fields) if _format == "json" else f"error: {error}")
 
 

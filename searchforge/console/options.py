@@ -1,4 +1,4 @@
-"""What every command shares: options for the configuration, errors as one message, and the report as JSON."""
+"""Common behaviour of all commands: configuration options, error messages, and reports as text or JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from searchforge.errors import SearchforgeError, UsageError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SUPPORTED_PYTHON = ((3, 10), (3, 11))
-"""tflite-support has wheels for CPython up to 3.11."""
+"""Python versions that tflite-support has wheels for."""
 
 
 def config_options(function: Command) -> Command:
     """Adds `--config`, `--workspace`, `--set`, `--json` and `--log-format`.
 
-    The function gets `config: Config` and `as_json`. Other options whose name is a configuration key with `__`
-    for the dot (`train__epochs`) become overrides; so does `__releases`, a key of the top level.
+    The function receives `config: Config` and `as_json`. Options named after a configuration key, with `__` for the dot
+    (`train__epochs`, and `__releases` for a top-level key), override the configuration.
     """
 
     @functools.wraps(function)
@@ -57,21 +57,25 @@ def config_options(function: Command) -> Command:
             show_default=True,
             envvar="SEARCHFORGE_LOG",
             show_envvar=True,
-            help="Of what is told on standard error.",
+            help="Format of log lines on stderr.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
         click.option(
-            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any configuration key, e.g. train.epochs=5."
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Configuration key, for example train.epochs=5.",
         ),
         click.option("--workspace", help="Folder or gs://bucket/prefix of all artifacts."),
-        click.option("--config", "config_path", type=click.Path(), help="YAML configuration."),
+        click.option("--config", "config_path", type=click.Path(), help="YAML configuration file."),
     ):
         wrapper = option(wrapper)
     return wrapper  # type: ignore[return-value]
 
 
 def repeated_options() -> list[str]:
-    """Returns the configuration that the running command was given, as options for another command."""
+    """Returns the configuration options of the running command, for passing them to another command."""
     given = click.get_current_context().params
     options = ["--log-format", given["log_format"]]
     for name, option in (("config_path", "--config"), ("workspace", "--workspace")):
@@ -81,7 +85,7 @@ def repeated_options() -> list[str]:
 
 
 def reports_errors(function: Command) -> Command:
-    """Shows a SearchforgeError as one message, and exits with its code."""
+    """Prints a SearchforgeError as one message and exits with its code."""
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **values: Any) -> Any:
@@ -90,14 +94,14 @@ def reports_errors(function: Command) -> Command:
             quiet_libraries()
             return function(*arguments, **values)
         except SearchforgeError as error:
-            logs.show(error)
+            logs.print_error(error)
             sys.exit(error.exit_code)
 
     return wrapper  # type: ignore[return-value]
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' own notices out of a command's output; call before they are imported."""
+    """Keeps notices of libraries out of a command's output. Call it before they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -106,14 +110,14 @@ def quiet_libraries() -> None:
 
 
 def import_quietly(module: str) -> None:
-    """Imports a module whose native code writes to standard error before it reads any setting."""
+    """Imports a module whose native code writes to stderr before it can be configured."""
     with stderr_closed():
         importlib.import_module(module)
 
 
 @contextlib.contextmanager
 def stderr_closed() -> Iterator[None]:
-    """Inside, nothing reaches standard error, native code's notices included."""
+    """Discards everything written to stderr in the block, including output of native code."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -126,7 +130,7 @@ def stderr_closed() -> Iterator[None]:
 
 
 def require_python(version: tuple[int, ...]) -> None:
-    """Raises UsageError where tflite-support cannot be installed."""
+    """Raises UsageError if tflite-support does not support this Python version."""
     if version[:2] not in SUPPORTED_PYTHON:
         raise UsageError(
             f"Python {version[0]}.{version[1]} is not supported: tflite-support has wheels for Python 3.10 and 3.11; "
@@ -135,7 +139,7 @@ def require_python(version: tuple[int, ...]) -> None:
 
 
 def show(report: Any, as_json: bool, summary: str) -> None:
-    """Prints a stage's report: as JSON, or as a short summary."""
+    """Prints a report as JSON, or its summary."""
     click.echo(json.dumps(report, indent=2, ensure_ascii=False, default=_jsonable) if as_json else summary)
 
 
@@ -146,7 +150,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _overrides(values: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given for configuration keys."""
+    """Returns the given options that set configuration keys, by key."""
     return {
         name.replace("__", ".").lstrip("."): value
         for name, value in values.items()
@@ -159,7 +163,7 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
 
     key, separator, text = setting.partition("=")
     if not separator or not key:
-        raise UsageError(f"--set {setting!r} is not understood; expected KEY=VALUE, such as train.epochs=5")
+        raise UsageError(f"invalid --set {setting!r}; expected KEY=VALUE, for example train.epochs=5")
     try:
         return key, yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,8 +1,8 @@
-"""Starts child processes in milliseconds: each is forked from one server process that has their imports behind it.
+"""Starts child processes in milliseconds by forking them from a server process that has imported their modules.
 
-The server is started with the first child, belongs to this process and its forks, and ends with the last of them.
-multiprocessing has a fork server, too, but its children import the parent's main module, and with it TensorFlow,
-which the children of searchforge.processes.isolated must not load.
+The server is started with the first child, is shared by this process and its forks, and ends with the last of them.
+The fork server of multiprocessing is not suitable: its children import the parent's main module, and with it
+TensorFlow, which the children of searchforge.processes.isolated must not load.
 
 Run as a script, this module is the server: `python -m searchforge.processes.fork_server`, with a socket as standard
 input.
@@ -29,32 +29,32 @@ from searchforge.errors import JobError
 from searchforge.processes.tflite_support import prepare
 
 REPLY_FD = "SEARCHFORGE_REPLY_FD"
-"""Environment variable of a child: the file descriptor that its replies are written to."""
+"""Environment variable that contains the file descriptor for a child's replies."""
 
 _ATTEMPTS = 3
-"""Servers that are started for a child: one that was killed is replaced."""
+"""Number of servers to start for a child, since a server may be killed."""
 
 _MAX_REQUEST = 65536
-"""Bytes of a request to the server, which names a module and a folder."""
+"""Largest size in bytes of a request to the server, which contains a module and a folder."""
 
 
 class Child:
     """A process that runs a module's main program, as `python -m MODULE` does.
 
     Attributes:
-      pid: its process id.
-      stdin: its standard input, a binary file; closing it tells the child to end.
-      replies: what it writes to REPLY_FD, a binary file.
-      errors: what it writes to standard error, a temporary file.
+      pid: Process id.
+      stdin: Binary file connected to its standard input; closing it ends the child.
+      replies: Binary file connected to its REPLY_FD.
+      errors: Temporary file that receives its standard error.
     """
 
     def __init__(self, module: str) -> None:
         """Starts the process.
 
         Raises:
-          JobError: the server cannot be started.
+          JobError: The server cannot be started.
         """
-        # A file: a pipe that nobody reads would fill and block the child.
+        # A file rather than a pipe, which would fill up and block the child.
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         stdin_read, stdin_write = os.pipe()
         replies_read, replies_write = os.pipe()
@@ -71,7 +71,7 @@ class Child:
                 os.close(descriptor)
 
     def poll(self) -> int | None:
-        """Returns the exit code (negative: the signal that ended the process), or None while the process runs."""
+        """Returns the exit code, negative for a signal, or None while the process is running."""
         with contextlib.suppress(TimeoutError):
             self.wait(None if self._hung_up(0) else 0)
         return self._code
@@ -80,53 +80,53 @@ class Child:
         """Waits for the process to end and returns its exit code, see `poll`.
 
         Args:
-          timeout: seconds; None waits for ever.
+          timeout: Seconds; None for no limit.
 
         Raises:
-          TimeoutError: the process still runs.
+          TimeoutError: The process is still running.
         """
         if self._code is None:
             if readable(self._status, timeout) and (line := self._status.readline()):
                 self._code = int(line)
             elif self._status_lost() and self._hung_up(timeout):
-                self._code = -signal.SIGKILL  # not known, for the server was killed
+                self._code = -signal.SIGKILL  # unknown, as the server was killed
             else:
-                raise TimeoutError(f"process {self.pid} still runs after {timeout} s")
+                raise TimeoutError(f"process {self.pid} is still running after {timeout} s")
         return self._code
 
     def kill(self) -> None:
-        """Sends SIGKILL; a process that has ended is left alone."""
+        """Sends SIGKILL unless the process has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
     def _hung_up(self, timeout: float | None) -> bool:
-        """Whether the process has closed its end of `replies`, as it does by ending, before the server reports that."""
+        """Returns whether the process closed its end of `replies` by ending, which precedes the server's report."""
         return _polled(self.replies, 0, timeout)
 
     def _status_lost(self) -> bool:
-        """Whether the server was killed, so that nobody can report the exit code."""
+        """Returns whether the server was killed, so that the exit code is lost."""
         return _polled(self._status, 0, 0)
 
     def close(self) -> None:
-        """Closes the files of a process that has ended."""
+        """Closes the files; call it once the process has ended."""
         for file in (self.stdin, self.replies, self.errors, self._status):
             with contextlib.suppress(BrokenPipeError):
                 file.close()
 
 
 def readable(file: BinaryIO, timeout: float | None) -> bool:
-    """Returns whether a pipe can be read, or has no writer any more, within a time.
+    """Waits until a pipe is readable or its writer has closed it; returns False on timeout.
 
     Args:
-      timeout: seconds; None waits for ever.
+      timeout: Seconds; None for no limit.
     """
     return _polled(file, select.POLLIN, timeout)
 
 
 def _polled(file: BinaryIO, events: int, timeout: float | None) -> bool:
-    """Returns whether a pipe shows one of the events, or that its other end was closed, within a time in seconds."""
-    poll = select.poll()  # select would refuse descriptors from 1024 on
+    """Waits for one of the events on a pipe or for its other end to be closed; returns False on timeout."""
+    poll = select.poll()  # select does not support descriptors from 1024 on
     poll.register(file, events)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
 
@@ -136,7 +136,7 @@ _server: socket.socket | None = None
 
 
 def _renew_lock() -> None:
-    """Gives a fork of this process a lock that no thread holds."""
+    """Replaces the lock in a fork of this process, where no thread would release it."""
     global _lock
     _lock = threading.Lock()
 
@@ -145,10 +145,10 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _fork(module: str, descriptors: list[int]) -> tuple[int, BinaryIO]:
-    """Has the server fork a child; returns its process id and the file in which its exit code will be.
+    """Requests a child from the server; returns its process id and the file that will contain its exit code.
 
     Raises:
-      JobError: the server cannot be started, or is killed again and again.
+      JobError: The server cannot be started, or was killed repeatedly.
     """
     global _server
     request = json.dumps({"module": module, "folder": str(Path.cwd()), "group": os.getpgrp()}).encode()
@@ -167,37 +167,37 @@ def _fork(module: str, descriptors: list[int]) -> tuple[int, BinaryIO]:
             if _server is server:
                 _server = None
     raise JobError(
-        f"no process can be started for {module}: its server ended {_ATTEMPTS} times before it answered; look for its "
-        "error above, and for a lack of memory or processes"
+        f"cannot start a process for {module}: the fork server ended {_ATTEMPTS} times without a reply; check its "
+        "error above and the limits on memory and processes"
     )
 
 
 def _start() -> socket.socket:
-    """Starts the server and returns the socket that reaches it; requests of several threads and forks do not mix."""
+    """Starts the server and returns its socket, which keeps messages of several threads and forks separate."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         environment = {**os.environ, "PYTHONPATH": python_path(), "TF_CPP_MIN_LOG_LEVEL": "3"}
         process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment
         )
-        process.returncode = 0  # it outlives this object, and ends by itself
+        process.returncode = 0  # it outlives this object, and ends when its clients have ended
     return ours
 
 
 def python_path() -> str:
-    """Returns the PYTHONPATH with which another process finds these packages, wherever it starts."""
+    """Returns a PYTHONPATH with which a process in any folder finds these packages."""
     root = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
 
 
 def _serve(requests: socket.socket) -> None:
-    """Forks a child for each request until nobody can send one any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends whoever needs the server, and that ends it
+    """Forks a child for each request until all clients have ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the clients, which ends the server
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    statuses: dict[int, int] = {}  # descriptors of running children, by process id
+    statuses: dict[int, int] = {}  # descriptors for exit codes of running children, by process id
     while True:
         ready, _, _ = select.select([requests.fileno(), wake_read], [], [])
         if wake_read in ready:
@@ -213,7 +213,7 @@ def _serve(requests: socket.socket) -> None:
         try:
             *files, status = descriptors
             child = os.fork()
-        except (OSError, ValueError):  # too many processes or open files: the caller learns it by a closed pipe
+        except (OSError, ValueError):  # too many processes or open files; the closed pipe informs the client
             for descriptor in descriptors:
                 os.close(descriptor)
             continue
@@ -221,7 +221,7 @@ def _serve(requests: socket.socket) -> None:
             signal.set_wakeup_fd(-1)
             for descriptor in (*statuses.values(), wake_read, wake_write, status):
                 os.close(descriptor)
-            requests.detach()  # standard input, which the child replaces by its own
+            requests.detach()  # standard input, which the child replaces
             _run(request, *files)
         statuses[child] = status
         _write(status, child)
@@ -240,22 +240,22 @@ def _report_ended(statuses: dict[int, int]) -> None:
 
 
 def _write(descriptor: int, number: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody wants to know
+    with contextlib.suppress(BrokenPipeError):  # the client has ended
         os.write(descriptor, f"{number}\n".encode())
 
 
 def _import(module: str) -> None:
-    """Imports a module, and what it names in IMPORTS, unless that has been done; a child shows what is wrong."""
+    """Imports a module and its IMPORTS, once. Errors are ignored here, because the child raises them again."""
     with contextlib.suppress(Exception):
         for name in getattr(importlib.import_module(module), "IMPORTS", ()):
             importlib.import_module(name)
 
 
 def _run(request: dict[str, Any], stdin: int, replies: int, errors: int) -> NoReturn:
-    """Is the child: runs the module's main program with the files of its parent, and ends."""
+    """Runs the module's main program in the child, with files of its client, and ends the process."""
     code = 1
     try:
-        with contextlib.suppress(PermissionError, ProcessLookupError):  # another session, or the parent was killed
+        with contextlib.suppress(PermissionError, ProcessLookupError):  # another session, or the client was killed
             os.setpgid(0, request["group"])
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -266,7 +266,7 @@ def _run(request: dict[str, Any], stdin: int, replies: int, errors: int) -> NoRe
         sys.stdin = open(0)  # noqa: SIM115
         os.chdir(request["folder"])
         os.environ[REPLY_FD] = str(replies)
-        sys.modules.pop(request["module"], None)  # it is run again, as the main program
+        sys.modules.pop(request["module"], None)  # runpy executes it again, as the main program
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:
@@ -279,6 +279,6 @@ def _run(request: dict[str, Any], stdin: int, replies: int, errors: int) -> NoRe
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(JobError):  # the child that needs it reports what is wrong
+    with contextlib.suppress(JobError):  # a child that needs it reports the error
         prepare()
     _serve(socket.socket(fileno=0))

@@ -1,8 +1,8 @@
-"""Processes of their own for tflite-support, which cannot share one with TensorFlow.
+"""Child processes for tflite-support, which cannot share a process with TensorFlow.
 
-The child blocks TensorFlow, loads libusb (which tflite-support's native code links) and answers requests: one
-JSON object a line on standard input, one JSON object a line on a pipe of its own. Native code that writes to
-standard output therefore cannot damage an answer, and a native crash is an error of the parent, not its end.
+The child blocks TensorFlow, loads libusb (which tflite-support's native code is linked to) and answers requests: one
+JSON object per line on standard input, one JSON object per line on a separate pipe. Native code that writes to standard
+output therefore cannot corrupt a reply, and a native crash raises an error in the parent instead of ending it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from searchforge.processes.tflite_support import prepare
 
 
 class ChildCrash(JobError):
-    """The child process ended without an answer.
+    """The child process ended without a reply.
 
     Attributes:
-      returncode: of the process; negative for a signal.
+      returncode: Exit code of the process; negative for a signal.
     """
 
     def __init__(self, message: str, returncode: int) -> None:
@@ -33,19 +33,19 @@ class ChildCrash(JobError):
 
 
 class Session:
-    """A child process that answers requests until it is closed. Use as a context manager."""
+    """A child process that answers requests until it is closed; a context manager."""
 
     def __init__(self, module: str) -> None:
         """Starts a process that runs `module`, whose main program calls `serve`.
 
-        What the module lists in IMPORTS is imported once for all sessions of it; see searchforge.processes.fork_server.
+        Modules listed in its IMPORTS are imported once for all its sessions; see searchforge.processes.fork_server.
         """
         self._module = module
         self._child = Child(module)
 
     @property
     def pid(self) -> int:
-        """The process id of the child."""
+        """Process id of the child."""
         return self._child.pid
 
     @property
@@ -54,14 +54,14 @@ class Session:
         return self._child.poll() is not None
 
     def call(self, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
-        """Sends one request and returns its answer.
+        """Sends a request and returns the reply.
 
         Args:
-          timeout: seconds after which the child is killed; None: never.
+          timeout: Seconds after which the child is killed; None for no limit.
 
         Raises:
-          UsageError, JobError: what the child raised.
-          ChildCrash: the child ended before it answered, or was killed.
+          UsageError, JobError: The child raised this error.
+          ChildCrash: The child ended without a reply, or was killed.
         """
         child = self._child
         try:
@@ -69,7 +69,7 @@ class Session:
             child.stdin.flush()
             if timeout is not None and not readable(child.replies, timeout):
                 child.kill()
-                raise ChildCrash(f"{self._module} did not answer within {timeout:g} s", child.wait())
+                raise ChildCrash(f"{self._module} did not reply within {timeout:g} s", child.wait())
             line = child.replies.readline()
         except BrokenPipeError:
             line = b""
@@ -81,7 +81,7 @@ class Session:
         return reply["result"]
 
     def close(self) -> None:
-        """Ends the child; a second call does nothing."""
+        """Ends the child. Further calls have no effect."""
         if self._child.stdin.closed:
             return
         with contextlib.suppress(BrokenPipeError):
@@ -106,19 +106,19 @@ class Session:
         self._child.errors.seek(0)
         errors = self._child.errors.read().decode(errors="replace").strip()
         ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return ChildCrash(f"{self._module} ended with {ending} before it answered:\n{errors[-2000:]}", code)
+        return ChildCrash(f"{self._module} ended with {ending} before it replied:\n{errors[-2000:]}", code)
 
 
 def call(module: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Answers one request in a process of its own; see Session for the errors."""
+    """Answers one request in a child process; see `Session.call` for errors."""
     with Session(module) as session:
         return session.call(request)
 
 
 def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Runs in the child: answers requests with `handle` until standard input ends.
+    """Answers requests with `handle` in the child until standard input ends.
 
-    Only errors meant for users travel to the parent; any other ends the child with its stack trace.
+    SearchforgeErrors are sent to the parent; any other error ends the child with its stack trace.
     """
     prepare()
     descriptor = int(os.environ[REPLY_FD])

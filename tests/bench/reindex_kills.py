@@ -186,7 +186,7 @@ def _assert_no_leftovers(world: World, now: datetime) -> None:
     assert _run(world.config, now + timedelta(days=30)) is None
     root = Path(world.workspace.root)
     for kind in KINDS:
-        incomplete = set(world.workspace.begun(kind)) - set(world.workspace.ids(kind))  # type: ignore[arg-type]
+        incomplete = set(world.workspace.all_ids(kind)) - set(world.workspace.ids(kind))  # type: ignore[arg-type]
         assert not incomplete, f"{kind} {incomplete} are incomplete"
     leftovers = [path for path in root.rglob("*.tmp") if "cache" not in path.parts]
     assert not leftovers, f"leftovers: {leftovers}"

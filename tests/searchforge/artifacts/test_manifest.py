@@ -70,7 +70,7 @@ def test_shards_of_earlier_runs_are_read(workspace: Workspace, shard: Path) -> N
     later = _manifest(shard, id="later", shards=(info.model_copy(update={"run": "run"}),))
     assert [record.id for record in read_shards(workspace, later)] == ["0", "1"]
     (shard.parent / "MANIFEST.json").unlink()
-    with pytest.raises(JobError, match="embeddings run, on which embeddings later are built, are missing"):
+    with pytest.raises(JobError, match="embeddings run, whose shards embeddings later reuse, are missing"):
         list(read_shards(workspace, later))
 
 
@@ -92,7 +92,7 @@ def test_counts_that_do_not_add_up_are_refused(shard: Path, changes: dict[str, A
 def test_a_changed_shard_is_refused(workspace: Workspace, shard: Path) -> None:
     manifest = _manifest(shard)
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    with pytest.raises(JobError, match="the manifest says"):
+    with pytest.raises(JobError, match="in the manifest; delete"):
         list(read_shards(workspace, manifest))
 
 

@@ -88,5 +88,5 @@ def test_a_missing_artifact_lists_those_there_are(tmp_path: Path) -> None:
     workspace = Workspace(str(tmp_path))
     with workspace.create("encoders", "abc") as staging:
         staging.commit({})
-    with pytest.raises(UsageError, match=r"encoders/xyz is not in workspace .*; there: abc"):
+    with pytest.raises(UsageError, match=r"encoders/xyz is not in workspace .*; existing: abc"):
         workspace.local("encoders", "xyz")

@@ -67,7 +67,7 @@ def test_bound_fields_are_in_the_lines_of_every_thread(capsys: pytest.CaptureFix
 def test_an_error_carries_the_fields_of_the_run_and_stage_it_left(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(JobError) as raised, logs.bind(run="r1"), logs.bind(stage="index"):
         raise JobError("no space left")
-    logs.show(raised.value)
+    logs.print_error(raised.value)
     (line,) = _lines(capsys)
     assert (line["severity"], line["message"], line["run"], line["stage"]) == ("ERROR", "no space left", "r1", "index")
 

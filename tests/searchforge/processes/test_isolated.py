@@ -70,7 +70,7 @@ def test_a_native_crash_names_the_signal() -> None:
 def test_a_child_that_hangs_is_killed_in_time() -> None:
     with isolated.Session(MODULE) as session:
         pid = session.call({"op": "echo", "value": 0}, timeout=60)["pid"]
-        with pytest.raises(isolated.ChildCrash, match=r"did not answer within 0\.5 s"):
+        with pytest.raises(isolated.ChildCrash, match=r"did not reply within 0\.5 s"):
             session.call({"op": "hang"}, timeout=0.5)
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -124,7 +124,7 @@ def test_sessions_outlive_a_killed_server_and_the_next_one_starts_another() -> N
         assert session.call({"op": "echo", "value": 1})["value"] == 1
         assert _server() != server
         assert not session.ended
-        with pytest.raises(isolated.ChildCrash, match=r"did not answer within 0\.1 s"):
+        with pytest.raises(isolated.ChildCrash, match=r"did not reply within 0\.1 s"):
             session.call({"op": "hang"}, timeout=0.1)
         assert session.ended
 
