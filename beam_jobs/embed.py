@@ -122,15 +122,15 @@ def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
     """
     source = corpus_source(config)
     items: Iterable[Item] = list_images(source) if modality == "images" else list_texts(source)
-    wanted = None
+    selected = None
     if config.corpus.splits:
         images = load_captions(config).images
-        wanted = {image.id for image in images if image.split in config.corpus.splits}
+        selected = {image.id for image in images if image.split in config.corpus.splits}
         known = ", ".join(sorted({str(image.split) for image in images}))
     listed = kept = 0
     for item in progress.counted("listed", items):
         listed += 1
-        if wanted is None or item.id in wanted:
+        if selected is None or item.id in selected:
             kept += 1
             yield item
     if not listed:

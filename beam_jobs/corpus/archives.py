@@ -28,25 +28,8 @@ _TFRECORD = re.compile(r"(\.tfrecords?|-\d{3,}-of-\d{3,})$", re.IGNORECASE)
 _COMPRESSED = re.compile(
     r"(\.(tgz|tbz2?|txz)|(\.tar|\.tfrecords?|-\d{3,}-of-\d{3,})\.(gz|bz2|xz|zst|lz4|snappy|zlib|z))$", re.IGNORECASE
 )
-_SUFFIXES = frozenset(
-    (
-        "tar",
-        "tfrecord",
-        "tfrecords",
-        "tgz",
-        "tbz",
-        "tbz2",
-        "txz",
-        "gz",
-        "bz2",
-        "xz",
-        "zst",
-        "lz4",
-        "snappy",
-        "zlib",
-        "z",
-    )
-)
+_SUFFIXES = {"tar", "tfrecord", "tfrecords", "tgz", "tbz", "tbz2", "txz"}
+_SUFFIXES |= {"gz", "bz2", "xz", "zst", "lz4", "snappy", "zlib", "z"}
 """Suffixes of archives. Files with other suffixes that do not end in a digit skip the slower patterns above."""
 
 

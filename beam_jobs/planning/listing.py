@@ -60,7 +60,7 @@ class CorpusListing:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="searchforge-listing-")
         self._db = sqlite3.connect(Path(self._folder.name) / "listing.sqlite", isolation_level=None)
-        # The file does not outlive the process, so durability costs nothing to give up.
+        # The file does not outlive the process, so it needs no durability.
         for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE_KIB}", "temp_store=FILE"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.executescript(

@@ -8,7 +8,6 @@ The corpora are TFRecords of 8 x 8 images and the encoder is tiny, so that any g
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import click
 from searchforge.artifacts.records import write_tfrecords
 from searchforge.artifacts.workspace import Workspace
 from tests.beam_jobs.photos import png
+from tests.bench.peak_memory import peak_memory
 from tests.tiny_bundle import write_bundle
 
 FILES = 10
@@ -66,10 +66,8 @@ def embed() -> None:
 
     workspace, corpus = sys.argv[1:]
     manifest = embed_images(load_config(None, {"workspace": workspace, "corpus.source": corpus}), "tiny")
-    # Not getrusage, whose peak includes that of the parent process.
-    peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
     figures = {"items": manifest.inputs, "embedded": manifest.embedded, "seconds": manifest.seconds}
-    print(json.dumps({**figures, "peak_bytes": peak}))
+    print(json.dumps({**figures, "peak_bytes": peak_memory()}))
 
 
 if __name__ == "__main__":

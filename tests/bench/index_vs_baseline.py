@@ -114,12 +114,12 @@ def main(workspace: str, photos: str, captions: str, images: str, count: int) ->
 
 _INDEXER_WITH_PEAK = """
 import runpy, sys
-from tests.bench.scann_baseline import peak_mb
+from tests.bench.peak_memory import peak_memory
 sys.argv[0] = "indexer"
 try:
     runpy.run_module("indexer", run_name="__main__")
 finally:
-    print(peak_mb(), file=sys.stderr)
+    print(peak_memory() / 1e6, file=sys.stderr)
 """
 """Program that runs the indexer and prints its peak memory to stderr."""
 

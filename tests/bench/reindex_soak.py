@@ -25,6 +25,7 @@ from infra import api
 from infra.releases.releases import find_release, live_release
 from searchforge.artifacts.manifest import Manifest, read_shards
 from searchforge.artifacts.workspace import Workspace
+from tests.bench.peak_memory import peak_memory
 from tests.bench.reindex_kills import import_all
 from tests.infra.reindex.tiny_reindex import World, make_world
 
@@ -61,7 +62,7 @@ def run_soak(cycles: int, root: Path, seed: int = 0, images: int = 60) -> dict[s
         changes[change] += 1
         states[run.state] += 1
         disk.append(_bytes(Path(world.workspace.root)))
-        memory.append(_peak_memory())
+        memory.append(peak_memory())
         now += timedelta(days=1)
     found, fresh = _compare(world, root)
     for name, values in (("disk", disk), ("memory", memory)):
@@ -133,14 +134,6 @@ def _recall(world: World, items: dict[str, tuple[str, Any]]) -> float:
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _peak_memory() -> int:
-    """Returns the peak resident set size of this process in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM; this benchmark requires Linux")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from searchforge.processes import isolated
+from tests.bench.peak_memory import peak_memory
 
 MODULE = "tests.bench.scann_baseline"
 """Module for an isolated Session; a request has the name of a function (`do`) and the function's arguments."""
@@ -67,7 +68,7 @@ def build(
     seconds["write_index"] = time.perf_counter() - start
     return {
         "seconds": {**seconds, "total": sum(seconds.values())},
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_memory() / 1e6,
         "bytes_per_image": (codes.nbytes + len(proto)) / len(codes),
         "index_mb": len(table) / 1e6,
     }
@@ -99,12 +100,6 @@ def search(encoder: str, index: str, first: int, count: int, k: int, output: str
         ids[row, : len(hits)] = [json.loads(bytes(hit.metadata))["id"] for hit in hits]
     np.savez(output, ids=ids, milliseconds=milliseconds)
     return {}
-
-
-def peak_mb() -> float:
-    """Returns the peak resident set size of this process in MB; ru_maxrss may include that of its parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
 
 
 def _handle(request: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import site
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import pytest
 from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
 from tests.integration import fetched
+from tests.integration.ports import free_port
 
 BOOT_MODULE = f"github.com/apache/beam/sdks/v2/python/container@v{apache_beam.__version__}"
 """Program that starts Python workers in Beam's container images."""
@@ -109,7 +109,7 @@ def worker_pool(boot: Path, folder: Path) -> Iterator[WorkerPool]:
 @contextmanager
 def local_job_service(folder: Path) -> Iterator[str]:
     """Runs Beam's local job service; yields its address."""
-    port = _free_port()
+    port = free_port()
     module = "apache_beam.runners.portability.local_job_service_main"
     command = [sys.executable, "-m", module, f"--port={port}", f"--staging_dir={folder / 'staging'}"]
     with _server(command, port, folder) as address:
@@ -119,7 +119,7 @@ def local_job_service(folder: Path) -> Iterator[str]:
 @contextmanager
 def flink_job_server(class_path: str, folder: Path) -> Iterator[str]:
     """Runs Beam's Flink job server with an embedded Flink cluster; yields its address."""
-    port = _free_port()
+    port = free_port()
     opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPEN_PACKAGES]
     ports = [f"--job-port={port}", "--artifact-port=0", "--expansion-port=0"]
     locations = ["--flink-master=[local]", "--job-host=localhost", f"--artifacts-dir={folder / 'staging'}"]
@@ -140,9 +140,3 @@ def _server(command: Sequence[str], port: int, folder: Path) -> Iterator[str]:
             pytest.fail(f"{command[0]} did not serve {address} within {START_SECONDS} s: {log.read_text()[-2000:]}")
         finally:
             process.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import time
 import urllib.error
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.integration import fetched
+from tests.integration.ports import free_port
 
 FAKE_GCS_SERVER = "github.com/fsouza/fake-gcs-server@v1.52.2"
 START_SECONDS = 30
@@ -38,13 +38,6 @@ def serving_gcs(folder: Path) -> Iterator[str]:
         finally:
             server.kill()
             server.wait()
-
-
-def free_port() -> int:
-    """Returns an unused port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(url: str, log: Path) -> None:

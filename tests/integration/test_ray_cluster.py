@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from PIL import Image
 from searchforge.artifacts.workspace import Workspace
 from searchforge.storage.factory import open_storage
 from tests.integration import ray_cluster
+from tests.integration.ports import free_port
 from tests.integration.train_heads import EPOCHS
 from tests.trainer import tiny_towers
 from trainer.fit.checkpoints import CheckpointStore
@@ -49,7 +49,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Yields a cluster of two nodes with two CPUs each on localhost."""
-    port, variables = _free_port(), ray_cluster.environment()
+    port, variables = free_port(), ray_cluster.environment()
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the paths of sockets must be short
     command = [sys.executable, "-m", "tests.integration.ray_cluster", folder, str(port)]
     with (
@@ -66,12 +66,6 @@ def cluster() -> Iterator[Cluster]:
         process.stdin.close()
         process.wait(60)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +159,7 @@ def test_checkpoints_are_kept_in_a_bucket_and_a_rerun_continues(
 
 
 def test_an_unreachable_cluster_is_reported_in_one_line(corpus: Path, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     configuration = _configuration(corpus, tmp_path)
     command = [sys.executable, "-m", "trainer", "--config", str(configuration), "--ray-address", address]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
