@@ -1,1 +1,1 @@
-"""What the HTML reports share: the page, charts, thumbnails and statistics."""
+"""Building blocks of the HTML reports: templates, charts, thumbnails and statistics."""

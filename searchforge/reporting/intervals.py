@@ -1,8 +1,7 @@
-"""95 percent intervals of what is measured on queries, several of which may belong to one image.
+"""95 percent confidence intervals of metrics over queries, several of which may belong to one image.
 
-They answer how other images of the same kind would do in a gallery of the same size. Queries of one image succeed and
-fail together, so they count for less than as many independent ones (Korn and Graubard 1998, Survey Methodology
-24:193-201).
+The intervals are for other images of the same kind in a gallery of the same size. Queries of one image tend to succeed
+or fail together, so the effective number of queries is smaller (Korn and Graubard 1998, Survey Methodology 24:193-201).
 """
 
 from __future__ import annotations
@@ -19,37 +18,36 @@ Ints = npt.NDArray[np.int64]
 
 
 def share_interval(shares: npt.NDArray[Any], images: Ints, trials: int = 1) -> tuple[float, float]:
-    """The interval of a mean share: Wilson's score interval (Wilson 1927, JASA 22:209-212).
+    """Returns the lower and upper bound of a mean share by Wilson's score interval (Wilson 1927, JASA 22:209-212).
 
     Args:
-      shares: [m], of each query: whether it hit, or the share of `trials` answers that were right.
-      images: int [m], the image that each query belongs to.
-
-    Returns:
-      Least and greatest plausible share, in 0..1.
+      shares: [m] share of `trials` correct answers of each query, in 0..1; booleans for a single trial.
+      images: [m] int64, number of the image that each query belongs to.
+      trials: number of answers of each query.
     """
     return _wilson(float(shares.mean()), _effective(shares, images, trials))
 
 
 def median_interval(ranks: Ints, images: Ints) -> tuple[float, float]:
-    """The interval of the median rank: the ranks at the ends of the interval of the share one half.
+    """Returns the lower and upper bound of the median rank (Woodruff 1952, JASA 47:635-646).
 
-    (Woodruff 1952, JASA 47:635-646, with `share_interval`'s effective number of queries.)
+    These are the quantiles at the bounds of the interval around a share of one half, with the effective number of
+    queries of `share_interval`.
     """
-    ends = _wilson(0.5, _effective(ranks <= np.median(ranks), images, 1))
-    low, high = np.quantile(ranks, ends, method="inverted_cdf")
+    bounds = _wilson(0.5, _effective(ranks <= np.median(ranks), images, 1))
+    low, high = np.quantile(ranks, bounds, method="inverted_cdf")
     return float(low), float(high)
 
 
 def _effective(shares: npt.NDArray[Any], images: Ints, trials: int) -> float:
-    """The number of independent trials whose share would vary as much as this one over samples of images."""
+    """Returns the number of independent trials whose share has the same variance over samples of images."""
     share = float(shares.mean())
     _, rows, counts = np.unique(images, return_inverse=True, return_counts=True)
     if len(counts) < 2:
         return 1.0
     deviations = np.bincount(rows, shares - share)
     variance = len(counts) / (len(counts) - 1) * float((deviations**2).sum()) / len(shares) ** 2
-    if variance <= 0.0:  # all alike: nothing is known of how captions of an image agree
+    if variance <= 0.0:  # all images are alike, so the correlation within an image is unknown
         return float(len(counts))
     return min(max(share * (1.0 - share) / variance, 1.0), float(len(shares) * trials))
 

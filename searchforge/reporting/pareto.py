@@ -1,4 +1,4 @@
-"""Which of many settings are worth showing: those that no faster one beats."""
+"""Pareto front of the tuner's settings in search time and recall."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def pareto(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the points that no faster one beats in recall, ascending in both.
+    """Returns the points with a higher recall than all faster ones, in ascending order of both.
 
     Args:
-      points: of the tuner, each with `search_ms` and `recall_at_10`.
+      points: settings that the tuner tried, each with `search_ms` and `recall_at_10`.
     """
     front: list[dict[str, Any]] = []
     for point in sorted(points, key=lambda point: (point["search_ms"], -point["recall_at_10"])):

@@ -1,4 +1,4 @@
-"""Small pictures of the corpus' images, for people to look at."""
+"""Encodes thumbnails of images."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from PIL import Image
 
 
 def encode_jpeg(image: Image.Image, quality: int, smallest: bool = False) -> bytes:
-    """Returns an RGB image as a JPEG without what else its file said, such as comments and places.
+    """Returns an RGB image as a JPEG without metadata such as comments and GPS positions.
 
     Args:
-      image: what it knows of its file is forgotten.
-      smallest: takes longer for a smaller result of the same quality.
+      image: image, which loses its metadata.
+      smallest: whether to spend more time on a smaller file of the same quality.
     """
-    image.info.clear()  # would be written again
+    image.info.clear()  # Pillow would write it to the JPEG
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality, optimize=smallest)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The charts of a check's page: the trade-off that the tuner saw, latencies, and what a searcher file is made of."""
+"""Draws the charts of a check's page: the tuner's trade-off, latencies, and the parts of searcher files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARTS = {
     "metadata": "#c2557e",
     "other": "#8a8f98",
 }
-"""Colours of the parts of a searcher file, in the order in which they are stacked."""
+"""Colours of the parts of a searcher file, in stacking order."""
 
 _NUMBERS = ("search_ms", "recall_at_10", "code_bytes", "bytes_per_image")
 _WIDE = (4.8, 2.9)
@@ -34,11 +34,11 @@ _BAR = (7.2, 0.3)
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """The curve, and what its legend says.
+    """The chart of recall by latency, and its legend.
 
     Attributes:
-      fronts: for each size of a code, ascending: its colour, its bytes, and the bytes of the index for each image.
-      chosen: the point that the tuner chose; None where it is not among the points.
+      fronts: colour, bytes per code and index bytes per item of each code size, in ascending order.
+      chosen: point that the tuner chose; None if it is not among the points.
     """
 
     svg: Markup
@@ -47,10 +47,10 @@ class Tradeoff:
 
 
 def tradeoff(content: Mapping[str, Any] | None) -> Tradeoff | None:
-    """Draws recall by latency, a front for each size of a code; None where there are no points.
+    """Draws recall by latency, with a Pareto front for each code size; returns None without points.
 
     Args:
-      content: of tradeoff.json.
+      content: contents of tradeoff.json.
     """
     points, chosen = (content or {}).get("points"), (content or {}).get("chosen")
     drawn = [point for point in points if _is_point(point)] if isinstance(points, Sequence) else []
@@ -59,7 +59,7 @@ def tradeoff(content: Mapping[str, Any] | None) -> Tradeoff | None:
     sizes = sorted({point["code_bytes"] for point in drawn})
     fronts = {size: pareto([point for point in drawn if point["code_bytes"] == size]) for size in sizes}
     colours = dict(zip(sizes, _ramp(len(sizes)), strict=True))
-    mark = next((point for point in drawn if isinstance(chosen, Mapping) and chosen and _agree(point, chosen)), None)
+    mark = next((point for point in drawn if isinstance(chosen, Mapping) and chosen and _matches(point, chosen)), None)
     return Tradeoff(
         svg=svg(partial(_draw_fronts, fronts=fronts, colours=colours, mark=mark), "tradeoff", _WIDE),
         fronts=[(colours[size], size, front[-1]["bytes_per_image"]) for size, front in fronts.items()],
@@ -68,11 +68,11 @@ def tradeoff(content: Mapping[str, Any] | None) -> Tradeoff | None:
 
 
 def latency(name: str, histogram: Histogram, marks: Mapping[str, float]) -> Markup | None:
-    """Draws how often a search took how long; None where no search was counted.
+    """Draws the histogram of search times; returns None if no search was counted.
 
     Args:
-      name: of the chart.
-      marks: milliseconds of the lines that are drawn across, by what they are called.
+      name: name of the chart.
+      marks: milliseconds of vertical lines, by label.
     """
     edges, counts = histogram.edges, histogram.counts
     if len(edges) != len(counts) + 1 or not any(counts) or not all(map(is_number, edges)):
@@ -81,7 +81,7 @@ def latency(name: str, histogram: Histogram, marks: Mapping[str, float]) -> Mark
 
 
 def bar(parts: Mapping[str, int], scale: int) -> Markup:
-    """Draws the parts of a file side by side; `scale` is the bytes of the whole width."""
+    """Draws the parts of a file side by side; `scale` is the number of bytes that fill the whole width."""
     draw = partial(_draw_bar, parts=parts, scale=max(1, scale))
     return svg(draw, "parts of a file", _BAR, keep_aspect_ratio=False)
 
@@ -106,7 +106,7 @@ def _draw_fronts(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.set_xlabel("milliseconds a search, expected", color=TEXT_COLOUR)
+    axes.set_xlabel("expected milliseconds per search", color=TEXT_COLOUR)
     axes.set_ylabel("recall@10", color=TEXT_COLOUR)
     style_axes(axes)
 
@@ -119,11 +119,11 @@ def _draw_latency(axes: Axes, edges: Sequence[float], counts: Sequence[int], mar
     axes.set_xlim(low - room, high + room)
     top = max(counts)
     axes.set_ylim(0, 1.22 * top)
-    for place, (called, value) in enumerate(sorted(marks.items(), key=lambda mark: mark[1])):
+    for place, (label, value) in enumerate(sorted(marks.items(), key=lambda mark: mark[1])):
         value = min(max(value, low), high)
         axes.plot([value, value], [0, 1.04 * top], color=TEXT_COLOUR, linewidth=1, linestyle=(0, (3, 2)))
-        axes.text(value, (1.07 + 0.07 * (place % 2)) * top, called, color=TEXT_COLOUR, ha="center", fontsize=8)
-    axes.set_xlabel("milliseconds a search", color=TEXT_COLOUR)
+        axes.text(value, (1.07 + 0.07 * (place % 2)) * top, label, color=TEXT_COLOUR, ha="center", fontsize=8)
+    axes.set_xlabel("milliseconds per search", color=TEXT_COLOUR)
     axes.set_ylabel("queries", color=TEXT_COLOUR)
     style_axes(axes)
     axes.grid(False, axis="x")
@@ -141,7 +141,7 @@ def _draw_bar(axes: Axes, parts: Mapping[str, int], scale: int) -> None:
 
 
 def _ramp(count: int) -> list[str]:
-    """Colours from blue over purple to orange, as bright as one another: they stand out from light and dark paper."""
+    """Returns equally bright colours from blue over purple to orange, legible on light and dark backgrounds."""
     ramp = []
     for place in range(count):
         hue = 0.59 + 0.49 * place / max(1, count - 1)
@@ -156,5 +156,5 @@ def _is_point(point: Any) -> bool:
     return bool(point["search_ms"] > 0) and math.isfinite(point["recall_at_10"])
 
 
-def _agree(point: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
+def _matches(point: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
     return all(point.get(key) == value for key, value in chosen.items())

@@ -22,7 +22,7 @@ from serving_check.schema import HostileQuery, Report
 _QUERY_KINDS = {
     "text": "held-out captions",
     "image": "images of the corpus",
-    "corpus_text": "texts of the corpus, which are to find themselves",
+    "corpus_text": "texts of the corpus, which should find themselves",
 }
 
 _CARDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
@@ -136,15 +136,15 @@ def utc(created: str) -> str:
 
 
 def _conditions(report: Report) -> str:
-    """Returns with how many queries, of which kind, and among how many items was measured."""
+    """Returns a sentence without its full stop about the number and type of the queries and items."""
     found, text = report.figures, ""
     if is_number(found.get("queries")):
         kind = _QUERY_KINDS.get(str(found.get("query_kind")), "queries")
         text = f"Measured with {formatted('queries', found['queries'])} {kind}"
     if text and found.get("queries_seen_by_tuner"):
-        text += f", {formatted('queries', found['queries_seen_by_tuner'])} of which the tuner had seen"
+        text += f" ({formatted('queries', found['queries_seen_by_tuner'])} of which the tuner had seen)"
     if is_number(found.get("gallery")):
-        text += f", among {formatted('gallery', found['gallery'])} {report.corpus.modality}"
+        text += f" among {formatted('gallery', found['gallery'])} {report.corpus.modality}"
     return text
 
 
@@ -182,7 +182,7 @@ def _percent(share: float) -> float:
 
 
 def _figure_rows(report: Report) -> list[tuple[str, str, str]]:
-    """Returns all figures by name, with the names of both searchers' values; empty where one has none."""
+    """Returns each figure's name, and the keys of its values for the text and the image searcher; empty if absent."""
     paired = {figures.base(name) for name in report.figures if figures.base(name) != name}
     known = [name for name in figures.LABELS if name in report.figures or name in paired]
     others = [name for name in report.figures if figures.base(name) not in known]
@@ -207,7 +207,7 @@ def _latency_charts(report: Report) -> list[tuple[str, str, Markup]]:
 
 
 def _parts(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Returns the parts that a file has, those with a colour of their own first."""
+    """Returns the names of the parts that any file has, in stacking order."""
     names = [*charts.PARTS, *(name for parts in sizes.values() for name in parts)]
     return [name for name in dict.fromkeys(names) if any(parts.get(name) for parts in sizes.values())]
 

@@ -1,15 +1,15 @@
-"""Which points of a trade-off are worth showing."""
+"""The Pareto front contains the points with a higher recall than all faster ones."""
 
 from __future__ import annotations
 
 from searchforge.reporting.pareto import pareto
 
 
-def test_the_front_is_what_nothing_faster_reaches() -> None:
+def test_points_that_a_faster_one_matches_are_left_out() -> None:
     best = [point(ms=1, recall=0.5), point(ms=2, recall=0.7), point(ms=4, recall=0.9)]
     beaten = [
-        point(ms=2, recall=0.6),  # another one of the same time has more
-        point(ms=3, recall=0.7),  # a faster one has as much
+        point(ms=2, recall=0.6),  # a point of the same time has a higher recall
+        point(ms=3, recall=0.7),  # a faster point has the same recall
         point(ms=3, recall=0.4),
         point(ms=9, recall=0.9),
     ]

@@ -1,4 +1,4 @@
-"""Reports of checks like those of real runs: passed, failed, of a text corpus, and of a searcher that did not open."""
+"""Realistic reports of checks: passed, failed, of a text corpus, and of a searcher that could not be opened."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from serving_check.schema import (
 FINGERPRINT = "bcd24f58209fda14f11916d19a8e8216308603c06d93728f3c33f0038c893692"
 
 Items = Sequence[tuple[str, str]]
-"""Id and caption of each item."""
+"""Ids and captions of items."""
 
 
 def scenes(count: int = 60) -> Items:
-    """Returns drawn scenes; `picture` draws them."""
+    """Returns scenes whose images `picture` returns."""
     return [(f"scene-{index:05d}.jpg", describe(*_scene(index))[0]) for index in range(count)]
 
 
 @functools.cache
 def picture(id: str) -> bytes | None:
-    """Returns a scene as a JPEG; None for any other id."""
+    """Returns the image of a scene as a JPEG; None for any other id."""
     number = id.removeprefix("scene-").removesuffix(".jpg")
     if not number.isdecimal():
         return None
@@ -45,13 +45,13 @@ def picture(id: str) -> bytes | None:
 
 
 def passed(items: Items | None = None) -> Report:
-    """A searcher of images that may ship, and is a little better than the live release."""
+    """Returns the report of a searcher that passed and is slightly better than the live release."""
     figures = _figures()
     return _report(items or scenes(), figures, [*_structural(), *_measured(figures)], live=_live(figures))
 
 
 def failed(items: Items | None = None) -> Report:
-    """The same, with three failed gates."""
+    """Returns the same report with three failed gates."""
     worse = {"recall_at_10": 0.8712, "image_recall_at_10": 0.9015, "latency_p95_ms": 7.63, "latency_p99_ms": 14.31}
     figures = {**_figures(), **worse}
     unknown = no_faults("known_ids", ["unknown id 'renamed-17.jpg'", "unknown id 'renamed-18.jpg'"], "")
@@ -60,7 +60,7 @@ def failed(items: Items | None = None) -> Report:
 
 
 def of_texts() -> Report:
-    """A searcher of texts: no pictures, no image searcher, no live release, and nothing that the tuner saw."""
+    """Returns the report of a text corpus without images, a live release or tuning."""
     items = [(f"article/{index:04d}", caption) for index, (_, caption) in enumerate(scenes())]
     images = ("image", "r_at", "exact_r_at", "median")
     figures = {name: value for name, value in _figures().items() if not name.startswith(images)}
@@ -82,7 +82,7 @@ def of_texts() -> Report:
 
 
 def unopened() -> Report:
-    """A searcher that did not open: nothing could be measured."""
+    """Returns the report of a searcher that could not be opened, so that nothing was measured."""
     gates = (
         Gate("opens", None, None, False, "text_searcher.tflite cannot open: the file is cut off"),
         at_least("recall_at_10", None, 0.9),
@@ -109,7 +109,7 @@ def unopened() -> Report:
 
 
 def example(own: str, query: str, hits: Sequence[str], exact: Sequence[str], kind: Any = "text") -> Example:
-    """An example whose scores fall from 0.9."""
+    """Returns an example with scores from 0.9 downwards."""
     return Example(
         kind=kind,
         query=query,
@@ -239,7 +239,7 @@ def _figures() -> dict[str, Any]:
 
 def _structural() -> list[Gate]:
     found = {
-        "files": "both searchers are those of the build",
+        "files": "both searchers are the files that the build committed",
         "opens": "both searchers open in the Task Library",
         "model": "the encoder's model, byte for byte",
         "metadata": "inputs, outputs and preprocessing are the encoder's",
@@ -252,7 +252,7 @@ def _structural() -> list[Gate]:
         "encoders": "query and corpus encoders agree: cosine 0.9998 or more",
         "embeddings": "8,091 finite vectors of length 1",
         "answers": "every query was answered",
-        "hostile_queries": "14 hostile queries did no harm",
+        "hostile_queries": "14 hostile queries are answered, or refused with a reason",
         "known_ids": "every hit is an item of the manifest",
     }
     gates = [no_faults(name, [], detail) for name, detail in found.items()]
@@ -315,7 +315,7 @@ def _history(epochs: int) -> list[dict[str, float]]:
 
 
 def _tradeoff() -> dict[str, Any]:
-    """More partitions searched, or longer codes, find more and take longer."""
+    """Returns points whose recall and latency increase with searched partitions and code bytes."""
     points = []
     for code_bytes in (16, 32, 64, 96):
         for partitions in (45, 90, 180):
@@ -339,7 +339,7 @@ def _tradeoff() -> dict[str, Any]:
 
 
 def _examples(items: Items, misses: int, count: int = 12) -> list[Example]:
-    """Queries with fewer and fewer misses; every fifth is an image."""
+    """Returns queries with fewer and fewer misses; every fifth is an image."""
     generator = random.Random(0)
     found = []
     for place in range(count):

@@ -1,4 +1,4 @@
-"""Reports of checks for tests of their page: whole ones, in which foreign text stands wherever it can."""
+"""Complete reports of checks with untrusted text in every field that may contain it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from serving_check.schema import (
 
 
 def sample(text: str = "a dog", failed: bool = False, **changes: Any) -> Report:
-    """Returns a report of a passed check, or of one with three failed gates.
+    """Returns the report of a passed check, or of one with three failed gates.
 
     Args:
-      text: stands for every query, id, detail, reason and setting.
-      changes: fields that are replaced.
+      text: text of every query, id, detail, reason and setting.
+      changes: fields to replace.
     """
     gates = (
         Gate("codes", 2.0 if failed else 0.0, 0.0, not failed, text),

@@ -1,4 +1,4 @@
-"""The charts of a check's page say what the data say, and nothing in the data keeps them from being drawn."""
+"""The charts of a check's page show the data, and no data keeps them from being drawn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_trade_off_has_a_front_for_each_size_and_marks_the_chosen_point() ->
     assert len({colour for colour, _, _ in drawn.fronts}) == 4
     assert all(drawn.svg.count(colour) for colour, _, _ in drawn.fronts)
     assert {key: drawn.chosen[key] for key in content["chosen"]} == content["chosen"]
-    assert {"recall@10", "milliseconds a search, expected", "0.1", "100%"} <= texts(drawn.svg)
+    assert {"recall@10", "expected milliseconds per search", "0.1", "100%"} <= texts(drawn.svg)
     assert charts.tradeoff(content) == drawn
 
 
@@ -51,7 +51,7 @@ def test_a_trade_off_without_points_is_not_drawn(content: Any) -> None:
 
 
 @pytest.mark.parametrize("odd", [None, "text", {}, point(search_ms="1"), point(recall_at_10=math.nan)])
-def test_points_that_are_none_are_left_out(odd: Any) -> None:
+def test_invalid_points_are_left_out(odd: Any) -> None:
     drawn = charts.tradeoff({"points": [odd, point(code_bytes=8)], "chosen": None})
     assert drawn and [size for _, size, _ in drawn.fronts] == [8]
 
@@ -59,7 +59,7 @@ def test_points_that_are_none_are_left_out(odd: Any) -> None:
 def test_latencies_are_drawn_with_their_percentiles_even_beyond_the_last_bar() -> None:
     histogram = Histogram(edges=(0.0, 1.0, 2.0, 3.0), counts=(0, 5, 1))
     svg = charts.latency("text", histogram, {"p50": 1.4, "p99": 700.0})
-    assert svg and {"p50", "p99", "milliseconds a search", "queries"} <= texts(svg)
+    assert svg and {"p50", "p99", "milliseconds per search", "queries"} <= texts(svg)
     assert charts.latency("text", histogram, {"p50": 1.4, "p99": 700.0}) == svg
 
 
@@ -95,6 +95,6 @@ def test_a_file_without_parts_is_an_empty_bar() -> None:
 
 
 def _width(path: str) -> float:
-    """Of a rectangle, from its outline."""
+    """Returns the width of a rectangle from its outline."""
     numbers = [float(word) for word in path.split() if word[0].isdigit() or word[0] == "-"]
     return max(numbers[::2]) - min(numbers[::2])

@@ -1,4 +1,4 @@
-"""The HTML report: whole and offline, whatever the captions, file names and categories are."""
+"""The HTML report is complete and offline, whatever the captions, file names and categories are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from trainer.evaluation.report_html import render
 def _report(
     texts: list[str], training: dict[str, Any] | None = None, forms: QuantizationComparison | None = None
 ) -> EvaluationReport:
-    """A report in which each text is a caption, an image's id, a category, a reason and a setting."""
+    """Returns a report in which each text is a caption, an image's id, a category, a reason and a setting."""
     share = Estimate(value=0.7, low=0.65, high=0.75)
     median = Estimate(value=3, low=2, high=4)
     found = RetrievalMetrics(
@@ -73,16 +73,16 @@ def _report(
 
 
 def _failed(text: str) -> QuantizationComparison:
-    """A comparison in which the text is the name of a form and its error."""
+    """Returns a comparison in which the text is the name of a quantization and its error."""
     forms = {text: QuantizedTextEncoder(error=text)}
     return QuantizationComparison(queries=1, gallery=1, tensorflow=1.0, chosen="int8", forms=forms)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_foreign_text_stays_text(text: str) -> None:
+def test_untrusted_text_stays_text(text: str) -> None:
     page = Page(render(_report([text], forms=_failed(text)), {}))
     page.assert_harmless()
-    assert page.text.count(text) >= 6  # shown as it is
+    assert page.text.count(text) >= 6
     assert page.shape == Page(render(_report(["a"], forms=_failed("a")), {})).shape
 
 
@@ -106,18 +106,18 @@ def test_a_picture_that_cannot_be_read_is_an_empty_frame(tmp_path: Path) -> None
     assert frames == ["a", "other", "a"]
 
 
-def test_a_long_text_is_folded_but_whole() -> None:
+def test_a_long_text_is_folded_but_complete() -> None:
     page = Page(render(_report([LONG]), {}))
     assert LONG in page.text and "(10,000 characters)" in page.text
     assert ("details", {}) in page.tags
 
 
-def test_characters_that_html_cannot_hold_are_replaced() -> None:
+def test_characters_that_html_cannot_represent_are_replaced() -> None:
     page = render(_report(["a\x00b\x1b[31m"]), {})
     assert "\x00" not in page and "\x1b" not in page and "a\ufffdb\ufffd[31m" in page
 
 
-def test_the_figures_are_there_with_their_gallery() -> None:
+def test_metrics_are_shown_with_their_gallery() -> None:
     compared = {
         "int8": QuantizedTextEncoder(bytes=23_000_000, ms=3.94, r_at_10=0.7, mean_cosine=1.0),
         "float32": QuantizedTextEncoder(error="x"),
@@ -132,7 +132,7 @@ def test_the_figures_are_there_with_their_gallery() -> None:
     assert "rank 900" in text and "unreadable" in text
 
 
-def test_many_categories_are_counted_where_they_are_not_shown() -> None:
+def test_categories_that_are_not_shown_are_counted() -> None:
     text = Page(render(_report([f"kind {i}" for i in range(130)]), {})).text
     assert "and 30 more categories, see report.json" in text
 
@@ -143,7 +143,7 @@ def test_the_report_survives_json_and_terminals() -> None:
     assert "\x1b" not in summary(report)
 
 
-def test_a_report_without_a_comparison_of_forms_is_read_and_shown() -> None:
+def test_a_report_without_a_comparison_of_quantizations_is_read_and_shown() -> None:
     report = _report(["a"])
     old = report.model_dump(mode="json")
     del old["forms"]
