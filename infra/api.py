@@ -44,7 +44,7 @@ from searchforge.storage.factory import open_storage
 
 if TYPE_CHECKING:
     from infra.reindex.journal import Run
-    from infra.reindex.plan import Plan
+    from infra.reindex.plan import ReindexPlan
     from infra.reindex.status import Status
     from infra.releases.pruning import PruneResult
     from serving_check.measurement.search import Hit
@@ -168,9 +168,9 @@ def status(config: Config, count: int = 10, lag: bool = False) -> Status:
       count: Number of runs to list, latest first.
       lag: Whether to list the corpus now; by default, the lag is the one found by the latest run.
     """
-    from infra.reindex.status import examine, with_plan
+    from infra.reindex.status import read_status, with_plan
 
-    found = examine(config, count)
+    found = read_status(config, count)
     return with_plan(found, preview_reindex(config)) if lag else found
 
 
@@ -202,7 +202,7 @@ def reindex(config: Config, *, trigger: str = "command", resume: bool = False, n
     return run_reindex(config, trigger=trigger, resume=resume, now=now)
 
 
-def preview_reindex(config: Config) -> Plan:
+def preview_reindex(config: Config) -> ReindexPlan:
     """Returns what `reindex` would do, without changing anything."""
     from infra.reindex.run import preview
 

@@ -1,1 +1,1 @@
-"""Re-indexing: what changed in the corpus is embedded, indexed, checked and published, whatever dies or races."""
+"""Re-indexing: embeds, indexes, checks and publishes the changes of a corpus, on demand or on a schedule."""

@@ -1,7 +1,7 @@
-"""Cron expressions: at which times a schedule is due.
+"""Cron expressions: translates them into APScheduler triggers and computes due times.
 
-They mean what they mean to cron: Sunday is 0 or 7, and where both the day of the month and the day of the week are
-restricted, either will do. APScheduler, which finds the times, counts weekdays from Monday and wants both.
+They have the semantics of cron: Sunday is 0 or 7, and if both the day of the month and the day of the week are
+restricted, a date that matches either is due. APScheduler counts weekdays from Monday and requires both to match.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _WEEKDAYS = "sun mon tue wed thu fri sat".split()  # noqa: SIM905
 
 @dataclass(frozen=True)
 class _Field:
-    """One field: its name, its least and greatest number, and names that stand for numbers."""
+    """A field of a cron expression, its range, and names that may stand for numbers."""
 
     name: str
-    least: int
-    greatest: int
+    minimum: int
+    maximum: int
     names: dict[str, int]
 
 
@@ -42,10 +42,10 @@ _FIELDS = (
 
 
 def trigger(settings: ScheduleConfig) -> BaseTrigger:
-    """Returns what tells APScheduler the times.
+    """Returns an APScheduler trigger for the configured expression.
 
     Raises:
-      UsageError: there is no expression; it, its field or the time zone is not valid; or no date ever fits.
+      UsageError: the expression or the time zone is missing or invalid, or no date ever matches.
     """
     from apscheduler.triggers.combining import OrTrigger
     from apscheduler.triggers.cron import CronTrigger
@@ -56,12 +56,12 @@ def trigger(settings: ScheduleConfig) -> BaseTrigger:
         zone = ZoneInfo(settings.timezone)
     except (OSError, ValueError, LookupError):
         raise UsageError(
-            f"schedule.timezone {settings.timezone!r} is not known; expected an IANA name, such as Europe/Berlin"
+            f"schedule.timezone {settings.timezone!r} is unknown; expected an IANA name, such as Europe/Berlin"
         ) from None
     texts = settings.cron.split()
     if len(texts) != len(_FIELDS):
-        wanted = ", ".join(field.name for field in _FIELDS)
-        raise UsageError(f"schedule.cron {settings.cron!r} has {len(texts)} fields, expected five: {wanted}")
+        expected = ", ".join(field.name for field in _FIELDS)
+        raise UsageError(f"schedule.cron {settings.cron!r} has {len(texts)} fields, expected five: {expected}")
     numbers = [_numbers(field, text, settings.cron) for field, text in zip(_FIELDS, texts, strict=True)]
     minute, hour, day, month = (",".join(map(str, sorted(found))) for found in numbers[:4])
     weekday = ",".join(_WEEKDAYS[number] for number in sorted({number % 7 for number in numbers[4]}))
@@ -74,17 +74,17 @@ def trigger(settings: ScheduleConfig) -> BaseTrigger:
     else:
         found = OrTrigger([times(day=day), times(day_of_week=weekday)])
     if found.get_next_fire_time(None, datetime.now(zone)) is None:
-        raise UsageError(f"schedule.cron {settings.cron!r} never comes: no month has such a day")
+        raise UsageError(f"schedule.cron {settings.cron!r} is never due: no month has such a day")
     return found
 
 
 def next_due(settings: ScheduleConfig, now: datetime) -> datetime:
-    """Returns the first time after `now`."""
+    """Returns the first due time after `now`."""
     return next(_times(trigger(settings), now))
 
 
 def last_due(settings: ScheduleConfig, now: datetime) -> datetime | None:
-    """Returns the latest time up to `now`, None where it is longer ago than `misfire_seconds`."""
+    """Returns the last due time up to `now`, or None if it is more than `misfire_seconds` ago."""
     last = None
     for time in _times(trigger(settings), now - timedelta(seconds=settings.misfire_seconds)):
         if time > now:
@@ -100,25 +100,26 @@ def _times(trigger: Any, after: datetime) -> Iterator[datetime]:
 
 
 def _numbers(field: _Field, text: str, expression: str) -> set[int]:
-    """Returns the numbers that a field stands for: lists of `*`, `a`, `a-b`, each with `/step` or without."""
+    """Returns the numbers that a field matches: a list of `*`, `a` or `a-b`, each optionally followed by `/step`."""
     found: set[int] = set()
     for part in text.split(","):
         span, slash, step = part.partition("/")
         first, dash, last = span.partition("-")
         try:
             if span == "*":
-                start, end = field.least, field.greatest
+                start, end = field.minimum, field.maximum
             else:
                 start = _number(field, first)
-                end = _number(field, last) if dash else field.greatest if slash else start
+                end = _number(field, last) if dash else field.maximum if slash else start
             stride = int(step) if slash else 1
-            if not (field.least <= start <= end <= field.greatest and stride > 0):
+            if not (field.minimum <= start <= end <= field.maximum and stride > 0):
                 raise ValueError
         except ValueError:
             names = f" or {next(iter(field.names))} to {list(field.names)[-1]}" if field.names else ""
             raise UsageError(
-                f"schedule.cron {expression!r}: {part!r} is no {field.name}; expected {field.least} to {field.greatest}"
-                f"{names}, a range such as {field.least}-{field.least + 4}, or * ; any of them with a step such as */2"
+                f"schedule.cron {expression!r}: {part!r} is not a valid {field.name}; expected {field.minimum} to "
+                f"{field.maximum}{names}, a range such as {field.minimum}-{field.minimum + 4}, or *, optionally with "
+                "a step such as */2"
             ) from None
         found.update(range(start, end + 1, stride))
     return found

@@ -1,9 +1,9 @@
-"""The journal: one JSON file a run, in the workspace, that says what it planned, did and failed at.
+"""The journal of re-indexing: one JSON file per run, with its plan, its attempts at every stage, and its result.
 
     reindex/runs/<run id>.json
 
-Only the run itself writes its file, whole each time; that of a run which died is closed by its successor. Ids sort by
-time.
+A run rewrites its own file as it progresses; the file of a run that was killed is closed by the next run. Ids sort by
+start time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "reindex/runs"
 
-State = Literal["running", "published", "unchanged", "failed"]
+RunState = Literal["running", "published", "unchanged", "failed"]
 Stage = Literal["train", "embed", "index", "check", "publish", "prune"]
 
 
@@ -31,14 +31,14 @@ class _Entry(BaseModel):
 
 
 class PlanEntry(_Entry):
-    """What a run found and decided.
+    """Plan of a run, as the journal records it.
 
     Attributes:
-      mode: `nothing`, `delta` (the live encoder embeds what changed) or `full` (an encoder is trained, or everything is
-        embedded by another one).
+      mode: `nothing`, `delta` (the live encoder embeds the changes) or `full` (an encoder is trained, or another one
+        embeds the whole corpus).
       reason: why, as a sentence.
-      items: of the corpus.
-      added, changed, removed, unchanged: items against the embeddings that are built on.
+      items: number of items in the corpus.
+      added, changed, removed, unchanged: numbers of items, compared with the embeddings that the run builds on.
       train, embed, index, check, publish: whether the stage has work to do.
     """
 
@@ -57,7 +57,7 @@ class PlanEntry(_Entry):
 
     @property
     def work(self) -> list[Stage]:
-        """Stages that have work to do, in order."""
+        """Returns the stages that have work to do, in order."""
         planned: tuple[Stage, ...] = ("train", "embed", "index", "check", "publish")
         return [stage for stage in planned if getattr(self, stage)]
 
@@ -66,9 +66,11 @@ class StageEntry(_Entry):
     """One attempt at a stage.
 
     Attributes:
-      seconds: that it took.
-      artifact: id of what it made or found.
-      error: why it failed; empty where it did not.
+      attempt: number of the attempt, from 1.
+      started: UTC time, ISO 8601.
+      seconds: duration.
+      artifact: id of the artifact that the stage created or reused; empty if it failed.
+      error: why it failed; empty if it succeeded.
     """
 
     stage: Stage
@@ -83,18 +85,21 @@ class Run(_Entry):
     """One run of `reindex`.
 
     Attributes:
-      started, ended, beat: UTC times, ISO 8601; `beat` is that of the last write.
-      trigger: what started it, such as `command` or `schedule`.
-      fence: of its lease; a later holder's is greater.
-      stages: attempts, in order.
-      release: that it published, or that holds the corpus as it is already.
-      error: why it failed, and `failed_stage` where.
-      failures: runs that failed in a row, this one included; one that was stopped or killed does not count.
+      run: id of the run.
+      started, ended: UTC times, ISO 8601.
+      beat: UTC time of the last write to the entry, ISO 8601.
+      trigger: origin of the run, such as `command` or `schedule`.
+      fence: fencing token of its lease.
+      stages: attempts at stages, in order.
+      release: id of the release that it published, or that already matches the corpus.
+      error: why it failed; empty if it did not.
+      failed_stage: stage at which it failed.
+      failures: number of consecutive failed runs, including this one; stopped and killed runs do not count.
     """
 
     version: Literal[1] = 1
     run: str
-    state: State = "running"
+    state: RunState = "running"
     started: str
     beat: str
     ended: str | None = None
@@ -111,48 +116,48 @@ class Run(_Entry):
 
 
 def now() -> str:
-    """The UTC time, ISO 8601."""
+    """Returns the current UTC time, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def run_id() -> str:
-    """A fresh id that sorts by time."""
+    """Returns a unique id that sorts by time."""
     return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(3)}"
 
 
 def write(storage: Storage, run: Run) -> None:
-    """Writes a run's file whole."""
+    """Writes the entry of a run, replacing an earlier one."""
     storage.write(_path(run.run), run.model_dump_json(indent=1).encode())
 
 
 def ids(storage: Storage) -> list[str]:
-    """Ids of all runs, the latest first."""
-    return sorted((name.removesuffix(".json") for name in storage.list_files(FOLDER) if _is_run(name)), reverse=True)
+    """Returns the ids of all runs, most recent first."""
+    return sorted((name.removesuffix(".json") for name in storage.list_files(FOLDER) if _is_entry(name)), reverse=True)
 
 
 def read(storage: Storage, id: str) -> Run | None:
-    """Returns a run, None where its file is gone or damaged, which is said."""
+    """Returns a run, or None if its file is missing or damaged; damage is logged."""
     try:
         return Run.model_validate_json(storage.read(_path(id)))
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        logger.info(f"{_path(id)} in {storage} is damaged and left out: {error.errors()[0]['msg']}")
+        logger.info(f"{_path(id)} in {storage} is damaged and is skipped: {error.errors()[0]['msg']}")
         return None
 
 
 def runs(storage: Storage) -> Iterator[Run]:
-    """All readable runs, the latest first; each is read when it is asked for."""
+    """Returns an iterator over all readable runs, most recent first; each file is read on demand."""
     return (run for id in ids(storage) if (run := read(storage, id)))
 
 
 def latest_release(storage: Storage, channel: str) -> str | None:
-    """Returns the release that the latest run with a result published or found, in a channel."""
+    """Returns the release of the channel's most recent run that has one."""
     return next((run.release for run in runs(storage) if run.release and run.channel == channel), None)
 
 
 def prune(storage: Storage, keep: int) -> None:
-    """Deletes all entries but the latest ones."""
+    """Deletes all but the `keep` most recent entries."""
     for id in ids(storage)[keep:]:
         storage.delete(_path(id))
 
@@ -161,5 +166,5 @@ def _path(id: str) -> str:
     return f"{FOLDER}/{id}.json"
 
 
-def _is_run(name: str) -> bool:
+def _is_entry(name: str) -> bool:
     return name.endswith(".json") and not name.startswith(".")

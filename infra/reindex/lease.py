@@ -1,11 +1,11 @@
-"""The lease of a workspace: one run at a time, whatever dies.
+"""A lease on the workspace, which prevents concurrent runs and survives the death of its holder.
 
     reindex/LEASE.json
 
-The holder renews it by a count that grows. Whoever wants it watches with a clock of its own: content that did not
-change for `lease_seconds` has no living holder. No two machines' clocks are ever compared. Every acquisition has a
-greater `fence` than all before it; a publisher with a smaller one than a release channel has seen is refused, so that a
-holder that was taken for dead and wakes up can do no harm.
+The holder renews the lease by incrementing a counter. A waiting process watches the counter with its own monotonic
+clock and takes the lease over once the counter has not changed for `lease_seconds`; clocks of different machines are
+never compared. Every acquisition gets a greater fencing token than all earlier ones, and release channels refuse
+publishers with a smaller token than the one they have stored, so a holder that was only suspended does no harm.
 """
 
 from __future__ import annotations
@@ -31,23 +31,25 @@ logger = logging.getLogger(__name__)
 
 LEASE = "reindex/LEASE.json"
 
-_BEATS = 4
-"""Renewals in `lease_seconds`."""
+_RENEWALS = 4
+"""Number of renewals per `lease_seconds`."""
 
 _POLL_SECONDS = 1.0
 
-_UNWRITTEN = 1000
-"""Most acquisitions that a damaged lease may have counted, and the journal not."""
+_FENCE_MARGIN = 1000
+"""Increment of the fencing token when LEASE.json is damaged: an upper bound on acquisitions recorded nowhere else."""
 
 
-class State(BaseModel):
+class LeaseState(BaseModel):
     """Content of LEASE.json.
 
     Attributes:
-      fence: of the latest acquisition.
-      run, host, pid, since: of the holder; `since` in UTC, ISO 8601, for people only.
-      machine, process: tell whether the holder can be seen from here, and whether that pid is still the same process.
-      beat: grows with every renewal.
+      fence: fencing token of the latest acquisition.
+      run, host, pid: run id, host name and process id of the holder.
+      machine: machine, boot and process namespace of the holder; tells whether its process is visible from here.
+      process: start time of the holder's process; distinguishes it from a later process with the same pid.
+      since: UTC time of the acquisition, ISO 8601, for people only.
+      beat: renewal counter.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,41 +68,41 @@ class State(BaseModel):
 
     @property
     def holder(self) -> str:
-        """Who holds it since when, for people."""
+        """Description of the holder for people."""
         return f"run {self.run} (process {self.pid} on {self.host}, since {self.since})"
 
     @property
-    def died_here(self) -> bool:
-        """Whether the holder ran on this very machine, and is known to have ended."""
+    def holder_is_dead(self) -> bool:
+        """Whether the holder's process ran on this machine and has ended; False if that cannot be determined."""
         return bool(self.machine) and self.machine == _machine() and _process(self.pid) != self.process
 
 
 class Lease:
-    """A held lease, renewed in the background. Use as a context manager, which frees it.
+    """A held lease, renewed by a background thread; a context manager that releases it.
 
     Attributes:
-      fence: greater than that of every earlier holder.
-      taken_over: id of the run that died with it; empty where it was free.
+      fence: fencing token, greater than that of every earlier holder.
+      taken_over: id of the dead run that held it before; empty if the lease was free.
     """
 
     def __init__(
-        self, storage: Storage, state: State, max_seconds: float | None, taken_over: str, clock: Clock
+        self, storage: Storage, state: LeaseState, max_seconds: float | None, taken_over: str, clock: Clock
     ) -> None:
         self.fence, self.taken_over = state.fence, taken_over
         self._storage, self._state, self._clock = storage, state, clock
         self._deadline = clock.monotonic() + max_seconds if max_seconds else None
-        self._lost = ""
+        self._lost_error = ""
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew_until_ended, name="lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Renews the lease, so that whoever returns from here held it a moment ago.
+        """Renews the lease, which verifies that it is still held.
 
         Raises:
-          ConflictError: another run took it over.
-          JobError: the run has lasted too long, or the storage cannot be reached.
+          ConflictError: another run took the lease over.
+          JobError: the run exceeded its maximum duration, or the storage is unavailable.
         """
         self._renew()
 
@@ -113,20 +115,20 @@ class Lease:
         self._ended.set()
         self._thread.join()
         with self._lock:
-            if self._lost:
+            if self._lost_error:
                 return
             try:
-                _replace(self._storage, self._state, State(state="free", fence=self.fence))
+                _replace(self._storage, self._state, LeaseState(state="free", fence=self.fence))
             except (ConflictError, JobError, OSError) as failure:
-                logger.info(f"the lease of {self._storage} could not be freed and will run out: {failure}")
+                logger.info(f"the lease of {self._storage} could not be released and will expire: {failure}")
 
-    def _beat(self) -> None:
-        while not self._ended.wait(self._state.lease_seconds / _BEATS):
+    def _renew_until_ended(self) -> None:
+        while not self._ended.wait(self._state.lease_seconds / _RENEWALS):
             try:
                 self._renew()
             except ConflictError:
                 return
-            except (JobError, OSError) as error:  # the next beat may pass; until then the lease may run out
+            except (JobError, OSError) as error:  # a later renewal may succeed before the lease expires
                 if self._overdue:
                     return
                 logger.info(f"the lease of {self._storage} could not be renewed: {error}")
@@ -137,20 +139,22 @@ class Lease:
 
     def _renew(self) -> None:
         with self._lock:
-            if self._lost:
-                raise ConflictError(self._lost)
+            if self._lost_error:
+                raise ConflictError(self._lost_error)
             if self._overdue:
-                raise JobError(f"run {self._state.run} lasts longer than reindex.max_hours allows; raise it")
+                raise JobError(f"run {self._state.run} exceeded reindex.max_hours; raise it if that much is needed")
             following = self._state.model_copy(update={"beat": self._state.beat + 1})
             try:
                 _replace(self._storage, self._state, following)
             except ConflictError:
                 found = _parse(self._storage.read_version(LEASE)[0])
-                # A write whose answer was lost is tried again, and then refused for its own first attempt.
+                # A retried write conflicts with its own first attempt if only the response was lost.
                 if found != following:
-                    now = f"; now it belongs to {found.holder}" if found and found.state == "held" else ""
-                    self._lost = f"run {self._state.run} lost the lease of {self._storage}{now}; it publishes nothing"
-                    raise ConflictError(self._lost) from None
+                    holder = f"; it is now held by {found.holder}" if found and found.state == "held" else ""
+                    self._lost_error = (
+                        f"run {self._state.run} lost the lease of {self._storage}{holder}; it publishes nothing"
+                    )
+                    raise ConflictError(self._lost_error) from None
             self._state = following
 
 
@@ -164,44 +168,42 @@ def acquire(
     known_fence: Callable[[], int] = lambda: 0,
     clock: Clock = time,
 ) -> Lease:
-    """Takes the lease of a workspace; that of a dead holder is taken over.
+    """Acquires the lease of a workspace, taking it over from a dead holder.
 
-    A holder is watched until it shows that it lives, which takes a quarter of its lease, or its lease has run out. One
-    of this machine whose process has ended is dead at once.
+    A holder is observed until it renews the lease, which takes a quarter of `lease_seconds`, or the lease expires. A
+    holder whose process ran on this machine and has ended is replaced immediately.
 
     Args:
-      storage: for the lease alone, which uses it in a thread of its own.
-      run: id of the run that wants it.
-      wait_seconds: how long a living holder is waited for.
-      max_seconds: after which it is no longer renewed, so that a run that hangs is taken for dead.
-      known_fence: the greatest fence that is known from elsewhere.
-      clock: by which a holder is watched and `max_seconds` are counted.
+      storage: storage for the lease only; a background thread uses it.
+      run: id of the run that acquires the lease.
+      wait_seconds: how long to wait for a live holder.
+      max_seconds: duration after which the lease is no longer renewed, so that a hanging run loses it.
+      known_fence: returns the greatest fencing token recorded elsewhere.
+      clock: clock that times the observation and `max_seconds`.
 
     Raises:
-      ConflictError: another run holds it, and lives.
+      ConflictError: another live run holds the lease.
     """
-    give_up = clock.monotonic() + wait_seconds
-    seen: bytes | None = None
-    since = clock.monotonic()
+    deadline = clock.monotonic() + wait_seconds
+    last_data: bytes | None = None
+    unchanged_since = clock.monotonic()
     watching = False
     while True:
         data, version = storage.read_version(LEASE)
         found, now = _parse(data), clock.monotonic()
-        if watching and data != seen and found and found.state == "held" and now >= give_up:
-            raise ConflictError(
-                f"{found.holder} re-indexes {storage}; wait for it to end, or let this one wait (--wait SECONDS)"
-            )
-        if data != seen:
-            seen, since = data, now
+        if watching and data != last_data and found and found.state == "held" and now >= deadline:
+            raise ConflictError(f"{found.holder} is re-indexing {storage}; wait for it to end, or pass --wait SECONDS")
+        if data != last_data:
+            last_data, unchanged_since = data, now
         if data is not None and found is None:
-            logger.info(f"{LEASE} in {storage} is damaged; it is written anew")
+            logger.info(f"{LEASE} in {storage} is damaged and will be replaced")
         held = found if found and found.state == "held" else None
-        if held is None or held.died_here or now - since >= held.lease_seconds:
+        if held is None or held.holder_is_dead or now - unchanged_since >= held.lease_seconds:
             if held:
-                logger.info(f"{held.holder} is dead; its lease is taken over")
-            counted = found.fence if found else 0
-            fence = max(counted, known_fence()) + (1 if found or data is None else _UNWRITTEN)
-            wanted = State(
+                logger.info(f"{held.holder} is dead; taking over its lease")
+            last_fence = found.fence if found else 0
+            fence = max(last_fence, known_fence()) + (1 if found or data is None else _FENCE_MARGIN)
+            acquired = LeaseState(
                 state="held",
                 fence=fence,
                 run=run,
@@ -213,47 +215,47 @@ def acquire(
                 lease_seconds=lease_seconds,
             )
             try:
-                storage.replace(LEASE, _content(wanted), version)
+                storage.replace(LEASE, _serialize(acquired), version)
             except ConflictError:
-                if _parse(storage.read_version(LEASE)[0]) != wanted:
+                if _parse(storage.read_version(LEASE)[0]) != acquired:
                     continue
-            return Lease(storage, wanted, max_seconds, held.run if held else "", clock)
+            return Lease(storage, acquired, max_seconds, held.run if held else "", clock)
         if not watching:
             watching = True
-            logger.info(f"{held.holder} holds the lease of {storage}; watching whether it lives")
-        clock.sleep(min(_POLL_SECONDS, held.lease_seconds / _BEATS / 2))
+            logger.info(f"{held.holder} holds the lease of {storage}; waiting to see whether it is alive")
+        clock.sleep(min(_POLL_SECONDS, held.lease_seconds / _RENEWALS / 2))
 
 
-def read(storage: Storage) -> State | None:
-    """Returns who holds the lease, or held it last; None where nobody ever did, or its file is damaged."""
+def read(storage: Storage) -> LeaseState | None:
+    """Returns the state of the lease, or None if its file is missing or damaged."""
     return _parse(storage.read_version(LEASE)[0])
 
 
-def _replace(storage: Storage, before: State, after: State) -> None:
-    """Replaces one content by another.
+def _replace(storage: Storage, before: LeaseState, after: LeaseState) -> None:
+    """Replaces LEASE.json, provided that its content is `before`.
 
     Raises:
-      ConflictError: there is another one by now.
+      ConflictError: it has other content.
     """
     data, version = storage.read_version(LEASE)
     if _parse(data) != before:
         raise ConflictError(f"{LEASE} in {storage} was replaced by another run")
-    storage.replace(LEASE, _content(after), version)
+    storage.replace(LEASE, _serialize(after), version)
 
 
-def _content(state: State) -> bytes:
+def _serialize(state: LeaseState) -> bytes:
     return state.model_dump_json(indent=1).encode()
 
 
-def _parse(data: bytes | None) -> State | None:
+def _parse(data: bytes | None) -> LeaseState | None:
     try:
-        return State.model_validate_json(data) if data else None
+        return LeaseState.model_validate_json(data) if data else None
     except ValidationError:
         return None
 
 
 def _machine() -> str:
-    """Names this machine, its boot and its process namespace; empty where that cannot be told."""
+    """Identifies this machine, its boot and its process namespace; empty if that is not possible."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -262,7 +264,7 @@ def _machine() -> str:
 
 
 def _process(pid: int) -> str:
-    """Returns what tells a process from a later one with the same pid; empty where it has ended."""
+    """Returns a process's start time, which distinguishes it from a later one with the same pid; empty if it ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,7 +1,7 @@
-"""Metrics of re-indexing in Prometheus' text format, for a server to scrape and for node_exporter's textfile collector.
+"""Prometheus metrics of re-indexing, for scraping and for node_exporter's textfile collector.
 
-They are read from the journal, the lease and the releases when they are asked for, so that any machine that reads the
-workspace can tell them.
+They are computed from the journal, the lease and the releases on request, so any machine that can read the workspace
+can export them.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 
 RUNS = 50
-"""Latest entries of the journal that count."""
+"""Number of most recent journal entries that the metrics cover."""
 
 CACHE_SECONDS = 5.0
-"""For which one reading answers every scrape."""
+"""How long the values of one reading are served."""
 
 
 def registry(config: Config, clock: Clock = time) -> CollectorRegistry:
-    """Returns a registry of its own with the metrics of a workspace.
+    """Returns a registry with the metrics of a workspace.
 
     Args:
-      clock: tells when a reading is older than CACHE_SECONDS.
+      clock: clock that expires readings after CACHE_SECONDS.
     """
-    found = CollectorRegistry()
-    found.register(_StatusCollector(config, clock))
-    return found
+    result = CollectorRegistry()
+    result.register(_StatusCollector(config, clock))
+    return result
 
 
 class ScheduleCounters(NamedTuple):
-    """What only the process of a schedule knows."""
+    """Counters of the scheduler process."""
 
     overlaps: Counter
     misfires: Counter
@@ -59,34 +59,39 @@ class ScheduleCounters(NamedTuple):
 
 
 def schedule_counters(registry: CollectorRegistry) -> ScheduleCounters:
-    """Adds the counters of a schedule to a registry."""
+    """Adds the counters of the scheduler to a registry."""
 
-    def counter(name: str, meaning: str) -> Counter:
-        return Counter(f"searchforge_schedule_{name}", meaning, registry=registry)
+    def counter(name: str, help: str) -> Counter:
+        return Counter(f"searchforge_schedule_{name}", help, registry=registry)
 
     return ScheduleCounters(
-        overlaps=counter("overlaps", "Scheduled times that were left out because the run before still lasted."),
-        misfires=counter("misfires", "Scheduled times that passed too long ago to be made up for."),
-        failures=counter("failures", "Scheduled runs whose process did not end with exit code 0."),
+        overlaps=counter(
+            "overlaps", "Number of scheduled runs skipped because the previous one was still in progress."
+        ),
+        misfires=counter("misfires", "Number of scheduled runs skipped because their time had passed too long ago."),
+        failures=counter("failures", "Number of scheduled runs whose process failed."),
     )
 
 
 def text(config: Config) -> str:
-    """Returns the metrics of now."""
+    """Returns the current metrics of a workspace in Prometheus' text format."""
     return exposition(registry(config))
 
 
 def exposition(registry: CollectorRegistry) -> str:
-    """Returns what a registry's metrics are, as text."""
+    """Returns the metrics of a registry in Prometheus' text format."""
     return generate_latest(registry).decode()
 
 
 @contextlib.contextmanager
-def served(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
-    """Serves metrics on 127.0.0.1; `port` 0: a free one, None: not at all.
+def serve(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
+    """Serves metrics on 127.0.0.1 while the context is open.
+
+    Args:
+      port: TCP port; 0 chooses a free one, None serves nothing.
 
     Raises:
-      UsageError: the port is in use.
+      UsageError: the port cannot be opened.
     """
     if port is None:
         yield
@@ -94,7 +99,7 @@ def served(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
     try:
         server, thread = start_http_server(port, HOST, registry)
     except OSError as error:
-        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
         raise UsageError(f"port {port} {reason}; choose another schedule.metrics_port") from None
     logger.info(f"metrics: http://{HOST}:{server.server_port}/metrics")
     try:
@@ -106,7 +111,7 @@ def served(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
 
 
 class _StatusCollector(Collector):
-    """Reads the status of a workspace when it is scraped, and tells where that fails."""
+    """Collects the metrics of a workspace's status."""
 
     def __init__(self, config: Config, clock: Clock) -> None:
         self._config, self._clock = config, clock
@@ -119,23 +124,20 @@ class _StatusCollector(Collector):
         with self._lock:
             if self._clock.monotonic() - self._read_at >= CACHE_SECONDS:
                 try:
-                    found = status.examine(self._config, RUNS, self._read)
-                    self._ended = {run.run: run for run in found.runs if run.run in self._ended}
-                    self._families = [
-                        _gauge("status_read", "Whether the workspace could be read.", 1),
-                        *_families(found),
-                    ]
+                    current = status.read_status(self._config, RUNS, self._read_run)
+                    self._ended = {run.run: run for run in current.runs if run.run in self._ended}
+                    self._families = [_status_read(1), *_families(current)]
                 except (SearchforgeError, OSError) as error:
                     logger.info(f"metrics cannot be read: {error}")
-                    self._families = [_gauge("status_read", "Whether the workspace could be read.", 0)]
+                    self._families = [_status_read(0)]
                 self._read_at = self._clock.monotonic()
             return self._families
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # else registering would read the workspace
+        return ()  # otherwise, registration would read the workspace
 
-    def _read(self, storage: Storage, id: str) -> Run | None:
-        """Reads an entry of the journal; one of a run that has ended only once."""
+    def _read_run(self, storage: Storage, id: str) -> Run | None:
+        """Reads a journal entry; entries of ended runs are read only once."""
         run = self._ended.get(id) or journal.read(storage, id)
         if run and run.state != "running":
             self._ended[id] = run
@@ -143,81 +145,88 @@ class _StatusCollector(Collector):
 
 
 def _families(found: Status) -> Iterator[Metric]:
-    """All metrics of a status."""
-    yield _gauge("reindex_running", "Whether a run holds the lease.", bool(found.running and not found.running.died))
-    yield _gauge("reindex_stopped", "Whether runs are refused until one is told to resume.", found.stopped)
-    yield _gauge("reindex_consecutive_failures", "Runs that failed in a row.", found.failures)
+    """Yields all metrics of a status."""
+    running = bool(found.running and not found.running.died)
+    yield _gauge("reindex_running", "1 if a run is in progress, else 0.", running)
+    yield _gauge("reindex_stopped", "1 if runs are refused until one is started with --resume, else 0.", found.stopped)
+    yield _gauge("reindex_consecutive_failures", "Number of consecutive failed runs.", found.failures)
     states = collections.Counter(found.state(run) for run in found.runs)
     yield _labelled(
         "reindex_recent_runs",
-        f"Runs by state, of the latest {RUNS} in the journal.",
+        f"Number of runs by state, among the {RUNS} most recent ones in the journal.",
         "state",
-        {state: states[state] for state in (*get_args(journal.State), "died")},
+        {state: states[state] for state in (*get_args(journal.RunState), "died")},
     )
     if found.runs:
         last = found.runs[0]
-        yield _time("reindex_last_run_start", "Start of the latest run.", last.started)
+        yield _time("reindex_last_run_start", "Start time of the most recent run.", last.started)
         if last.ended:
-            yield _time("reindex_last_run_end", "End of the latest run.", last.ended)
-        yield _labelled("reindex_last_run_state", "State of the latest run.", "state", {found.state(last): 1})
+            yield _time("reindex_last_run_end", "End time of the most recent run.", last.ended)
+        yield _labelled("reindex_last_run_state", "State of the most recent run.", "state", {found.state(last): 1})
     if found.fresh:
-        yield _time("reindex_last_success", "Start of the latest run whose corpus is live.", found.fresh)
+        yield _time("reindex_last_success", "Start time of the most recent run whose release is live.", found.fresh)
     seconds: dict[str, float] = {}
     for run in found.runs:
         for entry in reversed(run.stages):
             if not entry.error:
                 seconds.setdefault(entry.stage, entry.seconds)
-    yield _labelled("reindex_stage_duration_seconds", "Of each stage, when it last succeeded.", "stage", seconds)
+    help = "Duration of the most recent successful attempt at each stage."
+    yield _labelled("reindex_stage_duration_seconds", help, "stage", seconds)
     if found.lag:
-        yield _time("corpus_listed", "When the corpus was last listed.", found.lag.listed)
-        yield _gauge("corpus_items", "Of the corpus when it was last listed.", found.lag.items)
+        yield _time("corpus_listed", "Time at which the corpus was last listed.", found.lag.listed)
+        yield _gauge("corpus_items", "Number of items in the corpus when it was last listed.", found.lag.items)
         pending = {change: getattr(found.lag, change) for change in ("added", "changed", "removed")}
-        yield _labelled("corpus_pending_items", "Changes of the corpus that are not released.", "change", pending)
-        withheld = "Whether a release that holds the corpus is not live, since somebody chose another one."
-        yield _gauge("corpus_release_withheld", withheld, bool(found.lag.withheld))
+        yield _labelled("corpus_pending_items", "Number of corpus changes not yet released.", "change", pending)
+        help = "1 if a release matches the corpus but another one was made live, else 0."
+        yield _gauge("corpus_release_withheld", help, bool(found.lag.withheld))
     if found.next_run:
-        yield _time("schedule_next_run", "Next time of the schedule.", found.next_run)
-    yield from _releases(found)
+        yield _time("schedule_next_run", "Time of the next scheduled run.", found.next_run)
+    yield from _release_families(found)
 
 
-def _releases(found: Status) -> Iterator[Metric]:
-    """Metrics of what is live; a figure that a release has not is left out."""
-    names = InfoMetricFamily("searchforge_release", "Live release of a channel.", labels=["channel"])
-    whole = {channel: release for channel, release in found.live.items() if not release.damaged}
-    for channel, release in whole.items():
-        names.add_metric([channel], {"release": release.id, "encoder": release.provenance.get("encoder", "")})
-    yield names
-    live = found.live.items()
-    yield _labelled("release_damaged", "Whether it is.", "channel", {name: bool(each.damaged) for name, each in live})
-    created = {channel: _seconds(release.created) for channel, release in whole.items()}
-    yield _labelled("release_created_timestamp_seconds", "When it was published.", "channel", created)
-    size = {channel: release.bytes for channel, release in whole.items()}
-    yield _labelled("release_size_bytes", "Of its files.", "channel", size)
-    for name, meaning, figure, unit in (
-        ("images", "That it finds.", "images", 1.0),
-        ("recall_at_10", "Of its index, against exact search.", "recall_at_10", 1.0),
-        ("latency_seconds", "Of a text query on one thread, the median.", "latency_p50_ms", 1e-3),
+def _release_families(found: Status) -> Iterator[Metric]:
+    """Yields the metrics of live releases; figures that a release lacks are omitted."""
+    info = InfoMetricFamily("searchforge_release", "Live release of each channel.", labels=["channel"])
+    intact = {channel: release for channel, release in found.live.items() if not release.damaged}
+    for channel, release in intact.items():
+        info.add_metric([channel], {"release": release.id, "encoder": release.provenance.get("encoder", "")})
+    yield info
+    damaged = {channel: bool(release.damaged) for channel, release in found.live.items()}
+    yield _labelled("release_damaged", "1 if the channel's live release is damaged, else 0.", "channel", damaged)
+    created = {channel: _seconds(release.created) for channel, release in intact.items()}
+    help = "Time at which the channel's live release was published."
+    yield _labelled("release_created_timestamp_seconds", help, "channel", created)
+    size = {channel: release.bytes for channel, release in intact.items()}
+    yield _labelled("release_size_bytes", "Total size of the files that apps download.", "channel", size)
+    for name, help, figure, unit in (
+        ("images", "Number of images in the index.", "images", 1.0),
+        ("recall_at_10", "Recall@10 of the index, compared with exact search.", "recall_at_10", 1.0),
+        ("latency_seconds", "Median latency of a text query on one thread.", "latency_p50_ms", 1e-3),
     ):
         values = {
-            channel: release.figures[figure] * unit for channel, release in whole.items() if figure in release.figures
+            channel: release.figures[figure] * unit for channel, release in intact.items() if figure in release.figures
         }
-        yield _labelled(f"release_{name}", meaning, "channel", values)
+        yield _labelled(f"release_{name}", help, "channel", values)
 
 
-def _gauge(name: str, meaning: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"searchforge_{name}", meaning, value=float(value))
+def _status_read(value: float) -> Metric:
+    return _gauge("status_read", "1 if the workspace could be read, else 0.", value)
 
 
-def _time(name: str, meaning: str, moment: str) -> Metric:
-    return _gauge(f"{name}_timestamp_seconds", meaning, _seconds(moment))
+def _gauge(name: str, help: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"searchforge_{name}", help, value=float(value))
 
 
-def _labelled(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"searchforge_{name}", meaning, labels=[label])
+def _time(name: str, help: str, time: str) -> Metric:
+    return _gauge(f"{name}_timestamp_seconds", help, _seconds(time))
+
+
+def _labelled(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"searchforge_{name}", help, labels=[label])
     for value, number in values.items():
         family.add_metric([value], float(number))
     return family
 
 
-def _seconds(moment: str) -> float:
-    return datetime.fromisoformat(moment).timestamp()
+def _seconds(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp()

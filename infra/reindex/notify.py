@@ -1,6 +1,6 @@
-"""Tells somebody how a run ended: its journal entry, as JSON, to a webhook and to a command.
+"""Notifications: sends the journal entry of an ended run, as JSON, to a webhook and to a command.
 
-Neither can fail the run: what goes wrong here is said, and that is all.
+A failed notification is logged and never fails the run.
 """
 
 from __future__ import annotations
@@ -28,51 +28,53 @@ from searchforge.config import ReindexConfig
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""At a webhook that is out of reach or answers that it is overloaded."""
+"""Maximum number of requests to a webhook that is unreachable or overloaded."""
 
 PAUSE_SECONDS = 1.0
-"""Before the second attempt; doubled for the third."""
+"""Pause before the second attempt; doubled for each further one."""
 
 TIMEOUT_SECONDS = 30.0
-"""Of one attempt at the webhook, and of the command."""
+"""Time limit of a request to the webhook, and of the command."""
 
-SHOWN = 500
-"""Bytes of a failed command's output that are shown, from its end."""
+OUTPUT_BYTES = 500
+"""Number of bytes at the end of a failed command's output that are logged."""
 
 
 def notify(settings: ReindexConfig, run: Run, timeout: float = TIMEOUT_SECONDS, clock: Clock = time) -> None:
-    """Hands an ended run to the webhook and to the command, if it is one that `notify_on` asks for.
+    """Sends an ended run to the webhook and the command, if `notify_on` includes its state.
 
     Args:
-      timeout: of one attempt at the webhook, and of the command, in seconds.
-      clock: waits between two attempts.
+      timeout: time limit of a request to the webhook, and of the command, in seconds.
+      clock: clock for the pauses between requests.
     """
-    wanted = {"never": (), "failure": ("failed",), "change": ("failed", "published")}[settings.notify_on]
-    if run.state not in wanted:
+    states = {"never": (), "failure": ("failed",), "change": ("failed", "published")}[settings.notify_on]
+    if run.state not in states:
         return
     entry = run.model_dump_json(indent=1).encode()
     if settings.notify_webhook and (fault := _post(settings.notify_webhook, entry, timeout, clock)):
-        logger.info(f"reindex.notify_webhook was not told of run {run.run}: {fault}")
-    if settings.notify_command and (fault := _call(settings.notify_command, entry, timeout)):
-        logger.info(f"reindex.notify_command was not told of run {run.run}: {fault}")
+        logger.info(f"reindex.notify_webhook was not notified of run {run.run}: {fault}")
+    if settings.notify_command and (fault := _run_command(settings.notify_command, entry, timeout)):
+        logger.info(f"reindex.notify_command was not notified of run {run.run}: {fault}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer, and not followed: the entry goes where the configuration says."""
+    """Does not follow redirects, so that the entry goes only to the configured URL."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None
 
 
 def _post(url: str, entry: bytes, timeout: float, clock: Clock) -> str:
-    """Posts the entry; returns what went wrong. Of the URL, which may hold a secret, only the host is named."""
+    """Posts the entry; returns an error message, or an empty string. The URL may contain a secret, so only the host is
+    named.
+    """
     try:
         parts = urlsplit(url)
         host = parts.hostname if parts.scheme in ("http", "https") else None
     except ValueError:
         host = None
     if not host:
-        return "it is no URL that can be posted to; expected https://host/path"
+        return "it is not a valid URL; expected https://host/path"
     opener = urllib.request.build_opener(_NoRedirect)
     request = urllib.request.Request(url, entry, {"Content-Type": "application/json", "User-Agent": "searchforge"})
     fault = ""
@@ -84,7 +86,7 @@ def _post(url: str, entry: bytes, timeout: float, clock: Clock) -> str:
                 return ""
         except urllib.error.HTTPError as error:
             error.close()
-            fault = f"{host} answers {error.code}"
+            fault = f"{host} returned status {error.code}"
             if error.code < 500 and error.code != HTTPStatus.TOO_MANY_REQUESTS:
                 break
         except (OSError, HTTPException, ValueError) as error:
@@ -93,8 +95,8 @@ def _post(url: str, entry: bytes, timeout: float, clock: Clock) -> str:
     return fault
 
 
-def _call(command: Sequence[str], entry: bytes, timeout: float) -> str:
-    """Runs a command with the entry as its standard input; returns what went wrong."""
+def _run_command(command: Sequence[str], entry: bytes, timeout: float) -> str:
+    """Runs a command with the entry on its standard input; returns an error message, or an empty string."""
     with tempfile.TemporaryFile() as file:
         file.write(entry)
         file.seek(0)
@@ -104,8 +106,8 @@ def _call(command: Sequence[str], entry: bytes, timeout: float) -> str:
             )
         except (OSError, ValueError) as error:
             return f"{command[0]!r} cannot be run ({getattr(error, 'strerror', None) or error})"
-    shown = bytearray()
-    reader = threading.Thread(target=_keep_end, args=[process.stdout, shown], daemon=True)
+    output = bytearray()
+    reader = threading.Thread(target=_read_tail, args=[process.stdout, output], daemon=True)
     reader.start()
     try:
         code = process.wait(timeout)
@@ -113,16 +115,16 @@ def _call(command: Sequence[str], entry: bytes, timeout: float) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return f"{command[0]!r} was ended after {timeout:g} s"
+        return f"{command[0]!r} was killed after {timeout:g} s"
     if not code:
         return ""
-    reader.join(1.0)  # a process that the command left behind may hold the pipe open
-    return f"{command[0]!r} ended with {code}: {' '.join(shown.decode(errors='replace').split()) or 'no output'}"
+    reader.join(1.0)  # a background process of the command may keep the pipe open
+    return f"{command[0]!r} exited with code {code}: {' '.join(output.decode(errors='replace').split()) or 'no output'}"
 
 
-def _keep_end(stream: IO[bytes], shown: bytearray) -> None:
-    """Reads all output, so that the command is not held up, and keeps its end."""
+def _read_tail(stream: IO[bytes], tail: bytearray) -> None:
+    """Reads all output, so that the command does not block, and keeps the end of it."""
     with stream:
         while chunk := stream.read1(65536):  # type: ignore[attr-defined]
-            shown += chunk
-            del shown[:-SHOWN]
+            tail += chunk
+            del tail[:-OUTPUT_BYTES]

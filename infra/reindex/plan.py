@@ -1,7 +1,7 @@
-"""Plans a run: what changed since the releases that are known, which encoder embeds, and what each stage has to do.
+"""Plans a run: compares the corpus with known releases, chooses the encoder, and decides which stages have work.
 
-A release holds the corpus as it is if it was made by the same encoder from the same contents, and its index and its
-check have the settings of the configuration. Captions are no part of that: they tune an index, and are not in it.
+A release matches the corpus if it was built with the same encoder from the same contents, and its index and check have
+the configured settings. Captions do not count: they tune an index but are not part of it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 MODALITY: Modality = "images"
 
-MADE_FROM: dict[str, Kind] = {
+PROVENANCE_KINDS: dict[str, Kind] = {
     "encoder": "encoders",
     "embeddings": "embeddings",
     "searcher": "searchers",
     "check": "checks",
 }
-"""Artifacts that a release's provenance names."""
+"""Kind of each artifact in a release's provenance, by its key there."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """A release that was made in this workspace: the live one, the latest of `reindex`, or one that was rolled back.
+class KnownRelease:
+    """A release built in this workspace: the live one, the latest one of `reindex`, or a withdrawn one.
 
     Attributes:
-      why_not_live: empty for the live one.
+      why_not_live: reason why it is not live; empty for the live one.
     """
 
     release: Release
@@ -50,23 +50,24 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run does.
+class ReindexPlan:
+    """What a run has to do.
 
     Attributes:
-      encoder: id of the one that embeds; None: it is trained.
-      holds: id of the release that holds the corpus as it is, so that there is nothing to do; None: there is none.
-      known: what was compared with.
+      entry: plan as the journal records it.
+      encoder: id of the encoder that embeds the corpus; None if one has to be trained.
+      matching_release: id of a release that matches the corpus, in which case there is no work; None if there is none.
+      known: releases that the corpus was compared with, the most relevant first.
     """
 
     entry: PlanEntry
     encoder: str | None
-    holds: str | None
-    known: tuple[Known, ...]
+    matching_release: str | None
+    known: tuple[KnownRelease, ...]
 
     @property
     def summary(self) -> str:
-        """What was found and what will be done, for people."""
+        """Description of the changes and of the work, for people."""
         entry = self.entry
         return (
             f"{entry.items:,} images: {entry.added:,} added, {entry.changed:,} changed, {entry.removed:,} removed, "
@@ -74,28 +75,28 @@ class Plan:
         )
 
 
-def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Plan:
-    """Compares the listed corpus with what is released.
+def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> ReindexPlan:
+    """Plans a run by comparing the listed corpus with the known releases.
 
     Args:
-      pointer: of the channel that is published to.
-      listing: of the corpus; it stays as it is.
+      listing: listing of the corpus; it is not changed.
+      pointer: pointer of the channel to publish to.
 
     Raises:
-      UsageError: it cannot be told which encoder to use, or the captions are not usable.
-      JobError: an artifact is damaged, or the storage cannot be used.
+      UsageError: the choice of the encoder is ambiguous, or the captions cannot be used.
+      JobError: an artifact is damaged, or the storage is unavailable.
     """
     from beam_jobs.embed import finished_run
     from beam_jobs.planning.listing import Changes
 
     workspace = Workspace(config.workspace)
-    known = known_releases(config, pointer)
+    known = find_known_releases(config, pointer)
     encoder, why = choose_encoder(config, known)
     manifest = finished_run(config, encoder, MODALITY, listing) if encoder else None
-    if manifest and (held := holding(config, known, manifest)):
+    if manifest and (match := find_matching_release(config, known, manifest)):
         counts = {"items": listing.count, **vars(Changes(0, 0, 0, listing.count))}
-        entry = PlanEntry(mode="nothing", reason=_reason_for_nothing(held), **counts)
-        return Plan(entry, encoder, held.release.id, known)
+        entry = PlanEntry(mode="nothing", reason=_reason_for_no_work(match), **counts)
+        return ReindexPlan(entry, encoder, match.release.id, known)
     base = _manifest(workspace, known[0].release) if known else None
     changes = listing.changes(workspace, base) if base else Changes(listing.count, 0, 0, 0)
     counts = {"items": listing.count, **vars(changes)}
@@ -110,75 +111,78 @@ def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Plan:
         check=True,
         publish=True,
     )
-    return Plan(entry, encoder, None, known)
+    return ReindexPlan(entry, encoder, None, known)
 
 
-def known_releases(config: Config, pointer: Pointer) -> tuple[Known, ...]:
-    """Returns the releases that count, each once; those of other workspaces do not, since their corpora are others'."""
+def find_known_releases(config: Config, pointer: Pointer) -> tuple[KnownRelease, ...]:
+    """Returns the releases built in this workspace to compare with: the live one, the latest, and withdrawn ones."""
     workspace, target = Workspace(config.workspace), open_target(config)
     latest = journal.latest_release(workspace.storage, pointer.channel)
     found = []
     for id in dict.fromkeys((pointer.release, latest, *reversed(pointer.withdrawn))):
         if id and target.committed("releases", id):
             release = read_release(target, id)
-            if all(workspace.committed(kind, release.provenance[key]) for key, kind in MADE_FROM.items()):
-                found.append(Known(release, _why_not_live(id, pointer)))
+            if all(workspace.committed(kind, release.provenance[key]) for key, kind in PROVENANCE_KINDS.items()):
+                found.append(KnownRelease(release, _why_not_live(id, pointer)))
     return tuple(found)
 
 
 def _why_not_live(id: str, pointer: Pointer) -> str:
     if id == pointer.release:
         return ""
-    return "it was rolled back" if id in pointer.withdrawn else f"release {pointer.release} was made live since"
+    return "it was rolled back" if id in pointer.withdrawn else f"release {pointer.release} was made live later"
 
 
-def choose_encoder(config: Config, known: Sequence[Known]) -> tuple[str | None, str]:
-    """Returns the encoder that embeds, or None where one is to be trained, and why it is not that of the live release.
+def choose_encoder(config: Config, known: Sequence[KnownRelease]) -> tuple[str | None, str]:
+    """Chooses the encoder that embeds the corpus.
+
+    Returns:
+      The encoder's id, or None if one has to be trained; and why the live release's encoder is not used, else empty.
 
     Raises:
-      UsageError: there are several, none of them in use.
+      UsageError: there are several encoders, none of which is in use.
     """
     workspace, retrain = Workspace(config.workspace), config.reindex.retrain
-    there = workspace.ids("encoders")
+    existing = workspace.ids("encoders")
     used = [release.release.provenance["encoder"] for release in known]
-    order = list(dict.fromkeys([*used, *_embedded_with(workspace), *there]))
-    order = [id for id in order if id in there]
+    candidates = list(dict.fromkeys([*used, *_embedding_encoders(workspace), *existing]))
+    candidates = [id for id in candidates if id in existing]
     why = "an encoder is trained, since there is none"
-    if order and not (retrain == "never" or not has_captions(config.data)):
+    if candidates and not (retrain == "never" or not has_captions(config.data)):
         if retrain == "data":
             from trainer.train import planned_id
 
             planned = planned_id(config)
-            order = [planned] if planned in there else []
+            candidates = [planned] if planned in existing else []
             why = "an encoder is trained: the captions, their images or the training settings changed"
         else:
             from trainer.identity import has_settings
 
-            bundles = ((id, EncoderInfo.model_validate(workspace.marker("encoders", id))) for id in order)
-            order = [id for id, bundle in bundles if has_settings(bundle, config.train)]
+            bundles = ((id, EncoderInfo.model_validate(workspace.marker("encoders", id))) for id in candidates)
+            candidates = [id for id, bundle in bundles if has_settings(bundle, config.train)]
             why = "an encoder is trained: the training settings changed"
-    elif len(order) > 1 and not used and not _embedded_with(workspace):
+    elif len(candidates) > 1 and not used and not _embedding_encoders(workspace):
         raise UsageError(
-            f"workspace {workspace.root} holds encoders {', '.join(order)}, and none of them is in use; embed the "
+            f"workspace {workspace.root} contains encoders {', '.join(candidates)}, none of which is in use; embed the "
             "corpus with one of them first (`searchforge embed --encoder ID`)"
         )
-    if not order:
+    if not candidates:
         return None, why
-    replaced = used and used[0] != order[0]
-    return order[0], f"encoder {order[0]} replaces {used[0]}" if replaced else ""
+    encoder = candidates[0]
+    return encoder, f"encoder {encoder} replaces {used[0]}" if used and used[0] != encoder else ""
 
 
-def holding(config: Config, known: Sequence[Known], manifest: Manifest) -> Known | None:
-    """Returns the first release that holds the contents of an embedding run, made with the configuration's settings."""
-    return next((one for one in known if not _differences(config, one.release, manifest)), None)
+def find_matching_release(config: Config, known: Sequence[KnownRelease], manifest: Manifest) -> KnownRelease | None:
+    """Returns the first release with the contents of an embedding run and the configured settings, or None."""
+    return next((candidate for candidate in known if not _differences(config, candidate.release, manifest)), None)
 
 
 def _differences(config: Config, release: Release, manifest: Manifest) -> list[str]:
-    """Returns in what a release is not what the configuration makes of an embedding run."""
+    """Returns how a release differs from one built from an embedding run with the current configuration."""
     workspace = Workspace(config.workspace)
     found = []
     if release.provenance["encoder"] != manifest.encoder:
-        found.append("the encoder is another one")
+        found.append("the encoder changed")
     elif not _same_contents(workspace, _manifest(workspace, release), manifest):
         found.append("the corpus changed")
     return found + _changed_settings(config, release)
@@ -202,26 +206,27 @@ def _changed_settings(config: Config, release: Release) -> list[str]:
         ("check", (report.get("version"), REPORT_VERSION), config.check.changed_since(report.get("config") or {})),
     ):
         if version[0] != version[1]:
-            found.append(f"this version of searchforge makes another {name}")
+            found.append(f"this version of searchforge has another {name} format")
         elif keys:
             found.append(f"{', '.join(f'{name}.{key}' for key in keys)} changed")
     return found
 
 
-def _reason(config: Config, known: Sequence[Known], encoder: str | None, counts: dict[str, int]) -> str:
+def _reason(config: Config, known: Sequence[KnownRelease], encoder: str | None, counts: dict[str, int]) -> str:
     if not known:
-        return "there is no release of this workspace yet"
+        return "this workspace has no release yet"
     changes = [f"{counts[key]:,} {key}" for key in ("added", "changed", "removed") if counts[key]]
     found = ([f"images {', '.join(changes)}"] if changes else []) + _changed_settings(config, known[0].release)
-    return f"since release {known[0].release.id}: {'; '.join(found) or 'files were written again'}"
+    return f"since release {known[0].release.id}: {'; '.join(found) or 'files were rewritten'}"
 
 
-def _reason_for_nothing(held: Known) -> str:
-    if not held.why_not_live:
-        return f"release {held.release.id}, which is live, holds the corpus as it is"
+def _reason_for_no_work(match: KnownRelease) -> str:
+    id = match.release.id
+    if not match.why_not_live:
+        return f"the live release {id} matches the corpus"
     return (
-        f"release {held.release.id} holds the corpus as it is and is not live: {held.why_not_live}; "
-        f"`searchforge rollback --to {held.release.id}` makes it live"
+        f"release {id} matches the corpus but is not live: {match.why_not_live}; "
+        f"`searchforge rollback --to {id}` makes it live"
     )
 
 
@@ -229,8 +234,8 @@ def _manifest(workspace: Workspace, release: Release) -> Manifest:
     return Manifest.model_validate(workspace.marker("embeddings", release.provenance["embeddings"]))
 
 
-def _embedded_with(workspace: Workspace) -> list[str]:
-    """Returns the encoders of the embedding runs, the latest first."""
+def _embedding_encoders(workspace: Workspace) -> list[str]:
+    """Returns the ids of the encoders of all embedding runs, most recent first."""
     runs = [workspace.marker("embeddings", id) for id in workspace.ids("embeddings")]
     return [run["encoder"] for run in sorted(runs, key=lambda run: str(run.get("created", "")), reverse=True)]
 
@@ -239,11 +244,11 @@ def _same_contents(workspace: Workspace, one: Manifest, other: Manifest) -> bool
     """Whether two runs hold the same items, whenever their files were written."""
     if one.id == other.id:
         return True
-    return one.records == other.records and _contents(workspace, one) == _contents(workspace, other)
+    return one.records == other.records and _contents_hash(workspace, one) == _contents_hash(workspace, other)
 
 
-def _contents(workspace: Workspace, manifest: Manifest) -> int:
-    """Returns a hash of all items that does not depend on their order: the sum of theirs."""
+def _contents_hash(workspace: Workspace, manifest: Manifest) -> int:
+    """Returns an order-independent hash of all items: the sum of their hashes modulo 2**256."""
     hashes = (
         sha256_bytes(canonical_json([record.id, record.content_hash, record.metadata]))
         for record in read_shards(workspace, manifest)

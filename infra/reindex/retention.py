@@ -1,10 +1,10 @@
-"""Retention: releases beyond `reindex.keep_releases`, and what only they were made from, are deleted.
+"""Retention: deletes releases beyond `reindex.keep_releases` and the artifacts that no remaining release needs.
 
-What is needed is what a release that stays was made from, what the run itself made, and what these build on: an
-embedding run refers to shards in the folders of earlier ones. Anything else goes once it has not been written to for
-some time, unfinished artifacts among it. The committing file goes first, so that half a folder never counts as an
-artifact, and a run that is killed here is finished by the next one. Encoders that no embedding run ever used stay:
-somebody trained them by hand.
+Needed artifacts are those that remaining releases were built from, those of the current run, and their dependencies:
+an embedding run refers to shards of earlier runs. Everything else, including unfinished artifacts, is deleted once it
+has not been written to for some time. An artifact's marker is deleted first, so that a partly deleted folder never
+counts as an artifact; a retention that is killed is completed by the next one. Encoders that no embedding run ever used
+are kept, since they were trained manually.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infra.reindex import journal, lease
-from infra.reindex.plan import MADE_FROM
+from infra.reindex.plan import PROVENANCE_KINDS
 from infra.releases.pruning import prune as prune_releases
 from searchforge.artifacts.workspace import MARKERS, Kind, Workspace
 from searchforge.captions.dataset import has_captions, image_folder
@@ -28,38 +28,40 @@ from searchforge.storage.base import Storage
 logger = logging.getLogger(__name__)
 
 KINDS: tuple[Kind, ...] = ("checks", "searchers", "encoders", "embeddings")
-"""In the order of deletion: what is made of others goes before them, and an encoder before the runs that used it."""
+"""Order of deletion: dependents before what they were built from, but encoders before the embedding runs that name
+them, so that an interrupted retention still finds which encoders were used.
+"""
 
 MIN_AGE = timedelta(days=1)
-"""What is younger may belong to a command that somebody runs at this moment."""
+"""Age up to which artifacts are always kept, since a command may be using them."""
 
 FEATURES_AGE = timedelta(days=30)
-"""Features of frozen towers, which take long to compute, are kept so long after a training last used them."""
+"""How long cached features of frozen towers, which are expensive to compute, are kept after their last use."""
 
 
 class Artifact(NamedTuple):
-    """An artifact, or what there is of one."""
+    """An artifact, finished or not."""
 
     kind: Kind
     id: str
 
 
 def prune(
-    config: Config, workspace: Workspace, target: Workspace, made: Mapping[Kind, str], now: datetime | None = None
+    config: Config, workspace: Workspace, target: Workspace, keep: Mapping[Kind, str], now: datetime | None = None
 ) -> list[Artifact]:
-    """Deletes what is not needed any more; the caller holds the lease.
+    """Deletes everything that is no longer needed. The caller must hold the lease.
 
     Args:
-      workspace: holds the artifacts.
-      target: holds the releases; may be the same workspace.
-      made: ids of what the run made or found, by kind; they stay.
-      now: the time that ages are counted to; by default that of the storage.
+      workspace: workspace with the artifacts.
+      target: workspace with the releases; may be the same one.
+      keep: ids of the current run's artifacts by kind, which are kept.
+      now: reference time for ages; by default the storage's clock.
 
     Returns:
-      What was deleted from the workspace.
+      The artifacts that were deleted from the workspace.
 
     Raises:
-      JobError: the storage cannot be used, or a committing file is damaged, so that it cannot be told what is needed.
+      JobError: the storage is unavailable, or a damaged marker leaves it unknown what is needed.
     """
     settings = config.reindex
     if settings.keep_releases is None:
@@ -67,44 +69,45 @@ def prune(
     prune_releases(target, settings.keep_releases, settings.keep_days, now=now)
     now = now or workspace.storage.now()
     limit = now - max(timedelta(days=settings.keep_days), MIN_AGE)
-    there = [Artifact(kind, id) for kind in KINDS for id in workspace.all_ids(kind)]
-    young = {artifact for artifact in there if _written(workspace.storage, f"{artifact.kind}/{artifact.id}") > limit}
-    needed = _with_origins(workspace, [*_released(target), *(Artifact(*item) for item in made.items()), *young])
-    going = _unneeded(workspace, there, needed)
-    for artifact in going:
+    existing = [Artifact(kind, id) for kind in KINDS for id in workspace.all_ids(kind)]
+    recent = [found for found in existing if _last_written(workspace.storage, f"{found.kind}/{found.id}") > limit]
+    kept = [Artifact(kind, id) for kind, id in keep.items()]
+    needed = _with_dependencies(workspace, [*_released(target), *kept, *recent])
+    unneeded = _unneeded(workspace, existing, needed)
+    for artifact in unneeded:
         with workspace.storage.snapshot(f"{artifact.kind}/{artifact.id}") as snapshot:
             snapshot.delete(first=MARKERS[artifact.kind])
-    _tidy_runs(workspace, needed, limit)
+    _delete_leftovers(workspace, needed, limit)
     for folder in (journal.FOLDER, str(Path(lease.LEASE).parent)):
-        _remove_unfinished_writes(workspace.storage, folder, limit)
+        _delete_temporary_files(workspace.storage, folder, limit)
     _prune_caches(config, workspace, needed, now, limit)
-    if going:
-        counts = (f"{sum(artifact.kind == kind for artifact in going)} {kind}" for kind in KINDS)
+    if unneeded:
+        counts = (f"{sum(artifact.kind == kind for artifact in unneeded)} {kind}" for kind in KINDS)
         logger.info(f"  deleted, since no release needs them: {', '.join(counts)}")
-    return going
+    return unneeded
 
 
 def _released(target: Workspace) -> Iterator[Artifact]:
-    """Yields what the releases were made from, wherever that is."""
+    """Yields the artifacts that the releases were built from, in this workspace or another one."""
     for id in target.ids("releases"):
         provenance = target.marker("releases", id)["provenance"]
-        yield from (Artifact(kind, provenance[key]) for key, kind in MADE_FROM.items() if key in provenance)
+        yield from (Artifact(kind, provenance[key]) for key, kind in PROVENANCE_KINDS.items() if key in provenance)
 
 
-def _with_origins(workspace: Workspace, roots: Iterable[Artifact]) -> set[Artifact]:
-    """Returns artifacts and all that they build on, whether they are in the workspace or not."""
+def _with_dependencies(workspace: Workspace, roots: Iterable[Artifact]) -> set[Artifact]:
+    """Returns artifacts and their transitive dependencies, whether or not they are in the workspace."""
     found: set[Artifact] = set()
     waiting = list(roots)
     while waiting:
         artifact = waiting.pop()
         if artifact not in found:
             found.add(artifact)
-            waiting += _origins(workspace, artifact)
+            waiting += _dependencies(workspace, artifact)
     return found
 
 
-def _origins(workspace: Workspace, artifact: Artifact) -> Iterator[Artifact]:
-    """Yields what an artifact was made from; nothing for one that is not committed."""
+def _dependencies(workspace: Workspace, artifact: Artifact) -> Iterator[Artifact]:
+    """Yields the artifacts that an artifact was built from; none if it is not committed."""
     if not workspace.committed(*artifact):
         return
     marker = workspace.marker(*artifact)
@@ -120,43 +123,43 @@ def _origins(workspace: Workspace, artifact: Artifact) -> Iterator[Artifact]:
             for run in {shard["run"] for shard in marker["shards"] if shard["run"]}:
                 yield Artifact("embeddings", run)
     except (KeyError, TypeError) as error:
-        place = workspace.url(*artifact, MARKERS[artifact.kind])
-        raise JobError(f"{place} does not say what it was made from ({error}); delete {artifact.id}") from None
+        path = workspace.url(*artifact, MARKERS[artifact.kind])
+        raise JobError(f"{path} does not say what it was built from ({error}); delete {artifact.id}") from None
 
 
-def _unneeded(workspace: Workspace, there: Collection[Artifact], needed: Collection[Artifact]) -> list[Artifact]:
-    """Returns what can go, in the order of deletion: also of embedding runs, those first that are built on others."""
-    going = [artifact for artifact in there if artifact not in needed]
-    origins = {artifact: set(_origins(workspace, artifact)) for artifact in going if artifact.kind == "embeddings"}
-    bases_first = list(graphlib.TopologicalSorter(origins).static_order())
-    going = [artifact for artifact in going if artifact not in origins]
-    going += [artifact for artifact in reversed(bases_first) if artifact in origins]
-    used = {
+def _unneeded(workspace: Workspace, existing: Collection[Artifact], needed: Collection[Artifact]) -> list[Artifact]:
+    """Returns the artifacts to delete, in order of deletion; embedding runs come before the runs they build on."""
+    unneeded = [artifact for artifact in existing if artifact not in needed]
+    runs = [artifact for artifact in unneeded if artifact.kind == "embeddings"]
+    bases_first = graphlib.TopologicalSorter({run: set(_dependencies(workspace, run)) for run in runs}).static_order()
+    unneeded = [artifact for artifact in unneeded if artifact.kind != "embeddings"]
+    unneeded += [artifact for artifact in reversed(list(bases_first)) if artifact in runs]
+    used_encoders = {
         workspace.marker(kind, id).get("encoder")
-        for kind, id in going
+        for kind, id in unneeded
         if kind == "embeddings" and workspace.committed(kind, id)
     }
     return [
         artifact
-        for artifact in going
-        if artifact.kind != "encoders" or artifact.id in used or not workspace.committed(*artifact)
+        for artifact in unneeded
+        if artifact.kind != "encoders" or artifact.id in used_encoders or not workspace.committed(*artifact)
     ]
 
 
-def _tidy_runs(workspace: Workspace, needed: Iterable[Artifact], limit: datetime) -> None:
-    """Deletes what embedding runs that were killed after their commit left: plans, reports of shards, partial files."""
-    for kind, id in needed:
+def _delete_leftovers(workspace: Workspace, artifacts: Iterable[Artifact], limit: datetime) -> None:
+    """Deletes files that embedding runs killed after their commit left: plans, shard reports, partial files."""
+    for kind, id in artifacts:
         if kind == "embeddings" and workspace.committed(kind, id):
             marker = workspace.marker(kind, id)
-            own = {shard["name"] for shard in marker["shards"] if not shard["run"]}
-            keep = {MARKERS[kind], "report.json", *marker["rejects"], *own}
+            own_shards = {shard["name"] for shard in marker["shards"] if not shard["run"]}
+            keep = {MARKERS[kind], "report.json", *marker["rejects"], *own_shards}
             with workspace.storage.snapshot(f"{kind}/{id}") as snapshot:
-                left = [name for name, found in snapshot.objects.items() if found.modified <= limit]
-            for name in set(left) - keep:
+                old = {name for name, found in snapshot.objects.items() if found.modified <= limit}
+            for name in old - keep:
                 workspace.storage.delete(f"{kind}/{id}/{name}")
 
 
-def _remove_unfinished_writes(storage: Storage, folder: str, limit: datetime) -> None:
+def _delete_temporary_files(storage: Storage, folder: str, limit: datetime) -> None:
     for name in storage.list_files(folder):
         if name.startswith(".") and name.endswith(".tmp") and storage.modified(f"{folder}/{name}") <= limit:
             storage.delete(f"{folder}/{name}")
@@ -165,9 +168,9 @@ def _remove_unfinished_writes(storage: Storage, folder: str, limit: datetime) ->
 def _prune_caches(
     config: Config, workspace: Workspace, needed: Collection[Artifact], now: datetime, limit: datetime
 ) -> None:
-    """Deletes local copies of what is gone from a bucket, and of caches what is of no use any more, or old."""
-    places = {storage.root: storage for storage in (workspace.storage, workspace.local_storage)}
-    if len(places) == 2:  # a bucket and the copies of what is in it
+    """Deletes local copies of artifacts that are gone from the bucket, and unused or old cache entries."""
+    storages = {storage.root: storage for storage in (workspace.storage, workspace.local_storage)}
+    if len(storages) == 2:  # a bucket, and local copies of its artifacts
         for kind in KINDS:
             for id in workspace.local_storage.list_folders(kind):
                 if not workspace.committed(kind, id):
@@ -176,7 +179,7 @@ def _prune_caches(
     quantizers = {str(build.get("quantizer")) for build in builds}
     runs = {id for kind, id in needed if kind == "embeddings"}
     unpacked = image_folder(config).parent.name if has_captions(config.data) else ""
-    for storage in places.values():
+    for storage in storages.values():
         for name in storage.list_folders("cache/parts"):
             if name not in quantizers:
                 _delete_old(storage, f"cache/parts/{name}", limit)
@@ -199,14 +202,14 @@ def _prune_caches(
 
 
 def _delete_old(storage: Storage, path: str, limit: datetime) -> None:
-    """Deletes a file, or a folder, to which nothing was written since."""
-    if _written(storage, path) <= limit:
+    """Deletes a file or folder that was not written to after `limit`."""
+    if _last_written(storage, path) <= limit:
         storage.delete_folder(path)
         storage.delete(path)
 
 
-def _written(storage: Storage, path: str) -> datetime:
-    """When something was last written to a folder, or a file."""
+def _last_written(storage: Storage, path: str) -> datetime:
+    """Returns the time of the last write to a file or folder, or the epoch if it does not exist."""
     with storage.snapshot(path) as snapshot:
         times = [found.modified for found in snapshot.objects.values()]
     try:

@@ -1,7 +1,7 @@
-"""A run of `reindex`: under the lease, what the plan says is trained, embedded, indexed, checked and published.
+"""A run of `reindex`: holds the lease, executes the stages of the plan, and records every attempt in the journal.
 
-Every stage finds what an earlier run committed, so that a run after a killed one goes on where it was. What each
-attempt gave is in the journal. The live release changes by one write at the end, or not at all.
+Every stage reuses what earlier runs committed, so a run resumes where a killed one stopped. The live release changes
+by a single write at the end, or not at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from infra.reindex import journal, lease, retention
 from infra.reindex.journal import Run, Stage, StageEntry
 from infra.reindex.lease import Lease
 from infra.reindex.notify import notify
-from infra.reindex.plan import MODALITY, Plan, holding, make_plan
+from infra.reindex.plan import MODALITY, ReindexPlan, find_matching_release, make_plan
 from infra.releases import channels, releases
 from infra.releases.releases import Release
 from searchforge.artifacts.manifest import Manifest
@@ -41,21 +41,21 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_FINAL = (UsageError, GateError, ConflictError)
-"""Errors that another attempt would only meet again."""
+_PERMANENT_ERRORS = (UsageError, GateError, ConflictError)
+"""Errors that a retry would not resolve."""
 
 
 class Stopped(BaseException):
-    """A signal asked the process to end; its name is the argument."""
+    """A signal asked the process to stop; the argument is the signal's name."""
 
 
-_STOPS = (Stopped, KeyboardInterrupt, SystemExit)
-"""What ends a run from outside; the latter two where a library has handlers of its own."""
+_STOP_REQUESTS = (Stopped, KeyboardInterrupt, SystemExit)
+"""Exceptions that stop a run from outside; the last two come from signal handlers of libraries."""
 
 
 @dataclass(frozen=True)
-class Calls:
-    """What a run calls to do its work; each is a function with the signature of its default."""
+class StageFunctions:
+    """Functions that carry out the stages of a run; each has the signature of its default."""
 
     train: Callable[..., dict[str, Any]] = stages.train
     embed: Callable[..., dict[str, Any]] = stages.embed
@@ -72,57 +72,58 @@ def reindex(
     trigger: str = "command",
     resume: bool = False,
     now: datetime | None = None,
-    calls: Calls = Calls(),
+    functions: StageFunctions = StageFunctions(),
 ) -> Run:
-    """Brings the live release up to the corpus, if anything changed.
+    """Updates the live release to match the corpus, if anything changed.
 
     Args:
-      trigger: what started the run, for the journal.
-      resume: whether to start although `reindex.max_failures` runs failed in a row.
-      now: the time that ages are counted to when what is not needed is deleted; by default that of the storage.
-      calls: what does the work.
+      trigger: origin of the run, for the journal.
+      resume: whether to start even though `reindex.max_failures` consecutive runs failed.
+      now: reference time for ages when deleting what is no longer needed; by default the storage's clock.
+      functions: functions that carry out the stages.
 
     Returns:
-      The run as it ended: published or unchanged.
+      The journal entry of the completed run, whose state is `published` or `unchanged`.
 
     Raises:
-      ConflictError: another run holds the lease, took it over meanwhile, or published first.
-      GateError: what was built did not pass its check; the live release stays.
-      UsageError, JobError: a stage failed, a signal stopped the run, or too many runs failed before it.
+      ConflictError: another run holds the lease, took it over, or published first.
+      GateError: the searcher did not pass its check; the live release stays.
+      UsageError, JobError: a stage failed, a signal stopped the run, or too many earlier runs failed.
     """
     settings, storage = config.reindex, Workspace(config.workspace).storage
     last = next(journal.runs(storage), None)
     if last and last.failures >= settings.max_failures and not resume:
         raise JobError(
-            f"{last.failures} runs of reindex failed in a row, the last one at {last.failed_stage}: {last.error}\n"
-            "Mend the cause, then start with --resume (reindex.max_failures)"
+            f"{last.failures} consecutive runs of reindex failed, the last one at {last.failed_stage}: {last.error}\n"
+            "Fix the cause, then start again with --resume (reindex.max_failures)"
         )
-    # A write: what cannot be published to fails here, not after the training.
+    # This writes a file, so a target that is not writable fails now rather than after training.
     releases.open_target(config).storage.now()
     id = journal.run_id()
     with logs.bind(run=id):
-        with _stopping(), _leased(config, storage, id) as held:
+        with _raise_on_signals(), _acquire_lease(config, storage, id) as held_lease:
             start = Run(
                 run=id,
                 started=journal.now(),
                 beat=journal.now(),
                 trigger=trigger,
                 host=socket.gethostname(),
-                fence=held.fence,
+                fence=held_lease.fence,
                 channel=settings.channel,
                 failures=_close_dead_runs(storage),
             )
-            runner = _StageRunner(config, held, _Record(storage, start, settings.keep_runs), calls)
-            error = _work(runner, now)
-        run = runner.record.run
-        _notify(config, run, calls)
+            entry = _JournalEntry(storage, start, settings.keep_runs)
+            runner = _StageRunner(config, held_lease, entry, functions)
+            error = _execute(runner, now)
+        run = runner.entry.run
+        _notify(config, run, functions)
         if error:
             raise error
         return run
 
 
-def preview(config: Config) -> Plan:
-    """Returns what a run would do; nothing is changed.
+def preview(config: Config) -> ReindexPlan:
+    """Returns the plan of a run without changing anything.
 
     Raises:
       UsageError, JobError: see infra.reindex.plan.make_plan.
@@ -132,63 +133,64 @@ def preview(config: Config) -> Plan:
         return _list_and_plan(config, pointer, stack)[0]
 
 
-def _work(runner: _StageRunner, now: datetime | None) -> SearchforgeError | None:
-    """Does the run and closes its journal entry; returns why it failed."""
-    record = runner.record
+def _execute(runner: _StageRunner, now: datetime | None) -> SearchforgeError | None:
+    """Executes the run and closes its journal entry; returns the error with which it failed, or None."""
+    entry = runner.entry
     try:
-        state, release = _bring_up(runner)
-        record.update(release=release)
+        state, release = _run_stages(runner)
+        entry.update(release=release)
     except Exception as found:
-        error = _for_user(found)
-        failures = record.run.failures + 1
-        record.close("failed", error=str(error), failed_stage=runner.current, failures=failures)
+        error = _as_searchforge_error(found)
+        failures = entry.run.failures + 1
+        entry.close("failed", error=str(error), failed_stage=runner.current, failures=failures)
         return error
-    except _STOPS as stop:
-        record.close("failed", error=_described(stop), failed_stage=runner.current)
-        return JobError(f"{_described(stop)} at {runner.current}; the next run goes on from there")
-    with contextlib.suppress(*_STOPS):  # what is released stays so; the next run tidies up
-        _tidy(runner, now)
-    record.close(state, failures=0)
+    except _STOP_REQUESTS as stop:
+        entry.close("failed", error=_describe(stop), failed_stage=runner.current)
+        return JobError(f"{_describe(stop)} at {runner.current}; the next run resumes there")
+    with contextlib.suppress(*_STOP_REQUESTS):  # the result stands, and the next run prunes
+        _prune(runner, now)
+    entry.close(state, failures=0)
     return None
 
 
-def _bring_up(runner: _StageRunner) -> tuple[Literal["published", "unchanged"], str]:
-    """Does what the plan says; returns how that ended, and the release that holds the corpus as it is."""
-    config, held, record, calls = runner.config, runner.held, runner.record, runner.calls
+def _run_stages(runner: _StageRunner) -> tuple[Literal["published", "unchanged"], str]:
+    """Plans and runs the stages; returns the run's final state and the release that matches the corpus."""
+    config, held_lease, entry, functions = runner.config, runner.held_lease, runner.entry, runner.functions
     workspace, target, channel = Workspace(config.workspace), releases.open_target(config), config.reindex.channel
     pointer = channels.read(target.storage, channel)
-    if held.taken_over and pointer.exists:  # whoever was taken for dead publishes nothing from here on
-        channels.advance_fence(target.storage, channel, held.fence)
+    if held_lease.taken_over and pointer.exists:  # the former holder must not publish from here on
+        channels.advance_fence(target.storage, channel, held_lease.fence)
     with contextlib.ExitStack() as stack:
-        plan, listing = runner.do("plan", lambda: _list_and_plan(config, pointer.pointer, stack))
-        record.update(plan=plan.entry)
+        plan, listing = runner.retry("plan", lambda: _list_and_plan(config, pointer.pointer, stack))
+        entry.update(plan=plan.entry)
         logger.info(f"  {plan.summary}")
-        if plan.holds:
-            return "unchanged", plan.holds
-        channels.advance_fence(target.storage, channel, held.fence)
-        encoder = plan.encoder or runner.make("train", lambda: calls.train(config))["id"]
-        listings = iter(() if plan.entry.train else (listing,))  # one that is hours old is not used, nor one twice
-        embedded = runner.make("embed", lambda: calls.embed(config, encoder, MODALITY, next(listings, None)))
-    if same := holding(config, plan.known, Manifest.model_validate(embedded)):
-        logger.info(f"  the files were written again, but hold what release {same.release.id} holds")
-        return "unchanged", same.release.id
-    build = runner.make("index", lambda: calls.index(config, embedded["id"], encoder))
-    report = runner.make("check", lambda: calls.check(config, build["id"], channel))
+        if plan.matching_release:
+            return "unchanged", plan.matching_release
+        channels.advance_fence(target.storage, channel, held_lease.fence)
+        encoder = plan.encoder or runner.run("train", lambda: functions.train(config))["id"]
+        # A listing can be used once, and is outdated after a training.
+        listings = iter(() if plan.entry.train else (listing,))
+        manifest = runner.run("embed", lambda: functions.embed(config, encoder, MODALITY, next(listings, None)))
+    if match := find_matching_release(config, plan.known, Manifest.model_validate(manifest)):
+        logger.info(f"  files were rewritten, but their contents match release {match.release.id}")
+        return "unchanged", match.release.id
+    build = runner.run("index", lambda: functions.index(config, manifest["id"], encoder))
+    report = runner.run("check", lambda: functions.check(config, build["id"], channel))
 
     def publish() -> dict[str, Any]:
-        published = calls.publish(
-            workspace, target, report["id"], channel=channel, revive=False, fence=held.fence, expected=pointer
+        published = functions.publish(
+            workspace, target, report["id"], channel=channel, revive=False, fence=held_lease.fence, expected=pointer
         )
         return {"id": published.id, "live": published.live}
 
-    release = runner.make("publish", publish)
+    release = runner.run("publish", publish)
     return "published" if release["live"] else "unchanged", release["id"]
 
 
 def _list_and_plan(
     config: Config, pointer: channels.Pointer, stack: contextlib.ExitStack
-) -> tuple[Plan, CorpusListing]:
-    """Returns the plan and the listing that it was made on, which `stack` deletes."""
+) -> tuple[ReindexPlan, CorpusListing]:
+    """Returns the plan and the corpus listing that it is based on, which `stack` deletes."""
     import_quietly("apache_beam")
     from beam_jobs.embed import list_corpus
     from beam_jobs.planning.listing import CorpusListing
@@ -198,22 +200,22 @@ def _list_and_plan(
     return make_plan(config, listing, pointer), listing
 
 
-def _tidy(runner: _StageRunner, now: datetime | None) -> None:
-    """Deletes what is not needed any more; that this fails is written down, and does not fail the run."""
+def _prune(runner: _StageRunner, now: datetime | None) -> None:
+    """Deletes what is no longer needed; a failure is recorded but does not fail the run."""
     config = runner.config
     workspace, target = Workspace(config.workspace), releases.open_target(config)
 
     def prune() -> dict[str, Any]:
-        return {"id": "", "deleted": runner.calls.prune(config, workspace, target, runner.made, now)}
+        return {"id": "", "deleted": runner.functions.prune(config, workspace, target, runner.artifacts, now)}
 
     try:
-        runner.make("prune", prune)
+        runner.run("prune", prune)
     except SearchforgeError as error:
-        logger.info(f"what is not needed any more is not deleted: {error}; the next run tries again")
+        logger.info(f"pruning failed: {error}; the next run tries again")
 
 
-class _Record:
-    """The journal entry of this run."""
+class _JournalEntry:
+    """Writes the journal entry of the current run."""
 
     def __init__(self, storage: Storage, run: Run, keep: int) -> None:
         self.run, self._storage, self._keep = run, storage, keep
@@ -224,87 +226,87 @@ class _Record:
         self.run = self.run.model_copy(update={**changes, "beat": journal.now()})
         journal.write(self._storage, self.run)
 
-    def close(self, state: journal.State, **changes: Any) -> None:
-        """Writes the entry for the last time; that this cannot be done hides no other error."""
+    def close(self, state: journal.RunState, **changes: Any) -> None:
+        """Writes the final entry; a failure to do so is logged, so that it does not replace the run's own error."""
         try:
             self.update(state=state, ended=journal.now(), **changes)
             journal.prune(self._storage, self._keep)
         except (SearchforgeError, OSError) as error:
-            logger.info(f"the end of run {self.run.run} cannot be written down: {error}")
+            logger.info(f"the end of run {self.run.run} could not be recorded: {error}")
 
 
 class _StageRunner:
-    """Does stages under the lease, again where that may help, and writes down every attempt.
+    """Runs stages under the lease with retries, and records every attempt.
 
     Attributes:
-      calls: what does them.
-      current: the stage that is being done.
-      made: ids of the artifacts that were made or found, by kind.
+      functions: functions that carry out the stages.
+      current: stage in progress.
+      artifacts: ids of the artifacts that the stages created or reused, by kind.
     """
 
-    def __init__(self, config: Config, held: Lease, record: _Record, calls: Calls) -> None:
-        self.config, self.held, self.record, self.calls = config, held, record, calls
+    def __init__(self, config: Config, held_lease: Lease, entry: _JournalEntry, functions: StageFunctions) -> None:
+        self.config, self.held_lease, self.entry, self.functions = config, held_lease, entry, functions
         self.current: Stage | Literal["plan"] = "plan"
-        self.made: dict[Kind, str] = {}
+        self.artifacts: dict[Kind, str] = {}
 
-    def make(self, stage: Stage, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Like `do`, for a stage whose result has an `id`; the journal says what each attempt gave."""
+    def run(self, stage: Stage, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Runs a stage whose result has an `id`, like `retry`, and records every attempt in the journal."""
 
-        def noted() -> dict[str, Any]:
+        def recorded() -> dict[str, Any]:
             started, start = journal.now(), time.monotonic()
-            attempt = 1 + sum(entry.stage == stage for entry in self.record.run.stages)
-            found: dict[str, str] = {}
+            attempt = 1 + sum(entry.stage == stage for entry in self.entry.run.stages)
+            outcome: dict[str, str] = {}
             try:
                 result = work()
-                found["artifact"] = result["id"]
+                outcome["artifact"] = result["id"]
                 return result
             except BaseException as error:
-                found["error"] = _described(error)
+                outcome["error"] = _describe(error)
                 raise
             finally:
                 seconds = round(time.monotonic() - start, 3)
-                entry = StageEntry(stage=stage, attempt=attempt, started=started, seconds=seconds, **found)
-                self.record.update(stages=(*self.record.run.stages, entry))
+                entry = StageEntry(stage=stage, attempt=attempt, started=started, seconds=seconds, **outcome)
+                self.entry.update(stages=(*self.entry.run.stages, entry))
 
-        result = self.do(stage, noted)
+        result = self.retry(stage, recorded)
         if kind := stages.KIND_OF_STAGE.get(stage):
-            self.made[kind] = result["id"]
+            self.artifacts[kind] = result["id"]
         return result
 
-    def do(self, stage: Stage | Literal["plan"], work: Callable[[], Result]) -> Result:
-        """Returns what `work` gives.
+    def retry(self, stage: Stage | Literal["plan"], work: Callable[[], Result]) -> Result:
+        """Calls `work` until it succeeds, with exponential back-off; returns its result.
 
         Raises:
-          SearchforgeError: the last attempt failed, or another one would not help.
+          SearchforgeError: the last attempt failed, or the error is permanent.
         """
         self.current = stage
         settings, attempt = self.config.reindex, 1
         while True:
-            self.held.check()
+            self.held_lease.check()
             logger.info(f"{stage}{f', attempt {attempt} of {settings.attempts}' if attempt > 1 else ''}")
             try:
                 with logs.bind(stage=stage):
                     return work()
-            except Exception as error:  # of any library: nobody is there to read a stack trace
-                if isinstance(error, _FINAL) or attempt == settings.attempts:
-                    raise _for_user(error) from error
+            except Exception as error:  # libraries raise anything, and a schedule has no use for a traceback
+                if isinstance(error, _PERMANENT_ERRORS) or attempt == settings.attempts:
+                    raise _as_searchforge_error(error) from error
                 pause = settings.backoff_seconds * 2 ** (attempt - 1)
-                logger.info(f"  {stage} failed: {_described(error)}\n  the next attempt is in {pause:g} s")
+                logger.info(f"  {stage} failed: {_describe(error)}\n  trying again in {pause:g} s")
             time.sleep(pause)
             attempt += 1
 
 
-def _described(error: BaseException) -> str:
-    if isinstance(error, _STOPS):
+def _describe(error: BaseException) -> str:
+    if isinstance(error, _STOP_REQUESTS):
         return f"stopped by {error}" if isinstance(error, Stopped) else "stopped"
     return str(error) if isinstance(error, SearchforgeError) else f"{type(error).__name__}: {error}"
 
 
-def _for_user(error: Exception) -> SearchforgeError:
-    return error if isinstance(error, SearchforgeError) else JobError(_described(error))
+def _as_searchforge_error(error: Exception) -> SearchforgeError:
+    return error if isinstance(error, SearchforgeError) else JobError(_describe(error))
 
 
-def _leased(config: Config, storage: Storage, id: str) -> Lease:
+def _acquire_lease(config: Config, storage: Storage, id: str) -> Lease:
     settings = config.reindex
 
     def known_fence() -> int:
@@ -323,28 +325,28 @@ def _leased(config: Config, storage: Storage, id: str) -> Lease:
 
 
 def _close_dead_runs(storage: Storage) -> int:
-    """Closes the entries of runs that died, which whoever holds the lease may; returns how many failed in a row."""
+    """Closes the journal entries of killed runs; returns the number of consecutive failed runs before them."""
     for run in journal.runs(storage):
         if run.state != "running":
             return run.failures
         stage = run.stages[-1].stage if run.stages else "its start"
-        logger.info(f"run {run.run}, of {run.started}, died after {stage}")
-        error = f"the process was killed, or its machine was lost, after {stage}"
+        logger.info(f"run {run.run}, started at {run.started}, was killed after {stage}")
+        error = f"the process was killed, or its machine failed, after {stage}"
         journal.write(storage, run.model_copy(update={"state": "failed", "ended": run.beat, "error": error}))
     return 0
 
 
-def _notify(config: Config, run: Run, calls: Calls) -> None:
+def _notify(config: Config, run: Run, functions: StageFunctions) -> None:
     try:
-        calls.notify(config.reindex, run)
-    except Exception as error:  # the run has ended, and as it did
-        logger.info(f"nobody was notified of run {run.run}: {_described(error)}")
+        functions.notify(config.reindex, run)
+    except Exception as error:  # must not change the result of the run
+        logger.info(f"no notification of run {run.run} was sent: {_describe(error)}")
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT raise Stopped, once: what is then to be finished is not disturbed again."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
+def _raise_on_signals() -> Iterator[None]:
+    """Makes the first SIGTERM or SIGINT raise Stopped; later ones are ignored, so that clean-up is not interrupted."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
     stopped = False
@@ -355,11 +357,11 @@ def _stopping() -> Iterator[None]:
             stopped = True
             raise Stopped(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
-    except Stopped as stop_before_work:
-        raise JobError(f"stopped by {stop_before_work}") from None
+    except Stopped as request:  # before the stages began, or after they ended
+        raise JobError(f"stopped by {request}") from None
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

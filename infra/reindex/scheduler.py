@@ -1,7 +1,8 @@
-"""`searchforge schedule`: re-indexes at the times of a cron expression, until it is told to end.
+"""`searchforge schedule`: re-indexes at the times of a cron expression until it is stopped.
 
-Every run is a process of its own: its memory is given back, and a crash of native code ends no schedule. One that is
-due while another one runs is left out; one that was missed, because the machine slept, is made up for.
+Every run is a separate process, so that its memory is released and a crash in native code does not end the schedule. A
+run that is due while another one is in progress is skipped; a run that was missed, for example because the machine was
+suspended, is started late.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from apscheduler.triggers.base import BaseTrigger
 
-END_SECONDS = 20.0
-"""In which a re-indexing may end by itself when the schedule ends; then it is killed."""
+GRACE_SECONDS = 20.0
+"""How long a run in progress has to stop when the schedule stops, before it is killed."""
 
-_LOOK_SECONDS = 0.5
-"""Between two looks at the clock, which jumps when the machine slept."""
+_WAKEUP_SECONDS = 0.5
+"""Interval at which due times are compared with the clock, which jumps when the machine was suspended."""
 
 
 def schedule(
@@ -42,18 +43,18 @@ def schedule(
     command: Sequence[str],
     *,
     trigger: BaseTrigger | None = None,
-    end_seconds: float = END_SECONDS,
-    ended: threading.Event | None = None,
+    grace_seconds: float = GRACE_SECONDS,
+    stop: threading.Event | None = None,
 ) -> None:
-    """Runs `command`, which re-indexes, at the scheduled times, until it is told to end.
+    """Runs a command that re-indexes at the scheduled times until it is stopped.
 
     Args:
-      trigger: decides when runs start, instead of the configured expression.
-      end_seconds: in which a run in progress may end by itself before it is killed.
-      ended: is set to end the schedule; by default SIGINT and SIGTERM do.
+      trigger: APScheduler trigger to use instead of the configured expression.
+      grace_seconds: how long a run in progress has to stop before it is killed.
+      stop: event that stops the schedule; by default SIGINT and SIGTERM stop it.
 
     Raises:
-      UsageError: the expression or the time zone is not valid, or the port of the metrics is in use.
+      UsageError: the expression or the time zone is invalid, or the metrics port is in use.
       JobError: the journal cannot be read.
     """
     settings = config.schedule
@@ -66,16 +67,18 @@ def schedule(
         due: datetime = times.get_next_fire_time(now, now)
         return due
 
-    def left_out(counter: Counter, why: str) -> None:
+    def skip(counter: Counter, reason: str) -> None:
         counter.inc()
-        logger.info(f"a scheduled run is left out: {why}; the next one is at {_shown(next_due())}")
+        logger.info(f"skipping a scheduled run: {reason}; the next one is at {_format_time(next_due())}")
 
-    child = _Child(command, counters.failures)
-    logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # what concerns the user is said here
+    child = _ChildProcess(command, counters.failures)
+    logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # relevant events are logged here
     scheduler = BackgroundScheduler(timezone=timezone.utc)
-    scheduler.add_listener(lambda _: left_out(counters.overlaps, "the one before still runs"), EVENT_JOB_MAX_INSTANCES)
     scheduler.add_listener(
-        lambda _: left_out(counters.misfires, f"it is over {settings.misfire_seconds} s late"), EVENT_JOB_MISSED
+        lambda _: skip(counters.overlaps, "the previous one is in progress"), EVENT_JOB_MAX_INSTANCES
+    )
+    scheduler.add_listener(
+        lambda _: skip(counters.misfires, f"it is more than {settings.misfire_seconds} s late"), EVENT_JOB_MISSED
     )
     due = _missed(config) or next_due()
     scheduler.add_job(
@@ -86,78 +89,80 @@ def schedule(
         coalesce=True,
         max_instances=1,
     )
-    told_to_end = contextlib.nullcontext(ended) if ended else _told_to_end()
-    with metrics.served(registry, settings.metrics_port), told_to_end as ended:
-        late = ", which was missed: it starts now" if due < _now() else ""
-        logger.info(f"re-indexing {config.workspace} at {settings.cron} ({settings.timezone}); Ctrl-C ends it")
-        logger.info(f"the first run is that of {_shown(due)}{late}")
+    stop_event = contextlib.nullcontext(stop) if stop else _stop_on_signals()
+    with metrics.serve(registry, settings.metrics_port), stop_event as stop:
+        logger.info(f"re-indexing {config.workspace} at {settings.cron} ({settings.timezone}); press Ctrl-C to stop")
+        if due < _now():
+            logger.info(f"the run of {_format_time(due)} was missed and starts now")
+        else:
+            logger.info(f"the first run starts at {_format_time(due)}")
         scheduler.start()
-        while not ended.is_set():
-            time.sleep(_LOOK_SECONDS)
+        while not stop.is_set():
+            time.sleep(_WAKEUP_SECONDS)
             scheduler.wakeup()
-        child.end(end_seconds)
+        child.stop(grace_seconds)
         scheduler.shutdown()
-        logger.info("the schedule has ended")
+        logger.info("the schedule has stopped")
 
 
-class _Child:
-    """The process that re-indexes, one at a time."""
+class _ChildProcess:
+    """Runs the command that re-indexes, one process at a time."""
 
-    def __init__(self, command: Sequence[str], failed: Counter) -> None:
-        self._command, self._failed = command, failed
+    def __init__(self, command: Sequence[str], failures: Counter) -> None:
+        self._command, self._failures = command, failures
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._ended = False
+        self._stopped = False
 
     def run(self) -> None:
-        """Runs the command to its end."""
+        """Runs the command and waits for it to exit."""
         with self._lock:
-            if self._ended:
+            if self._stopped:
                 return
             try:
                 self._process = subprocess.Popen(self._command, start_new_session=True)
             except OSError as error:
-                self._failed.inc()
+                self._failures.inc()
                 logger.info(f"the scheduled run cannot be started: {error.strerror}")
                 return
         code = self._process.wait()
-        with contextlib.suppress(ProcessLookupError):  # what a crash left behind
+        with contextlib.suppress(ProcessLookupError):  # descendants that outlived a crash
             os.killpg(self._process.pid, signal.SIGKILL)
-        if code and not self._ended:
-            self._failed.inc()
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            logger.info(f"the scheduled run {how}; `searchforge status` says how things stand")
+        if code and not self._stopped:
+            self._failures.inc()
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+            logger.info(f"the scheduled run {how}; see `searchforge status`")
 
-    def end(self, seconds: float) -> None:
-        """Ends the command if it runs, and starts no other; after so many seconds it is killed."""
+    def stop(self, grace_seconds: float) -> None:
+        """Terminates a process in progress, kills it after the grace period, and prevents further ones."""
         with self._lock:
-            self._ended = True
+            self._stopped = True
         if self._process and self._process.poll() is None:
-            logger.info(f"ending the run in progress; it has {seconds:.0f} s")
+            logger.info(f"stopping the run in progress; it is killed after {grace_seconds:.0f} s")
             self._process.terminate()
             try:
-                self._process.wait(seconds)
+                self._process.wait(grace_seconds)
             except subprocess.TimeoutExpired:
                 self._process.kill()
 
 
 def _missed(config: Config) -> datetime | None:
-    """Returns the last scheduled time, if it can be made up for and the journal's latest run started before it."""
+    """Returns the last due time if it is recent enough to catch up on and no run started since; otherwise None."""
     due = cron.last_due(config.schedule, _now())
     last = next(journal.runs(open_storage(config.workspace)), None)
     return due if due and last and datetime.fromisoformat(last.started) < due else None
 
 
 @contextlib.contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
-    """Yields what is set by SIGINT and SIGTERM."""
-    ended = threading.Event()
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Yields an event that SIGINT and SIGTERM set; restores their handlers afterwards."""
+    stop = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: ended.set()) for number in signals]
+    handlers = [signal.signal(number, lambda *_: stop.set()) for number in signals]
     try:
-        yield ended
+        yield stop
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in zip(signals, handlers, strict=True):
             signal.signal(number, handler)
 
 
@@ -165,5 +170,5 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def _shown(time: datetime) -> str:
+def _format_time(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M %Z}"

@@ -1,6 +1,6 @@
-"""How re-indexing stands: runs, the one in progress, the next one, what is live, and how far it is behind the corpus.
+"""Status of re-indexing: recent runs, the run in progress, the next run, live releases, and unreleased changes.
 
-All is read from the workspace's journal and lease and from the releases; nothing is changed.
+It is read from the journal, the lease and the releases; nothing is changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 
 from infra.reindex import cron, journal, lease
 from infra.reindex.journal import PlanEntry, Run
-from infra.reindex.plan import Plan
+from infra.reindex.plan import ReindexPlan
 from infra.releases.releases import Release, list_releases, open_target
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
@@ -22,19 +22,21 @@ from searchforge.errors import UsageError
 from searchforge.storage.base import Storage
 
 _SUCCESS = ("published", "unchanged")
-"""States of a run that knows a release which holds the corpus as the run listed it."""
+"""States of a run whose release matches the corpus as the run listed it."""
 
 Reader = Callable[[Storage, str], "Run | None"]
 
 
 @dataclass(frozen=True)
 class Running:
-    """Who holds the lease.
+    """The run that holds the lease.
 
     Attributes:
-      since: UTC time, ISO 8601.
-      stage: that it is at.
-      died: whether it is known to have ended; the next run takes its lease over.
+      run: id of the run.
+      host: name of its machine.
+      since: UTC time at which it acquired the lease, ISO 8601.
+      stage: current stage.
+      died: whether its process is known to have ended; the next run then takes its lease over.
     """
 
     run: str
@@ -46,13 +48,14 @@ class Running:
 
 @dataclass(frozen=True)
 class Lag:
-    """What the corpus has and the releases have not.
+    """Changes of the corpus that are not live yet.
 
     Attributes:
       listed: UTC time at which the corpus was listed, ISO 8601.
-      items: of the corpus then.
-      added, changed, removed: of them, since what is released.
-      withheld: release that holds the corpus and is not live, since somebody chose another one; empty: none.
+      items: number of items in the corpus at that time.
+      added, changed, removed: numbers of items, compared with the releases.
+      withheld: id of a release that matches the corpus but is not live, because another one was made live; empty if
+        there is none.
     """
 
     listed: str
@@ -65,17 +68,18 @@ class Lag:
 
 @dataclass(frozen=True)
 class Status:
-    """How re-indexing stands.
+    """Status of re-indexing in a workspace.
 
     Attributes:
-      time: of this status, UTC, ISO 8601.
-      runs: the latest ones, latest first.
-      fresh: start of the latest run whose corpus is the live release's; None where the journal knows of none.
-      failures: runs that failed in a row; one that was killed is none.
-      stopped: whether `reindex` refuses to start until it is told to `--resume`.
-      lag: by the latest plan, or by a listing of now; None where nothing was planned yet.
-      next_run: of the schedule in the configuration; None where there is none.
-      live: release by channel.
+      time: UTC time of this status, ISO 8601.
+      running: run that holds the lease, None if it is free.
+      runs: most recent runs, most recent first.
+      fresh: start time of the most recent run whose release is live; None if the journal has no such run.
+      failures: number of consecutive failed runs; killed ones do not count.
+      stopped: whether `reindex` refuses to start without `--resume`.
+      lag: unreleased changes according to the latest plan, or to a current listing; None if there was no plan yet.
+      next_run: next time of the configured schedule, ISO 8601; None if there is no schedule.
+      live: live release of each channel.
     """
 
     workspace: str
@@ -90,77 +94,81 @@ class Status:
     live: dict[str, Release]
 
     def state(self, run: Run) -> str:
-        """Returns a run's state, `died` for one that says it is running but holds no lease."""
+        """Returns a run's state; `died` if it is recorded as running but does not hold the lease."""
         if run.state != "running":
             return run.state
         alive = self.running and self.running.run == run.run and not self.running.died
         return "running" if alive else "died"
 
     def faults(self, max_age: float | None) -> list[str]:
-        """Returns what an operator must look at: a stop, or an index that is older than `max_age` seconds."""
+        """Returns descriptions of conditions that need attention.
+
+        They are stopped runs and, with `max_age` in seconds, a live index that no run has confirmed for that long.
+        """
         found = []
         if self.stopped:
-            found.append(f"{self.failures} runs failed in a row; `searchforge reindex --resume` starts again")
+            found.append(f"{self.failures} consecutive runs failed; `searchforge reindex --resume` starts again")
         if max_age is not None and (self.fresh is None or seconds_between(self.fresh, self.time) > max_age):
-            found.append(f"the index is of {self.fresh or 'no time that the journal knows'}, older than {max_age:g} s")
+            last = f"last matched the corpus at {self.fresh}" if self.fresh else "has no matching run in the journal"
+            found.append(f"the live index {last}; the maximum age is {max_age:g} s")
         return found
 
 
-def examine(config: Config, count: int = 10, read: Reader = journal.read) -> Status:
-    """Reads how re-indexing stands.
+def read_status(config: Config, count: int = 10, read: Reader = journal.read) -> Status:
+    """Reads the status of re-indexing.
 
     Args:
-      count: of runs to show.
-      read: reads a run of the journal.
+      count: maximum number of runs to include.
+      read: function that reads a run from the journal.
 
     Raises:
-      UsageError: the schedule in the configuration is not valid.
+      UsageError: the configured schedule is invalid.
       JobError: the workspace or the releases cannot be read.
     """
     storage = Workspace(config.workspace).storage
     runs = (run for id in journal.ids(storage) if (run := read(storage, id)))
-    shown = list(itertools.islice(runs, count))
-    live = _live(open_target(config))
-    fresh = next((run.started for run in itertools.chain(shown, runs) if _holds(run, live)), None)
-    failures = shown[0].failures if shown else 0
+    recent = list(itertools.islice(runs, count))
+    live = _live_releases(open_target(config))
+    fresh = next((run.started for run in itertools.chain(recent, runs) if _is_live(run, live)), None)
+    failures = recent[0].failures if recent else 0
     now = datetime.now(timezone.utc)
     return Status(
         workspace=storage.root,
         time=now.isoformat(timespec="seconds"),
-        running=_running(storage, shown),
-        runs=tuple(shown),
+        running=_running(storage, recent),
+        runs=tuple(recent),
         fresh=fresh,
         failures=failures,
         stopped=failures >= config.reindex.max_failures,
-        lag=next((_lag(run, run.plan, live) for run in shown if run.plan), None),
+        lag=next((_lag(run, run.plan, live) for run in recent if run.plan), None),
         next_run=cron.next_due(config.schedule, now).isoformat() if config.schedule.cron else None,
         live=live,
     )
 
 
-def with_plan(status: Status, plan: Plan) -> Status:
-    """Returns the status with the lag that a plan of now found."""
-    entry = plan.entry
-    live = plan.holds is None or any(release.id == plan.holds for release in status.live.values())
-    lag = Lag(status.time, entry.items, entry.added, entry.changed, entry.removed, "" if live else plan.holds or "")
+def with_plan(status: Status, plan: ReindexPlan) -> Status:
+    """Returns the status with the unreleased changes that a plan found."""
+    entry, match = plan.entry, plan.matching_release or ""
+    withheld = "" if any(release.id == match for release in status.live.values()) else match
+    lag = Lag(status.time, entry.items, entry.added, entry.changed, entry.removed, withheld)
     return dataclasses.replace(status, lag=lag)
 
 
 def seconds_between(start: str, end: str) -> float:
-    """Seconds from one ISO 8601 time to another."""
+    """Returns the seconds between two ISO 8601 times."""
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
 def parse_age(text: str) -> float:
-    """Returns the seconds of an age such as `26h`, `90m` or `2d`.
+    """Parses an age such as `26h`, `90m` or `2d`; returns seconds.
 
     Raises:
-      UsageError: it is not one.
+      UsageError: the text is not an age.
     """
-    written = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if not written:
-        raise UsageError(f"{text!r} is no age; expected a number and s, m, h or d, such as 26h")
-    return float(written[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[written[2]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not match:
+        raise UsageError(f"{text!r} is not a valid age; expected a number followed by s, m, h or d, such as 26h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def _running(storage: Storage, runs: list[Run]) -> Running | None:
@@ -168,28 +176,28 @@ def _running(storage: Storage, runs: list[Run]) -> Running | None:
     if held is None or held.state != "held":
         return None
     run = next((run for run in runs if run.run == held.run), None)
-    return Running(held.run, held.host, held.since, _stage(run), held.died_here)
+    return Running(held.run, held.host, held.since, _stage(run), held.holder_is_dead)
 
 
 def _stage(run: Run | None) -> str:
-    """The first stage that is planned and not done."""
+    """Returns the first planned stage that has not succeeded."""
     if run is None or run.plan is None:
         return "plan"
     done = {entry.stage for entry in run.stages if not entry.error}
     return next((stage for stage in run.plan.work if stage not in done), "prune")
 
 
-def _holds(run: Run, live: Mapping[str, Release]) -> bool:
-    """Whether what is live now is the release that held the corpus as the run listed it."""
+def _is_live(run: Run, live: Mapping[str, Release]) -> bool:
+    """Returns whether the release that matches the corpus as the run listed it is live now."""
     return run.state in _SUCCESS and run.channel in live and live[run.channel].id == run.release
 
 
 def _lag(run: Run, plan: PlanEntry, live: Mapping[str, Release]) -> Lag:
-    """What the run found to do, less what it did."""
+    """Returns the changes that the run found and did not release."""
     if run.state not in _SUCCESS:
         return Lag(run.started, plan.items, plan.added, plan.changed, plan.removed)
-    return Lag(run.started, plan.items, 0, 0, 0, "" if _holds(run, live) else run.release or "")
+    return Lag(run.started, plan.items, 0, 0, 0, "" if _is_live(run, live) else run.release or "")
 
 
-def _live(target: Workspace) -> dict[str, Release]:
+def _live_releases(target: Workspace) -> dict[str, Release]:
     return {channel: release for release in list_releases(target) for channel in release.channels}

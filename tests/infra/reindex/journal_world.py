@@ -20,7 +20,7 @@ def ago(**parts: float) -> str:
     return (datetime.now(timezone.utc) - timedelta(**parts)).isoformat(timespec="milliseconds")
 
 
-def write_run(workspace: Workspace, state: journal.State, hours: float, **fields: Any) -> Run:
+def write_run(workspace: Workspace, state: journal.RunState, hours: float, **fields: Any) -> Run:
     """Writes the journal entry of a run that started so long ago, and took a minute if it ended."""
     started = datetime.now(timezone.utc) - timedelta(hours=hours)
     ended = None if state == "running" else (started + timedelta(minutes=1)).isoformat()

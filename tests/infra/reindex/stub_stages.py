@@ -6,7 +6,7 @@ from typing import Any
 
 from indexer.build import FORMAT_VERSION
 from indexer.encoding.reuse import training_config
-from infra.reindex.run import Calls
+from infra.reindex.run import StageFunctions
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
 from searchforge.hashing import content_id
@@ -44,4 +44,4 @@ def check(config: Config, searcher: str, channel: str) -> dict[str, Any]:
     )
 
 
-STUBS = Calls(index=index, check=check)
+STUBS = StageFunctions(index=index, check=check)

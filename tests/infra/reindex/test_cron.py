@@ -69,21 +69,21 @@ def test_the_last_time_counts_for_as_long_as_a_misfire(hours: float, due: bool) 
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("60 3 * * *", "'60' is no minute; expected 0 to 59"),
-        ("0 24 * * *", "'24' is no hour; expected 0 to 23"),
-        ("0 3 0 * *", "'0' is no day of the month; expected 1 to 31"),
-        ("0 3 * 13 *", "'13' is no month; expected 1 to 12 or jan to dec"),
-        ("0 3 * * 8", "'8' is no day of the week; expected 0 to 7 or sun to sat"),
-        ("0 3 * * foo", "'foo' is no day of the week"),
-        ("0 9-3 * * *", "'9-3' is no hour"),
-        ("*/0 3 * * *", "'*/0' is no minute"),
-        ("-1 3 * * *", "'-1' is no minute"),
-        ("1, 3 * * *", "'' is no minute"),
-        ("² 3 * * *", "'²' is no minute"),
+        ("60 3 * * *", "'60' is not a valid minute; expected 0 to 59"),
+        ("0 24 * * *", "'24' is not a valid hour; expected 0 to 23"),
+        ("0 3 0 * *", "'0' is not a valid day of the month; expected 1 to 31"),
+        ("0 3 * 13 *", "'13' is not a valid month; expected 1 to 12 or jan to dec"),
+        ("0 3 * * 8", "'8' is not a valid day of the week; expected 0 to 7 or sun to sat"),
+        ("0 3 * * foo", "'foo' is not a valid day of the week"),
+        ("0 9-3 * * *", "'9-3' is not a valid hour"),
+        ("*/0 3 * * *", "'*/0' is not a valid minute"),
+        ("-1 3 * * *", "'-1' is not a valid minute"),
+        ("1, 3 * * *", "'' is not a valid minute"),
+        ("² 3 * * *", "'²' is not a valid minute"),
         ("0 3 * *", "has 4 fields, expected five: minute, hour"),
         ("", "has 0 fields"),
         ("@daily", "has 1 fields"),
-        ("0 0 31 2 *", "never comes"),
+        ("0 0 31 2 *", "is never due"),
     ],
 )
 def test_a_bad_expression_is_refused_by_its_field(expression: str, message: str) -> None:
@@ -99,5 +99,5 @@ def test_a_missing_expression_is_refused() -> None:
 
 @pytest.mark.parametrize("zone", ["Mars/Base", "../etc/passwd", "", "/etc/localtime", "Europe"])
 def test_an_unknown_time_zone_is_refused(zone: str) -> None:
-    with pytest.raises(UsageError, match=r"schedule.timezone .* is not known"):
+    with pytest.raises(UsageError, match=r"schedule.timezone .* is unknown"):
         cron.trigger(ScheduleConfig(cron="0 3 * * *", timezone=zone))

@@ -135,14 +135,14 @@ def test_a_scrape_reads_an_ended_run_once_and_answers_from_memory_for_a_while(wo
 
 def test_they_are_served_to_this_machine_only(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     registry = metrics.registry(_config(workspace))
-    with metrics.served(registry, 0):
+    with metrics.serve(registry, 0):
         url = capsys.readouterr().err.split()[-1]
         with urllib.request.urlopen(url) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             assert _value(_samples(answer.read().decode()), "status_read") == 1
         port = int(url.split(":")[2].split("/")[0])
         in_use = pytest.raises(UsageError, match=f"port {port} is in use; choose another schedule.metrics_port")
-        with in_use, metrics.served(registry, port):
+        with in_use, metrics.serve(registry, port):
             pass
         other = socket.gethostbyname(socket.gethostname())
         if other != metrics.HOST:

@@ -15,7 +15,7 @@ import pytest
 
 from infra.reindex import journal
 from infra.reindex.journal import Run
-from infra.reindex.notify import SHOWN, notify
+from infra.reindex.notify import OUTPUT_BYTES, notify
 from searchforge.config import ReindexConfig
 from tests.infra.manual_clock import ManualClock
 
@@ -78,7 +78,7 @@ def test_an_overloaded_webhook_is_asked_again(
     assert len(received) == requests
     assert clock.slept == [1.0, 2.0][: requests - 1]
     told = capsys.readouterr().err
-    assert (f"127.0.0.1 answers {answers[-1]}" in told) == (answers[-1] != 200)
+    assert (f"127.0.0.1 returned status {answers[-1]}" in told) == (answers[-1] != 200)
     assert "secret" not in told
 
 
@@ -86,7 +86,7 @@ def test_a_redirect_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
     with _webhook(200) as (other, reached), _webhook(302, location=other) as (url, _):
         notify(ReindexConfig(notify_webhook=url), FAILED)
     assert reached == []
-    assert "answers 302" in capsys.readouterr().err
+    assert "returned status 302" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_redirect_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_only_the_web_is_posted_to(capsys: pytest.CaptureFixture[str], url: str) -> None:
     notify(ReindexConfig(notify_webhook=url), FAILED, clock=ManualClock())
     told = capsys.readouterr().err
-    assert "reindex.notify_webhook was not told of run r1" in told and "secret" not in told
+    assert "reindex.notify_webhook was not notified of run r1" in told and "secret" not in told
 
 
 def test_a_webhook_that_is_out_of_reach_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +110,7 @@ def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path, capsys:
     file = tmp_path / "child"
     script = f"sleep 600 & echo $! > {file}; wait"
     notify(ReindexConfig(notify_command=("sh", "-c", script)), FAILED, timeout=2.0)
-    assert "'sh' was ended after 2 s" in capsys.readouterr().err
+    assert "'sh' was killed after 2 s" in capsys.readouterr().err
     state = Path(f"/proc/{int(file.read_text())}/stat")
     while state.exists() and state.read_text().split()[2] != "Z":  # it ends when the kernel gets to it
         time.sleep(0.01)
@@ -120,9 +120,9 @@ def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path, capsys:
     ("command", "message"),
     [
         (("/no/such/program",), "'/no/such/program' cannot be run (No such file or directory)"),
-        (("sh", "-c", "echo out; echo bad mail >&2; exit 3"), "'sh' ended with 3: out bad mail"),
-        (("false",), "'false' ended with 1: no output"),
-        (("sh", "-c", "kill -9 $$"), "'sh' ended with -9"),
+        (("sh", "-c", "echo out; echo bad mail >&2; exit 3"), "'sh' exited with code 3: out bad mail"),
+        (("false",), "'false' exited with code 1: no output"),
+        (("sh", "-c", "kill -9 $$"), "'sh' exited with code -9"),
         (("\0",), "cannot be run"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_commands_output_stays_out_of_ours_and_is_bounded(capfd: pytest.Captur
     notify(ReindexConfig(notify_command=("sh", "-c", "yes secret | head -c 9000000")), FAILED)
     assert capfd.readouterr() == ("", "")
     notify(ReindexConfig(notify_command=("sh", "-c", "yes noise | head -c 9000000; exit 1")), FAILED)
-    assert 0 < len(capfd.readouterr().err) < 2 * SHOWN
+    assert 0 < len(capfd.readouterr().err) < 2 * OUTPUT_BYTES
 
 
 def test_a_command_that_reads_nothing_holds_nobody_up() -> None:

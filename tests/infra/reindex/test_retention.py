@@ -179,7 +179,7 @@ def test_caches_of_what_is_gone_go(workspace: Workspace) -> None:
 
 def test_nothing_is_deleted_where_it_cannot_be_told_what_is_needed(workspace: Workspace) -> None:
     workspace.storage.write("searchers/s-d/build.json", b'{"encoder": "tiny"}')
-    with pytest.raises(JobError, match=r"searchers/s-d/build\.json does not say what it was made from"):
+    with pytest.raises(JobError, match=r"searchers/s-d/build\.json does not say what it was built from"):
         _prune(workspace, now=_later())
     assert _made(workspace)["embeddings"] == ["a", "b", "c", "d"] and "s-a" in _made(workspace)["searchers"]
 

@@ -17,7 +17,7 @@ from infra import api
 from infra.cli.commands import main
 from infra.reindex import journal, lease
 from infra.reindex.journal import Run
-from infra.reindex.run import Calls, Stopped, reindex
+from infra.reindex.run import StageFunctions, Stopped, reindex
 from infra.releases.channels import advance_fence
 from infra.releases.channels import read as read_pointer
 from infra.releases.releases import Release, list_refusals, list_releases, live_release, publish
@@ -141,7 +141,7 @@ def test_captions_alone_make_no_release(world: World) -> None:
 
 
 def test_other_settings_of_the_index_make_a_release_of_the_same_embeddings(world: World) -> None:
-    run = reindex(_with(world, index__code_bytes=4), calls=Calls(check=STUBS.check))
+    run = reindex(_with(world, index__code_bytes=4), functions=StageFunctions(check=STUBS.check))
     assert run.state == "published" and run.plan and "index.code_bytes changed" in run.plan.reason
     assert len(_made(world)["embeddings"]) == 1 and len(_made(world)["searchers"]) == 2
 
@@ -170,9 +170,9 @@ def test_another_encoder_embeds_everything_while_the_old_release_stays_live(worl
     assert "encoder other replaces tiny" in plan.entry.reason
     failing = _with(world, reindex__retrain="settings", train__epochs=7, check__max_bytes_per_image=0.1)
     with pytest.raises(GateError, match="bytes_per_image"):
-        reindex(failing, calls=STUBS)
+        reindex(failing, functions=STUBS)
     assert live_release(world.workspace) == first
-    run = reindex(config, calls=STUBS)
+    run = reindex(config, functions=STUBS)
     release = next(release for release in list_releases(world.workspace) if release.id == run.release)
     assert release.live and release.provenance["encoder"] == "other"
     manifest = world.workspace.marker("embeddings", release.provenance["embeddings"])
@@ -206,7 +206,7 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(world: World) -> 
 def test_a_rollback_is_not_undone(world: World) -> None:
     good = live_release(world.workspace)
     world.change(random.Random(0), 1)
-    bad = reindex(world.config, calls=STUBS).release
+    bad = reindex(world.config, functions=STUBS).release
     api.rollback(world.config)
     run = api.reindex(world.config)
     assert (run.state, run.release, live_release(world.workspace)) == ("unchanged", bad, good)
@@ -215,17 +215,17 @@ def test_a_rollback_is_not_undone(world: World) -> None:
         world.workspace.storage.delete(f"{journal.FOLDER}/{entry}.json")
     assert api.reindex(world.config).state == "unchanged"  # the pointer knows it, too
     world.change(random.Random(1), 2)
-    assert reindex(world.config, calls=STUBS).release == live_release(world.workspace) not in (good, bad)
+    assert reindex(world.config, functions=STUBS).release == live_release(world.workspace) not in (good, bad)
 
 
 def test_a_corpus_that_goes_back_is_followed(world: World) -> None:
     first = live_release(world.workspace)
     names = sorted(path.name for path in world.images.iterdir())
     (world.images / names[0]).rename(world.images.parent / "aside.png")
-    quickly_checked = Calls(check=STUBS.check)
-    second = reindex(world.config, calls=quickly_checked).release
+    quickly_checked = StageFunctions(check=STUBS.check)
+    second = reindex(world.config, functions=quickly_checked).release
     (world.images.parent / "aside.png").rename(world.images / names[0])
-    third = reindex(world.config, calls=quickly_checked)
+    third = reindex(world.config, functions=quickly_checked)
     assert third.state == "published" and third.release == live_release(world.workspace) != second
     searchers = {release.id: release.provenance["searcher"] for release in list_releases(world.workspace)}
     assert first and third.release and searchers[third.release] == searchers[first]
@@ -243,7 +243,7 @@ def test_a_failed_gate_is_recorded_and_after_some_the_run_waits_for_a_person(wor
     assert live_release(world.workspace) == live
     assert [refusal.gates.keys() for refusal in list_refusals(world.workspace)] == [{"bytes_per_image"}] * 2
     mended = _with(world, reindex__max_failures=2)
-    with pytest.raises(JobError, match=r"2 runs of reindex failed in a row, (.|\n)*bytes_per_image(.|\n)*--resume"):
+    with pytest.raises(JobError, match=r"2 consecutive runs of reindex failed, (.|\n)*bytes_per_image(.|\n)*--resume"):
         api.reindex(mended)
     assert len(_runs(world)) == 3
     run = api.reindex(mended, resume=True)
@@ -260,7 +260,7 @@ def test_what_may_pass_is_tried_again(world: World) -> None:
             raise answers.pop(0)
         return STUBS.index(*arguments)
 
-    run = reindex(world.config, calls=replace(STUBS, index=flaky))
+    run = reindex(world.config, functions=replace(STUBS, index=flaky))
     attempts = [(entry.attempt, entry.error, bool(entry.artifact)) for entry in run.stages if entry.stage == "index"]
     assert attempts == [
         (1, "the bucket is not there", False),
@@ -277,7 +277,7 @@ def test_what_does_not_pass_fails_the_run_without_a_stack_trace(world: World) ->
         raise ValueError("a fault of a library")
 
     with pytest.raises(JobError, match="ValueError: a fault of a library"):
-        reindex(world.config, calls=Calls(index=broken))
+        reindex(world.config, functions=StageFunctions(index=broken))
     run = _runs(world)[0]
     assert (run.state, run.failed_stage, len(run.stages)) == ("failed", "index", 1 + world.config.reindex.attempts)
 
@@ -302,7 +302,7 @@ def test_a_run_that_loses_its_lease_publishes_nothing(world: World) -> None:
         return found
 
     with pytest.raises(ConflictError, match="lost the lease"):
-        reindex(world.config, calls=replace(STUBS, check=taken_over))
+        reindex(world.config, functions=replace(STUBS, check=taken_over))
     assert live_release(world.workspace) == live
     held = lease.read(world.workspace.storage)
     assert held and held.run == "other"
@@ -318,7 +318,7 @@ def test_a_run_that_was_taken_for_dead_and_wakes_up_in_the_last_moment_publishes
         return publish(*arguments, fence=fence, **options)
 
     with pytest.raises(ConflictError, match="another run took over"):
-        reindex(world.config, calls=replace(STUBS, publish=overtaken))
+        reindex(world.config, functions=replace(STUBS, publish=overtaken))
     assert live_release(world.workspace) == live
 
 
@@ -336,7 +336,7 @@ def test_a_run_that_is_stopped_while_it_tidies_up_has_ended_as_it_did(world: Wor
     def stopped(*_: Any) -> None:
         raise Stopped("SIGTERM")
 
-    run = reindex(world.config, calls=Calls(prune=stopped))
+    run = reindex(world.config, functions=StageFunctions(prune=stopped))
     assert (run.state, run.error, run.stages[-1].error) == ("unchanged", "", "stopped by SIGTERM")
 
 
@@ -346,20 +346,20 @@ def test_a_notification_that_fails_does_not_change_the_run(world: World, capsys:
     def broken(*_: Any) -> None:
         raise RuntimeError("no")
 
-    assert reindex(world.config, calls=replace(STUBS, notify=broken)).state == "published"
+    assert reindex(world.config, functions=replace(STUBS, notify=broken)).state == "published"
     assert "RuntimeError: no" in capsys.readouterr().err
 
 
 def test_two_workspaces_may_publish_into_one_place(world: World, tmp_path: Path) -> None:
     other = make_world(tmp_path / "other", images=24, releases=world.workspace.root)
     first = live_release(world.workspace)
-    run = reindex(other.config, calls=STUBS)
+    run = reindex(other.config, functions=STUBS)
     assert run.state == "published" and run.plan and (run.plan.mode, run.plan.added) == ("full", 24)
     assert live_release(world.workspace) == run.release != first
     mine = api.reindex(world.config)  # nothing of its own changed, so it leaves the other's alone
     assert (mine.state, mine.release, live_release(world.workspace)) == ("unchanged", first, run.release)
     world.change(random.Random(0), 1)
-    mine = reindex(world.config, calls=STUBS)
+    mine = reindex(world.config, functions=STUBS)
     assert mine.state == "published" and mine.plan and mine.plan.unchanged == 61
     assert api.reindex(other.config).state == "unchanged"
 
@@ -367,7 +367,7 @@ def test_two_workspaces_may_publish_into_one_place(world: World, tmp_path: Path)
 def test_a_channel_of_its_own_leaves_the_others_alone(world: World) -> None:
     live = live_release(world.workspace)
     world.change(random.Random(0), 1)
-    run = reindex(_with(world, reindex__channel="staging"), calls=STUBS)
+    run = reindex(_with(world, reindex__channel="staging"), functions=STUBS)
     assert (run.state, run.channel) == ("published", "staging")
     assert live_release(world.workspace, "staging") == run.release
     assert live_release(world.workspace) == live

@@ -32,42 +32,43 @@ OFTEN = IntervalTrigger(seconds=0.05)
 
 
 class _Schedule:
-    """A schedule that runs; `told` waits for a line with some words on its standard error."""
+    """A running schedule and its log lines."""
 
-    def __init__(self, lines: IO[str], end: Callable[[], object]) -> None:
-        self._lines, self.end = lines, end
+    def __init__(self, lines: IO[str], stop: Callable[[], object]) -> None:
+        self._lines, self.stop = lines, stop
 
-    def told(self, words: str) -> str:
-        seen = []
+    def wait_for(self, words: str) -> str:
+        """Waits for a log line that contains `words`, and returns it."""
+        others = []
         for line in self._lines:
             if words in line:
                 return line
-            seen.append(line)
-        raise AssertionError(f"{words!r} was not told, but {seen}")
+            others.append(line)
+        raise AssertionError(f"no line contains {words!r}: {others}")
 
 
 @contextmanager
 def _schedule(workspace: Path, child: str, cron: str = EVERY_MINUTE, **options: Any) -> Iterator[_Schedule]:
     """Runs a schedule in a thread; its re-indexing is the shell script `child`."""
     config = _config(workspace, cron)
-    ended = threading.Event()
+    stop = threading.Event()
     reader, writer = (os.fdopen(end, mode, buffering=1) for end, mode in zip(os.pipe(), ("r", "w"), strict=True))
 
     def run() -> None:
         with writer, redirect_stderr(writer):
-            schedule(config, ["sh", "-c", child], ended=ended, **options)
+            schedule(config, ["sh", "-c", child], stop=stop, **options)
 
     with reader, ThreadPoolExecutor(1) as pool:
         running = pool.submit(run)
 
         def end() -> None:
-            ended.set()
+            stop.set()
             running.result()
 
         try:
             yield _Schedule(reader, end)
         finally:
-            ended.set()
+            stop.set()
 
 
 @contextmanager
@@ -111,66 +112,68 @@ def test_a_missed_run_starts_at_once_and_ends_with_the_schedule(behind: Path, tm
     code = f"""
 from infra.reindex.scheduler import schedule
 from searchforge.config import Config
+from searchforge.console import logs
+logs.configure("text")
 schedule(Config.model_validate({_config(behind).model_dump(mode="json")!r}), ["sh", "-c", {child!r}])
 """
     with _process("-c", code) as (running, end):
-        running.told("which was missed: it starts now")
-        running.told("the child runs")
+        running.wait_for("was missed and starts now")
+        running.wait_for("the child runs")
         assert end(number) == 0
-        running.told("the schedule has ended")
+        running.wait_for("the schedule has stopped")
     assert (tmp_path / "ended").exists()
 
 
 def test_nothing_starts_ahead_of_time(tmp_path: Path) -> None:
     with _schedule(tmp_path / "workspace", f"touch {tmp_path}/started", cron="0 0 29 2 *") as running:
-        assert "02-29 00:00 UTC" in running.told("the first run is that of")
-        running.end()
-        running.told("the schedule has ended")
+        assert "02-29 00:00 UTC" in running.wait_for("the first run starts at")
+        running.stop()
+        running.wait_for("the schedule has stopped")
     assert not (tmp_path / "started").exists()
 
 
 def test_a_run_that_does_not_end_is_killed_with_its_children(behind: Path, tmp_path: Path) -> None:
     child = f"trap '' TERM; sleep 600 & echo $! > {tmp_path}/half; mv {tmp_path}/half {tmp_path}/pid; wait"
-    with _schedule(behind, child, end_seconds=0.1) as running:
+    with _schedule(behind, child, grace_seconds=0.1) as running:
         while not (tmp_path / "pid").exists():
             time.sleep(0.01)
         other = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
         assert other.exists()
-        running.end()
-        running.told("ending the run in progress; it has 0 s")
+        running.stop()
+        running.wait_for("stopping the run in progress; it is killed after 0 s")
     while other.exists() and other.read_text().split()[2] != "Z":  # it ends when the kernel gets to it
         os.sched_yield()
 
 
 @pytest.mark.parametrize(
-    ("child", "how"), [("exit 1", "ended with exit code 1"), ("kill -SEGV $$", "was killed by SIGSEGV")]
+    ("child", "how"), [("exit 1", "exited with code 1"), ("kill -SEGV $$", "was killed by SIGSEGV")]
 )
 def test_a_run_that_fails_ends_no_schedule(behind: Path, child: str, how: str) -> None:
     with _schedule(behind, child, trigger=OFTEN) as running:
-        url = running.told("metrics: ").split()[-1]
-        running.told(how)
-        running.told(how)
+        url = running.wait_for("metrics: ").split()[-1]
+        running.wait_for(how)
+        running.wait_for(how)
         assert _metric(url, "searchforge_schedule_failures_total") >= 2
         assert _metric(url, "searchforge_status_read") == 1
-        running.end()
+        running.stop()
 
 
 def test_a_time_that_comes_while_a_run_lasts_is_left_out(behind: Path) -> None:
     with _schedule(behind, "exec sleep 600", trigger=OFTEN) as running:
-        url = running.told("metrics: ").split()[-1]
-        running.told("a scheduled run is left out: the one before still runs; the next one is at")
+        url = running.wait_for("metrics: ").split()[-1]
+        running.wait_for("skipping a scheduled run: the previous one is in progress; the next one is at")
         assert _metric(url, "searchforge_schedule_overlaps_total") >= 1
         assert _metric(url, "searchforge_schedule_failures_total") == 0
-        running.end()
+        running.stop()
 
 
 def test_the_command_re_indexes_with_its_own_configuration(tmp_path: Path) -> None:
     write_run(Workspace(str(tmp_path)), "failed", hours=2, failures=5, failed_stage="index", error="disk full")
     options = ["--workspace", str(tmp_path), "--cron", EVERY_MINUTE, "--log-format", "json"]
     with _process("-m", "infra", "schedule", *options, "--set", "reindex.max_failures=4") as (running, end):
-        refusal = json.loads(running.told("runs of reindex failed in a row"))
-        assert refusal["severity"] == "ERROR" and refusal["message"].startswith("5 runs")
-        assert json.loads(running.told("ended with exit code 1"))["severity"] == "INFO"
+        refusal = json.loads(running.wait_for("consecutive runs of reindex failed"))
+        assert refusal["severity"] == "ERROR" and refusal["message"].startswith("5 consecutive runs")
+        assert json.loads(running.wait_for("exited with code 1"))["severity"] == "INFO"
         assert end(signal.SIGTERM) == 0
 
 
@@ -178,8 +181,8 @@ def test_the_command_re_indexes_with_its_own_configuration(tmp_path: Path) -> No
     ("options", "message"),
     [
         ([], "schedule.cron is not set"),
-        (["--cron", "0 25 * * *"], "'25' is no hour"),
-        (["--cron", "0 3 * * *", "--timezone", "Nowhere"], "schedule.timezone 'Nowhere' is not known"),
+        (["--cron", "0 25 * * *"], "'25' is not a valid hour"),
+        (["--cron", "0 3 * * *", "--timezone", "Nowhere"], "schedule.timezone 'Nowhere' is unknown"),
         (["--cron", "0 3 * * *", "--metrics-port", "70000"], "schedule.metrics_port"),
     ],
 )

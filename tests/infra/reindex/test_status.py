@@ -14,7 +14,7 @@ from PIL import Image
 
 from infra.cli.commands import main
 from infra.reindex import journal, lease
-from infra.reindex.status import Lag, examine, parse_age
+from infra.reindex.status import Lag, parse_age, read_status
 from infra.releases.releases import rollback
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
@@ -57,7 +57,7 @@ def test_runs_are_shown_latest_first_with_what_became_of_them(workspace: Workspa
 
 def test_what_is_live_is_shown_with_its_age(workspace: Workspace) -> None:
     release = publish(workspace)
-    status = examine(_config(workspace))
+    status = read_status(_config(workspace))
     assert {channel: live.id for channel, live in status.live.items()} == {"production": release.id}
     assert f"live production {release.id}, 10 images, 0 seconds ago" in _status(workspace).output
 
@@ -66,10 +66,10 @@ def test_what_is_live_is_shown_with_its_age(workspace: Workspace) -> None:
     ("state", "pending"), [("failed", (3, 2, 1)), ("published", (0, 0, 0)), ("running", (3, 2, 1))]
 )
 def test_the_lag_is_what_the_latest_plan_found_and_its_run_did_not_do(
-    workspace: Workspace, state: journal.State, pending: tuple[int, ...]
+    workspace: Workspace, state: journal.RunState, pending: tuple[int, ...]
 ) -> None:
     run = write_run(workspace, state, 2)
-    lag = examine(_config(workspace)).lag
+    lag = read_status(_config(workspace)).lag
     assert lag and (lag.added, lag.changed, lag.removed) == pending
     assert (lag.listed, lag.items) == (run.started, PLAN.items)
 
@@ -91,10 +91,10 @@ def test_a_release_that_was_rolled_back_leaves_the_index_as_old_as_the_one_befor
     before = write_run(workspace, "published", 50, release=first.id)
     second = publish(workspace, "b")
     write_run(workspace, "published", 26, release=second.id)
-    assert examine(_config(workspace)).lag == Lag(ANY, PLAN.items, 0, 0, 0)
+    assert read_status(_config(workspace)).lag == Lag(ANY, PLAN.items, 0, 0, 0)
     rollback(workspace)
     write_run(workspace, "unchanged", 2, release=second.id)
-    status = examine(_config(workspace))
+    status = read_status(_config(workspace))
     assert status.fresh == before.started
     assert status.lag and status.lag.withheld == second.id
     assert f"release {second.id} is up to date but not live (100 items" in _status(workspace).output
@@ -104,10 +104,10 @@ def test_a_run_in_progress_is_shown_with_its_holder_and_stage(workspace: Workspa
     plan = PLAN.model_copy(update={"embed": True, "index": True, "check": True, "publish": True})
     run = write_run(workspace, "running", 0.1, plan=plan, stages=(stage("embed", 3.0), stage("index", 1.0, "503")))
     with lease.acquire(workspace.storage, run.run, lease_seconds=60):
-        status = examine(_config(workspace))
+        status = read_status(_config(workspace))
         assert status.running and (status.running.run, status.running.stage) == (run.run, "index")
         assert status.state(run) == "running" and not status.running.died
-    status = examine(_config(workspace))
+    status = read_status(_config(workspace))
     assert status.running is None and status.state(run) == "died"
 
 
@@ -120,16 +120,16 @@ def test_a_run_that_was_killed_is_known_to_have_died(workspace: Workspace) -> No
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(process, 0)
-    status = examine(_config(workspace))
+    status = read_status(_config(workspace))
     assert status.running and status.running.died and status.state(run) == "died"
     assert "died; the next run takes over" in _status(workspace).output
 
 
 def test_the_next_run_is_that_of_the_configured_schedule(workspace: Workspace) -> None:
-    next_run = examine(_config(workspace, cron="30 3 * * *", timezone="Asia/Kolkata")).next_run
+    next_run = read_status(_config(workspace, cron="30 3 * * *", timezone="Asia/Kolkata")).next_run
     assert next_run and next_run.endswith("T03:30:00+05:30")
     result = _status(workspace, "--set", "schedule.cron=61 3 * * *")
-    assert result.exit_code == 2 and "'61' is no minute" in result.output
+    assert result.exit_code == 2 and "'61' is not a valid minute" in result.output
 
 
 def test_a_stop_and_an_old_index_fail_the_check(workspace: Workspace) -> None:
@@ -143,7 +143,7 @@ def test_a_stop_and_an_old_index_fail_the_check(workspace: Workspace) -> None:
     write_run(workspace, "failed", 1, failures=3)
     result = _status(workspace, "--check")
     assert result.exit_code == 1
-    assert "3 runs failed in a row; `searchforge reindex --resume` starts again" in result.output
+    assert "3 consecutive runs failed; `searchforge reindex --resume` starts again" in result.output
     assert _status(workspace).exit_code == 0
 
 
@@ -156,7 +156,7 @@ def test_the_age_counts_from_when_the_corpus_was_listed_however_long_ago(workspa
     success = write_run(workspace, "published", 50, release=publish(workspace).id)
     for hours in range(1, 20):
         write_run(workspace, "failed", hours, failures=1)
-    assert examine(_config(workspace), count=5).fresh == success.started
+    assert read_status(_config(workspace), count=5).fresh == success.started
 
 
 def test_the_status_is_json_on_request(workspace: Workspace) -> None:

@@ -308,9 +308,8 @@ def test_of_racing_publishers_exactly_one_wins(workspace: Workspace, same_start:
         try:
             return publish(workspace, workspace, check, expected=expected).id
         except ConflictError as error:
-            assert "is stored but not live" in str(error) and "went live in channel production in the meantime" in str(
-                error
-            )
+            assert "is stored but not live" in str(error)
+            assert "went live in channel production in the meantime" in str(error)
             return None
 
     with ThreadPoolExecutor(12) as pool:
