@@ -1,6 +1,6 @@
-"""A nightly re-index by Airflow 3, instead of the CronJob of infra/deploy/kubernetes; it uses the same account.
+"""Airflow 3 DAG that re-indexes every night, as an alternative to the CronJob in infra/deploy/kubernetes.
 
-Goes into Airflow's DAG folder together with pod.yaml.
+Copy it into Airflow's DAG folder together with pod.yaml. Its pods use the CronJob's service account.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CONFIG = "/etc/searchforge/searchforge.yaml"
 
 
 def searchforge(command: str, *arguments: str, **options: object) -> KubernetesPodOperator:
-    """A task that runs a command of searchforge in a pod."""
+    """Returns a task that runs a searchforge command in a pod."""
     return KubernetesPodOperator(
         task_id=command,
         name=f"searchforge-{command}",
@@ -35,7 +35,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=20),
-    # A killed pod goes on where it was; what `reindex` itself gave up, it counts (`reindex.max_failures`).
+    # A retry resumes after a killed pod. `reindex` counts its own failures (`reindex.max_failures`).
     default_args={"retries": 1, "retry_delay": timedelta(minutes=5)},
     tags=["searchforge"],
 ):
