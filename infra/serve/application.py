@@ -67,7 +67,7 @@ class _Routes:
     def __init__(self, releases: Mapping[str, ServedRelease], service: SearchService) -> None:
         self._releases = releases
         self._service = service
-        self._uploading = 0
+        self._upload_bytes = 0
         self._thumbnails: LRUCache[Hashable, bytes] = LRUCache(_THUMBNAIL_CACHE_BYTES, getsizeof=len)
         self._thumbnail_threads = ThreadPoolExecutor(_THUMBNAIL_THREADS, thread_name_prefix="thumbnails")
         self._queued_thumbnails = 0
@@ -93,14 +93,14 @@ class _Routes:
         size = MAX_BODY if request.content_length is None else request.content_length
         if size > MAX_BODY:
             raise web.HTTPRequestEntityTooLarge(MAX_BODY, size)
-        if self._uploading + size > _MAX_UPLOADS:
+        if self._upload_bytes + size > _MAX_UPLOADS:
             raise RequestError(503, "too many images are being searched; retry in a second", retry_after=1)
-        self._uploading += size
+        self._upload_bytes += size
         try:
             data = await _read_body(request)
             return _search_response(await self._service.search_image(release, data, parameters))
         finally:
-            self._uploading -= size
+            self._upload_bytes -= size
 
     async def releases(self, request: web.Request) -> web.Response:
         parse(Parameters, request.query.items())

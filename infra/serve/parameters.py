@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
 from infra.serve.request_error import RequestError
@@ -18,6 +18,15 @@ MAX_CONDITIONS = 16
 _MAX_CONDITION = 1_000
 _REPEATABLE = {"where"}
 
+
+def _require_digits(value: str) -> str:
+    """Refuses numbers such as `1_0` and `5.0`, which pydantic accepts."""
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError("not a decimal number")
+    return value
+
+
+_Number = Annotated[int, BeforeValidator(_require_digits)]
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY)]
 _Condition = Annotated[str, StringConstraints(pattern="^[^=]+=", max_length=_MAX_CONDITION)]
 _RELEASE = Field(default=None, description="the id of a served release")
@@ -38,7 +47,7 @@ class SearchParameters(Parameters):
       where: Conditions `key=value` on the hits' metadata, all of which must hold.
     """
 
-    k: int = Field(default=10, ge=1, le=MAX_HITS, description=f"a number of hits from 1 to {MAX_HITS}")
+    k: _Number = Field(default=10, ge=1, le=MAX_HITS, description=f"a number of hits from 1 to {MAX_HITS}")
     release: str | None = _RELEASE
     where: tuple[_Condition, ...] = Field(
         default=(),

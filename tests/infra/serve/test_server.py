@@ -156,6 +156,8 @@ def test_equal_requests_are_cached(server: Server) -> None:
         ("/search?q=w1&k=101", 400, "from 1 to 100"),
         ("/search?q=w1&k=-1", 400, "from 1 to 100"),
         ("/search?q=w1&k=1.5", 400, "from 1 to 100"),
+        ("/search?q=w1&k=1.0", 400, "from 1 to 100"),
+        ("/search?q=w1&k=1_0", 400, "from 1 to 100"),
         ("/search?q=w1&k=%D9%A3", 400, "from 1 to 100"),
         (f"/search?q=w1&k={'9' * 5000}", 400, "from 1 to 100"),
         ("/search?q=w1&k=", 400, "from 1 to 100"),
