@@ -166,9 +166,8 @@ class _ExactSearch:
         self._thresholds = np.full(count, -np.inf, np.float32)
         self._scores = np.full((count, k), -np.inf, np.float32)
         self._slots = np.tile(np.arange(k), (count, 1))
-        self._items = np.full(
-            (count, k), -1, np.int64
-        )  # items and vectors are indexed by slot, so that they need not move
+        # Items and vectors are indexed by slot, so that they need not move.
+        self._items = np.full((count, k), -1, np.int64)
         self._vectors = np.zeros((count, k, dim), np.float32)
 
     def find(self, vectors: npt.NDArray[np.float32]) -> _Best:

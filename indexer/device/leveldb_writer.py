@@ -56,9 +56,9 @@ class TableWriter:
         self._written = 0
         self._last: bytes | None = None
         self._buffer = np.empty(_BUFFER_BYTES, np.uint8)  # begins with the open block
-        self._size = self._entries = 0  # of the open block
+        self._size = self._entries = 0  # size and entries of the open block
         self._restarts = np.zeros(BLOCK_SIZE // RESTART_INTERVAL, "<u4")  # sufficient, as an entry has at least 3 bytes
-        self._compress = False  # of the open block
+        self._compress = False  # whether to compress the open block
         self._pending = b""  # handle of the last block, until the next key determines its index key
         self._index = bytearray()
         self._index_restarts: list[int] = []

@@ -80,7 +80,7 @@ class EncodedCorpus:
 
     @property
     def metadata_bytes(self) -> int:
-        """CorpusTotal size of all items' metadata in bytes."""
+        """Total size of all items' metadata in bytes."""
         return int((self.metadata_offsets[self.order + 1] - self.metadata_offsets[self.order]).sum())
 
     def metadata(self, item: int) -> bytes:

@@ -9,7 +9,7 @@ _KEY_BYTES = 6
 """Approximate overhead of the table per item's metadata."""
 
 # Milliseconds through the Task Library on one thread of an x86-64 server core, fitted to indexes of 100,000 and
-# 1,000,000 items (tests/bench/search_costs.py). Times on a phone are proportional.
+# 1,000,000 items. Times on a phone are proportional.
 _MS_BASE = 0.07
 _MS_PER_CENTROID_DIM = 1.8e-7
 _MS_PER_TABLE_ENTRY = 8.0e-7

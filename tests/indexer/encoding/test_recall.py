@@ -35,13 +35,13 @@ def test_an_exact_index_has_recall_1() -> None:
     transform = query_aware_map(vectors, None)
     books = tuple(train_codebooks(vectors @ transform.T, [DIM], iterations=2, seed=0))
     quantizer = Quantizer(transform, vectors[:5], books, QueryDirectionModel.identity(DIM), 6.0)
-    found = measure_recall(quantizer, index_of(quantizer, vectors), parameters(1, 5, 5), asked(vectors))
+    found = measure_recall(quantizer, index_of(quantizer, vectors), parameters(1, 5, 5), ground_truth_for(vectors))
     assert found == {"queries": 100, "recall_at_1": 1.0, "recall_at_10": 1.0, "interval": [1.0, 1.0]}
 
 
 def test_recall_counts_exact_neighbors_among_the_hits() -> None:
     """Half of each query's neighbors are replaced by another query's, so only half can be found."""
-    ground_truth = asked(corpus())
+    ground_truth = ground_truth_for(corpus())
     exact = ground_truth.neighbors
     items = np.concatenate([exact.items[:, :5], np.roll(exact.items[:, 5:10], 50, axis=0)], axis=1)
     mixed = GroundTruth(ground_truth.queries, ExactNeighbors(items, exact.scores[:, :10], exact.vectors[:, :10]))
@@ -87,7 +87,7 @@ def test_the_interval_is_clipped_to_0_and_1(found_all: int) -> None:
 
 def test_a_corpus_of_fewer_than_ten_items_has_recall_1_if_all_are_found() -> None:
     quantizer, vectors = some_quantizer(), corpus()[:4]
-    found = measure_recall(quantizer, index_of(quantizer, vectors), EXACT, asked(vectors))
+    found = measure_recall(quantizer, index_of(quantizer, vectors), EXACT, ground_truth_for(vectors))
     assert found["recall_at_10"] == 1.0
 
 
@@ -150,7 +150,7 @@ def test_a_configured_number_of_partitions_searched_is_kept(latency: float | Non
 @functools.cache
 def whole_index() -> tuple[Quantizer, EncodedCorpus, GroundTruth]:
     quantizer = some_quantizer()
-    return quantizer, index_of(quantizer, corpus()), asked(corpus())
+    return quantizer, index_of(quantizer, corpus()), ground_truth_for(corpus())
 
 
 @functools.cache
@@ -188,7 +188,7 @@ def index_of(quantizer: Quantizer, vectors: np.ndarray) -> EncodedCorpus:
     return EncodedCorpus(codes[order], sizes, *no_metadata, order, 0.0)
 
 
-def asked(vectors: np.ndarray) -> GroundTruth:
+def ground_truth_for(vectors: np.ndarray) -> GroundTruth:
     """Returns the ground truth of 100 queries near vectors."""
     generator = np.random.default_rng(2)
     near = vectors[generator.integers(len(vectors), size=100)]

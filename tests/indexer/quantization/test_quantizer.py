@@ -115,7 +115,7 @@ def test_a_vector_is_in_the_partition_of_the_nearest_cluster() -> None:
 
 def test_mapped_queries_score_centroids_as_queries_score_clusters() -> None:
     """And mapped vectors like vectors."""
-    quantizer, queries, vectors = some_quantizer(), asked(100), corpus(100)
+    quantizer, queries, vectors = some_quantizer(), some_queries(100), corpus(100)
     mapped = queries @ inverse_transpose(quantizer.transform).T
     np.testing.assert_allclose(mapped @ quantizer.centroids.T, queries @ quantizer.clusters.T, atol=1e-4)
     np.testing.assert_allclose(mapped @ quantizer.map(vectors).T, queries @ vectors.T, atol=1e-4)
@@ -123,16 +123,16 @@ def test_mapped_queries_score_centroids_as_queries_score_clusters() -> None:
 
 def test_a_query_aware_map_lowers_the_error_of_scores() -> None:
     """With equal code sizes, on queries and vectors that training has not seen."""
-    sample, fresh, queries = corpus(4_000), corpus(1_000, seed=8), asked(300, seed=9)
+    sample, fresh, queries = corpus(4_000), corpus(1_000, seed=8), some_queries(300, seed=9)
     plain = score_error(trained(sample, np.eye(DIM, dtype=np.float32)), fresh, queries)
     rotated = score_error(trained(sample, query_aware_map(sample, None)), fresh, queries)
-    aware = score_error(trained(sample, query_aware_map(sample, asked(2_000))), fresh, queries)
+    aware = score_error(trained(sample, query_aware_map(sample, some_queries(2_000))), fresh, queries)
     assert aware < 0.8 * min(plain, rotated)
 
 
 def test_a_learned_query_direction_lowers_the_error_of_scores() -> None:
     """For queries and their nearest items, on vectors that training has not seen."""
-    sample, fresh, known, queries = corpus(4_000), corpus(1_000, seed=8), asked(2_000), asked(300, seed=9)
+    sample, fresh, known, queries = corpus(4_000), corpus(1_000, seed=8), some_queries(2_000), some_queries(300, seed=9)
     transform = query_aware_map(sample, known)
     best = exact_search(known, sample, 10).items
     vectors, towards = sample[best.reshape(-1)], np.repeat(known, 10, axis=0)
@@ -170,7 +170,7 @@ def some_quantizer() -> Quantizer:
     generator = np.random.default_rng(3)
     books = tuple(generator.normal(size=(256, width)).astype(np.float32) * 0.3 for width in (1, 2, 3, 3, 3, 4))
     weights = generator.normal(size=(DIM, 5 + DIM + 1)).astype(np.float32)
-    transform = query_aware_map(corpus(200), asked(200))
+    transform = query_aware_map(corpus(200), some_queries(200))
     return Quantizer(transform, corpus(7, seed=4), books, QueryDirectionModel(corpus(5, seed=5), weights), 6.0)
 
 
@@ -208,7 +208,7 @@ def corpus(count: int, seed: int = 1) -> np.ndarray:
     return unit(np.random.default_rng(seed).normal(size=(count, DIM)) * np.linspace(1.5, 0.7, DIM))
 
 
-def asked(count: int, seed: int = 2) -> np.ndarray:
+def some_queries(count: int, seed: int = 2) -> np.ndarray:
     """Returns queries that lie apart from the vectors and vary much more in some directions than in others."""
     rotation = np.linalg.qr(np.random.default_rng(6).normal(size=(DIM, DIM)))[0]
     spread = np.random.default_rng(seed).normal(size=(count, DIM)) * np.geomspace(2, 0.1, DIM)
