@@ -1,4 +1,4 @@
-"""Every fault of a configuration is named with its place; presets fill in, files and flags override."""
+"""Every fault of a configuration is located; files and options take precedence over presets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test_the_defaults_are_valid() -> None:
     assert load_config() == Config()
 
 
-def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+def test_overrides_take_precedence_over_the_file(tmp_path: Path) -> None:
     path = _write(tmp_path, "train: {epochs: 3, seed: 7}")
     config = load_config(path, {"train.epochs": 5, "check.min_recall_at_10": None})
     assert (config.train.epochs, config.train.seed, config.check.min_recall_at_10) == (5, 7, None)
 
 
-def test_an_empty_section_is_its_defaults(tmp_path: Path) -> None:
+def test_an_empty_section_has_the_defaults(tmp_path: Path) -> None:
     assert load_config(_write(tmp_path, "train:\n"), {"train.seed": 3}).train.seed == 3
 
 
@@ -39,14 +39,14 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
     assert config.data.captions == (str(tmp_path / "a.json"), "/b.json")
 
 
-def test_a_preset_fills_in_and_given_values_win() -> None:
+def test_explicit_values_take_precedence_over_a_preset() -> None:
     config = load_config(None, {"train.preset": "recipe2022", "train.epochs": 2, "index.preset": "recipe2022"})
     assert (config.train.epochs, config.train.batch_size, config.train.learn_temperature) == (2, 256, False)
     assert config.check.min_recall_at_10 == 0.6
     assert (config.index.partitions_searched, config.index.lut_type) == (4, "int8")
 
 
-def test_every_fault_is_named_with_its_place(tmp_path: Path) -> None:
+def test_every_fault_is_located(tmp_path: Path) -> None:
     path = _write(tmp_path, "train: {epoch: 3, workers: 0}\nindex: {lut_type: float64}\nchekc: {}")
     with pytest.raises(UsageError) as error:
         load_config(path)
@@ -59,18 +59,18 @@ def test_every_fault_is_named_with_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["- a\n- b", "a: [", "just text", "train: 3", "\x00"])
-def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+def test_other_files_are_rejected(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError):
         load_config(_write(tmp_path, text))
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize("tower", ["pypi:other", "efficientnet", "pypi:minilm-l6"])
-def test_an_unknown_tower_is_refused(tower: str) -> None:
+def test_an_unknown_tower_is_rejected(tower: str) -> None:
     with pytest.raises(UsageError, match=r"expected pypi:efficientnet-lite0 .*, hub:"):
         load_config(None, {"train.image_tower": tower})
 
@@ -81,12 +81,12 @@ def test_a_split_cannot_train_and_be_held_out() -> None:
 
 
 @pytest.mark.parametrize(("written", "size"), [("50MB", 50_000_000), ("1.5 GiB", 3 * 2**29), (700, 700), ("700", 700)])
-def test_sizes_are_written_as_people_write_them(written: str | int, size: int) -> None:
+def test_sizes_may_have_units(written: str | int, size: int) -> None:
     assert load_config(None, {"index.max_index_size": written}).index.max_index_size == size
 
 
 @pytest.mark.parametrize("written", ["50 Mb/s", "many", "-1", "0", ""])
-def test_other_sizes_are_refused(written: str) -> None:
+def test_other_sizes_are_rejected(written: str) -> None:
     with pytest.raises(UsageError, match=r"index\.max_index_size"):
         load_config(None, {"index.max_index_size": written})
 
@@ -102,12 +102,12 @@ def test_other_sizes_are_refused(written: str) -> None:
         ("index.parallel", "index.anisotropic_weight"),
     ],
 )
-def test_a_renamed_key_is_refused_with_its_current_name(old: str, new: str) -> None:
+def test_a_renamed_key_is_rejected_with_its_current_name(old: str, new: str) -> None:
     with pytest.raises(UsageError, match=f"{old}: unknown key; it was renamed to {new}"):
         load_config(overrides={old: 1})
 
 
-def test_ids_are_made_of_what_differs_from_the_defaults() -> None:
+def test_ids_depend_only_on_values_that_differ_from_the_defaults() -> None:
     sections = [value for value in vars(Config()).values() if isinstance(value, Section)]
     assert sections and all(section.changed() == {} for section in sections)
     config = load_config(None, {"train.epochs": 5, "train.workers": 3, "index.recall_at_10": 0.9, "check.queries": 7})

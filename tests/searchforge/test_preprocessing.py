@@ -1,4 +1,4 @@
-"""One readable string describes the preprocessing; every image becomes pixels or a reason."""
+"""One string describes the preprocessing; every image is decoded or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_the_string_survives_the_round_trip(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "decode", "decode|resize(224,224,nearest)|scale(-1,1)", "decode|crop(3)|scale(0,1)"]
 )
-def test_another_string_is_refused(text: str) -> None:
+def test_an_invalid_string_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match="expected the form"):
         Preprocessing.parse(text)
 
 
 @pytest.mark.parametrize(("low", "high", "mean", "std"), [(-1, 1, 127.5, 127.5), (0, 1, 0, 255)])
-def test_mean_and_std_are_the_task_librarys(low: float, high: float, mean: float, std: float) -> None:
+def test_mean_and_std_match_the_task_library(low: float, high: float, mean: float, std: float) -> None:
     scale = Preprocessing(8, 8, "bilinear", low, high)
     assert (scale.mean, scale.std) == (mean, std)
     assert ((0 - scale.mean) / scale.std, (255 - scale.mean) / scale.std) == (low, high)
@@ -65,27 +65,27 @@ def test_images_are_stretched_not_cropped() -> None:
         ("P", "GIF"),
     ],
 )
-def test_every_mode_becomes_rgb(mode: str, format: str) -> None:
+def test_every_mode_is_converted_to_rgb(mode: str, format: str) -> None:
     image = Image.new(mode, (4, 6), 65535) if mode == "I;16" else Image.new("RGB", (4, 6), "white").convert(mode)
     assert _pixels(_encode(image, format)).min() >= 253
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_becomes_white() -> None:
     assert _pixels(_encode(Image.new("RGBA", (4, 6), (0, 0, 0, 0)))).min() == 255
 
 
-def test_exif_orientation_is_honoured() -> None:
+def test_exif_orientation_is_applied() -> None:
     image = Image.new("RGB", (6, 4), "red")
     image.paste("blue", (3, 0, 6, 4))
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees clockwise: the left becomes the top
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise: the left edge becomes the top
     pixels = _pixels(_encode(image, "PNG", exif=exif))
     assert pixels[0, 0].tolist() == [255, 0, 0]
     assert pixels[5, 0].tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_large_jpeg_has_the_pixels_of_the_whole_one(turned: bool) -> None:
+def test_a_jpeg_scaled_during_decoding_has_nearly_the_same_pixels(turned: bool) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
     photo = Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -107,13 +107,13 @@ def test_a_large_jpeg_has_the_pixels_of_the_whole_one(turned: bool) -> None:
         (_encode(Image.new("RGB", (5, 5)), "TIFF"), "not_an_image"),
     ],
 )
-def test_bad_bytes_have_a_reason(data: bytes, reason: str) -> None:
+def test_invalid_bytes_are_rejected_with_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(RejectedInput) as error:
         _pixels(data)
     assert error.value.reason == reason
 
 
-def test_mutated_images_are_pixels_or_a_reason() -> None:
+def test_mutated_images_are_decoded_or_rejected() -> None:
     generator = np.random.default_rng(0)
     good = [_encode(Image.new("RGB", (30, 20), "green"), format) for format in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
     for index in range(300):

@@ -1,4 +1,4 @@
-"""A manifest's counts add up, and the shards it lists are the bytes that were written."""
+"""The counts of a manifest add up, and the shards it lists are verified."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_listed_shards_are_read(workspace: Workspace, shard: Path) -> None:
     assert [record.id for record in read_shards(workspace, _manifest(shard))] == ["0", "1"]
 
 
-def test_dead_records_are_left_out(workspace: Workspace, shard: Path) -> None:
+def test_dead_records_are_skipped(workspace: Workspace, shard: Path) -> None:
     (info,) = _manifest(shard).shards
     manifest = _manifest(shard, shards=(info.model_copy(update={"dead": (0,)}),), embedded=1, inputs=2)
     assert [record.id for record in read_shards(workspace, manifest)] == ["1"]
@@ -75,7 +75,7 @@ def test_shards_of_earlier_runs_are_read(workspace: Workspace, shard: Path) -> N
 
 
 @pytest.mark.parametrize("dead", [(2,), (-1,), (0, 0)])
-def test_dead_records_that_are_not_there_are_refused(dead: tuple[int, ...]) -> None:
+def test_invalid_dead_records_are_rejected(dead: tuple[int, ...]) -> None:
     with pytest.raises(ValidationError):
         ShardInfo(name=NAME, count=2, bytes=0, sha256="", dead=dead)
 
@@ -84,19 +84,19 @@ def test_dead_records_that_are_not_there_are_refused(dead: tuple[int, ...]) -> N
     "changes",
     [{"inputs": 4}, {"embedded": 1, "inputs": 2}, {"rejected_by_reason": {}}, {"rejected_by_reason": {"empty": 2}}],
 )
-def test_counts_that_do_not_add_up_are_refused(shard: Path, changes: dict[str, Any]) -> None:
+def test_counts_that_do_not_add_up_are_rejected(shard: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         _manifest(shard, **changes)
 
 
-def test_a_changed_shard_is_refused(workspace: Workspace, shard: Path) -> None:
+def test_a_changed_shard_is_rejected(workspace: Workspace, shard: Path) -> None:
     manifest = _manifest(shard)
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(JobError, match="in the manifest; delete"):
         list(read_shards(workspace, manifest))
 
 
-def test_a_missing_shard_is_refused(workspace: Workspace, shard: Path) -> None:
+def test_a_missing_shard_is_rejected(workspace: Workspace, shard: Path) -> None:
     manifest = _manifest(shard)
     shard.unlink()
     with pytest.raises(JobError, match="is missing, but the manifest of embeddings run lists it"):
@@ -108,7 +108,7 @@ def test_a_shard_name_cannot_leave_the_folder(shard: Path) -> None:
         ShardInfo(name="../../etc/passwd", count=0, bytes=0, sha256="")
 
 
-def test_another_encoder_is_refused_naming_both(shard: Path) -> None:
+def test_another_encoder_is_rejected_with_both_fingerprints(shard: Path) -> None:
     _manifest(shard).require_fingerprint("aaaa", "encoder x")
     with pytest.raises(UsageError, match=r"aaaa.*encoder x is encoder bbbb"):
         _manifest(shard).require_fingerprint("bbbb", "encoder x")

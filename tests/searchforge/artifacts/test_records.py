@@ -1,4 +1,4 @@
-"""Embedding records are tf.train.Example messages in TFRecord files, byte for byte TensorFlow's own."""
+"""Embedding records are tf.train.Example messages in TFRecord files, byte for byte as TensorFlow writes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_record_survives_the_round_trip(index: int) -> None:
     _assert_equal(EmbeddingRecord.from_bytes(_record(index).to_bytes()), _record(index))
 
 
-def test_tensorflow_reads_what_is_written_and_writes_the_same_bytes(tmp_path: Path) -> None:
+def test_tensorflow_reads_records_and_writes_the_same_bytes(tmp_path: Path) -> None:
     import tensorflow as tf
 
     path = tmp_path / "shard.tfrecord"
@@ -45,7 +45,7 @@ def test_tensorflow_reads_what_is_written_and_writes_the_same_bytes(tmp_path: Pa
         assert example.SerializeToString(deterministic=True) == record.to_bytes()
 
 
-def test_what_tensorflow_writes_is_read(tmp_path: Path) -> None:
+def test_records_written_by_tensorflow_are_read(tmp_path: Path) -> None:
     import tensorflow as tf
 
     path = tmp_path / "shard.tfrecord"
@@ -56,7 +56,7 @@ def test_what_tensorflow_writes_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 9, 20, -1])
-def test_a_flipped_byte_is_noticed(tmp_path: Path, position: int) -> None:
+def test_a_flipped_bit_is_detected(tmp_path: Path, position: int) -> None:
     path = tmp_path / "shard.tfrecord"
     with path.open("wb") as file:
         write_tfrecords(file, [_record().to_bytes()])
@@ -67,7 +67,7 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path, position: int) -> None:
         list(read_tfrecords(path))
 
 
-def test_a_truncated_file_is_noticed(tmp_path: Path) -> None:
+def test_a_truncated_file_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "shard.tfrecord"
     with path.open("wb") as file:
         write_tfrecords(file, [_record().to_bytes()])
@@ -82,6 +82,6 @@ def test_other_bytes_are_not_a_record(data: bytes) -> None:
         EmbeddingRecord.from_bytes(data)
 
 
-def test_an_embedding_is_a_float32_vector() -> None:
+def test_an_embedding_must_be_a_float32_vector() -> None:
     with pytest.raises(ValueError, match=r"float64\[4\]"):
         EmbeddingRecord("a", np.zeros(4), "", "")  # type: ignore[arg-type]

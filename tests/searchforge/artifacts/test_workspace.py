@@ -1,4 +1,4 @@
-"""An artifact is there when its last file is; what a killed process leaves is never taken for whole."""
+"""An artifact exists once its last file does; files of a killed process are never mistaken for an artifact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import UsageError
 
 
-def test_a_committed_artifact_is_whole(tmp_path: Path) -> None:
+def test_a_committed_artifact_is_complete(tmp_path: Path) -> None:
     workspace = Workspace(str(tmp_path))
     with workspace.create("searchers", "abc") as staging:
         (staging.path / "sub").mkdir()
@@ -35,7 +35,7 @@ def test_a_failed_artifact_leaves_nothing(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_folder_without_its_last_file_is_no_artifact(tmp_path: Path) -> None:
+def test_a_folder_without_its_last_file_is_not_an_artifact(tmp_path: Path) -> None:
     workspace = Workspace(str(tmp_path))
     (tmp_path / "encoders" / "half").mkdir(parents=True)
     (tmp_path / "encoders" / "half" / "weights").write_text("old")
@@ -54,7 +54,7 @@ def test_the_first_commit_of_an_id_is_kept(tmp_path: Path) -> None:
     assert workspace.marker("searchers", "same") == {"writer": 1}
 
 
-def test_what_a_killed_process_left_is_removed_and_what_runs_is_kept(tmp_path: Path) -> None:
+def test_staging_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom searchforge.artifacts.workspace import Workspace\n"
         "with Workspace(sys.argv[1]).create('encoders', 'x') as staging:\n"
@@ -70,9 +70,9 @@ def test_what_a_killed_process_left_is_removed_and_what_runs_is_kept(tmp_path: P
     killed.wait()
     try:
         with Workspace(str(tmp_path)).create("encoders", "x") as staging:
-            left = [path for path in (tmp_path / ".staging").iterdir() if path.is_dir() and path != staging.path]
-            assert len(left) == 1
-            assert (left[0] / "file").exists()
+            remaining = [path for path in (tmp_path / ".staging").iterdir() if path.is_dir() and path != staging.path]
+            assert len(remaining) == 1
+            assert (remaining[0] / "file").exists()
     finally:
         running.kill()
         running.wait()
@@ -84,7 +84,7 @@ def test_an_id_cannot_leave_its_folder(tmp_path: Path, id: str) -> None:
         Workspace(str(tmp_path)).committed("encoders", id)
 
 
-def test_a_missing_artifact_lists_those_there_are(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_artifact_lists_the_existing_ones(tmp_path: Path) -> None:
     workspace = Workspace(str(tmp_path))
     with workspace.create("encoders", "abc") as staging:
         staging.commit({})

@@ -1,4 +1,4 @@
-"""Remembered hashes are those of the files as they are now; what cannot be hashed is said."""
+"""Cached hashes are those of the current files, and files that cannot be hashed are reported."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.opened_files import opened_files
 OLD = (1_000_000_000, 1_000_000_000)
 
 
-def _settled(path: Path, content: bytes) -> Path:
+def _write_old(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     os.utime(path, OLD)
     return path
 
 
 def _hashes(paths: list[Path], cache: Path) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Files count as settled at once."""
+    """Hashes files and caches all hashes, whatever the age of the file."""
     return content_hashes(paths, cache, min_age_seconds=0)
 
 
@@ -33,7 +33,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def test_unchanged_files_are_read_once(files: Path, tmp_path: Path) -> None:
-    paths = [_settled(files / name, name.encode()) for name in "ab"]
+    paths = [_write_old(files / name, name.encode()) for name in "ab"]
     cache = tmp_path / "cache.json"
     expected = {path: sha256_bytes(path.name.encode()) for path in paths}
     with opened_files(files) as opened:
@@ -41,14 +41,14 @@ def test_unchanged_files_are_read_once(files: Path, tmp_path: Path) -> None:
     assert sorted(opened) == paths
 
 
-def test_a_file_of_the_same_size_and_time_but_other_content_is_noticed(tmp_path: Path) -> None:
-    path = _settled(tmp_path / "a", b"one")
+def test_changed_content_of_the_same_size_and_time_is_detected(tmp_path: Path) -> None:
+    path = _write_old(tmp_path / "a", b"one")
     _hashes([path], tmp_path / "cache.json")
-    _settled(path, b"two")
+    _write_old(path, b"two")
     assert _hashes([path], tmp_path / "cache.json")[0] == {path: sha256_bytes(b"two")}
 
 
-def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
+def test_the_hash_of_a_recently_written_file_is_not_cached(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"one")
     content_hashes([path], tmp_path / "cache.json")
@@ -56,8 +56,8 @@ def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 1}', b'{"a": [1, 2]}', b"\xff"])
-def test_a_damaged_cache_is_made_anew(files: Path, tmp_path: Path, content: bytes) -> None:
-    path = _settled(files / "a", b"one")
+def test_a_damaged_cache_is_replaced(files: Path, tmp_path: Path, content: bytes) -> None:
+    path = _write_old(files / "a", b"one")
     cache = tmp_path / "cache.json"
     cache.write_bytes(content)
     with opened_files(files) as opened:
@@ -66,8 +66,8 @@ def test_a_damaged_cache_is_made_anew(files: Path, tmp_path: Path, content: byte
     assert opened == [path]
 
 
-def test_missing_and_empty_files_are_said(tmp_path: Path) -> None:
-    empty = _settled(tmp_path / "empty", b"")
+def test_missing_and_empty_files_are_reported(tmp_path: Path) -> None:
+    empty = _write_old(tmp_path / "empty", b"")
     hashes, failed = content_hashes([empty, tmp_path / "gone", tmp_path], tmp_path / "cache.json")
     assert hashes == {}
     assert failed == {

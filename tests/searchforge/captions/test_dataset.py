@@ -1,4 +1,4 @@
-"""Captioned images: every caption is used or counted, paths stay inside, and no content is on both sides of a split."""
+"""Every caption is used or counted, paths stay inside the folder, and no content is on both sides of a split."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_rows_of_an_image_are_joined(tmp_path: Path) -> None:
     assert (captions.rows, captions.repeated) == (4, 1)
 
 
-def test_coco_2014_and_2017_files_are_read_together_as_they_are_published(tmp_path: Path) -> None:
+def test_published_coco_files_of_several_splits_are_read_together(tmp_path: Path) -> None:
     for split in ("train2014", "val2014"):
         _image(tmp_path, f"{split}/COCO_{split}_1.jpg")
         _coco(tmp_path, f"annotations/captions_{split}.json", {f"COCO_{split}_1.jpg": [f"of {split}"]})
@@ -79,7 +79,7 @@ def test_coco_2014_and_2017_files_are_read_together_as_they_are_published(tmp_pa
     assert [(image.id, image.captions) for image in split.heldout] == [("val2014/COCO_val2014_1.jpg", ("of val2014",))]
 
 
-def test_one_folder_for_all_of_coco_will_do(tmp_path: Path) -> None:
+def test_coco_images_may_share_one_folder(tmp_path: Path) -> None:
     for name in ("1.jpg", "2.jpg"):
         _image(tmp_path, name)
     _coco(tmp_path, "captions_train2017.json", {"1.jpg": ["x"]})
@@ -110,14 +110,14 @@ def test_an_image_in_a_training_and_a_heldout_file_is_held_out(tmp_path: Path) -
     assert split.leaked == 1
 
 
-def test_a_given_split_wins_over_that_of_the_file_name(tmp_path: Path) -> None:
+def test_an_explicit_split_overrides_the_file_name(tmp_path: Path) -> None:
     _image(tmp_path, "a.jpg")
     _coco(tmp_path, "captions_val.json", {"a.jpg": ["x"]}, split="train")
     (image,) = load_captions(_config(tmp_path, "captions_val.json")).images
     assert image.split == "train"
 
 
-def test_a_pattern_names_several_files(tmp_path: Path) -> None:
+def test_a_pattern_matches_several_files(tmp_path: Path) -> None:
     for index in range(3):
         _image(tmp_path, f"{index}.jpg")
         _rows(tmp_path, [(f"{index}.jpg", "x")], f"part-{index}.jsonl")
@@ -126,15 +126,13 @@ def test_a_pattern_names_several_files(tmp_path: Path) -> None:
         load_captions(_config(tmp_path, "none-*.jsonl"))
 
 
-def test_an_unknown_format_is_refused_with_those_there_are(tmp_path: Path) -> None:
+def test_an_unknown_format_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
     _image(tmp_path, "a.jpg")
     with pytest.raises(UsageError, match=r"captions.txt .*expected .*\.json, \.csv, \.tsv, \.jsonl, \.tfrecord"):
         load_captions(_config(tmp_path, "captions.txt"))
 
 
-def test_missing_images_are_counted_and_listed_and_the_rest_is_used(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_images_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _image(tmp_path, "a.jpg")
     (tmp_path / "images" / "folder.jpg").mkdir()
     _rows(tmp_path, [("a.jpg", "x"), ("gone.jpg", "y"), ("gone.jpg", "z"), ("folder.jpg", "w"), ("", "v")])
@@ -150,7 +148,7 @@ def test_missing_images_are_counted_and_listed_and_the_rest_is_used(
     assert "4 of 5 are unusable" in capsys.readouterr().err
 
 
-def test_few_faults_are_forgiven_and_many_are_not(tmp_path: Path) -> None:
+def test_a_limited_fraction_of_faults_is_tolerated(tmp_path: Path) -> None:
     for index in range(100):
         _image(tmp_path, f"{index}.jpg")
     rows = [(f"{index}.jpg", "x") for index in range(100)]
@@ -163,7 +161,7 @@ def test_few_faults_are_forgiven_and_many_are_not(tmp_path: Path) -> None:
         load_captions(_config(tmp_path, "captions.jsonl", max_reject_fraction=0.1))
 
 
-def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_an_error_explains_why_no_image_is_usable(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     _rows(tmp_path, [("gone.jpg", "x")])
     with pytest.raises(
@@ -210,7 +208,7 @@ def test_the_image_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     assert _ids(load_captions(_config(tmp_path, "captions.jsonl")).images) == ["a.jpg"]
 
 
-def test_odd_file_names_and_other_scripts_are_kept(tmp_path: Path) -> None:
+def test_unusual_file_names_and_scripts_are_kept(tmp_path: Path) -> None:
     names = ["ein foto.jpg", "写真.jpg", "a\nb.jpg", "$(rm -rf).jpg", "'\"<b>.jpg", "🐕.jpg", " leading.jpg", "-x.jpg"]
     texts = ["犬が走っている", "كلب يركض", "Hündchen", "собака бежит", "🐕 🏖️", "कुत्ता", "ein Hund", "e\u0301te\u0301"]
     for name in names:
@@ -221,7 +219,7 @@ def test_odd_file_names_and_other_scripts_are_kept(tmp_path: Path) -> None:
     assert all(image.path.read_bytes() == image.id.encode() for image in images)
 
 
-def test_a_caption_of_10_000_characters_is_cut_and_counted(tmp_path: Path) -> None:
+def test_a_caption_of_10_000_characters_is_truncated_and_counted(tmp_path: Path) -> None:
     _image(tmp_path, "a.jpg")
     _rows(tmp_path, [("a.jpg", "word " * 2000), ("a.jpg", "x" * MAX_CAPTION)])
     captions = load_captions(_config(tmp_path, "captions.jsonl"))
@@ -238,7 +236,7 @@ def test_every_caption_and_every_image_is_counted_once(tmp_path: Path) -> None:
     for _ in range(2000):
         image = generator.choice([*names, "../x.jpg", "", None, 3])
         caption = generator.choice(["a", "b", "c", "d" * 5000, " ", "", None, 5, "\ud800"])
-        heldout = ["val"] if image in names[::5] else []  # so that contents of every kind of sides remain
+        heldout = ["val"] if image in names[::5] else []  # so that every combination of sides occurs
         rows.append((image, caption, generator.choice([None, "train", "other", 4, *heldout])))
     _rows(tmp_path, rows)
     config = _config(tmp_path, "captions.jsonl")
@@ -256,7 +254,7 @@ def test_every_caption_and_every_image_is_counted_once(tmp_path: Path) -> None:
     assert len(set(contents)) == len(contents)
 
 
-def test_content_on_both_sides_stays_held_out(tmp_path: Path) -> None:
+def test_content_on_both_sides_is_held_out(tmp_path: Path) -> None:
     _image(tmp_path, "a.jpg", b"same")
     _image(tmp_path, "b.jpg", b"same")
     _image(tmp_path, "c.jpg", b"other")
@@ -267,7 +265,7 @@ def test_content_on_both_sides_stays_held_out(tmp_path: Path) -> None:
     assert split.heldout[0].captions == ("y",)
 
 
-def test_copies_on_one_side_are_one_image_with_all_captions(tmp_path: Path) -> None:
+def test_copies_on_one_side_are_merged_with_all_captions(tmp_path: Path) -> None:
     _image(tmp_path, "a.jpg", b"same")
     _image(tmp_path, "b.jpg", b"same")
     _rows(tmp_path, [("a.jpg", "x", "train"), ("b.jpg", "y", "train"), ("b.jpg", "x", "train")])
@@ -276,7 +274,7 @@ def test_copies_on_one_side_are_one_image_with_all_captions(tmp_path: Path) -> N
     assert (image.id, image.captions) == ("a.jpg", ("x", "y"))
 
 
-def test_without_splits_copies_fall_together_and_the_choice_is_by_content(tmp_path: Path) -> None:
+def test_without_splits_images_are_held_out_by_content(tmp_path: Path) -> None:
     for index in range(200):
         for copy in "ab":
             _image(tmp_path, f"{copy}{index}.jpg", str(index).encode())
@@ -291,7 +289,7 @@ def test_without_splits_copies_fall_together_and_the_choice_is_by_content(tmp_pa
     )
 
     held = {image.content_hash for image in split.heldout}
-    for index in range(200):  # renamed, and more of them
+    for index in range(200):  # renamed, and with additional images
         (tmp_path / "images" / f"a{index}.jpg").rename(tmp_path / "images" / f"z{index}.jpg")
     for index in range(200, 250):
         _image(tmp_path, f"z{index}.jpg", str(index).encode())
@@ -300,7 +298,7 @@ def test_without_splits_copies_fall_together_and_the_choice_is_by_content(tmp_pa
     assert held == {image.content_hash for image in again.heldout if int(image.id[1:-4]) < 200}
 
 
-def test_training_splits_alone_still_give_images_to_measure_with(tmp_path: Path) -> None:
+def test_images_are_held_out_of_training_splits_if_there_are_no_others(tmp_path: Path) -> None:
     for index in range(200):
         _image(tmp_path, f"{index}.jpg")
     _rows(tmp_path, [(f"{index}.jpg", "x") for index in range(200)], "captions_train2014.jsonl")
@@ -321,7 +319,7 @@ def test_images_of_other_splits_are_counted_and_not_read(tmp_path: Path) -> None
     assert (_ids(split.train), _ids(split.heldout), split.unused, split.unreadable) == (["a.jpg"], ["b.jpg"], 1, [])
 
 
-def test_no_training_split_is_refused(tmp_path: Path) -> None:
+def test_captions_without_a_training_split_are_rejected(tmp_path: Path) -> None:
     _image(tmp_path, "a.jpg")
     _rows(tmp_path, [("a.jpg", "x", "fold1")])
     config = _config(tmp_path, "captions.jsonl")
@@ -329,7 +327,7 @@ def test_no_training_split_is_refused(tmp_path: Path) -> None:
         split_heldout(load_captions(config), config)
 
 
-def test_the_corpus_is_the_captioned_images_unless_another_is_given(tmp_path: Path) -> None:
+def test_the_corpus_defaults_to_the_captioned_images(tmp_path: Path) -> None:
     config = _config(tmp_path, "captions.jsonl")
     assert corpus_source(config) == str(tmp_path / "images")
     with pytest.raises(UsageError, match="no corpus is configured"):

@@ -1,4 +1,4 @@
-"""Captions files of every format give the same rows, and every faulty row with its place; files are read in pieces."""
+"""All formats of captions files give the same rows and locate faulty ones; files are read incrementally."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, names: tuple[str, ...]
     assert _rows(tmp_path / "c.json", json.dumps(content)) == ROWS
 
 
-def test_json_lines_may_hold_several_captions_and_categories(tmp_path: Path) -> None:
+def test_json_lines_may_contain_several_captions_and_categories(tmp_path: Path) -> None:
     record = {"file_name": "a.jpg", "captions": ["x", "y"], "categories": ["dog", "beach"]}
     found = _read(tmp_path / "c.jsonl", json.dumps(record))
     assert [(r.caption, r.categories) for r in found if isinstance(r, CaptionRow)] == [
@@ -68,7 +68,7 @@ def test_json_lines_may_hold_several_captions_and_categories(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.jsonl"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_byte_order_marks_and_line_ends_of_windows_are_understood(
+def test_byte_order_marks_and_windows_line_endings_are_supported(
     tmp_path: Path, name: str, encoding: str, end: str
 ) -> None:
     lines = {
@@ -79,12 +79,12 @@ def test_byte_order_marks_and_line_ends_of_windows_are_understood(
     assert _rows(tmp_path / name, end.join(lines).encode(encoding)) == [("a.jpg", "é x", None), ("b.jpg", "y", None)]
 
 
-def test_a_byte_order_mark_before_coco_json_is_understood(tmp_path: Path) -> None:
+def test_a_byte_order_mark_before_coco_json_is_supported(tmp_path: Path) -> None:
     content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}
     assert _rows(tmp_path / "c.json", json.dumps(content).encode("utf-8-sig")) == [("a.jpg", "x", None)]
 
 
-def test_quoted_fields_may_hold_line_breaks(tmp_path: Path) -> None:
+def test_quoted_fields_may_contain_line_breaks(tmp_path: Path) -> None:
     found = _read(tmp_path / "c.csv", 'image,caption\na.jpg,"one\ntwo"\nb.jpg,"x"\nc.jpg,y,z\n')
     assert [(row.caption, row.place[-2:]) for row in found if isinstance(row, CaptionRow)] == [
         ("one two", ":2"),
@@ -94,7 +94,7 @@ def test_quoted_fields_may_hold_line_breaks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "\n", '\nz.jpg,"well quoted"\n'])
-def test_a_stray_quote_costs_its_own_row_only(tmp_path: Path, end: str) -> None:
+def test_a_stray_quote_affects_only_its_own_row(tmp_path: Path, end: str) -> None:
     lines = ["image,caption", 'a.jpg,"stray', *[f"{i}.jpg,caption {i}" for i in range(500)], 'b.jpg,"Big" dog']
     found = _read(tmp_path / "c.csv", "\n".join(lines) + end)
     kept = [row.image for row in found if isinstance(row, CaptionRow)]
@@ -102,7 +102,7 @@ def test_a_stray_quote_costs_its_own_row_only(tmp_path: Path, end: str) -> None:
     assert [place.rpartition(":")[2] for place, _ in _faults(found)] == ["2", "503"]
 
 
-def test_faulty_rows_are_named_with_file_and_line(tmp_path: Path) -> None:
+def test_faulty_rows_are_located_by_file_and_line(tmp_path: Path) -> None:
     content = b"image,caption,split\n" + b"\n".join(
         [
             b"a.jpg,fine,train",
@@ -118,11 +118,11 @@ def test_faulty_rows_are_named_with_file_and_line(tmp_path: Path) -> None:
     found = _read(tmp_path / "c.csv", content)
     assert [row.caption for row in found if isinstance(row, CaptionRow)] == ["fine", "fine too"]
     faults = {int(place.rpartition(":")[2]): reason for place, reason in _faults(found)}
-    assert faults.pop(8) in ("not_utf8", "malformed")  # the csv module of Python 3.10 refuses zero bytes itself
+    assert faults.pop(8) in ("not_utf8", "malformed")  # the csv module of Python 3.10 rejects zero bytes
     assert faults == {3: "malformed", 4: "malformed", 5: "not_utf8", 6: "empty_caption", 7: "no_image"}
 
 
-def test_faulty_json_lines_are_named_with_file_and_line(tmp_path: Path) -> None:
+def test_faulty_json_lines_are_located_by_file_and_line(tmp_path: Path) -> None:
     lines: list[Any] = [
         '{"image": "a.jpg", "caption": "fine"}',
         '{"image": "a.jpg", "caption": "cut off',
@@ -149,7 +149,7 @@ def test_faulty_json_lines_are_named_with_file_and_line(tmp_path: Path) -> None:
     }
 
 
-def test_faulty_coco_entries_are_named(tmp_path: Path) -> None:
+def test_faulty_coco_entries_are_reported(tmp_path: Path) -> None:
     content = {
         "images": [{"id": 1, "file_name": "a.jpg"}, "nonsense", {"id": 2}, {"id": 3, "file_name": "uncaptioned.jpg"}],
         "annotations": [
@@ -173,7 +173,7 @@ def test_faulty_coco_entries_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "nonsense", '{"images": 3, "annotations": []}', "[" * 100_000, "\x00"])
-def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
+def test_other_json_is_rejected(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"c\.json are not"):
         _read(tmp_path / "c.json", text)
 
@@ -182,7 +182,7 @@ def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"), [("", "have no header"), ("name;words\na;b\n", "start with 'name;words'")]
 )
-def test_a_table_without_its_header_is_refused_with_what_is_expected(
+def test_a_table_without_a_header_is_rejected_with_the_expected_columns(
     tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as raised:
@@ -190,12 +190,12 @@ def test_a_table_without_its_header_is_refused_with_what_is_expected(
     assert "image, file_name" in str(raised.value) and "caption, captions" in str(raised.value)
 
 
-def test_a_file_that_is_not_the_utf16_it_claims_is_refused(tmp_path: Path) -> None:
+def test_a_utf16_mark_before_other_bytes_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="are not UTF-16"):
         _read(tmp_path / "c.csv", b"\xff\xfe" + b"i\0m\0" + b"\x00\xd8")
 
 
-def test_large_fields_are_read_and_endless_lines_are_not(tmp_path: Path) -> None:
+def test_large_fields_are_read_and_overlong_lines_are_rejected(tmp_path: Path) -> None:
     large = "word " * 200_000
     rows = _rows(tmp_path / "c.csv", f'image,caption\na.jpg,"{large}"\nb.jpg,x\n')
     assert [len(caption) for _, caption, _ in rows] == [len(large) - 1, 1]
@@ -209,7 +209,7 @@ def test_large_fields_are_read_and_endless_lines_are_not(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.jsonl"])
-def test_a_large_file_is_read_in_pieces(tmp_path: Path, name: str) -> None:
+def test_a_large_file_is_read_incrementally(tmp_path: Path, name: str) -> None:
     path, caption = tmp_path / name, "x" * 1000
     delimiter = {"c.csv": ",", "c.tsv": "\t"}.get(name)
     line = f"a.jpg{delimiter}{caption}\n" if delimiter else json.dumps({"image": "a.jpg", "caption": caption}) + "\n"

@@ -1,4 +1,4 @@
-"""TFRecords of captioned images, as TensorFlow writes them, are unpacked once into files named by content."""
+"""TFRecords of captioned images written by TensorFlow are unpacked once, into files named by content hash."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def test_images_and_captions_are_unpacked(tmp_path: Path, compression: str) -> N
     assert sorted(path.name for path in corpus.iterdir()) == sorted([first.id, second.id])
 
 
-def test_unpacking_happens_once_and_again_when_the_file_changes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_is_unpacked_once_until_it_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _write(tmp_path / "a.tfrecord", FIRST)
     config = _config(tmp_path, path)
     (image,) = load_captions(config).images
@@ -71,14 +69,14 @@ def test_unpacking_happens_once_and_again_when_the_file_changes(
     assert len(list(Path(corpus_source(config)).iterdir())) == 2
 
 
-def test_one_picture_in_several_records_is_one_image(tmp_path: Path) -> None:
+def test_records_with_the_same_image_are_merged(tmp_path: Path) -> None:
     again = _example(image=[JPEG], caption=[b"two", b"four"], split=[b"train"])
     captions = load_captions(_config(tmp_path, _write(tmp_path / "a.tfrecord", FIRST, again)))
     assert [image.captions for image in captions.images] == [("eins 犬", "two", "four")]
     assert captions.repeated == 1
 
 
-def test_faulty_records_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faulty_records_are_located_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faulty = [
         _example(image=[JPEG]),
         _example(caption=[b"x"]),
@@ -92,7 +90,7 @@ def test_faulty_records_are_named_and_counted(tmp_path: Path, capsys: pytest.Cap
     assert f"{path}: record 1: " in capsys.readouterr().err
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_files_are_rejected(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.tfrecord", FIRST, SECOND)
     whole = path.read_bytes()
     flipped = bytearray(whole)
@@ -106,7 +104,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         load_captions(_config(tmp_path, tmp_path / "none.tfrecord"))
 
 
-def test_a_record_cannot_claim_all_memory(tmp_path: Path) -> None:
+def test_a_record_cannot_exhaust_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.tfrecord"
     with path.open("wb") as file:
         write_tfrecords(file, [b""])
@@ -119,7 +117,7 @@ def test_a_record_cannot_claim_all_memory(tmp_path: Path) -> None:
         load_captions(_config(tmp_path, path))
 
 
-def test_tfrecords_do_not_mix_with_files_that_need_an_image_folder(tmp_path: Path) -> None:
+def test_tfrecords_cannot_be_mixed_with_other_formats(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.tfrecord", FIRST)
     (tmp_path / "c.csv").write_text("image,caption\n")
     config = _config(tmp_path, path, tmp_path / "c.csv")
@@ -141,16 +139,16 @@ def test_tfrecords_do_not_mix_with_files_that_need_an_image_folder(tmp_path: Pat
         ("tfrecord.csv", False),
     ],
 )
-def test_tfrecords_are_known_by_their_names(name: str, expected: bool) -> None:
+def test_tfrecords_are_recognised_by_name(name: str, expected: bool) -> None:
     assert is_tfrecord(Path(name)) is expected
 
 
-def test_bytes_features_are_found_among_all_kinds() -> None:
+def test_bytes_features_are_found_among_other_features() -> None:
     assert example_bytes(FIRST) == {"image": [JPEG], "caption": ["eins 犬".encode(), b"two"], "split": [b"train"]}
     assert example_bytes(b"") == {}
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 3))
-def test_a_cut_example_is_refused(cut: int) -> None:
+def test_a_truncated_example_is_rejected(cut: int) -> None:
     with pytest.raises(ValueError, match=r"not a tf\.train\.Example"):
         example_bytes(FIRST[:-cut])

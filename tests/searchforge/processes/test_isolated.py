@@ -1,4 +1,4 @@
-"""A child process answers requests; its errors and its crashes become the parent's errors."""
+"""A child process answers requests, and its errors and crashes are raised in the parent."""
 
 from __future__ import annotations
 
@@ -46,28 +46,28 @@ def test_one_process_answers_many_requests() -> None:
     assert len({answer["pid"] for answer in answers} - {os.getpid()}) == 1
 
 
-def test_tensorflow_is_blocked_there() -> None:
+def test_tensorflow_is_blocked_in_the_child() -> None:
     assert isolated.call(MODULE, {"op": "tensorflow"}) == {"blocked": True}
 
 
-def test_a_users_error_keeps_its_kind() -> None:
+def test_a_usage_error_keeps_its_type() -> None:
     with pytest.raises(UsageError, match="bad value 3, expected 4"):
         isolated.call(MODULE, {"op": "usage"})
 
 
-def test_a_bug_shows_its_trace() -> None:
+def test_an_unexpected_error_shows_its_stack_trace() -> None:
     with pytest.raises(isolated.ChildCrash, match="ZeroDivisionError: a bug"):
         isolated.call(MODULE, {"op": "bug"})
 
 
-def test_a_native_crash_names_the_signal() -> None:
+def test_a_native_crash_reports_the_signal() -> None:
     with pytest.raises(JobError, match="ended with signal 11") as error:
         isolated.call(MODULE, {"op": "crash"})
     assert isinstance(error.value, isolated.ChildCrash)
     assert error.value.returncode == -signal.SIGSEGV
 
 
-def test_a_child_that_hangs_is_killed_in_time() -> None:
+def test_a_child_that_hangs_is_killed_after_the_timeout() -> None:
     with isolated.Session(MODULE) as session:
         pid = session.call({"op": "echo", "value": 0}, timeout=60)["pid"]
         with pytest.raises(isolated.ChildCrash, match=r"did not reply within 0\.5 s"):
@@ -76,7 +76,7 @@ def test_a_child_that_hangs_is_killed_in_time() -> None:
             os.kill(pid, 0)
 
 
-def test_the_session_ends_its_process() -> None:
+def test_closing_a_session_ends_its_process() -> None:
     with isolated.Session(MODULE) as session:
         pid = session.call({"op": "echo", "value": 0})["pid"]
     with pytest.raises(ProcessLookupError):
@@ -87,15 +87,15 @@ def _server() -> int:
     return int(isolated.call(MODULE, {"op": "echo", "value": 0})["server"])
 
 
-def test_sessions_of_threads_and_of_forks_share_the_imports() -> None:
+def test_sessions_of_threads_and_server_of_forks_share_the_imports() -> None:
     server = _server()
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(lambda _: _server(), range(24))) == {server}
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as forks:
-        assert set(forks.map(_of_fork, range(8))) == {server}
+        assert set(forks.map(_server_of_fork, range(8))) == {server}
 
 
-def _of_fork(_: int) -> int:
+def _server_of_fork(_: int) -> int:
     return _server()
 
 
@@ -105,7 +105,7 @@ def test_a_session_runs_in_the_folder_of_its_caller(tmp_path: Path, monkeypatch:
     assert isolated.call(MODULE, {"op": "echo", "value": 0})["folder"] == str(tmp_path)
 
 
-def test_the_end_of_a_child_is_seen_at_once() -> None:
+def test_the_end_of_a_child_is_detected_at_once() -> None:
     for number in (signal.SIGKILL, signal.SIGSEGV):
         with isolated.Session(MODULE) as session:
             session.call({"op": "echo", "value": 0})
@@ -117,7 +117,7 @@ def test_the_end_of_a_child_is_seen_at_once() -> None:
                 session.call({"op": "echo", "value": 0})
 
 
-def test_sessions_outlive_a_killed_server_and_the_next_one_starts_another() -> None:
+def test_sessions_outlive_a_killed_server_which_is_replaced() -> None:
     with isolated.Session(MODULE) as session:
         server = session.call({"op": "echo", "value": 0})["server"]
         os.kill(server, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A full disk, lost permissions, a stopped or killed writer: one message, and what was there stays."""
+"""A full disk, missing permissions, or a stopped or killed writer gives one message and leaves objects unchanged."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("call", ["write('x', b'n' * 100_000)", "replace('x', b'n' * 100_000, version)", "upload"])
-def test_a_disk_that_fills_up_leaves_the_old_object(tmp_path: Path, call: str) -> None:
-    """The limit on a file's size stands for a full disk: the write fails half way."""
+def test_a_disk_that_fills_up_keeps_the_old_object(tmp_path: Path, call: str) -> None:
+    """A file size limit simulates a full disk: the write fails midway."""
     storage = LocalStorage(str(tmp_path / "root"))
     storage.write("x", b"old")
     (tmp_path / "large").write_bytes(b"n" * 100_000)
@@ -46,7 +46,7 @@ def test_a_disk_that_fills_up_leaves_the_old_object(tmp_path: Path, call: str) -
     assert {path.name for path in Path(storage.root).iterdir()} <= {"x", ".x.lock"}
 
 
-def test_a_full_device_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = LocalStorage(str(tmp_path))
     storage.write("x", b"old")
 
@@ -59,7 +59,7 @@ def test_a_full_device_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pyt
     assert storage.read("x") == b"old" and [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
 @pytest.mark.parametrize(
     "call",
     [
@@ -72,7 +72,7 @@ def test_a_full_device_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pyt
         "list_files('a')",
     ],
 )
-def test_lost_permission_is_named(tmp_path: Path, call: str) -> None:
+def test_missing_permissions_are_reported(tmp_path: Path, call: str) -> None:
     storage = LocalStorage(str(tmp_path / "root"))
     storage.write("a/x", b"old")
     for path in (tmp_path, *tmp_path.parents):
@@ -88,7 +88,7 @@ def test_lost_permission_is_named(tmp_path: Path, call: str) -> None:
 
 
 def _holder(storage: LocalStorage) -> subprocess.Popen[str]:
-    """Starts a process that stays within a replacement of `x`."""
+    """Starts a process that never finishes replacing `x`."""
     code = (
         "import sys, time\nfrom searchforge.storage.local import LocalStorage\n"
         "storage = LocalStorage(sys.argv[1])\n_, version = storage.read_version('x')\n"
@@ -100,7 +100,7 @@ def _holder(storage: LocalStorage) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_stopped_writer_is_named_and_does_not_block_for_ever(tmp_path: Path) -> None:
+def test_a_stopped_writer_is_reported_and_does_not_block_forever(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path), lock_seconds=0.3)
     storage.write("x", b"old")
     _, version = storage.read_version("x")
@@ -137,10 +137,10 @@ def test_an_object_is_deleted_only_at_the_version_that_was_read(tmp_path: Path) 
     assert storage.read("x") == b"2"
     storage.delete("x", storage.read_version("x")[1])
     storage.delete("x", version)
-    assert not storage.exists("x") and list(tmp_path.iterdir()) == [], "its lock goes too"
+    assert not storage.exists("x") and list(tmp_path.iterdir()) == [], "the lock file is also deleted"
 
 
-def test_a_lock_that_its_holder_deletes_never_lets_two_writers_in(tmp_path: Path) -> None:
+def test_deleting_a_lock_never_admits_two_writers(tmp_path: Path) -> None:
     inside, most = [0], [0]
 
     def work(seed: int) -> None:
@@ -152,7 +152,7 @@ def test_a_lock_that_its_holder_deletes_never_lets_two_writers_in(tmp_path: Path
                 time.sleep(0.0005)
                 inside[0] -= 1
                 if rng.random() < 0.5:
-                    lock.unlink()  # the last that a holder does
+                    lock.unlink()  # the last action of a holder
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
@@ -160,7 +160,7 @@ def test_a_lock_that_its_holder_deletes_never_lets_two_writers_in(tmp_path: Path
 
 
 @pytest.mark.parametrize("gone", ["1", "sub", "sub/3"])
-def test_a_snapshot_lacks_only_what_is_deleted_while_it_is_taken(
+def test_a_snapshot_lacks_only_files_deleted_while_it_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     storage = LocalStorage(str(tmp_path))
@@ -177,11 +177,11 @@ def test_a_snapshot_lacks_only_what_is_deleted_while_it_is_taken(
 
     monkeypatch.setattr(os, "scandir", delete_after_listing)
     with storage.snapshot("a") as snapshot:
-        left = {name for name in ("1", "2", "sub/2", "sub/3") if name != gone and not name.startswith(f"{gone}/")}
-        assert snapshot.objects.keys() == left
+        remaining = {name for name in ("1", "2", "sub/2", "sub/3") if name != gone and not name.startswith(f"{gone}/")}
+        assert snapshot.objects.keys() == remaining
 
 
-def test_a_snapshot_deletes_what_it_saw_and_nothing_else(tmp_path: Path) -> None:
+def test_a_snapshot_deletes_only_the_files_it_listed(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     for path in ("a/1", "a/sub/2", "a/sub/3"):
         storage.write(path, b"old")

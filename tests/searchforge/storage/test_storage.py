@@ -1,4 +1,4 @@
-"""Objects are whole or not there, stay inside their root, and a mutable one is replaced by one writer only."""
+"""Writes are atomic, paths stay inside the root, and of concurrent replacements only one succeeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from searchforge.storage.files import make_folder
 from searchforge.storage.local import LocalStorage
 from tests.infra.memory_storage import MemoryStorage
 
-# The contract, which the storage in memory keeps as a folder does, so that tests can use it in a folder's stead.
+# The contract of Storage. Other tests use the in-memory storage instead of a folder, so it is tested, too.
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -36,20 +36,20 @@ def test_objects_are_written_and_listed(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("read", ["read", "modified"])
-def test_an_object_that_is_not_there_is_not_found(storage: Storage, read: str) -> None:
+def test_a_missing_object_is_not_found(storage: Storage, read: str) -> None:
     storage.write("a/one", b"1")
     with pytest.raises(FileNotFoundError):
         getattr(storage, read)("a/none")
 
 
-def test_a_part_of_an_object_is_read(storage: Storage) -> None:
+def test_part_of_an_object_is_read(storage: Storage) -> None:
     storage.write("a/b", b"0123456789")
     assert storage.read("a/b", 3, 4) == b"3456"
     assert storage.read("a/b", 8, 10) == b"89"
     assert storage.read("a/b", 8) == b"89" and storage.read("a/b", 10, 5) == b""
 
 
-def test_a_failed_write_leaves_the_old_object_and_no_litter(storage: Storage, tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_object_and_leaves_no_temporary_file(storage: Storage, tmp_path: Path) -> None:
     storage.write("a/x", b"old")
     with pytest.raises(FileNotFoundError):
         storage.upload(tmp_path / "missing", "a/x")
@@ -57,7 +57,7 @@ def test_a_failed_write_leaves_the_old_object_and_no_litter(storage: Storage, tm
     assert storage.list_files("a") == ["x"]
 
 
-def test_files_are_copied_in_and_folders_out(storage: Storage, tmp_path: Path) -> None:
+def test_files_are_uploaded_and_folders_downloaded(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "local").write_bytes(b"content")
     storage.upload(tmp_path / "local", "a/x")
     storage.write("a/sub/y", b"below")
@@ -111,10 +111,10 @@ def test_an_object_is_deleted_only_at_the_version_that_was_read(storage: Storage
     storage.delete("a/x", storage.read_version("a/x")[1])
     storage.delete("a/x", version)
     storage.delete("a/x")
-    assert not storage.exists("a/x") and storage.list_files("a") == [], "its lock goes too"
+    assert not storage.exists("a/x") and storage.list_files("a") == [], "the lock file is also deleted"
 
 
-def test_of_racing_writers_one_wins(storage: Storage) -> None:
+def test_one_of_several_racing_writers_wins(storage: Storage) -> None:
     _, version = storage.read_version("current")
 
     def write(index: int) -> bool:
@@ -128,7 +128,7 @@ def test_of_racing_writers_one_wins(storage: Storage) -> None:
         assert sum(pool.map(write, range(64))) == 1
 
 
-def test_a_snapshot_tells_size_and_time(storage: Storage) -> None:
+def test_a_snapshot_contains_sizes_and_times(storage: Storage) -> None:
     before = storage.now()
     storage.write("a/x", b"123")
     storage.write("a/sub/y", b"")
@@ -144,7 +144,7 @@ def test_a_snapshot_tells_size_and_time(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("first", ["", "2"])
-def test_a_snapshot_deletes_what_it_saw_and_not_what_came_since(storage: Storage, first: str) -> None:
+def test_a_snapshot_deletes_only_the_objects_it_listed(storage: Storage, first: str) -> None:
     for path in ("a/1", "a/2", "a/sub/3", "b/4"):
         storage.write(path, b"old")
     with storage.snapshot("a") as snapshot:
@@ -161,7 +161,7 @@ def test_a_snapshot_deletes_what_it_saw_and_not_what_came_since(storage: Storage
     assert (storage.list_files("a"), storage.list_folders("a")) == ([], [])
 
 
-# What only the storage in memory can do.
+# Features of the in-memory storage.
 
 
 def test_clients_share_objects_and_forks_do_not() -> None:
@@ -173,7 +173,7 @@ def test_clients_share_objects_and_forks_do_not() -> None:
     assert (storage.read("a/x"), fork.read("a/x"), storage.list_files("a")) == (b"2", b"1", ["x"])
 
 
-def test_the_clock_of_a_storage_in_memory_is_set() -> None:
+def test_the_clock_of_the_in_memory_storage_can_be_advanced() -> None:
     storage = MemoryStorage()
     storage.write("x", b"1")
     written = storage.modified("x")
@@ -182,7 +182,7 @@ def test_the_clock_of_a_storage_in_memory_is_set() -> None:
     assert timedelta(days=3) <= storage.now() - written < timedelta(days=3, hours=1)
 
 
-# Opening a storage, and what only a folder does.
+# Opening a storage, and local folders.
 
 
 def test_a_failed_upload_leaves_no_temporary_file(tmp_path: Path) -> None:
@@ -204,20 +204,20 @@ def test_gcs_needs_a_bucket() -> None:
         open_storage("gs://")
 
 
-def test_gcs_without_credentials_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_gcs_credentials_are_reported_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     with pytest.raises(UsageError, match="gcloud auth application-default login"):
         open_storage("gs://bucket/prefix")
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JobError, match=r"file/sub cannot be created"):
         make_folder(tmp_path / "file" / "sub")
 
 
-def test_a_folder_that_is_not_writable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere, so permissions alone show nothing
+def test_a_folder_that_is_not_writable_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write regardless of permissions
     with pytest.raises(JobError, match="is not writable"):
         make_folder(tmp_path)
