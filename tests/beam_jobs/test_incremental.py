@@ -175,7 +175,7 @@ def test_a_deleted_base_is_named(workspace: Workspace, photos: Path) -> None:
     second = embed_images(embed_config(workspace, photos), "tiny")
     workspace.storage.delete(f"embeddings/{first.id}/MANIFEST.json")
     with pytest.raises(
-        JobError, match=f"embeddings {first.id}, on which embeddings {second.id} are built, are missing"
+        JobError, match=f"embeddings {first.id}, whose shards embeddings {second.id} reuse, are missing"
     ):
         records(workspace, second)
 

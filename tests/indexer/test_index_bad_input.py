@@ -188,7 +188,7 @@ def test_a_shard_from_a_deleted_run_is_an_error(corpus: TinyCorpus) -> None:
     own = commit_embeddings(corpus.workspace, corpus.records, "left")
     _commit_on(corpus.workspace, own, "orphan", [_of("gone", shard) for shard in own.shards])
     assert_refused(
-        corpus.config, "orphan", JobError, r"embeddings gone, on which embeddings orphan are built, are missing"
+        corpus.config, "orphan", JobError, r"embeddings gone, whose shards embeddings orphan reuse, are missing"
     )
 
 
