@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 
 Item = TypeVar("Item")
 Advance: TypeAlias = Callable[[int], None]
-"""Adds a number of finished items."""
+"""Adds to the number of finished items."""
 Bars: TypeAlias = Callable[[str, int, str], AbstractContextManager[Advance]]
 """Draws a bar, given a label, the total and the name of one item."""
 
@@ -41,7 +41,8 @@ def counted(label: str, items: Iterable[Item]) -> Iterator[Item]:
 def track(
     label: str,
     total: int,
-    unit: str = "",
+    unit: str = "item",
+    numbered: bool = False,
     interval: float = LOG_INTERVAL,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
@@ -51,12 +52,14 @@ def track(
     being compiled.
 
     Args:
-      unit: name of one item, such as "epoch", shown with the count.
-      interval: seconds between two log records.
+      unit: Name of one item in rates, for example "epoch" in "2.3 s/epoch".
+      numbered: Whether the unit is also shown before the count, as in "epoch 3/30".
+      interval: Seconds between two log records.
+      clock: Returns the time in seconds.
     """
-    task = f"{label}: {unit}".rstrip()
+    task = f"{label}: {unit}" if numbered else f"{label}:"
     if _bars is not None:
-        with _bars(task, total, unit) as advance_bar:
+        with _bars(task.removesuffix(":"), total, unit) as advance_bar:
             yield advance_bar
         return
     start = logged = clock()
@@ -83,8 +86,9 @@ def track(
     log(f" in {elapsed:.1f} s" + (f", {rate_text(done / elapsed, unit)}" if done and elapsed else ""))
 
 
-def rate_text(rate: float, unit: str = "") -> str:
-    """Formats a rate, in items a second: "31/s", "2.5/s", or "2.3 s/epoch" when slower than one a second."""
+def rate_text(rate: float, unit: str = "item") -> str:
+    """Formats a rate in items per second: "31 MB/s", "2.5 items/s", or "2.3 s/epoch" below one per second."""
     if rate < 1:
-        return f"{1 / rate:.1f} s/{unit or 'item'}"
-    return f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+        return f"{1 / rate:.1f} s/{unit}"
+    units = unit if unit.isupper() else f"{unit}s"
+    return f"{rate:.0f} {units}/s" if rate >= 10 else f"{rate:.1f} {units}/s"

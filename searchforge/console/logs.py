@@ -1,7 +1,7 @@
 """Logging of the command lines: plain messages on stderr, or one JSON object a line for a log collector.
 
-    {"time": "2026-11-28T03:00:04.120+00:00", "severity": "INFO", "message": "embed: 512/2400, 31/s, about 61 s left",
-     "run": "2026...", "stage": "embed", "done": 512, "total": 2400}
+    {"time": "2026-11-28T03:00:04.120+00:00", "severity": "INFO", "run": "2026...", "stage": "embed",
+     "message": "embed: 512/2400, 31 items/s, about 61 s left", "done": 512, "total": 2400}
 
 `time`, `severity` and `message` are the names that Cloud Logging reads. `--log-format json` or SEARCHFORGE_LOG=json
 selects JSON.

@@ -21,7 +21,7 @@ def _clock(*times: float) -> Iterator[float]:
 
 def test_rate_and_time_left_leave_the_first_step_out(caplog: pytest.LogCaptureFixture) -> None:
     times = _clock(0, 30, 32.3, 34.6, 96.7)
-    with progress.track("training heads", 30, unit="epoch", interval=2, clock=lambda: next(times)) as advance:
+    with progress.track("training heads", 30, "epoch", numbered=True, interval=2, clock=lambda: next(times)) as advance:
         advance(1)
         advance(1)
         advance(1)
@@ -39,14 +39,14 @@ def test_polling_without_progress_does_not_change_the_rate(caplog: pytest.LogCap
         advance(2)
         advance(4)
         advance(0)
-    assert caplog.messages[0] == "  embed: 6/10, 4.0/s, about 1 s left"
+    assert caplog.messages[0] == "  embed: 6/10, 4.0 items/s, about 1 s left"
 
 
 def test_finished_work_shows_its_duration_and_mean_rate(caplog: pytest.LogCaptureFixture) -> None:
     times = _clock(0, 1, 2)
     with progress.track("embed", 50, clock=lambda: next(times)) as advance:
         advance(50)
-    assert caplog.messages == ["  embed: 50/50 in 2.0 s, 25/s"]
+    assert caplog.messages == ["  embed: 50/50 in 2.0 s, 25 items/s"]
 
 
 def test_no_rate_is_shown_without_progress(caplog: pytest.LogCaptureFixture) -> None:
@@ -58,7 +58,12 @@ def test_no_rate_is_shown_without_progress(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.parametrize(
     ("rate", "unit", "text"),
-    [(31.4, "", "31/s"), (2.54, "", "2.5/s"), (0.43, "epoch", "2.3 s/epoch"), (0.5, "", "2.0 s/item")],
+    [
+        (31.4, "MB", "31 MB/s"),
+        (2.54, "file", "2.5 files/s"),
+        (0.43, "epoch", "2.3 s/epoch"),
+        (0.5, "item", "2.0 s/item"),
+    ],
 )
 def test_a_rate_is_per_second_or_seconds_per_item(rate: float, unit: str, text: str) -> None:
     assert progress.rate_text(rate, unit) == text

@@ -187,7 +187,7 @@ def _progress_bar(counter: Any, label: str, epochs: int) -> Iterator[None]:
                 advance(done - shown)
                 shown = done
 
-    with progress.track(label, epochs, unit="epoch") as advance:
+    with progress.track(label, epochs, "epoch", numbered=True) as advance:
         thread = threading.Thread(target=follow, args=(advance,), daemon=True)
         thread.start()
         try:

@@ -45,7 +45,7 @@ def test_progress_has_numeric_fields(capsys: pytest.CaptureFixture[str]) -> None
         advance(3)
     assert [(line["message"], line["done"], line["total"]) for line in _lines(capsys)] == [
         ("embed: 1/4", 1, 4),
-        ("embed: 4/4 in 4.0 s, 1.0/s", 4, 4),
+        ("embed: 4/4 in 4.0 s, 1.0 items/s", 4, 4),
     ]
 
 
