@@ -509,10 +509,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     train = values.get("train")
     if isinstance(train, dict):
         for key in ("image_tower", "text_tower"):
-            scheme, _, place = str(train.get(key)).partition(":")
-            network, _, weights = place.partition("@")
-            if scheme == "saved_model" and place:
-                train[key] = f"{scheme}:{_relative_to(path.parent, place)}"
+            scheme, _, source = str(train.get(key)).partition(":")
+            network, _, weights = source.partition("@")
+            if scheme == "saved_model" and source:
+                train[key] = f"{scheme}:{_relative_to(path.parent, source)}"
             elif scheme == "keras" and weights:
                 train[key] = f"{scheme}:{network}@{_relative_to(path.parent, weights)}"
     data = values.get("data")
@@ -529,13 +529,13 @@ def _relative_to(folder: Path, value: str) -> str:
 
 
 def _describe(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden" and place in _RENAMED:
-        return f"{place}: unknown key; it was renamed to {_RENAMED[place]}"
+    location = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden" and location in _RENAMED:
+        return f"{location}: unknown key; it was renamed to {_RENAMED[location]}"
     if fault["type"] == "extra_forbidden":
         allowed = ", ".join(_keys_at(fault["loc"][:-1]))
-        return f"{place}: unknown key; allowed here: {allowed}"
-    return f"{place}: {fault['msg']}; got {fault['input']!r}"
+        return f"{location}: unknown key; allowed here: {allowed}"
+    return f"{location}: {fault['msg']}; got {fault['input']!r}"
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Logging of the command lines: plain messages on stderr, or one JSON object a line for a log collector.
+"""Logging of the command lines: plain messages on stderr, or one JSON object per line for a log collector.
 
     {"time": "2026-11-28T03:00:04.120+00:00", "severity": "INFO", "run": "2026...", "stage": "embed",
      "message": "embed: 512/2400, 31 items/s, about 61 s left", "done": 512, "total": 2400}
@@ -27,16 +27,16 @@ from searchforge.errors import SearchforgeError
 Format = Literal["text", "json"]
 
 PACKAGES = ("searchforge", "trainer", "beam_jobs", "indexer", "serving_check", "infra")
-"""Packages whose messages are shown; other libraries show only errors."""
+"""Packages whose messages are shown. Of other libraries, only errors are."""
 
 _format: Format = "text"
 _bound: dict[str, Any] = {}
 
 
 def configure(format: Format) -> None:
-    """Sends log records to stderr in this format, and draws progress bars where text goes to a terminal.
+    """Sends log records to stderr in this format, and draws progress bars if that is text on a terminal.
 
-    May be called again to change the format.
+    It may be called again to change the format.
     """
     global _format
     _format = format
@@ -51,9 +51,9 @@ def configure(format: Format) -> None:
 
 @contextmanager
 def bind(**fields: Any) -> Iterator[None]:
-    """Adds `fields`, such as `run` or `stage`, to every JSON line that any thread of this process writes meanwhile.
+    """Adds `fields`, such as `run` or `stage`, to every JSON line that any thread of this process writes during the block.
 
-    An error that leaves the block carries them to the line that reports it.
+    A SearchforgeError raised in the block keeps them for the line that reports it.
     """
     global _bound
     outer = _bound
@@ -73,14 +73,14 @@ def print_error(error: SearchforgeError) -> None:
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log records on whatever stream `sys.stderr` is at that time. JSON lines contain no stack traces."""
+    """Prints log records on the current `sys.stderr`. JSON lines contain no stack traces."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
 
     def emit(self, record: logging.LogRecord) -> None:
-        is_message = record.levelno < logging.ERROR
+        is_message = record.name.partition(".")[0] in PACKAGES and record.levelno < logging.ERROR
         if _format == "json":
             fields = getattr(record, "fields", {}) if is_message else {"logger": record.name}
             _print(_json_line(record.getMessage(), record.levelname, **fields))
