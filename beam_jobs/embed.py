@@ -41,15 +41,15 @@ def embed(config: Config, encoder: str, modality: Modality, listing: CorpusListi
     Embeddings that an earlier run made with the same encoder are reused (see `embed.reuse_from`).
 
     Args:
-      encoder: id of a committed encoder bundle.
-      listing: listing of the corpus, filled from `list_corpus`, which this call consumes. Default: lists the corpus.
+      encoder: Id of a committed encoder bundle.
+      listing: Listing of the corpus, filled from `list_corpus`, which this call consumes. Default: lists the corpus.
 
     Returns:
       The manifest, which is stored with its shards in embeddings/<id>/.
 
     Raises:
-      UsageError: the corpus is empty or has a duplicate id, or the encoder or the base run does not exist.
-      JobError: the job failed, or more than `corpus.max_reject_fraction` of the inputs were rejected.
+      UsageError: The corpus is empty or has a duplicate id, or the encoder or the base run does not exist.
+      JobError: The job failed, or more than `corpus.max_reject_fraction` of the inputs were rejected.
     """
     run = _EmbedRun(config, encoder, modality)
     with contextlib.ExitStack() as stack:
@@ -82,8 +82,8 @@ def compact(config: Config, embeddings: str) -> Manifest:
     """Copies the live records of a run, which may refer to shards of many earlier runs, into a run of its own.
 
     Raises:
-      UsageError: the run does not exist.
-      JobError: its shards are missing or damaged, or the job failed.
+      UsageError: The run does not exist.
+      JobError: The shards of the run are missing or damaged, or the job failed.
     """
     workspace = Workspace(config.workspace)
     manifest = Manifest.model_validate(workspace.marker("embeddings", embeddings))
@@ -106,8 +106,8 @@ def finished_run(config: Config, encoder: str, modality: Modality, listing: Corp
     """Returns the finished run that `embed` would return, or None if there is work to do.
 
     Args:
-      encoder: id of a committed encoder bundle.
-      listing: listing of the corpus; it is not changed.
+      encoder: Id of a committed encoder bundle.
+      listing: Listing of the corpus; it is not changed.
     """
     run = _EmbedRun(config, encoder, modality)
     digest = run.digest_of(listing)
@@ -118,7 +118,7 @@ def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
     """Yields the items of `corpus.source` in the splits `corpus.splits`, with a progress count.
 
     Raises:
-      UsageError: there are no such items.
+      UsageError: There are no such items.
     """
     source = corpus_source(config)
     items: Iterable[Item] = list_images(source) if modality == "images" else list_texts(source)
@@ -220,7 +220,7 @@ class _EmbedRun(EmbedMethod):
         """Executes the plan and commits the manifest.
 
         Args:
-          compacted: the run that the plan compacts, if any.
+          compacted: The run that the plan compacts, if any.
         """
         config, workspace, folder = self.config, self.workspace, _folder(id)
         options = self.options(folder)

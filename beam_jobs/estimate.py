@@ -26,13 +26,13 @@ class Estimate:
     """Extrapolation from a sample to the whole corpus.
 
     Attributes:
-      items: number of items in the corpus.
-      sample: number of items that were measured.
-      threads: number of threads per worker.
-      per_second: items per second and worker.
-      seconds: duration on `workers` workers, excluding their start, if no earlier run can be reused.
-      bytes_read, bytes_written: totals for the corpus.
-      reject_fraction: fraction of the sample that was rejected.
+      items: Number of items in the corpus.
+      sample: Number of items that were measured.
+      threads: Number of threads per worker.
+      per_second: Items per second and worker.
+      seconds: Duration on `workers` workers, excluding their start, if no earlier run can be reused.
+      bytes_read, bytes_written: Totals for the corpus.
+      reject_fraction: Fraction of the sample that was rejected.
     """
 
     items: int
@@ -51,11 +51,11 @@ def estimate(config: Config, encoder: str, modality: Modality, workers: int, sam
     """Lists the corpus and embeds a random sample of it on this machine, without writing anything.
 
     Args:
-      workers: number of machines, or processes, to extrapolate to; they are assumed to be like this one.
-      sample: number of items to embed.
+      workers: Number of machines, or processes, to extrapolate to; they are assumed to be like this one.
+      sample: Number of items to embed.
 
     Raises:
-      UsageError: the corpus is empty, or the encoder does not exist.
+      UsageError: The corpus is empty, or the encoder does not exist.
     """
     method = EmbedMethod(config, encoder, modality)
     items, chosen = _sample(config, modality, sample + _WARM_UP, seed)

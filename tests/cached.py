@@ -21,10 +21,10 @@ def cached(name: str, key: Any, make: Callable[[Path], None], root: Path = ROOT)
     """Returns the cached folder for a key, which callers must not modify; `make` fills it once across all processes.
 
     Args:
-      name: prefix of the folder's name.
+      name: Prefix of the folder's name.
       key: JSON value of everything that the content depends on, such as the source of the module that creates it
         (`source`), arguments, and package versions (`versions`).
-      make: function that fills the empty folder it is given. If it raises, nothing is cached.
+      make: Function that fills the empty folder it is given. If it raises, nothing is cached.
     """
     folder = root / f"{name}-{content_id(key)}"
     if folder.exists():

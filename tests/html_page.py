@@ -27,9 +27,9 @@ class Page(HTMLParser):
     """A parsed page. Raises AssertionError if elements are not nested properly.
 
     Attributes:
-      tags: name and attributes of every element, in document order.
-      text: text of the title and the body, without the line breaks and indentation of templates.
-      style: text of all `<style>` elements.
+      tags: Name and attributes of every element, in document order.
+      text: Text of the title and the body, without the line breaks and indentation of templates.
+      style: Text of all `<style>` elements.
     """
 
     def __init__(self, page: str) -> None:

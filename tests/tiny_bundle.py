@@ -18,7 +18,7 @@ def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0, tfl
     """Commits a bundle with only an image encoder, a random projection that depends on the seed.
 
     Args:
-      tflite: whether to include the TFLite encoder, and a report that it agrees with the SavedModel.
+      tflite: Whether to include the TFLite encoder, and a report that it agrees with the SavedModel.
     """
     info = EncoderInfo(
         id=encoder,

@@ -41,7 +41,7 @@ def is_archive(path: str) -> bool:
     """Returns whether a file is an archive, judging by its name.
 
     Raises:
-      UsageError: the archive is compressed.
+      UsageError: The archive is compressed.
     """
     suffix = path[path.rfind(".") + 1 :].lower()
     if suffix not in _SUFFIXES and not suffix[-1:].isdigit():
@@ -59,10 +59,10 @@ def list_archive(archive: File, metadata: dict[str, Any]) -> Iterator[Item]:
     If the archive is damaged, the last item is a reject of the archive, and members after the damage are not listed.
 
     Args:
-      metadata: metadata of the archive, which its members inherit.
+      metadata: Metadata of the archive, which its members inherit.
 
     Raises:
-      UsageError, JobError: its bucket cannot be used.
+      UsageError, JobError: The bucket cannot be used.
     """
     list_members = _list_tar if _TAR.search(archive.path) else _list_tfrecord
     try:
@@ -205,10 +205,10 @@ class _TarMember(NamedTuple):
     """A member of a tar archive.
 
     Attributes:
-      name: decoded name; bytes that are not UTF-8 are escaped.
-      utf8: whether the name is valid UTF-8.
-      kind: kind of a special member, for people; empty for a regular file.
-      offset, size: byte range of the data in the archive.
+      name: Decoded name; bytes that are not UTF-8 are escaped.
+      utf8: Whether the name is valid UTF-8.
+      kind: Kind of a special member, for people; empty for a regular file.
+      offset, size: Byte range of the data in the archive.
     """
 
     name: str
@@ -222,7 +222,7 @@ def _tar_members(stream: BinaryIO, archive_size: int) -> Iterator[_TarMember]:
     """Yields the members in order, skipping their data.
 
     Raises:
-      _DamagedError: the archive is damaged or truncated.
+      _DamagedError: The archive is damaged or truncated.
     """
     position = 0
     ended = False

@@ -32,13 +32,13 @@ def list_images(source: str) -> Iterator[Item]:
     """Yields every image of a corpus, in no particular order. Images known to be unusable have `reject` set.
 
     Args:
-      source: a folder, a glob, an archive (.tar, .tfrecord), or a list of paths or URIs (plain lines, .csv, .tsv,
+      source: A folder, a glob, an archive (.tar, .tfrecord), or a list of paths or URIs (plain lines, .csv, .tsv,
         .jsonl); local, gs://, or in any file system that Beam supports. Archives in folders and lists are opened.
 
     Raises:
-      UsageError: the source does not exist, contains a compressed archive or a file name that is not UTF-8, or is a
+      UsageError: The source does not exist, contains a compressed archive or a file name that is not UTF-8, or is a
         list that is not text or has no column of paths.
-      JobError: a folder or a bucket cannot be listed.
+      JobError: A folder or a bucket cannot be listed.
     """
     found = find_files(source)
     if not isinstance(found, File):
@@ -53,11 +53,11 @@ def list_texts(source: str) -> Iterator[Item]:
     """Yields every text of a corpus, one per line or table row, in no particular order.
 
     Args:
-      source: a file (plain lines, .csv, .tsv, .jsonl), or a folder or glob of such files; local, gs://, or in any file
+      source: A file (plain lines, .csv, .tsv, .jsonl), or a folder or glob of such files; local, gs://, or in any file
         system that Beam supports.
 
     Raises:
-      UsageError, JobError: see `list_images`.
+      UsageError, JobError: See `list_images`.
     """
     found = find_files(source)
     if isinstance(found, File):

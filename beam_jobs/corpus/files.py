@@ -26,10 +26,10 @@ class File(NamedTuple):
     """One file.
 
     Attributes:
-      id: path relative to the folder or to the fixed part of the glob; the name of a single file.
-      path: absolute path or URI.
-      size: size in bytes; -1 if the file is missing.
-      version, content: see `Item`.
+      id: Path relative to the folder or to the fixed part of the glob; the name of a single file.
+      path: Absolute path or URI.
+      size: Size in bytes; -1 if the file is missing.
+      version, content: See `Item`.
     """
 
     id: str
@@ -46,8 +46,8 @@ def find_files(source: str) -> File | Iterator[File]:
     A path that exists is not treated as a glob.
 
     Raises:
-      UsageError: the file, folder or bucket does not exist, or the name of a file is not UTF-8.
-      JobError: a folder or a bucket cannot be listed.
+      UsageError: The file, folder or bucket does not exist, or the name of a file is not UTF-8.
+      JobError: A folder or a bucket cannot be listed.
     """
     if source.startswith(GCS_SCHEME):
         return _bucket_source(source)
@@ -69,8 +69,8 @@ def describe_file(path: str) -> File:
     """Returns the file at an absolute path or URI, without a version if it is missing or inaccessible.
 
     Raises:
-      JobError: its bucket cannot be reached.
-      UsageError: there are no credentials.
+      JobError: The bucket cannot be reached.
+      UsageError: There are no credentials.
     """
     try:
         if path.startswith(GCS_SCHEME):

@@ -11,18 +11,18 @@ class Item:
     """One input of a corpus.
 
     Attributes:
-      id: unique id: the path relative to the folder or to the fixed part of the glob; for a list, its id column or else
+      id: Unique id: the path relative to the folder or to the fixed part of the glob; for a list, its id column or else
         the path or URI as listed; for a member of an archive, `<archive's id>/<member>`.
-      uri: origin, for display and comparison: a path, a URI, `archive.tar!member` or `texts.csv:17`.
-      file: path or URI of the file that contains the item.
-      version: version of the file: `size:mtime_ns` if local, the generation if in a bucket; empty if it is missing.
-      size: size in bytes; -1 if unknown.
-      offset: offset of the item in `file`, in bytes; None if it is the whole file.
-      content: hash of the content, if known from listing: `sha256:<hex>` or `md5:<hex>`; else empty.
+      uri: Origin, for display and comparison: a path, a URI, `archive.tar!member` or `texts.csv:17`.
+      file: Path or URI of the file that contains the item.
+      version: Version of the file: `size:mtime_ns` if local, the generation if in a bucket; empty if it is missing.
+      size: Size in bytes; -1 if unknown.
+      offset: Offset of the item in `file`, in bytes; None if it is the whole file.
+      content: Hash of the content, if known from listing: `sha256:<hex>` or `md5:<hex>`; else empty.
       metadata: JSON object with the item's other attributes, which travels with its record to the device.
-      reject: reason why the item cannot be used, if known from listing; else empty.
-      detail: details of the reject, for people.
-      text: the text, in a text corpus; None for images.
+      reject: Reason why the item cannot be used, if known from listing; else empty.
+      detail: Details of the reject, for people.
+      text: The text, in a text corpus; None for images.
     """
 
     id: str

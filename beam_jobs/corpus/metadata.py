@@ -17,7 +17,7 @@ def parse_object(text: bytes | str) -> dict[str, Any]:
     """Parses a JSON object.
 
     Raises:
-      ValueError: the text is not UTF-8, not JSON, not an object, or contains a value that standard JSON cannot express
+      ValueError: The text is not UTF-8, not JSON, not an object, or contains a value that standard JSON cannot express
         (NaN, infinity, a lone surrogate).
     """
     if isinstance(text, bytes):

@@ -27,13 +27,13 @@ def read_bytes(file: str, max_bytes: int, offset: int | None = None, size: int =
     """Reads a file, or `size` bytes of it starting at `offset`.
 
     Args:
-      max_bytes: size limit; longer inputs are rejected, having read at most one byte more than this.
-      offset: offset of the range in bytes; None to read the whole file.
+      max_bytes: Size limit; longer inputs are rejected, having read at most one byte more than this.
+      offset: Offset of the range in bytes; None to read the whole file.
 
     Raises:
-      RejectedInput: the file is `missing`, `not_a_file` (a folder, a pipe, a device), `unreadable` or `too_large`, or
+      RejectedInput: The file is `missing`, `not_a_file` (a folder, a pipe, a device), `unreadable` or `too_large`, or
         it ends before the range does (`truncated`).
-      UsageError: there are no credentials for gs://.
+      UsageError: There are no credentials for gs://.
     """
     if offset is not None and size > max_bytes:
         raise RejectedInput("too_large", f"{size} bytes, limit {max_bytes}")
@@ -56,11 +56,11 @@ def open_file(file: str, version: str) -> Iterator[BinaryIO]:
     """Opens a file for sequential reading, in constant memory.
 
     Args:
-      version: version of the file as in `Item`; for an object in a bucket, the generation to read.
+      version: Version of the file as in `Item`; for an object in a bucket, the generation to read.
 
     Raises:
-      RejectedInput: the file is `missing`, `not_a_file` or `unreadable`.
-      UsageError, JobError: its bucket cannot be used.
+      RejectedInput: The file is `missing`, `not_a_file` or `unreadable`.
+      UsageError, JobError: The bucket cannot be used.
     """
     if "://" not in file:
         with _open_local(file, _BUFFER) as local:

@@ -20,12 +20,12 @@ class Row(NamedTuple):
     """One row.
 
     Attributes:
-      line: line number, from 1; of the first line if a record spans several.
-      value: the path, URI or text; empty if the row has none.
-      id: the row's id, or None.
-      metadata: the row's other columns or keys.
-      reject: reason why the row cannot be used; else empty.
-      detail: details of the reject, for people.
+      line: Line number, from 1; of the first line if a record spans several.
+      value: The path, URI or text; empty if the row has none.
+      id: The row's id, or None.
+      metadata: The row's other columns or keys.
+      reject: Reason why the row cannot be used; else empty.
+      detail: Details of the reject, for people.
     """
 
     line: int
@@ -40,12 +40,12 @@ def read_rows(stream: BinaryIO, path: str, names: Sequence[str]) -> Iterator[Row
     """Yields the rows of an open file, skipping blank lines.
 
     Args:
-      path: path for error messages; its extension determines the format: .csv, .tsv, .jsonl, else plain lines.
-      names: accepted names of the value's column or key, in any case; the first one present is used.
+      path: Path for error messages; its extension determines the format: .csv, .tsv, .jsonl, else plain lines.
+      names: Accepted names of the value's column or key, in any case; the first one present is used.
 
     Raises:
-      RejectedInput: the first line is not UTF-8 (`not_text`).
-      UsageError: a table's header has none of these columns.
+      RejectedInput: The first line is not UTF-8 (`not_text`).
+      UsageError: A table's header has none of these columns.
     """
     lines = _lines(stream)
     suffix = path.lower().rpartition(".")[2]

@@ -38,12 +38,12 @@ class EmbedOptions:
     """Options of an embedding worker.
 
     Attributes:
-      workspace: root of the workspace, a path or URL.
-      encoder: id of the encoder bundle.
-      folder: folder for the shards, relative to the root.
-      threads: number of embedding threads; 0 means one per core that the process may use.
-      batch_size: number of inputs per call of TensorFlow.
-      max_bytes, max_pixels: size limits of an input.
+      workspace: Root of the workspace, a path or URL.
+      encoder: Id of the encoder bundle.
+      folder: Folder for the shards, relative to the root.
+      threads: Number of embedding threads; 0 means one per core that the process may use.
+      batch_size: Number of inputs per call of TensorFlow.
+      max_bytes, max_pixels: Size limits of an input.
     """
 
     workspace: str
@@ -93,7 +93,7 @@ def write_outcome(storage: Storage, folder: str, shard: Shard, outcome: Outcome)
     """Writes a shard's records and rejects, and returns the report for the caller to write.
 
     Raises:
-      JobError, OSError: the files cannot be written.
+      JobError, OSError: The files cannot be written.
     """
     info, rejects = write_records(storage, folder, shard, outcome.records, outcome.rejects)
     return ShardReport(
@@ -122,7 +122,7 @@ class Embedder:
     """Embeds tasks with one model in a pool of threads. It is thread-safe.
 
     Attributes:
-      threads: number of embedding threads.
+      threads: Number of embedding threads.
     """
 
     def __init__(self, options: EmbedOptions) -> None:
@@ -137,7 +137,7 @@ class Embedder:
         """Embeds the tasks. Batches and results follow the order of the tasks, independent of thread scheduling.
 
         Raises:
-          JobError: an earlier run's record cannot be read, or the encoder fails.
+          JobError: An earlier run's record cannot be read, or the encoder fails.
         """
         start, total = time.monotonic(), Outcome()
         size = self._model.batch_size
@@ -244,7 +244,7 @@ class _StoredRecords:
         """Returns a copy of the record at `location` for each item.
 
         Raises:
-          JobError: the record cannot be read.
+          JobError: The record cannot be read.
         """
         try:
             path = self._folder(location.run) / location.name

@@ -34,7 +34,7 @@ class Model(ABC):
     """A thread-safe encoder.
 
     Attributes:
-      batch_size: maximum number of inputs per call.
+      batch_size: Maximum number of inputs per call.
     """
 
     batch_size: int
@@ -152,7 +152,7 @@ def load_model(folder: Path, modality: Modality, backend: Backend, preprocessing
     """Loads the encoder for a modality from the bundle in `folder`.
 
     Raises:
-      JobError: the encoder cannot be loaded.
+      JobError: The encoder cannot be loaded.
     """
     name = {"images": IMAGE_SAVED_MODEL, "texts": TEXT_SAVED_MODEL}[modality]
     try:

@@ -88,10 +88,10 @@ def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfi
     """Embeds every unfinished shard of a plan.
 
     Args:
-      sizes: number of items in each shard.
+      sizes: Number of items in each shard.
 
     Raises:
-      JobError: the job failed; finished shards are kept.
+      JobError: The job failed; finished shards are kept.
     """
     shards = [Shard(index, len(sizes)) for index in range(len(sizes))]
     arguments = [runner_option(config.runner), *config.beam_options]

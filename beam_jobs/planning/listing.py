@@ -89,7 +89,7 @@ class CorpusListing:
         """Adds items.
 
         Raises:
-          UsageError: an id is a duplicate; the message shows both items.
+          UsageError: An id is a duplicate; the message shows both items.
         """
         for chunk in _chunks(items):
             rows = [_row(item) for item in chunk]
@@ -122,7 +122,7 @@ class CorpusListing:
         """Reads the records of an earlier run into the listing.
 
         Raises:
-          JobError: its shards are missing or damaged.
+          JobError: The shards of the run are missing or damaged.
         """
         for chunk in _chunks(_base_rows(workspace, manifest)):
             with self._transaction():
@@ -132,7 +132,7 @@ class CorpusListing:
         """Counts the changes since an earlier run, which may have used another encoder; does not change the listing.
 
         Raises:
-          JobError: the run's shards are missing or damaged.
+          JobError: The run's shards are missing or damaged.
         """
         self.read_base(workspace, manifest)
         rejected = set(_rejected_ids(workspace, manifest))
@@ -193,9 +193,9 @@ class CorpusListing:
         """Hashes the items whose content may equal that of another item.
 
         Args:
-          max_bytes: size limit of an input; larger ones are not hashed.
-          against_base: whether the content may also equal that of a record of the base.
-          remote: whether to hash remote files too, each of which is then read twice.
+          max_bytes: Size limit of an input; larger ones are not hashed.
+          against_base: Whether the content may also equal that of a record of the base.
+          remote: Whether to hash remote files too, each of which is then read twice.
         """
         # Equal contents have equal sizes, so an item of a unique size need not be read.
         shared = "(SELECT size FROM items WHERE state IS NULL AND reject = '' GROUP BY size HAVING count(*) > 1)"

@@ -19,10 +19,10 @@ class EmbedPlan(BaseModel):
     """Plan of an embedding run; the content of PLAN.json.
 
     Attributes:
-      base: id of the earlier run that is reused.
-      inputs: number of listed items.
-      carried: shard files of earlier runs that stay in use, with their dead records.
-      sizes: number of items in each shard to write.
+      base: Id of the earlier run that is reused.
+      inputs: Number of listed items.
+      carried: Shard files of earlier runs that stay in use, with their dead records.
+      sizes: Number of items in each shard to write.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,10 +52,10 @@ def write(
     """Plans a run and writes the plan into `folder`.
 
     Args:
-      source: source of the corpus.
-      shards: number of shards to write; None derives it from the number of items to process.
-      max_bytes: size limit of an input.
-      max_dead_fraction: maximum fraction of dead records in the carried shard files, above which all live records are
+      source: Source of the corpus.
+      shards: Number of shards to write; None derives it from the number of items to process.
+      max_bytes: Size limit of an input.
+      max_dead_fraction: Maximum fraction of dead records in the carried shard files, above which all live records are
         copied instead.
     """
     carried: tuple[ShardInfo, ...] = ()

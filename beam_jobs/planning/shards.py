@@ -54,8 +54,8 @@ class Task:
     """Items with the same content, which share one embedding.
 
     Attributes:
-      items: items sorted by id; more than one only if their contents are known to be equal.
-      stored_at: location of a record that already holds the embedding, if there is one.
+      items: Items sorted by id; more than one only if their contents are known to be equal.
+      stored_at: Location of a record that already holds the embedding, if there is one.
     """
 
     items: tuple[Item, ...]
@@ -87,14 +87,14 @@ class ShardReport:
     """Result of a shard: each of its items was embedded, reused or rejected.
 
     Attributes:
-      shard: the written records file, a ShardInfo as a dict.
-      embedded: number of contents that went through the encoder.
-      reused: number of items whose embedding came from another item of the same content or from an earlier run.
-      rejected: number of rejects by reason.
-      rejects: name of the JSONL file that lists the rejects; empty if there are none.
-      bytes_read: number of input bytes read.
-      batch_size, batch_ms: distributions over the encoder's calls.
-      seconds: wall time.
+      shard: The written records file, a ShardInfo as a dict.
+      embedded: Number of contents that went through the encoder.
+      reused: Number of items whose embedding came from another item of the same content or from an earlier run.
+      rejected: Number of rejects by reason.
+      rejects: Name of the JSONL file that lists the rejects; empty if there are none.
+      bytes_read: Number of input bytes read.
+      batch_size, batch_ms: Distributions over the encoder's calls.
+      seconds: Wall time.
     """
 
     shard: dict[str, Any]

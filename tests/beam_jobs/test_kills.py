@@ -55,7 +55,7 @@ def _kill_until_done(workspace: Workspace, config: Config, seconds: float, gener
     The time limit grows with every kill, so that a run also finishes on a machine that has become busier.
 
     Args:
-      seconds: duration of an uninterrupted run.
+      seconds: Duration of an uninterrupted run.
     """
     finished: dict[Path, int] = {}
     runs = len(workspace.ids("embeddings"))

@@ -30,8 +30,8 @@ class RecomputingTask(HeadTask):
     """A head training task that runs the towers on every batch.
 
     Attributes:
-      specs: specifications of the image and the text tower.
-      inputs: paths of the images, and texts, in the order of the training set's rows.
+      specs: Specifications of the image and the text tower.
+      inputs: Paths of the images, and texts, in the order of the training set's rows.
     """
 
     specs: tuple[Any, ...] = ()

@@ -41,9 +41,9 @@ def write_run(
     """Commits an embedding run of `count` records with the ids `00000000.jpg` and so on, in the order of the vectors.
 
     Args:
-      blocks: matrices [any, dim] float32 of L2-normalised rows, with `count` rows in total.
-      metadata: metadata of every record.
-      first: number in the first id.
+      blocks: Matrices [any, dim] float32 of L2-normalised rows, with `count` rows in total.
+      metadata: Metadata of every record.
+      first: Number in the first id.
     """
     total = -(-count // records_per_shard)
     stream = _Rows(blocks, dim)

@@ -51,9 +51,9 @@ def run_kills(
     """Returns counts; raises AssertionError if kills change the result.
 
     Args:
-      kills: minimum number of kills.
-      root: folder for the corpus and both workspaces.
-      kills_per_round: maximum number of kills in a round.
+      kills: Minimum number of kills.
+      root: Folder for the corpus and both workspaces.
+      kills_per_round: Maximum number of kills in a round.
     """
     uninterrupted = make_world(root, images, str(root / "uninterrupted"), **_SETTINGS)
     killed = make_world(root, images, str(root / "killed"), **_SETTINGS)
@@ -111,7 +111,7 @@ def _run(config: Config, now: datetime, kill: tuple[str, float] | None = None) -
     """Re-indexes in a process group of its own.
 
     Args:
-      kill: stage, and seconds after its start, at which to kill the group.
+      kill: Stage, and seconds after its start, at which to kill the group.
 
     Returns:
       The stage in which it was killed, or None if it finished.

@@ -43,7 +43,7 @@ def run_soak(cycles: int, root: Path, seed: int = 0, images: int = 60) -> dict[s
     """Returns counts and figures; raises AssertionError if the result differs from a build from scratch.
 
     Args:
-      root: folder for the corpus and the workspaces.
+      root: Folder for the corpus and the workspaces.
     """
     world = make_world(root, images, **_SETTINGS)
     generator = random.Random(seed)

@@ -56,9 +56,9 @@ def race(
     """Runs races on the releases in `root`, a folder or gs:// URL; returns counts.
 
     Args:
-      rounds: number of rounds in which publishers race.
-      kills: number of these rounds in which a publisher is killed.
-      mixed: number of mixed rounds.
+      rounds: Number of rounds in which publishers race.
+      kills: Number of these rounds in which a publisher is killed.
+      mixed: Number of mixed rounds.
     """
     rng, start = random.Random(seed), time.monotonic()
     counts: Counter[str] = Counter()

@@ -20,8 +20,8 @@ def environment(name: str, *arguments: str, locked: tuple[Path, ...] = ()) -> Pa
     """Returns the Python interpreter of an environment; skips the test if it cannot be installed.
 
     Args:
-      arguments: packages to install.
-      locked: requirements files with hashes to install, without resolving dependencies.
+      arguments: Packages to install.
+      locked: Requirements files with hashes to install, without resolving dependencies.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
 

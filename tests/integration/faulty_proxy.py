@@ -37,8 +37,8 @@ class FaultyProxy(ThreadingHTTPServer):
     """Forwards requests to a server; `plan` chooses the fault of each request.
 
     Attributes:
-      requests: received requests, in order.
-      faults: injected faults, in order.
+      requests: Received requests, in order.
+      faults: Injected faults, in order.
     """
 
     daemon_threads = True

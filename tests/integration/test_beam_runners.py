@@ -114,7 +114,7 @@ def _embed(source: Path, root: Path, photos: Path, *options: str) -> dict[str, b
     """Embeds the photos into a fresh workspace; returns the shards and rejects by name.
 
     Args:
-      source: checkout from which the job is submitted.
+      source: Checkout from which the job is submitted.
     """
     result = _run(source, root, photos, *options)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
