@@ -65,9 +65,7 @@ def schedule_counters(registry: CollectorRegistry) -> ScheduleCounters:
         return Counter(f"searchforge_schedule_{name}", help, registry=registry)
 
     return ScheduleCounters(
-        overlaps=counter(
-            "overlaps", "Number of scheduled runs skipped because the previous one was still in progress."
-        ),
+        overlaps=counter("overlaps", "Number of scheduled runs skipped because another one was in progress."),
         misfires=counter("misfires", "Number of scheduled runs skipped because their time had passed too long ago."),
         failures=counter("failures", "Number of scheduled runs whose process failed."),
     )

@@ -241,7 +241,7 @@ def _embedding_encoders(workspace: Workspace) -> list[str]:
 
 
 def _same_contents(workspace: Workspace, one: Manifest, other: Manifest) -> bool:
-    """Whether two runs hold the same items, whenever their files were written."""
+    """Returns whether two embedding runs have the same items, regardless of when their files were written."""
     if one.id == other.id:
         return True
     return one.records == other.records and _contents_hash(workspace, one) == _contents_hash(workspace, other)

@@ -83,7 +83,7 @@ class Release:
         return sum(file["bytes"] for file in self.files.values())
 
     @property
-    def listed(self) -> dict[str, dict[str, Any]]:
+    def all_files(self) -> dict[str, dict[str, Any]]:
         """Size in bytes and SHA-256 of every file and document."""
         return {**self.files, **self.documents}
 
@@ -336,7 +336,7 @@ def _faults(target: Workspace, id: str) -> list[str]:
         return [f"no {MARKERS['releases']}"]
     return [
         f"{name} has {sizes.get(name, 'no')} bytes, expected {file['bytes']}"
-        for name, file in read_release(target, id).listed.items()
+        for name, file in read_release(target, id).all_files.items()
         if sizes.get(name) != file["bytes"]
     ]
 
@@ -392,7 +392,7 @@ def _store(
 
 def _require_intact(target: Workspace, release: Release) -> None:
     """Raises GateError unless every file has its published SHA-256."""
-    for name, expected in release.listed.items():
+    for name, expected in release.all_files.items():
         path, digest, size = f"releases/{release.id}/{name}", hashlib.sha256(), 0
         try:
             while block := target.storage.read(path, size, _READ_BYTES):
