@@ -26,10 +26,10 @@ from searchforge.preprocessing import Preprocessing, RejectedInput
 from searchforge.reporting.intervals import median_interval, share_interval
 from trainer.evaluation import report_html, retrieval
 from trainer.evaluation.report import (
-    Estimate,
     EvaluationReport,
     FoundImage,
     Group,
+    IntervalEstimate,
     QuantizationComparison,
     RejectedImage,
     RetrievalMetrics,
@@ -194,8 +194,8 @@ def retrieval_metrics(ranks: retrieval.Ints, images: retrieval.Ints, gallery: in
     )
 
 
-def _estimate(value: float, interval: tuple[float, float]) -> Estimate:
-    return Estimate(value=value, low=interval[0], high=interval[1])
+def _estimate(value: float, interval: tuple[float, float]) -> IntervalEstimate:
+    return IntervalEstimate(value=value, low=interval[0], high=interval[1])
 
 
 def _evaluation_id(info: EncoderInfo, images: Sequence[CaptionedImage], compare_forms: bool) -> str:

@@ -10,11 +10,11 @@ from searchforge.artifacts.encoder import EncoderInfo
 from trainer.evaluation.retrieval import KS
 
 
-class _ReportModel(BaseModel):
+class _EvaluationModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Estimate(_ReportModel):
+class IntervalEstimate(_EvaluationModel):
     """A measured value with its 95 percent confidence interval (see searchforge.reporting.intervals)."""
 
     value: float
@@ -22,7 +22,7 @@ class Estimate(_ReportModel):
     high: float
 
 
-class RetrievalMetrics(_ReportModel):
+class RetrievalMetrics(_EvaluationModel):
     """Retrieval metrics of a set of queries, by exact search.
 
     Attributes:
@@ -36,32 +36,32 @@ class RetrievalMetrics(_ReportModel):
     queries: int
     images: int
     gallery: int
-    r_at_1: Estimate
-    r_at_5: Estimate
-    r_at_10: Estimate
-    median_rank: Estimate
+    r_at_1: IntervalEstimate
+    r_at_5: IntervalEstimate
+    r_at_10: IntervalEstimate
+    median_rank: IntervalEstimate
 
     @property
-    def r_at(self) -> dict[int, Estimate]:
+    def r_at(self) -> dict[int, IntervalEstimate]:
         """Recall at k, by k."""
         return {k: getattr(self, f"r_at_{k}") for k in KS}
 
 
-class Group(_ReportModel):
+class Group(_EvaluationModel):
     """Metrics of the captions of one length or one category, searched among all images."""
 
     name: str
     text_to_image: RetrievalMetrics
 
 
-class FoundImage(_ReportModel):
+class FoundImage(_EvaluationModel):
     """An image of the gallery: its id and its cosine similarity to the query."""
 
     id: str
     score: float
 
 
-class WorstQuery(_ReportModel):
+class WorstQuery(_EvaluationModel):
     """A caption that ranks other images before its own.
 
     Attributes:
@@ -77,7 +77,7 @@ class WorstQuery(_ReportModel):
     hits: tuple[FoundImage, ...]
 
 
-class RejectedImage(_ReportModel):
+class RejectedImage(_EvaluationModel):
     """A held-out image that could not be read; the metrics leave out the image and its captions.
 
     Attributes:
@@ -91,7 +91,7 @@ class RejectedImage(_ReportModel):
     captions: int
 
 
-class QuantizedTextEncoder(_ReportModel):
+class QuantizedTextEncoder(_EvaluationModel):
     """The text encoder in one TFLite quantization (see trainer.export.encoders), run by the Task Library.
 
     Attributes:
@@ -109,7 +109,7 @@ class QuantizedTextEncoder(_ReportModel):
     error: str = ""
 
 
-class QuantizationComparison(_ReportModel):
+class QuantizationComparison(_EvaluationModel):
     """Comparison of the text encoder's TFLite quantizations on the same held-out captions.
 
     Attributes:
@@ -127,7 +127,7 @@ class QuantizationComparison(_ReportModel):
     forms: dict[str, QuantizedTextEncoder]
 
 
-class EvaluationReport(_ReportModel):
+class EvaluationReport(_EvaluationModel):
     """Contents of evaluations/<id>/report.json.
 
     Attributes:
@@ -213,5 +213,5 @@ def _format_metrics(metrics: RetrievalMetrics) -> str:
     return f"{recalls}, median rank {median.value:g} ({median.low:g} to {median.high:g})"
 
 
-def _percent(fraction: Estimate) -> str:
+def _percent(fraction: IntervalEstimate) -> str:
     return f"{100 * fraction.value:.1f} ({100 * fraction.low:.1f} to {100 * fraction.high:.1f})"

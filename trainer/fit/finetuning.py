@@ -99,7 +99,7 @@ def _weights(trained: TrainingResult, prefix: str) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class FinetuningTask:
-    """Fine-tuning of towers and heads; see loop.Task.
+    """Fine-tuning of towers and heads; see loop.TrainingTask.
 
     Attributes:
       data: features of the frozen towers; not used for towers that are fine-tuned.
@@ -141,7 +141,7 @@ class FinetuningTask:
 
 
 class FinetuningRun:
-    """State of fine-tuning; see loop.Run. `result/` has the weights of `heads/`, `image/` and `text/`."""
+    """State of fine-tuning; see loop.TrainingRun. `result/` has the weights of `heads/`, `image/` and `text/`."""
 
     def __init__(self, task: FinetuningTask, strategy: Any, steps: int) -> None:
         import tensorflow as tf

@@ -27,7 +27,7 @@ def train_heads(
 
 @dataclass(frozen=True)
 class HeadTask:
-    """Training of the projection heads; see loop.Task."""
+    """Training of the projection heads; see loop.TrainingTask."""
 
     config: TrainConfig
     data: TrainingSet
@@ -49,7 +49,7 @@ class HeadTask:
 
 
 class HeadRun:
-    """State of training the heads; see loop.Run. `result/...` are the averaged weights, if averaging is enabled."""
+    """State of training the heads; see loop.TrainingRun. `result/...` are the averaged weights, if enabled."""
 
     def __init__(self, config: TrainConfig, data: TrainingSet, strategy: Any, steps: int) -> None:
         import tensorflow as tf

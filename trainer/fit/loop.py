@@ -42,7 +42,7 @@ _CHECKPOINT = "checkpoint.npz"
 _HISTORY = ("epoch", "loss", "learning_rate", "temperature", "seconds")
 
 
-class Run(Protocol):
+class TrainingRun(Protocol):
     """State of a training task in one worker.
 
     Attributes:
@@ -66,7 +66,7 @@ class Run(Protocol):
         """Restores the result of `state()`."""
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """A model and the data to train it on; it is pickled and sent to the workers."""
 
     @property
@@ -85,7 +85,7 @@ class Task(Protocol):
     def images(self) -> int:
         """Number of training images."""
 
-    def start(self, strategy: Any, steps: int) -> Run:
+    def start(self, strategy: Any, steps: int) -> TrainingRun:
         """Returns the initial state, given the number of steps per epoch."""
 
     def batch(self, rows: Array, random: np.random.Generator, part: slice) -> tuple[Any, ...]:
@@ -113,7 +113,7 @@ class TrainingResult:
     history: list[dict[str, float]]
 
 
-def fit(task: Task, store: CheckpointStore, name: str, threads: int) -> TrainingResult:
+def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> TrainingResult:
     """Runs a training task; call it inside `ray_cluster`.
 
     Resumes a killed run of the same name. Lost workers are replaced, and training continues from the last checkpoint.
@@ -207,7 +207,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
     tf.config.threading.set_inter_op_parallelism_threads(2)  # one of them may be waiting for other workers
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
-    task: Task = ray.get(settings["task"][0])
+    task: TrainingTask = ray.get(settings["task"][0])
     rank, checkpoint = ray.train.get_context().get_world_rank(), ray.train.get_checkpoint()
     _, steps = batch_plan(task.config, task.images)
     run = task.start(strategy, steps)
@@ -244,7 +244,7 @@ class DivergedError(JobError):
     """Raised when the loss is no longer finite."""
 
 
-def run_epochs(task: Task, run: Run, done: int, rank: int) -> Iterator[list[float]]:
+def run_epochs(task: TrainingTask, run: TrainingRun, done: int, rank: int) -> Iterator[list[float]]:
     """Trains one worker's part of all epochs after the first `done` ones.
 
     Args:

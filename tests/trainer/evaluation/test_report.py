@@ -14,10 +14,10 @@ from PIL import Image
 from searchforge.artifacts.encoder import EncoderInfo
 from tests.html_page import HOSTILE, LONG, Page
 from trainer.evaluation.report import (
-    Estimate,
     EvaluationReport,
     FoundImage,
     Group,
+    IntervalEstimate,
     QuantizationComparison,
     QuantizedTextEncoder,
     RejectedImage,
@@ -32,8 +32,8 @@ def _report(
     texts: list[str], training: dict[str, Any] | None = None, forms: QuantizationComparison | None = None
 ) -> EvaluationReport:
     """Returns a report in which each text is a caption, an image's id, a category, a reason and a setting."""
-    share = Estimate(value=0.7, low=0.65, high=0.75)
-    median = Estimate(value=3, low=2, high=4)
+    share = IntervalEstimate(value=0.7, low=0.65, high=0.75)
+    median = IntervalEstimate(value=3, low=2, high=4)
     found = RetrievalMetrics(
         queries=5000, images=1000, gallery=1000, r_at_1=share, r_at_5=share, r_at_10=share, median_rank=median
     )
