@@ -1,4 +1,4 @@
-"""A good searcher of a tiny corpus, built and checked once for all tests of the check."""
+"""A valid searcher of a tiny corpus, built and checked once for all tests of the check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Built:
     """A tiny corpus of COUNT captioned images and its searcher.
 
     Attributes:
-      report: of its check, which passed.
+      report: report of its check, which passed.
     """
 
     corpus: TinyCorpus
@@ -31,23 +31,23 @@ class Built:
 
     @property
     def folder(self) -> Path:
-        """Of the searcher."""
+        """Folder of the searcher."""
         return self.corpus.workspace.local("searchers", self.searcher)
 
     def check(self, **settings: Any) -> dict[str, Any]:
-        """Checks with other settings of the `check` section."""
+        """Checks the searcher with changes to the `check` section."""
         section = self.corpus.config.check.model_copy(update=settings)
         return check(self.corpus.config.model_copy(update={"check": section}), self.searcher)
 
     def rewrite_embeddings(self, records: list[Any]) -> None:
-        """Commits other embeddings in place of those that the searcher was built from."""
+        """Replaces the embeddings that the searcher was built from."""
         shutil.rmtree(Path(self.corpus.workspace.root) / "embeddings/corpus")
         commit_embeddings(self.corpus.workspace, records)
 
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """For tests that change nothing."""
+    """A searcher for tests that change nothing."""
     corpus = make_corpus(tmp_path_factory.mktemp("good"), COUNT)
     searcher = build_index(corpus.config, "corpus")["id"]
     return Built(corpus, searcher, check(corpus.config, searcher))
@@ -55,9 +55,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def built(good: Built, tmp_path: Path) -> Built:
-    """A copy, which a test may damage."""
+    """A copy of the searcher, which a test may damage."""
     shutil.copytree(good.corpus.workspace.root, tmp_path / "workspace")
     workspace = Workspace(str(tmp_path / "workspace"))
-    small = good.corpus.config.check.model_copy(update={"hostile_megapixels": 0.01})  # `good` was asked the large ones
+    # `good` was checked with large hostile images.
+    small = good.corpus.config.check.model_copy(update={"hostile_megapixels": 0.01})
     config = good.corpus.config.model_copy(update={"workspace": workspace.root, "check": small})
     return Built(TinyCorpus(workspace, config, good.corpus.records), good.searcher, good.report)

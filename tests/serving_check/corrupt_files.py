@@ -1,4 +1,4 @@
-"""Corruptions of the files: what breaks when bytes are stored, copied or packed."""
+"""Corruptions of files, as they happen when bytes are stored, copied or packed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.serving_check.specimen import BOTH, Specimen, caught_by
 
 
 def _cut(name: str, length: Callable[[SearcherFile, int], int]) -> Callable[[Specimen], None]:
-    """Returns a corruption that keeps the first bytes of a file; `length` gets the file in parts and its size."""
+    """Returns a corruption that truncates a file; `length` returns how many bytes to keep of the file and its size."""
 
     def apply(specimen: Specimen) -> None:
         data = specimen.path(name).read_bytes()
@@ -24,10 +24,15 @@ def _cut(name: str, length: Callable[[SearcherFile, int], int]) -> Callable[[Spe
 
 for title, file, gate, length in (
     ("the_text_searcher_is_empty", TEXT_SEARCHER, "opens", lambda parts, size: 0),
-    ("the_image_searcher_is_cut_after_100_bytes", IMAGE_SEARCHER, "opens", lambda parts, size: 100),
-    ("the_text_searcher_is_cut_inside_its_model", TEXT_SEARCHER, "model", lambda parts, size: len(parts.model) // 2),
-    ("the_image_searcher_is_cut_behind_its_model", IMAGE_SEARCHER, "index", lambda parts, size: len(parts.model)),
-    ("the_text_searcher_is_cut_inside_its_index", TEXT_SEARCHER, "opens", lambda parts, size: size - 9_000),
+    ("the_image_searcher_is_truncated_to_100_bytes", IMAGE_SEARCHER, "opens", lambda parts, size: 100),
+    (
+        "the_text_searcher_is_truncated_inside_its_model",
+        TEXT_SEARCHER,
+        "model",
+        lambda parts, size: len(parts.model) // 2,
+    ),
+    ("the_image_searcher_is_truncated_after_its_model", IMAGE_SEARCHER, "index", lambda parts, size: len(parts.model)),
+    ("the_text_searcher_is_truncated_inside_its_index", TEXT_SEARCHER, "opens", lambda parts, size: size - 9_000),
     ("the_image_searcher_lacks_its_last_byte", IMAGE_SEARCHER, "index", lambda parts, size: size - 1),
 ):
     caught_by(gate, name=title)(_cut(file, length))
@@ -71,7 +76,7 @@ def a_sector_of_the_image_searcher_is_zeros(specimen: Specimen) -> None:
 
 @caught_by("files", signed=False)
 def an_earlier_builds_file_was_left_in_place(specimen: Specimen) -> None:
-    """Another text searcher, good in itself."""
+    """The text searcher is another one, which is valid on its own."""
     shutil.copy(specimen.workspace.local("searchers", specimen.other) / TEXT_SEARCHER, specimen.folder)
 
 
@@ -94,7 +99,7 @@ def the_text_searcher_is_random_bytes(specimen: Specimen) -> None:
 
 @caught_by("opens")
 def the_image_searcher_is_a_web_page(specimen: Specimen) -> None:
-    """What a proxy gives instead of a file."""
+    """A proxy returned an error page instead of the file."""
     specimen.path(IMAGE_SEARCHER).write_text("<!DOCTYPE html><title>403 Forbidden</title>")
 
 
@@ -119,7 +124,7 @@ def the_vocabulary_is_missing(specimen: Specimen) -> None:
 def two_words_of_the_vocabulary_are_swapped(specimen: Specimen) -> None:
     def swap(file: SearcherFile) -> None:
         words = file.files["vocab.txt"].split(b"\n")
-        i, j = specimen.random.choice(range(4, len(words) - 1), 2, replace=False)  # behind [PAD], [UNK], [CLS], [SEP]
+        i, j = specimen.random.choice(range(4, len(words) - 1), 2, replace=False)  # after [PAD], [UNK], [CLS], [SEP]
         words[i], words[j] = words[j], words[i]
         file.files["vocab.txt"] = b"\n".join(words)
 
@@ -137,7 +142,7 @@ def half_of_the_vocabulary_is_missing(specimen: Specimen) -> None:
 
 @caught_by("metadata")
 def the_vocabulary_has_other_line_ends(specimen: Specimen) -> None:
-    """As a checkout on another system makes them; the tokenizer then knows no word."""
+    """The line ends are those of Windows, with which the tokenizer recognizes no word."""
     specimen.change_file(
         TEXT_SEARCHER,
         lambda file: file.files.update({"vocab.txt": file.files["vocab.txt"].replace(b"\n", b"\r\n")}),
@@ -146,7 +151,7 @@ def the_vocabulary_has_other_line_ends(specimen: Specimen) -> None:
 
 @caught_by("opens")
 def the_archive_is_compressed(specimen: Specimen) -> None:
-    """Any ZIP program does that when the archive is written again; the device maps the index as it lies."""
+    """A ZIP program rewrote the archive, but the device maps the index without decompressing it."""
     file = SearcherFile.read(specimen.path(TEXT_SEARCHER))
     packed = io.BytesIO(file.model)
     packed.seek(len(file.model))

@@ -1,4 +1,4 @@
-"""Corruptions of the index as a table: its blocks, its configuration, its codes, codebooks and centroids."""
+"""Corruptions of the index: its LevelDB blocks, its configuration, its codes, codebooks and centroids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def the_table_lacks_its_first_byte(specimen: Specimen) -> None:
 
 @caught_by("index")
 def a_byte_of_the_codes_is_flipped(specimen: Specimen) -> None:
-    """The block's checksum is as it was."""
+    """The checksum of the block is unchanged."""
     table = bytearray(specimen.path(INDEX).read_bytes())
     codes = specimen.index().codes[0]
     start = table.index(codes.tobytes())
@@ -43,7 +43,7 @@ def a_byte_of_the_tables_own_index_is_flipped(specimen: Specimen) -> None:
 
 
 class _Unordered(TableWriter):
-    """Takes keys in any order."""
+    """A table writer that accepts keys in any order."""
 
     def _expect(self, key: bytes) -> None:
         if self._pending:
@@ -61,7 +61,7 @@ def _unordered(entries: Entries, keys: list[bytes]) -> bytes:
 
 @caught_by("index")
 def the_keys_of_the_table_are_not_in_order(specimen: Specimen) -> None:
-    """Everything is there, but a device that searches by halves does not find it."""
+    """The table is complete, but a binary search does not find the keys."""
     entries = table_entries(specimen.path(INDEX).read_bytes())
     specimen.replace_table(_unordered(entries, sorted(entries, reverse=True)))
 
@@ -76,20 +76,20 @@ def two_keys_of_the_table_are_not_in_order(specimen: Specimen) -> None:
 
 
 class _Claiming(TableWriter):
-    """Compresses blocks of metadata to what claims to be far more."""
+    """A table writer whose compressed blocks claim to be far larger."""
 
     def _write_block(self, *pieces: Any) -> None:
         if not self._compress:
             super()._write_block(*pieces)
             return
-        claim = b"\xff\xff\xff\xff\x0f"  # 4 GiB, as Snappy says a length
+        claim = b"\xff\xff\xff\xff\x0f"  # 4 GiB, as Snappy encodes a length
         self._pending = self._write(claim + b"".join(pieces), kind=b"\1")
         self._size = self._entries = 0
 
 
 @caught_by("index", runs=True)
 def blocks_of_the_table_do_not_decompress(specimen: Specimen) -> None:
-    """They claim to have 4 GiB each; their checksums are right."""
+    """They claim to have 4 GiB each; their checksums are valid."""
     entries = table_entries(specimen.path(INDEX).read_bytes())
     file = io.BytesIO()
     writer = _Claiming(file, compression=True)
@@ -115,7 +115,7 @@ def there_is_no_configuration(specimen: Specimen) -> None:
 
 
 @caught_by("index")
-def the_configuration_is_cut(specimen: Specimen) -> None:
+def the_configuration_is_truncated(specimen: Specimen) -> None:
     specimen.change_entries(lambda e: e.update({b"INDEX_CONFIG": e[b"INDEX_CONFIG"][: len(e[b"INDEX_CONFIG"]) // 2]}))
 
 
@@ -125,7 +125,7 @@ def a_codes_last_byte_is_missing(specimen: Specimen) -> None:
 
 
 @caught_by("index")
-def the_table_has_a_partition_too_many(specimen: Specimen) -> None:
+def the_table_has_one_partition_too_many(specimen: Specimen) -> None:
     specimen.change_entries(lambda entries: entries.update({b"E_%d" % PARTITIONS: entries[b"E_0"]}))
 
 
@@ -168,7 +168,7 @@ def there_are_no_centroids(specimen: Specimen) -> None:
 
 
 @caught_by("index")
-def there_is_a_centroid_less(specimen: Specimen) -> None:
+def a_centroid_is_missing(specimen: Specimen) -> None:
     def forget(index: Index) -> None:
         del index.leaves[-1]
 
@@ -203,7 +203,7 @@ def a_codebook_has_half_its_entries(specimen: Specimen) -> None:
 
 
 @caught_by("index")
-def there_is_a_codebook_less(specimen: Specimen) -> None:
+def a_codebook_is_missing(specimen: Specimen) -> None:
     def forget(index: Index) -> None:
         del index.blocks[-1]
 
@@ -212,7 +212,7 @@ def there_is_a_codebook_less(specimen: Specimen) -> None:
 
 @caught_by("index")
 def the_partition_offsets_are_shifted(specimen: Specimen) -> None:
-    """Every code is then taken for its neighbour's."""
+    """Every code is then attributed to its neighbour."""
 
     def shift(index: Index) -> None:
         index.offsets = [offset + 1 for offset in index.offsets]
@@ -226,7 +226,7 @@ def the_partition_offsets_are_missing(specimen: Specimen) -> None:
 
 
 @caught_by("index")
-def a_partitions_codes_are_gone(specimen: Specimen) -> None:
+def the_codes_of_a_partition_are_missing(specimen: Specimen) -> None:
     def empty(index: Index) -> None:
         partition = int(specimen.random.integers(PARTITIONS))
         index.codes[partition] = index.codes[partition][:0]
@@ -236,7 +236,7 @@ def a_partitions_codes_are_gone(specimen: Specimen) -> None:
 
 @caught_by("index")
 def the_codes_of_two_partitions_are_swapped(specimen: Specimen) -> None:
-    """Offsets and metadata stay."""
+    """Offsets and metadata are unchanged."""
 
     def swap(index: Index) -> None:
         sizes = [len(codes) for codes in index.codes]
@@ -251,18 +251,18 @@ def _setting(change: Callable[[Index], object]) -> Callable[[Specimen], None]:
 
 
 @caught_by("index")
-def a_search_searches_no_partition(specimen: Specimen) -> None:
+def a_query_searches_no_partition(specimen: Specimen) -> None:
     _setting(lambda index: setattr(index.scann.partitioner, "search_fraction", 0.0))(specimen)
 
 
 @caught_by("index")
-def a_search_searches_one_partition_only(specimen: Specimen) -> None:
+def a_query_searches_only_one_partition(specimen: Specimen) -> None:
     _setting(lambda index: setattr(index.scann.partitioner, "search_fraction", 0.5 / PARTITIONS))(specimen)
 
 
 @caught_by("index")
-def a_search_searches_a_partition_more_than_was_measured(specimen: Specimen) -> None:
-    """What 4 / 8 can become in float32 where the indexer does not allow for it."""
+def a_query_searches_one_partition_more_than_was_measured(specimen: Specimen) -> None:
+    """4 / 8 may be rounded up in float32 if the indexer does not prevent it."""
     _setting(lambda index: setattr(index.scann.partitioner, "search_fraction", 4.0000005 / PARTITIONS))(specimen)
 
 
@@ -277,7 +277,7 @@ def the_bytes_of_a_code_are_wrong(specimen: Specimen) -> None:
 
 
 @caught_by("index")
-def the_codes_are_said_to_be_floats(specimen: Specimen) -> None:
+def the_codes_are_declared_as_floats(specimen: Specimen) -> None:
     _setting(lambda index: setattr(index, "kind", 1))(specimen)
 
 
@@ -296,13 +296,13 @@ def the_distance_of_the_partitions_is_squared_l2(specimen: Specimen) -> None:
 
 
 @caught_by("index")
-def the_look_ups_are_of_another_type_than_the_build_says(specimen: Specimen) -> None:
+def the_look_up_tables_have_another_type_than_in_the_build(specimen: Specimen) -> None:
     _setting(lambda index: setattr(index.scann.indexer.asymmetric_hashing, "lookup_type", 2))(specimen)
 
 
 @caught_by("index")
-def the_two_searchers_carry_different_indexes(specimen: Specimen) -> None:
-    """Of the same items: the text searcher's was encoded with other codebooks."""
+def the_two_searchers_contain_different_indexes(specimen: Specimen) -> None:
+    """Both index the same items, but with different quantizers."""
     index = specimen.index()
     index.change_user_info(quantizer="0" * 16)
     specimen.replace_index(index, [TEXT_SEARCHER])
@@ -355,7 +355,7 @@ def the_bytes_of_every_code_are_in_another_order(specimen: Specimen) -> None:
 
 @caught_by("codes")
 def the_codebooks_are_another_indexes(specimen: Specimen) -> None:
-    """Their entries, cut at this index' blocks."""
+    """The entries of the other index, split into the blocks of this one."""
 
     def replace(index: Index) -> None:
         columns = [
@@ -371,7 +371,7 @@ def the_codebooks_are_another_indexes(specimen: Specimen) -> None:
 
 @caught_by("codes")
 def the_codebooks_of_two_blocks_are_swapped(specimen: Specimen) -> None:
-    """Two of the same width."""
+    """The blocks have the same width."""
 
     def swap(index: Index) -> None:
         width = max(set(index.widths), key=index.widths.count)
@@ -385,7 +385,7 @@ def the_codebooks_of_two_blocks_are_swapped(specimen: Specimen) -> None:
 
 @caught_by("codes")
 def a_codebook_is_all_zeros(specimen: Specimen) -> None:
-    """Its block's part of all scores is then 0, whatever the code."""
+    """Its block then contributes nothing to any score."""
 
     def zero(index: Index) -> None:
         for entry in index.blocks[0].entry:
@@ -441,7 +441,7 @@ def the_centroids_are_another_indexes(specimen: Specimen) -> None:
 
 @caught_by("partitions")
 def a_centroid_is_negated(specimen: Specimen) -> None:
-    """Its partition is searched for what is farthest from its items."""
+    """Its partition is then searched for queries that are farthest from its items."""
 
     def negate(index: Index) -> None:
         leaf = _any_leaf(specimen, index)
@@ -452,7 +452,7 @@ def a_centroid_is_negated(specimen: Specimen) -> None:
 
 @caught_by("partitions")
 def a_centroid_is_ten_times_too_long(specimen: Specimen) -> None:
-    """Half of all queries then search its partition, whatever they ask for, and half never do."""
+    """Half of all queries then search its partition regardless of their content, and the others never do."""
 
     def stretch(index: Index) -> None:
         leaf = _any_leaf(specimen, index)
@@ -462,7 +462,7 @@ def a_centroid_is_ten_times_too_long(specimen: Specimen) -> None:
 
 
 @caught_by("partitions")
-def a_centroid_is_shrunk_to_nearly_nothing(specimen: Specimen) -> None:
+def a_centroid_is_a_thousand_times_too_short(specimen: Specimen) -> None:
     def shrink(index: Index) -> None:
         leaf = _any_leaf(specimen, index)
         leaf.dimension[:] = [value / 1000 for value in leaf.dimension]
@@ -472,7 +472,7 @@ def a_centroid_is_shrunk_to_nearly_nothing(specimen: Specimen) -> None:
 
 @caught_by("partitions")
 def the_items_of_two_partitions_are_swapped(specimen: Specimen) -> None:
-    """Codes and metadata together, so that only the centroids are wrong."""
+    """Codes and metadata are swapped together, so that only the centroids are wrong."""
 
     def swap(index: Index) -> None:
         items = [

@@ -1,4 +1,4 @@
-"""Corruptions of what the index holds and says: items, their ids and metadata, and the encoder and corpus it is of."""
+"""Corruptions of the content of an index: items, ids, metadata, and the provenance in USER_INFO."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _pair(specimen: Specimen) -> tuple[int, int]:
 
 @caught_by("items", runs=True)
 def half_of_the_corpus_is_missing(specimen: Specimen) -> None:
-    """A whole index of the other half, which says so."""
+    """The index of the other half is valid, and states its size."""
 
     def halve(index: Index) -> None:
         index.select(np.flatnonzero(specimen.random.random(COUNT) < 0.5).tolist())
@@ -44,13 +44,13 @@ def the_last_item_is_missing(specimen: Specimen) -> None:
 
 
 @caught_by("items")
-def an_item_is_there_twice(specimen: Specimen) -> None:
+def an_item_occurs_twice(specimen: Specimen) -> None:
     twice = int(specimen.random.integers(COUNT))
     specimen.change_index(lambda index: index.select(sorted([*range(COUNT), twice])))
 
 
 @caught_by("items")
-def an_id_is_there_twice_and_another_is_not(specimen: Specimen) -> None:
+def an_id_occurs_twice_and_another_is_missing(specimen: Specimen) -> None:
     i, j = _pair(specimen)
 
     def copy(index: Index) -> None:
@@ -60,7 +60,7 @@ def an_id_is_there_twice_and_another_is_not(specimen: Specimen) -> None:
 
 
 @caught_by("items", runs=True)
-def an_item_is_not_of_the_manifest(specimen: Specimen) -> None:
+def an_item_is_not_in_the_manifest(specimen: Specimen) -> None:
     def rename(index: Index) -> None:
         index.change_item(int(specimen.random.integers(COUNT)), lambda metadata: {**metadata, "id": "withdrawn.png"})
 
@@ -85,7 +85,7 @@ def the_index_is_of_another_corpus_of_the_same_size(specimen: Specimen) -> None:
 
 @caught_by("codes")
 def the_index_is_of_other_images_under_the_same_names(specimen: Specimen) -> None:
-    """Yesterday's index, and since then every photo was replaced."""
+    """Every photo has been replaced since the index was built."""
     index = specimen.index(specimen.other)
     index.user_info = specimen.index().user_info
     for item in range(COUNT):
@@ -95,7 +95,7 @@ def the_index_is_of_other_images_under_the_same_names(specimen: Specimen) -> Non
 
 @caught_by("item_metadata")
 def the_metadata_of_two_items_is_swapped(specimen: Specimen) -> None:
-    """Their ids stay."""
+    """Their ids are unchanged."""
     i, j = _pair(specimen)
 
     def swap(index: Index) -> None:
@@ -107,12 +107,12 @@ def the_metadata_of_two_items_is_swapped(specimen: Specimen) -> None:
 
 
 @caught_by("item_metadata")
-def all_metadata_is_of_the_day_before(specimen: Specimen) -> None:
-    def age(index: Index) -> None:
+def all_metadata_is_outdated(specimen: Specimen) -> None:
+    def outdate(index: Index) -> None:
         for item in range(COUNT):
             index.change_item(item, lambda metadata: {**metadata, "number": metadata["number"] - 1})
 
-    specimen.change_index(age)
+    specimen.change_index(outdate)
 
 
 @caught_by("item_metadata")
@@ -124,8 +124,8 @@ def an_item_has_lost_its_metadata(specimen: Specimen) -> None:
 
 
 @caught_by("item_metadata")
-def an_item_says_more_than_its_record(specimen: Specimen) -> None:
-    """A path of the machine that built the index, which is not to travel to devices."""
+def an_item_has_more_metadata_than_its_record(specimen: Specimen) -> None:
+    """A path of the machine that built the index must not reach devices."""
 
     def add(index: Index) -> None:
         item = int(specimen.random.integers(COUNT))
@@ -135,7 +135,7 @@ def an_item_says_more_than_its_record(specimen: Specimen) -> None:
 
 
 def _metadata(value: bytes) -> Callable[[Specimen], None]:
-    """Returns a corruption that gives one item this metadata."""
+    """Returns a corruption that replaces the metadata of one item."""
 
     def apply(specimen: Specimen) -> None:
         def replace(entries: Entries) -> None:
@@ -147,7 +147,7 @@ def _metadata(value: bytes) -> Callable[[Specimen], None]:
 
 
 @caught_by("item_metadata")
-def the_metadata_of_an_item_is_no_json(specimen: Specimen) -> None:
+def the_metadata_of_an_item_is_not_json(specimen: Specimen) -> None:
     _metadata(b'{"id": "00003.png", "number"')(specimen)
 
 
@@ -162,12 +162,12 @@ def the_metadata_of_an_item_is_a_list(specimen: Specimen) -> None:
 
 
 @caught_by("item_metadata")
-def the_metadata_of_an_item_is_no_text(specimen: Specimen) -> None:
+def the_metadata_of_an_item_is_not_text(specimen: Specimen) -> None:
     _metadata(b"\xff\xfe\x00\x01")(specimen)
 
 
 @caught_by("item_metadata", runs=True)
-def the_metadata_of_an_item_is_nested_without_end(specimen: Specimen) -> None:
+def the_metadata_of_an_item_is_nested_too_deeply(specimen: Specimen) -> None:
     _metadata(b"[" * 200_000)(specimen)
 
 
@@ -199,7 +199,7 @@ def all_ids_are_shuffled(specimen: Specimen) -> None:
 
 @caught_by("embeddings")
 def the_embeddings_are_those_of_other_images(specimen: Specimen) -> None:
-    """The job that embedded the corpus mixed up its results: embeddings and index agree, and both are wrong."""
+    """The embedding job mixed up its results: embeddings and index agree, but both are wrong."""
     workspace = specimen.workspace
     manifest = Manifest.model_validate(workspace.marker("embeddings", "corpus"))
     records = sorted(read_shards(workspace, manifest), key=lambda record: record.id)
@@ -222,56 +222,56 @@ def _user_info(**values: Any) -> Callable[[Specimen], None]:
 
 
 @caught_by("fingerprint")
-def the_index_says_another_encoder(specimen: Specimen) -> None:
+def the_index_states_another_encoder(specimen: Specimen) -> None:
     _user_info(fingerprint="e" * 64)(specimen)
 
 
 @caught_by("fingerprint")
-def the_index_says_another_searcher(specimen: Specimen) -> None:
+def the_index_states_another_searcher(specimen: Specimen) -> None:
     _user_info(searcher="0123456789abcdef")(specimen)
 
 
 @caught_by("fingerprint")
-def the_index_says_other_embeddings(specimen: Specimen) -> None:
+def the_index_states_other_embeddings(specimen: Specimen) -> None:
     _user_info(embeddings="yesterday")(specimen)
 
 
 @caught_by("fingerprint")
-def the_index_says_an_image_more(specimen: Specimen) -> None:
+def the_index_states_one_image_more(specimen: Specimen) -> None:
     _user_info(images=COUNT + 1)(specimen)
 
 
 @caught_by("fingerprint")
-def the_index_says_another_preprocessing(specimen: Specimen) -> None:
-    """By which an app then prepares photos."""
+def the_index_states_another_preprocessing(specimen: Specimen) -> None:
+    """An app would use it for query images."""
     _user_info(preprocessing="decode|resize(8,8,bilinear)|scale(0,1)")(specimen)
 
 
 @caught_by("fingerprint")
-def the_index_says_nothing_of_itself(specimen: Specimen) -> None:
+def the_index_has_no_user_info(specimen: Specimen) -> None:
     specimen.change_entries(lambda entries: entries.pop(b"USER_INFO"))
 
 
 @caught_by("fingerprint")
-def what_the_index_says_of_itself_is_no_json(specimen: Specimen) -> None:
+def the_user_info_is_not_json(specimen: Specimen) -> None:
     specimen.change_entries(lambda entries: entries.update({b"USER_INFO": b"built by hand\xff"}))
 
 
 @caught_by("fingerprint", runs=True)
-def what_the_index_says_of_itself_is_nested_without_end(specimen: Specimen) -> None:
+def the_user_info_is_nested_too_deeply(specimen: Specimen) -> None:
     specimen.change_entries(lambda entries: entries.update({b"USER_INFO": b"[" * 200_000}))
 
 
 @caught_by("fingerprint")
-def the_embeddings_are_of_an_encoder_that_was_trained_again(specimen: Specimen) -> None:
+def the_embeddings_are_of_a_retrained_encoder(specimen: Specimen) -> None:
     specimen.change_marker("embeddings", "corpus", lambda manifest: manifest.update({"fingerprint": "e" * 64}))
 
 
 @caught_by("fingerprint")
-def the_bundle_is_of_an_encoder_that_was_trained_again(specimen: Specimen) -> None:
+def the_bundle_is_of_a_retrained_encoder(specimen: Specimen) -> None:
     specimen.change_marker("encoders", "tiny", lambda bundle: bundle.update({"fingerprint": "e" * 64}))
 
 
 @caught_by("fingerprint")
-def the_build_is_of_an_encoder_that_was_trained_again(specimen: Specimen) -> None:
+def the_build_is_of_a_retrained_encoder(specimen: Specimen) -> None:
     specimen.change_marker("searchers", specimen.searcher, lambda build: build.update({"fingerprint": "e" * 64}))

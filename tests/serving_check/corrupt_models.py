@@ -1,4 +1,4 @@
-"""Corruptions of the encoders inside a searcher, and of what they say of themselves."""
+"""Corruptions of the encoders in a searcher, and of their metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.serving_check.searcher_parts import SearcherFile, weights
 from tests.serving_check.specimen import Specimen, caught_by
 
 _ENCODER_WEIGHTS = DIM * DIM + 1
-"""Values that the encoders' own matrices have at least; the layer behind them, of the index' map, has fewer."""
+"""Minimum number of values of the encoders' own matrices; the query map after them has fewer."""
 
 _SCANN_INDEX_FILE = 6
 
@@ -27,7 +27,7 @@ def _of_model(name: str, change: Callable[[Specimen, Any], None]) -> Callable[[S
 
 
 def _shuffle_weights(specimen: Specimen, model: Any) -> None:
-    """Makes it another encoder of the same shape."""
+    """Turns the model into another encoder of the same shape."""
     for buffer in weights(model, _ENCODER_WEIGHTS):
         values = buffer.data.view("<f4").copy()
         specimen.random.shuffle(values)
@@ -35,7 +35,7 @@ def _shuffle_weights(specimen: Specimen, model: Any) -> None:
 
 
 def _scale_weights(specimen: Specimen, model: Any) -> None:
-    """Makes it the encoder of a later training step: every embedding has moved a little."""
+    """Turns the model into the encoder of a later training step, whose embeddings differ a little."""
     for buffer in weights(model, _ENCODER_WEIGHTS):
         values = buffer.data.view("<f4")
         buffer.data = (values * specimen.random.normal(1, 0.3, values.shape).astype("<f4")).view(np.uint8)
@@ -73,7 +73,7 @@ def a_weight_of_the_image_encoder_is_not_a_number(specimen: Specimen) -> None:
 
 
 def _fold(name: str, matrix: np.ndarray) -> Callable[[Specimen], None]:
-    """Returns a corruption that appends one more matrix to a searcher's model."""
+    """Returns a corruption that appends a matrix to a searcher's model."""
 
     def apply(file: SearcherFile) -> None:
         file.model = fold_matrix(file.model, matrix.astype(np.float32))
@@ -96,7 +96,7 @@ def two_dimensions_of_the_image_embedding_are_swapped(specimen: Specimen) -> Non
 
 @caught_by("encoders")
 def the_text_embedding_is_negated(specimen: Specimen) -> None:
-    """All searches then return what is farthest."""
+    """All searches then return the farthest items."""
     _fold(TEXT_SEARCHER, -np.eye(DIM))(specimen)
 
 
@@ -111,25 +111,25 @@ def the_text_embedding_has_fewer_dimensions(specimen: Specimen) -> None:
 
 
 @caught_by("encoders")
-def the_text_encoder_lacks_the_map_of_the_index(specimen: Specimen) -> None:
-    """The bundle's encoder as it is, with the index inside."""
+def the_text_encoder_lacks_the_query_map(specimen: Specimen) -> None:
+    """The model is the bundle's encoder, with the index added."""
     _unmapped(specimen, TEXT_SEARCHER, TEXT_TFLITE)
 
 
 @caught_by("encoders")
-def the_image_encoder_lacks_the_map_of_the_index(specimen: Specimen) -> None:
+def the_image_encoder_lacks_the_query_map(specimen: Specimen) -> None:
     _unmapped(specimen, IMAGE_SEARCHER, IMAGE_TFLITE)
 
 
 @caught_by("encoders")
-def the_image_encoder_has_the_map_of_another_index(specimen: Specimen) -> None:
+def the_image_encoder_has_the_query_map_of_another_index(specimen: Specimen) -> None:
     other = specimen.workspace.local("searchers", specimen.other) / IMAGE_SEARCHER
     specimen.change_file(IMAGE_SEARCHER, lambda file: setattr(file, "model", SearcherFile.read(other).model))
 
 
 @caught_by("encoders")
-def the_map_of_the_text_encoder_is_rounded_to_whole_numbers(specimen: Specimen) -> None:
-    """The one layer that is not of the bundle."""
+def the_query_map_of_the_text_encoder_is_rounded_to_integers(specimen: Specimen) -> None:
+    """The query map is the only layer that is not in the bundle."""
 
     def round_map(specimen: Specimen, model: Any) -> None:
         graph = model.subgraphs[0]
@@ -140,7 +140,7 @@ def the_map_of_the_text_encoder_is_rounded_to_whole_numbers(specimen: Specimen) 
 
 
 def _unmapped(specimen: Specimen, searcher: str, encoder: str) -> None:
-    """Takes away the last layer of a searcher's model, which is the map."""
+    """Removes the last layer of a searcher's model, which is the query map."""
 
     def unmap(specimen: Specimen, model: Any) -> None:
         graph = model.subgraphs[0]
@@ -163,7 +163,7 @@ def the_image_encoder_takes_another_size_of_image(specimen: Specimen) -> None:
 
 
 @caught_by("answers")
-def the_model_holds_no_operators(specimen: Specimen) -> None:
+def the_model_has_no_operators(specimen: Specimen) -> None:
     _of_model(TEXT_SEARCHER, lambda specimen, model: setattr(model.subgraphs[0], "operators", []))(specimen)
 
 
@@ -174,7 +174,7 @@ def the_model_has_no_metadata(specimen: Specimen) -> None:
 
 @caught_by("metadata")
 def the_image_normalisation_has_another_mean(specimen: Specimen) -> None:
-    """0 instead of 127.5: the encoder then sees pixels of 0 to 2 instead of -1 to 1."""
+    """The mean is 0 instead of 127.5, so the encoder sees pixels of 0 to 2 instead of -1 to 1."""
     _normalise(specimen, "mean", 0.0)
 
 
@@ -207,7 +207,7 @@ def the_tokenizer_is_missing(specimen: Specimen) -> None:
 
 @caught_by("metadata")
 def the_inputs_of_the_text_encoder_are_described_in_another_order(specimen: Specimen) -> None:
-    """Ids, mask and segments are then fed into one another's tensors."""
+    """Ids, mask and segments are then fed into the wrong tensors."""
 
     def rotate(metadata: Any) -> None:
         inputs = metadata.subgraphMetadata[0].inputTensorMetadata
@@ -236,7 +236,7 @@ def the_index_is_listed_under_another_name(specimen: Specimen) -> None:
 
 @caught_by("embeddings")
 def the_bundles_image_encoder_is_not_the_one_that_embedded_the_corpus(specimen: Specimen) -> None:
-    """Trained again under the same name; the searcher was built with it, the embeddings were not."""
+    """The encoder was retrained under the same name; the searcher was built with it, the embeddings were not."""
     path = specimen.workspace.local("encoders", "tiny") / IMAGE_TFLITE
     bundle = read_model(path.read_bytes())
     _shuffle_weights(specimen, bundle)

@@ -1,4 +1,4 @@
-"""Every corruption that the check must catch, by name."""
+"""All corruptions that the check must catch, by name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from tests.serving_check import corrupt_files, corrupt_indexes, corrupt_items, c
 from tests.serving_check.specimen import Corruption, registered
 
 MODULES = (corrupt_files, corrupt_models, corrupt_indexes, corrupt_items)
-"""Importing them registers what they define."""
+"""Modules that register their corruptions when they are imported."""
 
 CORRUPTIONS: dict[str, Corruption] = registered()

@@ -1,4 +1,4 @@
-"""Searchers that are good, of every kind that the indexer builds, for checks that must let them through."""
+"""Valid searchers of every kind that the indexer builds, all of which must pass the check."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from tests.indexer.tiny_corpus import IMAGES, TinyCorpus, commit_embeddings, com
 from tests.indexer.tiny_encoder import random_images, save_images, unit
 
 Pixels = np.ndarray
-Row = dict[str, Any]
+Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Release:
-    """A searcher, and what its check is configured with."""
+    """A searcher and the configuration of its check."""
 
     config: Config
     searcher: str
 
 
 class Corpora:
-    """Tiny corpora that releases of several kinds share: each is made, and its captions are embedded, once."""
+    """Tiny corpora that several kinds of releases share, so that each is made once."""
 
     def __init__(self, root: Path) -> None:
-        """Makes them in a folder."""
+        """Makes the corpora in the folder `root`."""
         self._root = root
         self._made: dict[int, TinyCorpus] = {}
 
     def corpus(self, count: int = IMAGES, **settings: Any) -> TinyCorpus:
-        """Returns the corpus of so many captioned images; arguments as of `make_corpus`.
+        """Returns the corpus of `count` captioned images; the other arguments are those of `make_corpus`.
 
-        Kinds that share it do not share a quantizer: `index.reuse_from` is `none`.
+        Releases of the same corpus do not share a quantizer: `index.reuse_from` is `none`.
         """
         if count not in self._made:
             self._made[count] = make_corpus(self._root / f"of-{count}", count)
@@ -53,7 +53,7 @@ class Corpora:
         return dataclasses.replace(made, config=config)
 
     def folder(self, name: str) -> Path:
-        """Returns a folder of one kind's own."""
+        """Returns a folder for a single kind of release."""
         return self._root / name
 
 
@@ -63,7 +63,7 @@ _kinds: dict[str, Kind] = {}
 
 
 def kinds() -> dict[str, Kind]:
-    """Returns what builds each kind, by name."""
+    """Returns the functions that build each kind, by name."""
     return dict(_kinds)
 
 
@@ -77,10 +77,10 @@ def _build(corpus: TinyCorpus, embeddings: str = "corpus") -> Release:
 
 
 def _of_settings(name: str, recall: float | None, count: int = IMAGES, **settings: Any) -> None:
-    """Adds a kind: captioned images, with settings of the index.
+    """Adds a kind of release of captioned images with settings of the index.
 
     Args:
-      recall: that the check demands; settings by hand promise none.
+      recall: minimum recall@10 of the check.
     """
     index = {f"index__{key}": value for key, value in settings.items()}
 
@@ -91,12 +91,12 @@ def _of_settings(name: str, recall: float | None, count: int = IMAGES, **setting
     _kind(build)
 
 
-_of_settings("settings_that_the_tuner_found", 0.9)
+_of_settings("tuned_settings", 0.9)
 _of_settings("large_codes_and_every_partition_searched", 0.98, code_bytes=16, partitions=20, partitions_searched=20)
 _of_settings("codes_of_one_byte", 0.05, code_bytes=1, partitions=4, recall_at_10=None)
 _of_settings("codes_of_two_bytes", 0.1, code_bytes=2, partitions=7, partitions_searched=3, recall_at_10=None)
 _of_settings("one_partition", 0.9, partitions=1)
-_of_settings("more_partitions_than_fit_the_corpus", 0.1, partitions=150, partitions_searched=15, recall_at_10=None)
+_of_settings("too_many_partitions_for_the_corpus", 0.1, partitions=150, partitions_searched=15, recall_at_10=None)
 _of_settings("one_partition_searched", 0.05, code_bytes=8, partitions=8, partitions_searched=1, recall_at_10=None)
 _of_settings("look_ups_of_16_bits", 0.9, lut_type="int16")
 _of_settings("look_ups_of_8_bits", 0.5, lut_type="int8", code_bytes=8, recall_at_10=None)
@@ -115,7 +115,7 @@ def no_captions(corpora: Corpora) -> Release:
 
 @_kind
 def images_that_are_gone(corpora: Corpora) -> Release:
-    """Of a bucket that this machine cannot reach, or deleted since."""
+    """The images are unreachable or were deleted after they were embedded."""
     corpus = corpora.corpus(200)
     gone = [dataclasses.replace(record, uri=f"/nowhere/{record.id}") for record in corpus.records]
     commit_embeddings(corpus.workspace, gone, "gone")
@@ -124,7 +124,7 @@ def images_that_are_gone(corpora: Corpora) -> Release:
 
 @_kind
 def captions_of_other_images(corpora: Corpora) -> Release:
-    """The corpus grew out of the captioned images: they answer nothing by themselves, but are queries like a user's."""
+    """The captioned images are not in the corpus: their captions have no own item, but are realistic queries."""
     corpus = corpora.corpus(200)
     others = _records(corpora.folder("others"), random_images(150, seed=3), "other-{}.png")
     commit_embeddings(corpus.workspace, others, "others")
@@ -149,7 +149,7 @@ def series_of_photos_that_hardly_differ(corpora: Corpora) -> Release:
 
 @_kind
 def images_of_one_colour_each(corpora: Corpora) -> Release:
-    """Their embeddings lie in a space of few dimensions; all others are empty."""
+    """The embeddings span only a few dimensions."""
     colours = np.random.default_rng(0).integers(0, 256, (200, 1, 1, 3), np.uint8)
     return _of_images(corpora, "colours", np.broadcast_to(colours, (200, 8, 8, 3)))
 
@@ -181,7 +181,7 @@ def no_metadata(corpora: Corpora) -> Release:
 
 @_kind
 def long_metadata(corpora: Corpora) -> Release:
-    """Longer than a block of the table."""
+    """The metadata of each item is longer than a block of the table."""
     texts = np.random.default_rng(0)
     metadata = [{"text": texts.bytes(4_000).hex()} for _ in range(40)]
     return _of_images(corpora, "long", random_images(40), metadata=metadata)
@@ -189,7 +189,7 @@ def long_metadata(corpora: Corpora) -> Release:
 
 @_kind
 def texts(corpora: Corpora) -> Release:
-    """A corpus of texts: the image searcher finds texts by images."""
+    """The corpus consists of texts: the image searcher finds texts by images."""
     corpus = corpora.corpus(10, data__captions=(), data__images=None)
     encoder, _, _ = tiny_encoder()
     lines = [f"w{i} w{(7 * i) % IMAGES}" for i in range(200)]
@@ -200,8 +200,8 @@ def texts(corpora: Corpora) -> Release:
     return _build(corpus, "texts")
 
 
-_ON_A_BASE: dict[str, Any] = {
-    "index__code_bytes": 4,  # with an error, by which drift can be told
+_REUSED_QUANTIZER: dict[str, Any] = {
+    "index__code_bytes": 4,  # with an error that makes drift measurable
     "index__partitions": 8,
     "index__recall_at_10": None,
     "index__max_drift": 1e6,
@@ -210,9 +210,9 @@ _ON_A_BASE: dict[str, Any] = {
 
 
 @_kind
-def a_changed_corpus_on_the_quantizer_that_was_there(corpora: Corpora) -> Release:
-    """Shards of an earlier run, less their dead records, and one of its own."""
-    corpus = corpora.corpus(**_ON_A_BASE)
+def a_changed_corpus_with_a_reused_quantizer(corpora: Corpora) -> Release:
+    """The run reuses shards of an earlier one without their dead records, and adds one."""
+    corpus = corpora.corpus(**_REUSED_QUANTIZER)
     earlier = commit_embeddings(corpus.workspace, corpus.records[:350], "earlier")
     first = build_index(corpus.config, "earlier")
     gone = {record.id for record in corpus.records[:40]}
@@ -221,9 +221,9 @@ def a_changed_corpus_on_the_quantizer_that_was_there(corpora: Corpora) -> Releas
 
 
 @_kind
-def a_corpus_that_has_drifted_far_from_its_quantizer(corpora: Corpora) -> Release:
-    """Codes and centroids are worse, but are the right ones."""
-    corpus = corpora.corpus(**_ON_A_BASE)
+def a_corpus_that_has_drifted_from_its_quantizer(corpora: Corpora) -> Release:
+    """Codes and centroids are less precise, but correct."""
+    corpus = corpora.corpus(**_REUSED_QUANTIZER)
     first = build_index(corpus.config, "corpus")
     bright = np.maximum(random_images(200, seed=5), 120)
     commit_embeddings(corpus.workspace, _records(corpora.folder("bright"), bright, "bright-{}.png"), "bright")
@@ -237,13 +237,13 @@ def two_thousand_images(corpora: Corpora) -> Release:
 
 @_kind
 def two_thousand_images_in_codes_of_one_byte(corpora: Corpora) -> Release:
-    """Codes that tell little, but what they tell is right."""
+    """The codes are coarse, but correct."""
     return _bulk(corpora, "coarse-bulk", 2_000, recall=0.0, code_bytes=1, partitions=40, recall_at_10=None)
 
 
 @_kind
 def embeddings_of_another_backend(corpora: Corpora) -> Release:
-    """TensorFlow and TensorFlow Lite round differently."""
+    """The embeddings differ slightly, as those of TensorFlow and TensorFlow Lite do."""
     corpus = corpora.corpus()
     noise = np.random.default_rng(0).normal(0, 0.01, (IMAGES, corpus.records[0].embedding.size))
     vectors = unit(np.stack([record.embedding for record in corpus.records]) + noise)
@@ -261,13 +261,17 @@ def _build_on(first: dict[str, Any], corpus: TinyCorpus, embeddings: str) -> Rel
 
 
 def _records(
-    folder: Path, pixels: Pixels, name: str, ids: Sequence[str] | None = None, metadata: Sequence[Row] | None = None
+    folder: Path,
+    pixels: Pixels,
+    name: str,
+    ids: Sequence[str] | None = None,
+    metadata: Sequence[Metadata] | None = None,
 ) -> list[EmbeddingRecord]:
     """Saves images and embeds them.
 
     Args:
       pixels: [n, 8, 8, 3] uint8.
-      name: of an item, with {} for its number, where `ids` does not name it.
+      name: id of an item without `ids`, with {} for its number.
     """
     encoder, _, _ = tiny_encoder()
     return [
@@ -288,9 +292,9 @@ def _of_images(
     pixels: Pixels,
     recall: float = 0.9,
     ids: Sequence[str] | None = None,
-    metadata: Sequence[Row] | None = None,
+    metadata: Sequence[Metadata] | None = None,
 ) -> Release:
-    """Builds a searcher of images without captions; their embeddings are called `name`."""
+    """Builds a searcher of images without captions from the embeddings `name`."""
     corpus = corpora.corpus(10, check__min_recall_at_10=recall, data__captions=())
     records = _records(corpora.folder(name), pixels, "image-{}.png", ids, metadata)
     commit_embeddings(corpus.workspace, records, name)
@@ -298,7 +302,7 @@ def _of_images(
 
 
 def _bulk(corpora: Corpora, name: str, count: int, recall: float, **settings: Any) -> Release:
-    """Builds a searcher of captioned images and of many vectors without images; their embeddings are called `name`."""
+    """Builds a searcher of captioned images and of many vectors without images, from the embeddings `name`."""
     index = {f"index__{key}": value for key, value in settings.items()}
     corpus = corpora.corpus(100, check__min_recall_at_10=recall, **index)
     vectors = unit(np.random.default_rng(0).normal(size=(count - 100, corpus.records[0].embedding.size)))

@@ -1,6 +1,6 @@
-"""Takes a searcher apart and puts it together again, with valid checksums: only what a test damages is wrong.
+"""Parses searcher files and writes them again with valid checksums, so that only the part that a test damages is wrong.
 
-A searcher file is a model's flatbuffer and a ZIP archive behind it; the index in the archive is a LevelDB table.
+A searcher file is a flatbuffer followed by a ZIP archive; the index in the archive is a LevelDB table.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from serving_check.formats.leveldb_reader import read_table
 from serving_check.formats.scann_schema import scann_on_device_config
 
 Entries = dict[bytes, bytes]
-"""Of a LevelDB table: values by key."""
+"""Values of a LevelDB table by key."""
 
 _METADATA = b"TFLITE_METADATA"
 _SCANN, _KIND, _CODE_BYTES, _OFFSETS = 1, 2, 3, 4
-"""Fields of INDEX_CONFIG."""
+"""Field numbers of INDEX_CONFIG."""
 
 
 def table_entries(table: bytes) -> Entries:
@@ -38,7 +38,7 @@ def table_entries(table: bytes) -> Entries:
 
 
 def table_of(entries: Entries, compression: bool = True) -> bytes:
-    """Returns a whole table of these entries."""
+    """Returns a complete table with these entries."""
     file = io.BytesIO()
     writer = TableWriter(file, compression)
     for key in sorted(entries):
@@ -49,15 +49,15 @@ def table_of(entries: Entries, compression: bool = True) -> bytes:
 
 @dataclass
 class Index:
-    """An index, taken apart. Item i is the i-th code of all partitions in their order.
+    """A parsed index. Item i has the i-th code of all partitions in order.
 
     Attributes:
-      scann: ScannOnDeviceConfig: centroids, codebooks, look-ups, search fraction.
-      kind: of the codes, a number of the format.
-      code_bytes: of an item.
+      scann: ScannOnDeviceConfig with centroids, codebooks, look-up type and search fraction.
+      kind: embedding type of the codes.
+      code_bytes: bytes of a code.
       offsets: number of the first item of each partition.
-      codes: of each partition [n, code_bytes] uint8.
-      metadata: of each item.
+      codes: [n, code_bytes] uint8 codes of each partition.
+      metadata: metadata of each item.
     """
 
     scann: Any
@@ -70,7 +70,7 @@ class Index:
 
     @classmethod
     def of_entries(cls, entries: Entries) -> Index:
-        """Takes the entries of a good index apart."""
+        """Parses the entries of a valid index."""
         fields = _fields(entries[b"INDEX_CONFIG"])
         scann = scann_on_device_config().FromString(fields[_SCANN])
         partitions = len(scann.partitioner.leaf)
@@ -86,7 +86,7 @@ class Index:
         )
 
     def entries(self) -> Entries:
-        """Puts the entries together, whatever they say."""
+        """Returns the entries, without verifying them."""
         config = _field(_SCANN, self.scann.SerializeToString())
         config += bytes([_KIND << 3]) + varint(self.kind) + bytes([_CODE_BYTES << 3]) + varint(self.code_bytes)
         config += _field(_OFFSETS, b"".join(map(varint, self.offsets)))
@@ -99,21 +99,21 @@ class Index:
 
     @property
     def leaves(self) -> Any:
-        """The centroids' messages, whose `dimension` can be changed."""
+        """Messages of the centroids, whose `dimension` can be changed."""
         return self.scann.partitioner.leaf
 
     @property
     def blocks(self) -> Any:
-        """The codebooks' messages, one for each byte of a code."""
+        """Messages of the codebooks, one for each byte of a code."""
         return self.scann.indexer.asymmetric_hashing.subspace
 
     @property
     def widths(self) -> list[int]:
-        """Dimensions of each block."""
+        """Number of dimensions of each block."""
         return [len(block.entry[0].dimension) for block in self.blocks]
 
     def select(self, items: Sequence[int]) -> None:
-        """Keeps these items, in ascending order, each as often as it is named; partitions stay what they are."""
+        """Keeps these items, given in ascending order and possibly repeated; their partitions stay the same."""
         codes, partition_of = np.concatenate(self.codes), self._partitions()
         chosen = np.asarray(items, np.int64)
         self.codes = [codes[chosen[partition_of[chosen] == p]] for p in range(len(self.codes))]
@@ -121,20 +121,20 @@ class Index:
         self.lay_out()
 
     def lay_out(self) -> None:
-        """Sets the offsets that the codes' numbers give."""
+        """Sets the offsets that follow from the number of codes in each partition."""
         sizes = [len(codes) for codes in self.codes]
         self.offsets = (np.cumsum(sizes) - sizes).tolist()
 
     def replace_codes(self, codes: np.ndarray) -> None:
-        """Gives every item another code, [items, code_bytes] uint8."""
+        """Replaces the codes of all items, [items, code_bytes] uint8."""
         self.codes = [codes[start : start + len(old)] for start, old in zip(self.offsets, self.codes, strict=True)]
 
     def change_item(self, item: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Replaces the metadata of an item, given as JSON."""
+        """Applies a function to the JSON metadata of an item."""
         self.metadata[item] = json.dumps(change(json.loads(self.metadata[item])), sort_keys=True).encode()
 
     def change_user_info(self, **values: Any) -> None:
-        """Replaces values in USER_INFO."""
+        """Replaces values of USER_INFO."""
         self.user_info = json.dumps({**json.loads(self.user_info), **values}, sort_keys=True).encode()
 
     def _partitions(self) -> np.ndarray:
@@ -143,11 +143,11 @@ class Index:
 
 @dataclass
 class SearcherFile:
-    """A searcher file, taken apart.
+    """A parsed searcher file.
 
     Attributes:
       model: the flatbuffer.
-      files: in the archive, by name.
+      files: files of the archive by name.
     """
 
     model: bytes
@@ -155,14 +155,14 @@ class SearcherFile:
 
     @classmethod
     def read(cls, path: Path) -> SearcherFile:
-        """Takes a good searcher, or an encoder, apart."""
+        """Parses a valid searcher or encoder."""
         data = path.read_bytes()
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             start = min(info.header_offset for info in archive.infolist())
             return cls(data[:start], {name: archive.read(name) for name in archive.namelist()})
 
     def write(self, path: Path) -> None:
-        """Puts the file together."""
+        """Writes the file."""
         with path.open("wb") as target:
             target.write(self.model)
             with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
@@ -171,17 +171,17 @@ class SearcherFile:
 
     @property
     def table(self) -> bytes:
-        """The index."""
+        """LevelDB table of the index."""
         return self.files[INDEX_NAME]
 
     def change_model(self, change: Callable[[Any], None]) -> None:
-        """Changes the model, given as ModelT."""
+        """Applies a function to the model as a ModelT."""
         model = read_model(self.model)
         change(model)
         self.model = write_model(model, len(self.model))
 
     def change_metadata(self, change: Callable[[Any], None]) -> None:
-        """Changes what the model says of itself, given as ModelMetadataT."""
+        """Applies a function to the model's metadata as a ModelMetadataT."""
 
         def rewrite(model: Any) -> None:
             (number,) = [entry.buffer for entry in model.metadata if entry.name == _METADATA]
@@ -197,7 +197,7 @@ class SearcherFile:
 
 
 def weights(model: Any, at_least: int) -> list[Any]:
-    """Returns the buffers of a ModelT's float32 constants of so many values or more, which can be changed."""
+    """Returns the buffers of a ModelT's float32 constants with at least so many values."""
     numbers = {
         tensor.buffer
         for tensor in model.subgraphs[0].tensors
@@ -207,7 +207,7 @@ def weights(model: Any, at_least: int) -> list[Any]:
 
 
 def _fields(message: bytes) -> dict[int, Any]:
-    """Returns the fields of a protobuf message by number: integers, and bytes of what has a length."""
+    """Returns the fields of a protobuf message by number, as integers or bytes."""
     fields: dict[int, Any] = {}
     position = 0
     while position < len(message):

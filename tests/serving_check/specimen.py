@@ -1,6 +1,7 @@
-"""A good searcher in a workspace of its own, which a corruption damages in one place, and signs again where it can.
+"""Specimens: valid searchers in workspaces of their own, each of which a corruption damages in one place.
 
-A signed corruption has the SHA-256 that build.json lists: what catches it knows what the bytes mean.
+After most corruptions, build.json is updated with the SHA-256 of the damaged files ("signed"), so that a gate can catch
+the corruption only by understanding the content.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class Specimen:
     """A searcher to damage.
 
     Attributes:
-      searcher: its id.
-      other: id of a searcher of as many other images, with the same settings.
-      random: of this corruption, so that it is the same in every run.
+      searcher: id of the searcher.
+      other: id of a searcher of the same number of other images, with the same settings.
+      random: generator of this corruption, seeded with its name.
     """
 
     config: Config
@@ -56,55 +57,55 @@ class Specimen:
 
     @property
     def folder(self) -> Path:
-        """Of the searcher."""
+        """Folder of the searcher."""
         return self.workspace.local("searchers", self.searcher)
 
     def path(self, name: str) -> Path:
-        """A file of the searcher."""
+        """Returns the path of a file of the searcher."""
         return self.folder / name
 
     def index(self, searcher: str | None = None) -> Index:
-        """The index of this searcher, or of another one, taken apart."""
+        """Returns the parsed index of this searcher, or of another one."""
         folder = self.workspace.local("searchers", searcher or self.searcher)
         return Index.of_entries(table_entries((folder / INDEX).read_bytes()))
 
     def change_file(self, name: str, change: Callable[[SearcherFile], None]) -> None:
-        """Takes a searcher file apart, changes it, and puts it together."""
+        """Parses a searcher file, changes it and writes it."""
         file = SearcherFile.read(self.path(name))
         change(file)
         file.write(self.path(name))
 
     def replace_table(self, table: bytes, names: Iterable[str] = BOTH) -> None:
-        """Gives searchers another index."""
+        """Replaces the index table of searchers."""
         self.path(INDEX).write_bytes(table)
         for name in names:
             self.change_file(name, lambda file: file.files.update({INDEX_NAME: table}))
 
     def replace_index(self, index: Index, names: Iterable[str] = BOTH) -> None:
-        """Gives searchers another index."""
+        """Replaces the index of searchers."""
         self.replace_table(table_of(index.entries()), names)
 
     def change_entries(self, change: Callable[[Entries], object]) -> None:
-        """Changes the entries of the table that both searchers carry."""
+        """Changes the entries of the index table in both searchers."""
         entries = table_entries(self.path(INDEX).read_bytes())
         change(entries)
         self.replace_table(table_of(entries))
 
     def change_index(self, change: Callable[[Index], object]) -> None:
-        """Changes the index that both searchers carry."""
+        """Changes the index in both searchers."""
         index = self.index()
         change(index)
         self.replace_index(index)
 
     def change_marker(self, kind: Kind, id: str, change: Callable[[dict[str, Any]], object]) -> None:
-        """Changes the committing file of an artifact."""
+        """Changes the marker file of an artifact."""
         path = self.workspace.local(kind, id) / MARKERS[kind]
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
 
     def sign(self) -> None:
-        """Has build.json list the files as they are."""
+        """Updates build.json with the SHA-256 of the current files."""
 
         def list_files(build: dict[str, Any]) -> None:
             build["files"] |= {
@@ -117,20 +118,20 @@ class Specimen:
         """Returns the report of a check."""
         return check(self.config, self.searcher)
 
-    def failed_gates(self, *asked: SearcherKind) -> dict[str, str]:
-        """See tests.serving_check.inspect_gates."""
-        return failed_gates(self.config, self.searcher, *asked)
+    def failed_gates(self, *run: SearcherKind) -> dict[str, str]:
+        """Returns the failed gates; see tests.serving_check.inspect_gates."""
+        return failed_gates(self.config, self.searcher, *run)
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way in which a searcher can be bad.
+    """A way in which a searcher can be invalid.
 
     Attributes:
-      gate: that must catch it.
+      gate: gate that must catch the corruption.
       apply: damages a specimen.
       signed: whether build.json lists the damaged files.
-      runs: whether the searcher is to be opened and asked: to see that it is bad, or because that may not go well.
+      runs: whether the searcher is opened and queried, because only that reveals the fault or because it might crash.
     """
 
     name: str
@@ -146,16 +147,16 @@ _registered: dict[str, Corruption] = {}
 def caught_by(
     gate: str, signed: bool = True, runs: bool = False, name: str = ""
 ) -> Callable[[Callable[[Specimen], None]], Callable[[Specimen], None]]:
-    """Registers a function that damages a specimen, and says which gate must catch that.
+    """Registers a function that damages a specimen, with the gate that must catch the damage.
 
     Args:
-      signed, runs: see Corruption; what a gate of the run catches is always run.
-      name: of the corruption; by default the function's.
+      signed, runs: see Corruption; a corruption that no file gate catches is always run.
+      name: name of the corruption; by default that of the function.
     """
 
     def register(apply: Callable[[Specimen], None]) -> Callable[[Specimen], None]:
         title = name or apply.__name__
-        assert title not in _registered, f"two corruptions are called {title}"
+        assert title not in _registered, f"two corruptions are named {title}"
         _registered[title] = Corruption(title, gate, apply, signed, runs or gate not in FILE_GATES)
         return apply
 
@@ -163,12 +164,12 @@ def caught_by(
 
 
 def registered() -> dict[str, Corruption]:
-    """Returns all corruptions of the modules that are imported, by name."""
+    """Returns the registered corruptions of all imported modules, by name."""
     return dict(_registered)
 
 
 def make_template(root: Path) -> Specimen:
-    """Builds the good searcher of which specimens are copies."""
+    """Builds the valid searcher that specimens are copies of."""
     corpus = make_corpus(
         root,
         COUNT,
@@ -180,7 +181,7 @@ def make_template(root: Path) -> Specimen:
         index__recall_at_10=None,
         check__queries=24,
         check__images=16,
-        check__hostile_megapixels=0.01,  # other tests of the check ask large ones
+        check__hostile_megapixels=0.01,  # other tests of the check use large ones
         check__min_recall_at_10=0.4,
     )
     encoder, _, _ = tiny_encoder()
@@ -195,14 +196,14 @@ def make_template(root: Path) -> Specimen:
 
 
 def rebuilt(template: Specimen, **settings: Any) -> Specimen:
-    """Returns a searcher of the same embeddings beside the template's, with other settings of the index."""
+    """Returns another searcher of the template's embeddings with different settings of the index."""
     index = template.config.index.model_copy(update=settings)
     config = template.config.model_copy(update={"index": index})
     return dataclasses.replace(template, config=config, searcher=build_index(config, "corpus")["id"])
 
 
 def copy_of(template: Specimen, root: Path, name: str) -> Specimen:
-    """Returns a copy whose random numbers are those of `name`."""
+    """Returns a copy whose random generator is seeded with `name`."""
     shutil.copytree(template.config.workspace, root / "workspace", ignore=shutil.ignore_patterns("cache", "checks"))
     config = template.config.model_copy(update={"workspace": str(root / "workspace")})
     return Specimen(config, template.searcher, template.other, np.random.default_rng(zlib.crc32(name.encode())))

@@ -1,4 +1,4 @@
-"""No false alarm: good searchers of every kind pass the check, gate by gate."""
+"""Valid searchers of every kind pass all gates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.serving_check.inspect_gates import failed_gates
 KINDS = kinds()
 
 WHOLE = ("one_image", "look_ups_of_16_bits", "the_recipe_of_2022", "texts")
-"""Kinds by which a searcher that runs differs most; the others are checked as a whole by the proofs."""
+"""Kinds whose searchers differ most when they run; the proofs run the others, too."""
 
 FILES_ONLY = (
     "codes_of_one_byte",
-    "more_partitions_than_fit_the_corpus",
+    "too_many_partitions_for_the_corpus",
     "no_compression",
     "images_that_are_all_equal",
     "series_of_photos_that_hardly_differ",
@@ -26,14 +26,13 @@ FILES_ONLY = (
     "ids_and_metadata_in_any_script",
     "no_metadata",
     "long_metadata",
-    "a_changed_corpus_on_the_quantizer_that_was_there",
+    "a_changed_corpus_with_a_reused_quantizer",
     "embeddings_of_another_backend",
 )
-"""Kinds whose files are of a form or a content of their own."""
-
+"""Kinds whose files have an unusual form or content."""
 
 Built = Callable[[str], Release]
-"""Returns the release of a kind."""
+"""Builds the release of a kind, once."""
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +46,19 @@ def test_there_are_at_least_twenty_kinds() -> None:
 
 
 @pytest.mark.parametrize("kind", FILES_ONLY)
-def test_the_files_of_a_good_release_pass(built: Built, kind: str) -> None:
+def test_the_files_of_a_valid_release_pass(built: Built, kind: str) -> None:
     release = built(kind)
     assert failed_gates(release.config, release.searcher) == {}
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_a_good_release_that_runs_unlike_others_passes(built: Built, kind: str) -> None:
+def test_a_valid_release_with_an_unusual_searcher_passes(built: Built, kind: str) -> None:
     _require_passed(built(kind))
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WHOLE])
-def test_a_good_release_passes(built: Built, kind: str) -> None:
+def test_a_valid_release_passes(built: Built, kind: str) -> None:
     _require_passed(built(kind))
 
 

@@ -1,4 +1,4 @@
-"""The check passes a good searcher, and a named gate catches each fault."""
+"""The check passes a valid searcher, and a named gate catches each fault."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def detail(report: dict[str, Any], name: str) -> str:
     return next(gate["detail"] for gate in report["gates"] if gate["name"] == name)
 
 
-def test_a_good_searcher_passes_with_all_figures(good: Built) -> None:
+def test_a_valid_searcher_passes_with_all_figures(good: Built) -> None:
     report = good.report
     assert failed(report) == set()
     figures = report["figures"]
@@ -53,7 +53,7 @@ def test_a_good_searcher_passes_with_all_figures(good: Built) -> None:
     assert report["version"] == 2
 
 
-def test_a_passed_check_is_not_repeated_but_other_gates_are_another_check(good: Built, built: Built) -> None:
+def test_a_passed_check_is_not_repeated_unless_the_gates_change(good: Built, built: Built) -> None:
     assert good.check() == good.report
     report = built.check(min_recall_at_10=0.5, hostile_megapixels=good.report["config"]["hostile_megapixels"])
     assert report["passed"] and report["id"] != good.report["id"]
@@ -91,7 +91,7 @@ def test_low_recall_fails_its_gate_and_the_command_exits_1(built: Built) -> None
     assert "below the minimum of 0.90" in detail(report, "recall_at_10")
 
 
-def test_an_item_that_the_manifest_does_not_know_is_caught(built: Built) -> None:
+def test_an_item_that_is_not_in_the_manifest_is_caught(built: Built) -> None:
     records = list(built.corpus.records)
     records[3] = dataclasses.replace(records[3], id="renamed")
     built.rewrite_embeddings(records)
@@ -161,7 +161,7 @@ def test_truncated_and_missing_searchers_are_caught(built: Built, truncated: str
         assert truncated in detail(report, gate) and missing in detail(report, gate)
 
 
-def test_a_native_crash_is_a_failed_gate_that_names_the_query(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_native_crash_fails_a_gate_that_names_the_query(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     search = Searcher.timed_search
 
     def crash_on_w7(searcher: Searcher, query: str, k: int) -> Any:
@@ -186,7 +186,7 @@ def test_without_captions_the_corpus_images_are_the_queries(built: Built) -> Non
     assert "r_at_10" not in report["figures"]
 
 
-def test_recall_that_cannot_be_measured_fails(built: Built) -> None:
+def test_recall_that_cannot_be_measured_fails_its_gate(built: Built) -> None:
     gone = [dataclasses.replace(record, uri="/nowhere/x.png") for record in built.corpus.records]
     built.rewrite_embeddings(gone)
     config = built.corpus.config

@@ -1,4 +1,4 @@
-"""Captions that the index was not tuned with come first; captions of other images fill up."""
+"""Captions that did not tune the index come first; captions of other images fill up."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_captions_of_images_outside_the_corpus_only_fill_up(tmp_path: Path) -> N
     assert len(set(every.groups)) == 3
 
 
-def test_an_item_is_known_by_where_it_was_read(tmp_path: Path) -> None:
+def test_an_item_is_recognized_by_its_uri(tmp_path: Path) -> None:
     made = make_corpus(tmp_path, 10)
     from searchforge.artifacts.manifest import Manifest
 
@@ -71,7 +71,7 @@ def test_an_item_is_known_by_where_it_was_read(tmp_path: Path) -> None:
     assert [corpus.ids[row] for row in queries.targets] == [made.records[4].id]
 
 
-def test_changed_and_missing_images_are_not_asked_but_counted(tmp_path: Path) -> None:
+def test_changed_and_missing_images_are_no_queries_but_counted(tmp_path: Path) -> None:
     made = make_corpus(tmp_path, 10)
     Path(made.records[2].uri).unlink()
     Path(made.records[3].uri).write_bytes(b"another content")

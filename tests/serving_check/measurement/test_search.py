@@ -1,4 +1,4 @@
-"""Searching a file through the Task Library, and what is said when that cannot be done."""
+"""Searching a file through the Task Library, and the errors if that fails."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_images_of_any_size_and_mode_are_answered(image_searcher: Searcher, tmp_
             assert len(image_searcher.search_image(tmp_path / "query.png", 5)) == 5
 
 
-def test_more_hits_can_be_asked_for_at_any_time(text_searcher: Searcher) -> None:
+def test_more_hits_can_be_requested_at_any_time(text_searcher: Searcher) -> None:
     few, many, again = (text_searcher.search_text("w3", k) for k in (2, 25, 2))
     assert few == again == many[:2]
     assert len(many) == 25
     assert [hit.score for hit in many] == sorted((hit.score for hit in many), reverse=True)
 
 
-def test_a_file_is_opened_again_in_its_process_or_in_another_if_that_has_ended(folder: Path) -> None:
+def test_a_file_is_opened_again_in_its_process_or_in_a_new_one_if_that_has_ended(folder: Path) -> None:
     with Searcher(folder / "text_searcher.tflite") as searcher:
         first, expected = searcher.pid, [hit.id for hit in searcher.search_text("w3", 5)]
         searcher.reopen(threads=2)
@@ -77,12 +77,12 @@ def test_a_file_is_opened_again_in_its_process_or_in_another_if_that_has_ended(f
 
 
 def mapped(folder: Path, vector: np.ndarray) -> np.ndarray:
-    """Returns what the encoder inside a searcher makes of a query that its bundle's encoder embeds as `vector`."""
+    """Returns a searcher's embedding of a query whose embedding by the bundle's encoder is `vector`."""
     quantizer = Quantizer.from_bytes((folder / QUANTIZER).read_bytes(), QUANTIZER)
     return inverse_transpose(quantizer.transform) @ vector
 
 
-def test_the_encoder_inside_a_searcher_is_the_one_that_was_packed_with_the_map(
+def test_the_encoder_of_a_searcher_is_that_of_the_bundle_with_the_query_map(
     folder: Path, text_searcher: Searcher, image_searcher: Searcher
 ) -> None:
     encoder, images, bundle = tiny_encoder()
@@ -95,7 +95,7 @@ def test_the_encoder_inside_a_searcher_is_the_one_that_was_packed_with_the_map(
 
 
 def test_a_large_photo_is_embedded_as_the_corpus_was(image_searcher: Searcher, tmp_path: Path) -> None:
-    """The Task Library alone would skip pixels; and its image must outlive the call, whatever its size."""
+    """The Task Library alone would skip pixels; and the array must outlive the call, whatever its size."""
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 2000, 3), np.uint8)
     pixels[:1500] //= 4
     Image.fromarray(pixels).save(tmp_path / "photo.png", compress_level=1)
@@ -105,7 +105,7 @@ def test_a_large_photo_is_embedded_as_the_corpus_was(image_searcher: Searcher, t
     assert image_searcher.timed_embed(photo, bundle / "image_encoder.tflite")[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_queries_that_cannot_be_answered_say_why(folder: Path, image_searcher: Searcher, tmp_path: Path) -> None:
+def test_queries_that_cannot_be_answered_get_a_reason(folder: Path, image_searcher: Searcher, tmp_path: Path) -> None:
     (tmp_path / "not-an-image").write_text("hello")
     with pytest.raises(UsageError, match="not_an_image"):
         image_searcher.search_image(tmp_path / "not-an-image")
@@ -119,7 +119,7 @@ def test_queries_that_cannot_be_answered_say_why(folder: Path, image_searcher: S
     assert image_searcher.search_image(good, 1)[0].id == "00001.png"
 
 
-def test_files_that_are_no_searchers_are_refused(tmp_path: Path) -> None:
+def test_files_other_than_searchers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         Searcher(tmp_path / "text_searcher.tflite")
     _, _, bundle = tiny_encoder()
@@ -130,7 +130,7 @@ def test_files_that_are_no_searchers_are_refused(tmp_path: Path) -> None:
         Searcher(tmp_path / "text_searcher.tflite")
 
 
-def test_damage_to_a_table_is_noticed(folder: Path) -> None:
+def test_damage_to_a_table_is_detected(folder: Path) -> None:
     table = (folder / "index.ldb").read_bytes()
     whole = list(read_table(table))
     assert [key for key, _ in whole] == sorted(key for key, _ in whole)
