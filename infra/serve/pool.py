@@ -3,7 +3,8 @@
 Each worker runs one query at a time, on searchers that each have a child process. The maximum number of hits is fixed
 when a searcher file is opened, and more hits take longer, so a worker opens a file once for each of MAX_RESULTS that
 is requested. Searchers are opened on demand, and the least recently used ones are closed. A child that crashes or hangs
-on a query (serving_check.measurement.search then kills it) fails only that query.
+on a query (serving_check.measurement.search then kills it) fails only that query. While a searcher cannot be started,
+for lack of memory or disk space for instance, its queries fail, and each of them tries to start it again.
 
 The searchers are kept in an OrderedDict rather than a cachetools.LRUCache because the least recently used one must be
 closed before the next one is opened, to bound the memory.
@@ -194,12 +195,13 @@ class _Worker:
                     except BaseException as error:
                         task.future.set_exception(error)
                         # Reopen what a crash closed, so that the next query does not wait for it. If that fails, the
-                        # next query reports why.
-                        with contextlib.suppress(SearchforgeError):
+                        # next query tries again and reports why.
+                        with contextlib.suppress(Exception):
                             self._open_files()
         finally:
-            for searcher in self._searchers.values():
-                searcher.close()
+            for key in list(self._searchers):
+                with contextlib.suppress(Exception):
+                    self._close(key)
 
     def _open_files(self) -> None:
         for path in self._files:
@@ -217,6 +219,15 @@ class _Worker:
             raise RequestError(500, f"{self._name} crashed on this query and was restarted: {first_line}") from None
         except SearchforgeError as error:
             raise RequestError(400 if isinstance(error, UsageError) else 500, str(error)) from None
+        except OSError as error:
+            self._close(key)
+            logger.error("%s cannot start a searcher: %s", self._name, error)
+            raise RequestError(
+                503,
+                f"{self._name} cannot start a searcher ({error}); free disk space, memory or processes; "
+                "each query tries again",
+                retry_after=1,
+            ) from None
         except BaseException:
             self._close(key)  # its child may still be running the query
             raise

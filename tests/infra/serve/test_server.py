@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -361,6 +362,26 @@ def test_a_crash_between_requests_fails_none(world: Path) -> None:
         assert {reply.status for reply in replies} == {200}
         assert server.ask("/healthz").json["crashes"] == 1
         assert len(server.searchers()) == len(children)
+
+
+def test_a_worker_outlives_a_searcher_that_cannot_be_started(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))  # inherited by the server
+    with serving(world, short_queue=(1, 8)) as server:
+        temporary.rename(tmp_path / "elsewhere")
+        (child,) = server.searchers()
+        os.kill(child, signal.SIGKILL)
+        wait_for(lambda: not is_running(child))
+        for number in range(3):
+            refused = server.search(f"w{number}", k=1)
+            assert refused.status == 503 and refused.headers["Retry-After"] == "1"
+            assert "worker 1 cannot start a searcher" in refused.json["error"]
+            assert str(temporary) in refused.json["error"]
+        (tmp_path / "elsewhere").rename(temporary)
+        assert server.search("w0", k=1).ids == [_item(0)]
 
 
 def test_requests_beyond_the_queue_are_told_to_retry(world: Path) -> None:
