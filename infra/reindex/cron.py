@@ -45,7 +45,7 @@ def trigger(settings: ScheduleConfig) -> BaseTrigger:
     """Returns an APScheduler trigger for the configured expression.
 
     Raises:
-      UsageError: the expression or the time zone is missing or invalid, or no date ever matches.
+      UsageError: The expression or the time zone is missing or invalid, or no date ever matches.
     """
     from apscheduler.triggers.combining import OrTrigger
     from apscheduler.triggers.cron import CronTrigger

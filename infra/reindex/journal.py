@@ -36,10 +36,10 @@ class PlanEntry(_Entry):
     Attributes:
       mode: `nothing`, `delta` (the live encoder embeds the changes) or `full` (an encoder is trained, or another one
         embeds the whole corpus).
-      reason: why, as a sentence.
-      items: number of items in the corpus.
-      added, changed, removed, unchanged: numbers of items, compared with the embeddings that the run builds on.
-      train, embed, index, check, publish: whether the stage has work to do.
+      reason: Why, as a sentence.
+      items: Number of items in the corpus.
+      added, changed, removed, unchanged: Numbers of items, compared with the embeddings that the run builds on.
+      train, embed, index, check, publish: Whether the stage has work to do.
     """
 
     mode: Literal["nothing", "delta", "full"]
@@ -66,11 +66,11 @@ class StageEntry(_Entry):
     """One attempt at a stage.
 
     Attributes:
-      attempt: number of the attempt, from 1.
+      attempt: Number of the attempt, from 1.
       started: UTC time, ISO 8601.
-      seconds: duration.
-      artifact: id of the artifact that the stage created or reused; empty if it failed.
-      error: why it failed; empty if it succeeded.
+      seconds: Duration.
+      artifact: Id of the artifact that the stage created or reused; empty if it failed.
+      error: Why it failed; empty if it succeeded.
     """
 
     stage: Stage
@@ -85,16 +85,16 @@ class Run(_Entry):
     """One run of `reindex`.
 
     Attributes:
-      run: id of the run.
+      run: Id of the run.
       started, ended: UTC times, ISO 8601.
       beat: UTC time of the last write to the entry, ISO 8601.
-      trigger: origin of the run, such as `command` or `schedule`.
-      fence: fencing token of its lease.
-      stages: attempts at stages, in order.
-      release: id of the release that it published, or that already matches the corpus.
-      error: why it failed; empty if it did not.
-      failed_stage: stage at which it failed.
-      failures: number of consecutive failed runs, including this one; stopped and killed runs do not count.
+      trigger: Origin of the run, such as `command` or `schedule`.
+      fence: Fencing token of its lease.
+      stages: Attempts at stages, in order.
+      release: Id of the release that it published, or that already matches the corpus.
+      error: Why it failed; empty if it did not.
+      failed_stage: Stage at which it failed.
+      failures: Number of consecutive failed runs, including this one; stopped and killed runs do not count.
     """
 
     version: Literal[1] = 1

@@ -44,12 +44,12 @@ class LeaseState(BaseModel):
     """Content of LEASE.json.
 
     Attributes:
-      fence: fencing token of the latest acquisition.
-      run, host, pid: run id, host name and process id of the holder.
-      machine: machine, boot and process namespace of the holder; tells whether its process is visible from here.
-      process: start time of the holder's process; distinguishes it from a later process with the same pid.
+      fence: Fencing token of the latest acquisition.
+      run, host, pid: Run id, host name and process id of the holder.
+      machine: Machine, boot and process namespace of the holder; tells whether its process is visible from here.
+      process: Start time of the holder's process; distinguishes it from a later process with the same pid.
       since: UTC time of the acquisition, ISO 8601, for people only.
-      beat: renewal counter.
+      beat: Renewal counter.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,8 +81,8 @@ class Lease:
     """A held lease, renewed by a background thread; a context manager that releases it.
 
     Attributes:
-      fence: fencing token, greater than that of every earlier holder.
-      taken_over: id of the dead run that held it before; empty if the lease was free.
+      fence: Fencing token, greater than that of every earlier holder.
+      taken_over: Id of the dead run that held it before; empty if the lease was free.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class Lease:
         """Renews the lease, which verifies that it is still held.
 
         Raises:
-          ConflictError: another run took the lease over.
-          JobError: the run exceeded its maximum duration, or the storage is unavailable.
+          ConflictError: Another run took the lease over.
+          JobError: The run exceeded its maximum duration, or the storage is unavailable.
         """
         self._renew()
 
@@ -174,15 +174,15 @@ def acquire(
     holder whose process ran on this machine and has ended is replaced immediately.
 
     Args:
-      storage: storage for the lease only; a background thread uses it.
-      run: id of the run that acquires the lease.
-      wait_seconds: how long to wait for a live holder.
-      max_seconds: duration after which the lease is no longer renewed, so that a hanging run loses it.
-      known_fence: returns the greatest fencing token recorded elsewhere.
-      clock: clock that times the observation and `max_seconds`.
+      storage: Storage for the lease only; a background thread uses it.
+      run: Id of the run that acquires the lease.
+      wait_seconds: How long to wait for a live holder.
+      max_seconds: Duration after which the lease is no longer renewed, so that a hanging run loses it.
+      known_fence: Returns the greatest fencing token recorded elsewhere.
+      clock: Clock that times the observation and `max_seconds`.
 
     Raises:
-      ConflictError: another live run holds the lease.
+      ConflictError: Another live run holds the lease.
     """
     deadline = clock.monotonic() + wait_seconds
     last_data: bytes | None = None
@@ -235,7 +235,7 @@ def _replace(storage: Storage, before: LeaseState, after: LeaseState) -> None:
     """Replaces LEASE.json, provided that its content is `before`.
 
     Raises:
-      ConflictError: it has other content.
+      ConflictError: It has other content.
     """
     data, version = storage.read_version(LEASE)
     if _parse(data) != before:

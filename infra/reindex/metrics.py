@@ -43,7 +43,7 @@ def registry(config: Config, clock: Clock = time) -> CollectorRegistry:
     """Returns a registry with the metrics of a workspace.
 
     Args:
-      clock: clock that expires readings after CACHE_SECONDS.
+      clock: Clock that expires readings after CACHE_SECONDS.
     """
     result = CollectorRegistry()
     result.register(_StatusCollector(config, clock))
@@ -89,7 +89,7 @@ def serve(registry: CollectorRegistry, port: int | None) -> Iterator[None]:
       port: TCP port; 0 chooses a free one, None serves nothing.
 
     Raises:
-      UsageError: the port cannot be opened.
+      UsageError: The port cannot be opened.
     """
     if port is None:
         yield

@@ -44,8 +44,8 @@ def notify(settings: ReindexConfig, run: Run, timeout: float = TIMEOUT_SECONDS, 
     """Sends an ended run to the webhook and the command, if `notify_on` includes its state.
 
     Args:
-      timeout: time limit of a request to the webhook, and of the command, in seconds.
-      clock: clock for the pauses between requests.
+      timeout: Time limit of a request to the webhook, and of the command, in seconds.
+      clock: Clock for the pauses between requests.
     """
     states = {"never": (), "failure": ("failed",), "change": ("failed", "published")}[settings.notify_on]
     if run.state not in states:

@@ -42,7 +42,7 @@ class KnownRelease:
     """A release built in this workspace: the live one, the latest one of `reindex`, or a withdrawn one.
 
     Attributes:
-      why_not_live: reason why it is not live; empty for the live one.
+      why_not_live: Reason why it is not live; empty for the live one.
     """
 
     release: Release
@@ -54,10 +54,10 @@ class ReindexPlan:
     """What a run has to do.
 
     Attributes:
-      entry: plan as the journal records it.
-      encoder: id of the encoder that embeds the corpus; None if one has to be trained.
-      matching_release: id of a release that matches the corpus, in which case there is no work; None if there is none.
-      known: releases that the corpus was compared with, the most relevant first.
+      entry: Plan as the journal records it.
+      encoder: Id of the encoder that embeds the corpus; None if one has to be trained.
+      matching_release: Id of a release that matches the corpus, in which case there is no work; None if there is none.
+      known: Releases that the corpus was compared with, the most relevant first.
     """
 
     entry: PlanEntry
@@ -79,12 +79,12 @@ def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Reind
     """Plans a run by comparing the listed corpus with the known releases.
 
     Args:
-      listing: listing of the corpus; it is not changed.
-      pointer: pointer of the channel to publish to.
+      listing: Listing of the corpus; it is not changed.
+      pointer: Pointer of the channel to publish to.
 
     Raises:
-      UsageError: the choice of the encoder is ambiguous, or the captions cannot be used.
-      JobError: an artifact is damaged, or the storage is unavailable.
+      UsageError: The choice of the encoder is ambiguous, or the captions cannot be used.
+      JobError: An artifact is damaged, or the storage is unavailable.
     """
     from beam_jobs.embed import finished_run
     from beam_jobs.planning.listing import Changes
@@ -140,7 +140,7 @@ def choose_encoder(config: Config, known: Sequence[KnownRelease]) -> tuple[str |
       The encoder's id, or None if one has to be trained; and why the live release's encoder is not used, else empty.
 
     Raises:
-      UsageError: there are several encoders, none of which is in use.
+      UsageError: There are several encoders, none of which is in use.
     """
     workspace, retrain = Workspace(config.workspace), config.reindex.retrain
     existing = workspace.ids("encoders")

@@ -52,16 +52,16 @@ def prune(
     """Deletes everything that is no longer needed. The caller must hold the lease.
 
     Args:
-      workspace: workspace with the artifacts.
-      target: workspace with the releases; may be the same one.
-      keep: ids of the current run's artifacts by kind, which are kept.
-      now: reference time for ages; by default the storage's clock.
+      workspace: Workspace with the artifacts.
+      target: Workspace with the releases; may be the same one.
+      keep: Ids of the current run's artifacts by kind, which are kept.
+      now: Reference time for ages; by default the storage's clock.
 
     Returns:
       The artifacts that were deleted from the workspace.
 
     Raises:
-      JobError: the storage is unavailable, or a damaged marker leaves it unknown what is needed.
+      JobError: The storage is unavailable, or a damaged marker leaves it unknown what is needed.
     """
     settings = config.reindex
     if settings.keep_releases is None:

@@ -77,18 +77,18 @@ def reindex(
     """Updates the live release to match the corpus, if anything changed.
 
     Args:
-      trigger: origin of the run, for the journal.
-      resume: whether to start even though `reindex.max_failures` consecutive runs failed.
-      now: reference time for ages when deleting what is no longer needed; by default the storage's clock.
-      functions: functions that carry out the stages.
+      trigger: Origin of the run, for the journal.
+      resume: Whether to start even though `reindex.max_failures` consecutive runs failed.
+      now: Reference time for ages when deleting what is no longer needed; by default the storage's clock.
+      functions: Functions that carry out the stages.
 
     Returns:
       The journal entry of the completed run, whose state is `published` or `unchanged`.
 
     Raises:
-      ConflictError: another run holds the lease, took it over, or published first.
-      GateError: the searcher did not pass its check; the live release stays.
-      UsageError, JobError: a stage failed, a signal stopped the run, or too many earlier runs failed.
+      ConflictError: Another run holds the lease, took it over, or published first.
+      GateError: The searcher did not pass its check; the live release stays.
+      UsageError, JobError: A stage failed, a signal stopped the run, or too many earlier runs failed.
     """
     settings, storage = config.reindex, Workspace(config.workspace).storage
     last = next(journal.runs(storage), None)
@@ -126,7 +126,7 @@ def preview(config: Config) -> ReindexPlan:
     """Returns the plan of a run without changing anything.
 
     Raises:
-      UsageError, JobError: see infra.reindex.plan.make_plan.
+      UsageError, JobError: See infra.reindex.plan.make_plan.
     """
     with contextlib.ExitStack() as stack:
         pointer = channels.read(releases.open_target(config).storage, config.reindex.channel).pointer
@@ -239,9 +239,9 @@ class _StageRunner:
     """Runs stages under the lease with retries, and records every attempt.
 
     Attributes:
-      functions: functions that carry out the stages.
-      current: stage in progress.
-      artifacts: ids of the artifacts that the stages created or reused, by kind.
+      functions: Functions that carry out the stages.
+      current: Stage in progress.
+      artifacts: Ids of the artifacts that the stages created or reused, by kind.
     """
 
     def __init__(self, config: Config, held_lease: Lease, entry: _JournalEntry, functions: StageFunctions) -> None:
@@ -277,7 +277,7 @@ class _StageRunner:
         """Calls `work` until it succeeds, with exponential back-off; returns its result.
 
         Raises:
-          SearchforgeError: the last attempt failed, or the error is permanent.
+          SearchforgeError: The last attempt failed, or the error is permanent.
         """
         self.current = stage
         settings, attempt = self.config.reindex, 1

@@ -50,12 +50,12 @@ def schedule(
 
     Args:
       trigger: APScheduler trigger to use instead of the configured expression.
-      grace_seconds: how long a run in progress has to stop before it is killed.
-      stop: event that stops the schedule; by default SIGINT and SIGTERM stop it.
+      grace_seconds: How long a run in progress has to stop before it is killed.
+      stop: Event that stops the schedule; by default SIGINT and SIGTERM stop it.
 
     Raises:
-      UsageError: the expression or the time zone is invalid, or the metrics port is in use.
-      JobError: the journal cannot be read.
+      UsageError: The expression or the time zone is invalid, or the metrics port is in use.
+      JobError: The journal cannot be read.
     """
     settings = config.schedule
     times = trigger or cron.trigger(settings)

@@ -32,11 +32,11 @@ class Running:
     """The run that holds the lease.
 
     Attributes:
-      run: id of the run.
-      host: name of its machine.
+      run: Id of the run.
+      host: Name of its machine.
       since: UTC time at which it acquired the lease, ISO 8601.
-      stage: current stage.
-      died: whether its process is known to have ended; the next run then takes its lease over.
+      stage: Current stage.
+      died: Whether its process is known to have ended; the next run then takes its lease over.
     """
 
     run: str
@@ -52,9 +52,9 @@ class Lag:
 
     Attributes:
       listed: UTC time at which the corpus was listed, ISO 8601.
-      items: number of items in the corpus at that time.
-      added, changed, removed: numbers of items, compared with the releases.
-      withheld: id of a release that matches the corpus but is not live, because another one was made live; empty if
+      items: Number of items in the corpus at that time.
+      added, changed, removed: Numbers of items, compared with the releases.
+      withheld: Id of a release that matches the corpus but is not live, because another one was made live; empty if
         there is none.
     """
 
@@ -72,14 +72,14 @@ class Status:
 
     Attributes:
       time: UTC time of this status, ISO 8601.
-      running: run that holds the lease, None if it is free.
-      runs: most recent runs, most recent first.
-      fresh: start time of the most recent run whose release is live; None if the journal has no such run.
-      failures: number of consecutive failed runs; killed ones do not count.
-      stopped: whether `reindex` refuses to start without `--resume`.
-      lag: unreleased changes according to the latest plan, or to a current listing; None if there was no plan yet.
-      next_run: next time of the configured schedule, ISO 8601; None if there is no schedule.
-      live: live release of each channel.
+      running: Run that holds the lease, None if it is free.
+      runs: Most recent runs, most recent first.
+      fresh: Start time of the most recent run whose release is live; None if the journal has no such run.
+      failures: Number of consecutive failed runs; killed ones do not count.
+      stopped: Whether `reindex` refuses to start without `--resume`.
+      lag: Unreleased changes according to the latest plan, or to a current listing; None if there was no plan yet.
+      next_run: Next time of the configured schedule, ISO 8601; None if there is no schedule.
+      live: Live release of each channel.
     """
 
     workspace: str
@@ -118,12 +118,12 @@ def read_status(config: Config, count: int = 10, read: Reader = journal.read) ->
     """Reads the status of re-indexing.
 
     Args:
-      count: maximum number of runs to include.
-      read: function that reads a run from the journal.
+      count: Maximum number of runs to include.
+      read: Function that reads a run from the journal.
 
     Raises:
-      UsageError: the configured schedule is invalid.
-      JobError: the workspace or the releases cannot be read.
+      UsageError: The configured schedule is invalid.
+      JobError: The workspace or the releases cannot be read.
     """
     storage = Workspace(config.workspace).storage
     runs = (run for id in journal.ids(storage) if (run := read(storage, id)))
@@ -163,7 +163,7 @@ def parse_age(text: str) -> float:
     """Parses an age such as `26h`, `90m` or `2d`; returns seconds.
 
     Raises:
-      UsageError: the text is not an age.
+      UsageError: The text is not an age.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not match:

@@ -43,9 +43,9 @@ class PointerFile(_Frozen):
     """A file of the live release.
 
     Attributes:
-      bytes: size of the file.
+      bytes: Size of the file.
       sha256: SHA-256 of its content, in hexadecimal.
-      path: path relative to the pointer.
+      path: Path relative to the pointer.
     """
 
     bytes: int = Field(ge=0)
@@ -68,16 +68,16 @@ class Pointer(_Frozen):
     """Content of a channel's pointer. docs/on-device.md describes it for apps.
 
     Attributes:
-      serial: write counter; every write increments it.
-      release: id of the live release, None if nothing is live yet.
-      files: files of the live release that apps download, by name.
-      encoder: id of the encoder bundle that the release was built with.
-      fingerprint: fingerprint of the encoder's embedding space.
-      minimum_task_library: lowest version of the TFLite Task Library that opens the files.
-      images: number of images in the index.
-      history: releases that were live before, most recent first.
-      withdrawn: ids of releases that were rolled back, most recent last; scheduled runs never make them live again.
-      fence: greatest fencing token seen so far; publishers with a smaller one are refused.
+      serial: Write counter; every write increments it.
+      release: Id of the live release, None if nothing is live yet.
+      files: Files of the live release that apps download, by name.
+      encoder: Id of the encoder bundle that the release was built with.
+      fingerprint: Fingerprint of the encoder's embedding space.
+      minimum_task_library: Lowest version of the TFLite Task Library that opens the files.
+      images: Number of images in the index.
+      history: Releases that were live before, most recent first.
+      withdrawn: Ids of releases that were rolled back, most recent last; scheduled runs never make them live again.
+      fence: Greatest fencing token seen so far; publishers with a smaller one are refused.
       updated: UTC time of the write, by the storage's clock.
     """
 
@@ -110,7 +110,7 @@ class Pointer(_Frozen):
         """Returns the fields `release` and `history` after `release` went live.
 
         Args:
-          rollback: drop the history entries that are more recent than `release`.
+          rollback: Drop the history entries that are more recent than `release`.
         """
         earlier = [entry.release for entry in self.history]
         if rollback and release in earlier:
@@ -129,8 +129,8 @@ class VersionedPointer:
     """A pointer together with the version of its file, for compare-and-swap.
 
     Attributes:
-      version: version of the file, as the storage reports it.
-      exists: whether the file exists; if not, `pointer` is an empty one.
+      version: Version of the file, as the storage reports it.
+      exists: Whether the file exists; if not, `pointer` is an empty one.
     """
 
     pointer: Pointer
@@ -142,7 +142,7 @@ def path_of(channel: str) -> str:
     """Returns the path of a channel's pointer.
 
     Raises:
-      UsageError: the name is not a valid channel name.
+      UsageError: The name is not a valid channel name.
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", channel):
         raise UsageError(
@@ -156,7 +156,7 @@ def read(storage: Storage, channel: str = PRODUCTION) -> VersionedPointer:
     """Reads a channel's pointer; a channel without one gets an empty pointer.
 
     Raises:
-      JobError: the pointer is damaged.
+      JobError: The pointer is damaged.
     """
     path = path_of(channel)
     data, version = storage.read_version(path)
@@ -177,7 +177,7 @@ def write(storage: Storage, expected: VersionedPointer, now: datetime, **changes
     """Replaces a pointer by a copy of `expected` with `changes`.
 
     Raises:
-      ConflictError: the pointer no longer has the version of `expected`.
+      ConflictError: The pointer no longer has the version of `expected`.
     """
     update = {**changes, "serial": expected.pointer.serial + 1, "updated": now}
     data = expected.pointer.model_copy(update=update).model_dump_json(indent=2).encode()
@@ -188,7 +188,7 @@ def advance_fence(storage: Storage, channel: str, fence: int) -> None:
     """Stores a fencing token in a pointer; publishers with a smaller token are refused afterwards.
 
     Raises:
-      ConflictError: the pointer already has a greater token.
+      ConflictError: The pointer already has a greater token.
     """
     now = storage.now()
     while True:

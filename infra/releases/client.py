@@ -65,8 +65,8 @@ class Outcome:
 
     Attributes:
       state: `updated`, `unchanged` (the live release is already installed) or `kept` (it could not be installed).
-      release: id of the installed release, None if there is none.
-      reason: why nothing was installed, for people.
+      release: Id of the installed release, None if there is none.
+      reason: Why nothing was installed, for people.
     """
 
     state: Literal["updated", "unchanged", "kept"]
@@ -79,7 +79,7 @@ class _State:
     """Content of state.json.
 
     Attributes:
-      failures: number of failed openings, by release id and Task Library version.
+      failures: Number of failed openings, by release id and Task Library version.
     """
 
     current: str | None = None
@@ -91,13 +91,13 @@ class Client:
     """Keeps a local folder up to date with the live release of a channel.
 
     Args:
-      source: local folder, public gs://bucket/prefix or https URL that contains `releases/`.
-      folder: folder that only this client uses.
-      probe: opens the files of a folder as the app will; raises any exception if it cannot.
-      task_library: version of the TFLite Task Library that the app was built with.
-      fingerprints: embedding spaces that the app supports, None for any; matters to apps that store vectors.
-      max_bytes: maximum total size of a release.
-      timeout: seconds without data after which a request fails.
+      source: Local folder, public gs://bucket/prefix or https URL that contains `releases/`.
+      folder: Folder that only this client uses.
+      probe: Opens the files of a folder as the app will; raises any exception if it cannot.
+      task_library: Version of the TFLite Task Library that the app was built with.
+      fingerprints: Embedding spaces that the app supports, None for any; matters to apps that store vectors.
+      max_bytes: Maximum total size of a release.
+      timeout: Seconds without data after which a request fails.
     """
 
     def __init__(
@@ -341,7 +341,7 @@ def _parse(data: bytes) -> dict[str, Any]:
     """Parses a pointer and validates every field that the client uses.
 
     Raises:
-      RefusedError: the pointer is damaged or unsafe.
+      RefusedError: The pointer is damaged or unsafe.
     """
     try:
         pointer = json.loads(data)

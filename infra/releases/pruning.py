@@ -19,12 +19,12 @@ class PruneResult:
     """What a prune deleted, or would delete in a dry run.
 
     Attributes:
-      releases: ids of complete releases.
-      unfinished: ids of incomplete releases: uploads and deletions that were killed.
-      refusals: number of records of refused publications.
-      temporary: number of temporary files of killed writers.
-      bytes: total size of the deleted releases, complete or not.
-      kept: number of complete releases that stay.
+      releases: Ids of complete releases.
+      unfinished: Ids of incomplete releases: uploads and deletions that were killed.
+      refusals: Number of records of refused publications.
+      temporary: Number of temporary files of killed writers.
+      bytes: Total size of the deleted releases, complete or not.
+      kept: Number of complete releases that stay.
     """
 
     releases: list[str]
@@ -41,9 +41,9 @@ class _ReleaseFolder:
     """A folder below releases/.
 
     Attributes:
-      complete: whether it has the marker that commits a release.
-      last_used: time of the last write to it, or of the end of its last time live, whichever is later.
-      bytes: total size of its files.
+      complete: Whether it has the marker that commits a release.
+      last_used: Time of the last write to it, or of the end of its last time live, whichever is later.
+      bytes: Total size of its files.
     """
 
     id: str
@@ -62,10 +62,10 @@ def prune(
     completed by the next one.
 
     Args:
-      now: reference time for ages; by default the storage's clock.
+      now: Reference time for ages; by default the storage's clock.
 
     Raises:
-      JobError: a pointer is damaged, so the live release is unknown; nothing is deleted.
+      JobError: A pointer is damaged, so the live release is unknown; nothing is deleted.
     """
     storage = target.storage
     now = now or storage.now()

@@ -49,15 +49,15 @@ class Release:
 
     Attributes:
       created: UTC time of publication, ISO 8601, by the storage's clock.
-      fingerprint: fingerprint of the encoder's embedding space.
-      files: size in bytes and SHA-256 of each file that apps download, by file name.
-      figures: measurements of the check: images, recall, retrieval quality, latency, bytes per image.
-      provenance: ids of the encoder, embeddings, searcher and check that the release was made from.
-      reason: why it was published, as a sentence.
-      gates: result of each gate that it passed, by gate name.
-      documents: like `files`, but for people; pointers do not list them, so apps do not download them.
-      channels: channels in which it is live, among those that were read.
-      damaged: description of the damage; the other attributes are then empty.
+      fingerprint: Fingerprint of the encoder's embedding space.
+      files: Size in bytes and SHA-256 of each file that apps download, by file name.
+      figures: Measurements of the check: images, recall, retrieval quality, latency, bytes per image.
+      provenance: Ids of the encoder, embeddings, searcher and check that the release was made from.
+      reason: Why it was published, as a sentence.
+      gates: Result of each gate that it passed, by gate name.
+      documents: Like `files`, but for people; pointers do not list them, so apps do not download them.
+      channels: Channels in which it is live, among those that were read.
+      damaged: Description of the damage; the other attributes are then empty.
     """
 
     id: str
@@ -94,11 +94,11 @@ class Refusal:
 
     Attributes:
       time: UTC time, ISO 8601, by the storage's clock.
-      check: id of the check.
-      reason: why it was refused, for people.
-      release: id of the stored release; empty if none was stored.
-      gates: result of each gate that failed, by gate name.
-      figures: measurements of the check.
+      check: Id of the check.
+      reason: Why it was refused, for people.
+      release: Id of the stored release; empty if none was stored.
+      gates: Result of each gate that failed, by gate name.
+      figures: Measurements of the check.
     """
 
     time: str
@@ -136,16 +136,16 @@ def publish(
     """Stores a checked searcher as a release and makes it live in a channel.
 
     Args:
-      workspace: workspace with the check and the searcher.
-      target: workspace that apps download from; may be the same one.
-      check: id of a passed check.
-      revive: whether a withdrawn release may go live again; scheduled runs must not undo a rollback.
-      fence: fencing token of the publisher's lease; refused if smaller than the pointer's.
-      expected: pointer on which the decision to publish was based; read now by default.
+      workspace: Workspace with the check and the searcher.
+      target: Workspace that apps download from; may be the same one.
+      check: Id of a passed check.
+      revive: Whether a withdrawn release may go live again; scheduled runs must not undo a rollback.
+      fence: Fencing token of the publisher's lease; refused if smaller than the pointer's.
+      expected: Pointer on which the decision to publish was based; read now by default.
 
     Raises:
-      GateError: the check did not pass, or the searcher's bytes are not the ones that were checked.
-      ConflictError: another release went live since `expected` was read, or the fencing token is stale; the release may
+      GateError: The check did not pass, or the searcher's bytes are not the ones that were checked.
+      ConflictError: Another release went live since `expected` was read, or the fencing token is stale; the release may
         be stored, but is not live.
     """
     report = workspace.marker("checks", check)
@@ -185,12 +185,12 @@ def rollback(target: Workspace, to: str | None = None, channel: str = PRODUCTION
     """Makes an earlier release live and withdraws the current one.
 
     Args:
-      to: id of the release; by default the one that was live before.
+      to: Id of the release; by default the one that was live before.
 
     Raises:
-      UsageError: there is no such release, or no earlier one.
-      GateError: a file of that release is damaged.
-      ConflictError: another release went live at the same time.
+      UsageError: There is no such release, or no earlier one.
+      GateError: A file of that release is damaged.
+      ConflictError: Another release went live at the same time.
     """
     current = channels.read(target.storage, channel)
     if to is None:
@@ -214,13 +214,13 @@ def promote(
     """Makes a release live in channel `to` as well.
 
     Args:
-      source: channel whose live release is promoted, unless `release` is given.
-      release: id of the release to promote.
+      source: Channel whose live release is promoted, unless `release` is given.
+      release: Id of the release to promote.
 
     Raises:
-      UsageError: there is no such release, or `source` has no live release.
-      GateError: a file of the release is damaged.
-      ConflictError: another release went live in `to` at the same time.
+      UsageError: There is no such release, or `source` has no live release.
+      GateError: A file of the release is damaged.
+      ConflictError: Another release went live in `to` at the same time.
     """
     if source == to:
         raise UsageError(f"a release is promoted from one channel to another, not from {source} to {to}")
@@ -271,7 +271,7 @@ def live_release(target: Workspace, channel: str = PRODUCTION) -> str | None:
     """Returns the id of a channel's live release, or None before the first one.
 
     Raises:
-      JobError: the pointer is damaged.
+      JobError: The pointer is damaged.
     """
     return channels.read(target.storage, channel).pointer.release
 
@@ -280,11 +280,11 @@ def find_release(target: Workspace, id: str | None = None, channel: str = PRODUC
     """Returns a release and a local folder with its files.
 
     Args:
-      id: id of the release; by default the channel's live one.
+      id: Id of the release; by default the channel's live one.
 
     Raises:
-      UsageError: there is no such release, or the channel has no live one.
-      JobError: the release or the pointer is damaged.
+      UsageError: There is no such release, or the channel has no live one.
+      JobError: The release or the pointer is damaged.
     """
     live = live_release(target, channel)
     id = id or live
@@ -300,8 +300,8 @@ def read_release(target: Workspace, id: str) -> Release:
     """Returns a release without reading any pointer; `channels` is empty.
 
     Raises:
-      UsageError: there is no such release.
-      JobError: its release.json is damaged.
+      UsageError: There is no such release.
+      JobError: Its release.json is damaged.
     """
     marker = target.marker("releases", id)
     try:
@@ -417,7 +417,7 @@ def _make_live(
     decision is then still valid, and the write is retried on the current pointer.
 
     Args:
-      withdraw: id of a release to add to the withdrawn ones.
+      withdraw: Id of a release to add to the withdrawn ones.
     """
     storage, channel = target.storage, expected.pointer.channel
     now = storage.now()

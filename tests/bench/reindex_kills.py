@@ -33,7 +33,7 @@ from searchforge.config import Config
 from searchforge.hashing import sha256_file
 from searchforge.processes import isolated
 from tests.infra.forked import fork
-from tests.infra.reindex.tiny_reindex import World, make_world
+from tests.infra.reindex.scenario import Scenario, make_scenario
 
 STAGES = ("plan", "train", "embed", "index", "check", "publish", "prune")
 KINDS = ("encoders", "embeddings", "searchers", "checks", "releases")
@@ -55,8 +55,8 @@ def run_kills(
       root: Folder for the corpus and both workspaces.
       kills_per_round: Maximum number of kills in a round.
     """
-    uninterrupted = make_world(root, images, str(root / "uninterrupted"), **_SETTINGS)
-    killed = make_world(root, images, str(root / "killed"), **_SETTINGS)
+    uninterrupted = make_scenario(root, images, str(root / "uninterrupted"), **_SETTINGS)
+    killed = make_scenario(root, images, str(root / "killed"), **_SETTINGS)
     generator, hit = random.Random(seed), Counter[str]()
     rounds = finished = 0
     now = uninterrupted.workspace.storage.now()
@@ -141,7 +141,7 @@ def _stages(log: Path) -> list[str]:
     return [line for line in log.read_text(errors="replace").splitlines() if line in STAGES]
 
 
-def _remaining_durations(uninterrupted: World, stage: str, total: float) -> dict[str, float]:
+def _remaining_durations(uninterrupted: Scenario, stage: str, total: float) -> dict[str, float]:
     """Returns the seconds that the uninterrupted run took to start, and for each stage from `stage` on."""
     entries = {entry.stage: entry.seconds for entry in next(journal.runs(uninterrupted.workspace.storage)).stages}
     names = list(entries)
@@ -149,7 +149,7 @@ def _remaining_durations(uninterrupted: World, stage: str, total: float) -> dict
     return {"start": total - sum(entries.values()), **{name: entries[name] for name in remaining}}
 
 
-def _compare(uninterrupted: World, killed: World) -> None:
+def _compare(uninterrupted: Scenario, killed: Scenario) -> None:
     """Asserts that the killed workspace has the same live release and artifacts, all of them complete."""
     expected, found = uninterrupted.workspace, killed.workspace
     id = live_release(expected)
@@ -181,12 +181,12 @@ def _content(workspace: Workspace, kind: Any) -> Mapping[str, Any]:
     return {id: {key: marker.get(key) for key in keys} for id, marker in markers.items()}
 
 
-def _assert_no_leftovers(world: World, now: datetime) -> None:
+def _assert_no_leftovers(scenario: Scenario, now: datetime) -> None:
     """Asserts that a run some days later leaves no incomplete artifacts or temporary files."""
-    assert _run(world.config, now + timedelta(days=30)) is None
-    root = Path(world.workspace.root)
+    assert _run(scenario.config, now + timedelta(days=30)) is None
+    root = Path(scenario.workspace.root)
     for kind in KINDS:
-        incomplete = set(world.workspace.all_ids(kind)) - set(world.workspace.ids(kind))  # type: ignore[arg-type]
+        incomplete = set(scenario.workspace.all_ids(kind)) - set(scenario.workspace.ids(kind))  # type: ignore[arg-type]
         assert not incomplete, f"{kind} {incomplete} are incomplete"
     leftovers = [path for path in root.rglob("*.tmp") if "cache" not in path.parts]
     assert not leftovers, f"leftovers: {leftovers}"

@@ -27,7 +27,7 @@ from searchforge.artifacts.manifest import Manifest, read_shards
 from searchforge.artifacts.workspace import Workspace
 from tests.bench.peak_memory import peak_memory
 from tests.bench.reindex_kills import import_all
-from tests.infra.reindex.tiny_reindex import World, make_world
+from tests.infra.reindex.scenario import Scenario, make_scenario
 
 CHANGES = ("nothing", "touch", "add", "change", "remove", "rename", "several")
 QUERIES = 40
@@ -45,26 +45,26 @@ def run_soak(cycles: int, root: Path, seed: int = 0, images: int = 60) -> dict[s
     Args:
       root: Folder for the corpus and the workspaces.
     """
-    world = make_world(root, images, **_SETTINGS)
+    scenario = make_scenario(root, images, **_SETTINGS)
     generator = random.Random(seed)
     changes, states = Counter[str](), Counter[str]()
     disk, memory, seconds = [], [], []
-    now = world.workspace.storage.now()
+    now = scenario.workspace.storage.now()
     import_all()
     for cycle in range(cycles):
         change = generator.choice(CHANGES) if cycle else "nothing"
-        _change(world, change, generator, cycle)
+        _change(scenario, change, generator, cycle)
         start = time.monotonic()
-        run = api.reindex(world.config, trigger="schedule", now=now)
+        run = api.reindex(scenario.config, trigger="schedule", now=now)
         seconds.append(time.monotonic() - start)
         expected = "published" if cycle == 0 or change not in ("nothing", "touch") else "unchanged"
         assert run.state == expected, f"cycle {cycle}, {change}: {run.state}, expected {expected}"
         changes[change] += 1
         states[run.state] += 1
-        disk.append(_bytes(Path(world.workspace.root)))
+        disk.append(_bytes(Path(scenario.workspace.root)))
         memory.append(peak_memory())
         now += timedelta(days=1)
-    found, fresh = _compare(world, root)
+    found, fresh = _compare(scenario, root)
     for name, values in (("disk", disk), ("memory", memory)):
         early, late = max(values[:SETTLING_CYCLES]), max(values[SETTLING_CYCLES:], default=0)
         assert late <= _GROWTH * early, f"{name} grew from {early:,} to {late:,} bytes after cycle {SETTLING_CYCLES}"
@@ -80,32 +80,32 @@ def run_soak(cycles: int, root: Path, seed: int = 0, images: int = 60) -> dict[s
     }
 
 
-def _change(world: World, change: str, generator: random.Random, cycle: int) -> None:
-    paths = sorted(world.images.iterdir())
+def _change(scenario: Scenario, change: str, generator: random.Random, cycle: int) -> None:
+    paths = sorted(scenario.images.iterdir())
     path = generator.choice(paths)
     if change == "touch":
         path.touch()
     elif change == "add" or (change == "remove" and len(paths) <= MIN_IMAGES):
-        world.draw(f"added-{cycle}.png", generator.randrange(2**31))
+        scenario.draw(f"added-{cycle}.png", generator.randrange(2**31))
     elif change == "change":
-        world.draw(path.name, generator.randrange(2**31))
+        scenario.draw(path.name, generator.randrange(2**31))
     elif change == "remove":
         path.unlink()
     elif change == "rename":
-        path.rename(world.images / f"renamed-{cycle}.png")
+        path.rename(scenario.images / f"renamed-{cycle}.png")
     elif change == "several":
-        world.change(generator, cycle)
-        for gone in generator.sample(sorted(world.images.iterdir()), 1):
+        scenario.change(generator, cycle)
+        for gone in generator.sample(sorted(scenario.images.iterdir()), 1):
             gone.unlink()
 
 
-def _compare(world: World, root: Path) -> tuple[float, float]:
+def _compare(scenario: Scenario, root: Path) -> tuple[float, float]:
     """Returns the recall@10 of the live release, and of one built from scratch from the same corpus."""
-    fresh = make_world(root, 0, str(root / "fresh"), **_SETTINGS)
+    fresh = make_scenario(root, 0, str(root / "fresh"), **_SETTINGS)
     api.reindex(fresh.config)
-    held, expected = _items(world.workspace), _items(fresh.workspace)
+    held, expected = _items(scenario.workspace), _items(fresh.workspace)
     assert {id: content for id, (content, _) in held.items()} == {id: content for id, (content, _) in expected.items()}
-    recalls = _recall(world, expected), _recall(fresh, expected)
+    recalls = _recall(scenario, expected), _recall(fresh, expected)
     assert recalls[0] >= recalls[1] - 0.05, f"recall@10 {recalls[0]:.3f}, from scratch {recalls[1]:.3f}"
     return recalls
 
@@ -119,12 +119,12 @@ def _items(workspace: Workspace) -> dict[str, tuple[str, Any]]:
     return {record.id: (record.content_hash, record.embedding) for record in read_shards(workspace, manifest)}
 
 
-def _recall(world: World, items: dict[str, tuple[str, Any]]) -> float:
+def _recall(scenario: Scenario, items: dict[str, tuple[str, Any]]) -> float:
     """Returns the mean recall@10 of searches for items of the corpus."""
     ids = sorted(items)
     vectors = np.stack([items[id][1] for id in ids])
     queries = ids[:: max(1, len(ids) // QUERIES)]
-    results = api.search_many(world.config, [str(world.images / id) for id in queries], 10)
+    results = api.search_many(scenario.config, [str(scenario.images / id) for id in queries], 10)
     recalls = []
     for id, hits in zip(queries, results, strict=True):
         exact = {ids[row] for row in np.argsort(-(vectors @ items[id][1]), kind="stable")[:10]}

@@ -36,7 +36,7 @@ from infra.releases.releases import list_releases, promote, publish, require_com
 from searchforge.artifacts.workspace import Workspace
 from searchforge.console.options import quiet_libraries
 from searchforge.errors import ConflictError, GateError, SearchforgeError, UsageError
-from tests.infra.releases.release_world import commit_checked
+from tests.infra.releases.sample_artifacts import commit_checked
 from tests.integration.gcs_server import serving_gcs
 
 READER_PROCESSES = 4

@@ -1,4 +1,4 @@
-"""A process that is forked from this one: all imports are done, and signals and kills are as real as in any other."""
+"""Forks a process that has all imports of this one, for tests with real signals and kills."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def fork(work: Callable[[], object], output: Path) -> int:
-    """Starts `work` in a process group of its own; returns the id of the process.
+    """Runs `work` in a forked process with its own process group; returns the process id.
 
-    Its exit code is 0, that of a SystemExit, or 1 where another error was raised.
+    The exit code is 0, that of a SystemExit, or 1 if another exception was raised.
 
     Args:
-      output: file that standard output and standard error are appended to.
+      output: File to which stdout and stderr are appended.
     """
     process = os.fork()
     if process:
@@ -25,7 +25,7 @@ def fork(work: Callable[[], object], output: Path) -> int:
         descriptor = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        for name, number in (("stdout", 1), ("stderr", 2)):  # under pytest these are others
+        for name, number in (("stdout", 1), ("stderr", 2)):  # pytest replaced them
             setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
         work()
         code = 0

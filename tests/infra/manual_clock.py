@@ -1,4 +1,4 @@
-"""A clock that a test sets: whoever sleeps by it does not wait, and what should happen meanwhile is done at once."""
+"""A clock that tests control: sleeping advances it without waiting."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 
 class ManualClock:
-    """A searchforge.clock.Clock.
+    """A searchforge.clock.Clock for tests.
 
     Args:
-      meanwhile: called in every sleep, after the time has passed.
+      meanwhile: Called during every sleep, after the time has advanced.
 
     Attributes:
-      slept: seconds of each sleep.
+      slept: Duration of each sleep in seconds.
     """
 
     def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:

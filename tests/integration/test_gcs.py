@@ -19,7 +19,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.config import load_config
 from searchforge.errors import ConflictError, JobError, SearchforgeError
 from searchforge.storage.factory import open_storage
-from tests.infra.releases.release_world import FILES, commit_checked
+from tests.infra.releases.sample_artifacts import FILES, commit_checked
 from tests.tiny_bundle import write_bundle
 
 pytestmark = pytest.mark.integration

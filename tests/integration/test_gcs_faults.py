@@ -16,7 +16,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError
 from searchforge.storage.gcs import GcsStorage
 from searchforge.storage.gcs_client import RetryPolicy, crc32c_file
-from tests.infra.releases.release_world import FILES, commit_checked
+from tests.infra.releases.sample_artifacts import FILES, commit_checked
 from tests.integration.faulty_proxy import Fault, FaultyProxy, Request, faulty_proxy
 
 pytestmark = pytest.mark.integration

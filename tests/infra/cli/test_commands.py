@@ -18,7 +18,7 @@ from infra.releases.releases import list_releases
 from searchforge.artifacts.workspace import Workspace
 from searchforge.console.options import require_python
 from searchforge.errors import UsageError
-from tests.infra.releases.release_world import commit_checked
+from tests.infra.releases.sample_artifacts import commit_checked
 from tests.tiny_bundle import write_colour_bundle
 
 COMMANDS = """

@@ -1,4 +1,4 @@
-"""The deployment files as data, and what their commands mean."""
+"""Parses deployment files and the commands in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANIFESTS = [
     DEPLOY / "beam" / "flink" / "embed.yaml",
     DEPLOY / "ray" / "rayjob.yaml",
 ]
-"""What runs on Kubernetes."""
+"""Manifests of workloads on Kubernetes."""
 
 
 def load(path: Path) -> Any:
@@ -31,7 +31,7 @@ def load(path: Path) -> Any:
 
 
 def pods(document: Any) -> Iterator[dict[str, Any]]:
-    """Yields every pod's `spec` within a document."""
+    """Yields the `spec` of every pod in a document."""
     if isinstance(document, dict):
         if "containers" in document:
             yield document
@@ -43,10 +43,10 @@ def pods(document: Any) -> Iterator[dict[str, Any]]:
 
 
 def parse_command(words: list[str]) -> dict[str, Any]:
-    """Returns the options that a command is given: `searchforge COMMAND ...` or `python -m MODULE ...`.
+    """Parses the options of `searchforge COMMAND ...` or `python -m MODULE ...`.
 
     Raises:
-      click.UsageError: it does not understand them.
+      click.UsageError: The options are invalid.
     """
     if words[0] == "searchforge":
         group = importlib.import_module("infra.cli.commands").main
@@ -62,12 +62,12 @@ def parse_command(words: list[str]) -> dict[str, Any]:
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """Returns a Dockerfile's instructions with what follows them, continued lines joined."""
+    """Returns the instructions of a Dockerfile with their arguments; continued lines are joined."""
     text = re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     return [(line.split()[0], " ".join(line.split()[1:])) for line in text.splitlines() if line.strip()]
 
 
 def shell_commands(dockerfile: Path) -> list[list[str]]:
-    """Returns the words of every command that RUN instructions run."""
+    """Returns the words of every command in RUN instructions."""
     runs = [text for name, text in instructions(dockerfile) if name == "RUN"]
     return [shlex.split(command) for run in runs for command in run.split("&&")]

@@ -1,4 +1,4 @@
-"""The images hold what the tests ran with, and nothing for development; nobody in them is root."""
+"""Images contain the locked runtime packages only, and do not run as root."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_what_is_copied_from_the_checkout_exists() -> None:
 
 
 def _install(command: list[str]) -> list[str]:
-    """Returns the words after `pip install` that decide what an image, which needs no development tools, gets."""
+    """Returns the arguments of an install command that determine the packages, without development packages."""
     words = [word for word in command[command.index("install") + 1 :] if word not in QUIET]
     return " ".join(words).replace("-r requirements-dev.lock", "").split()
 

@@ -1,4 +1,4 @@
-"""What runs on clusters runs commands that exist, under configurations that load, with no more rights than needed."""
+"""Manifests contain valid commands and configurations, and grant only the rights that are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index and a check that take no time: they hold what plans, releases and retention read of the real ones."""
+"""Fast stand-ins for the index and check stages, with the fields that planning, publishing and retention read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
 from searchforge.hashing import content_id
 from serving_check.schema import REPORT_VERSION
-from tests.infra.releases.release_world import commit_check, commit_searcher
+from tests.infra.releases.sample_artifacts import commit_check, commit_searcher
 
 
 def index(config: Config, embeddings: str, encoder: str) -> dict[str, Any]:
-    """Stands for infra.api.index."""
+    """Replaces infra.stages.index."""
     workspace = Workspace(config.workspace)
     made_from = {"embeddings": embeddings, "encoder": encoder, "config": training_config(config.index)}
     id = content_id(made_from)
@@ -25,7 +25,7 @@ def index(config: Config, embeddings: str, encoder: str) -> dict[str, Any]:
 
 
 def check(config: Config, searcher: str, channel: str) -> dict[str, Any]:
-    """Stands for infra.api.check; of all gates it knows `max_bytes_per_image`, and finds one byte an image."""
+    """Replaces infra.stages.check; its only gate is `max_bytes_per_image`; searchers have one byte per image."""
     workspace = Workspace(config.workspace)
     build = workspace.marker("searchers", searcher)
     provenance = {"encoder": build["encoder"], "embeddings": build["embeddings"], "searcher": searcher}

@@ -1,4 +1,4 @@
-"""Cron expressions mean what they mean to cron, in the schedule's time zone, and a bad one is refused by its field."""
+"""Cron expressions have the semantics of cron in the schedule's time zone; errors name the invalid field."""
 
 from __future__ import annotations
 

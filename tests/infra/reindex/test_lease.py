@@ -1,4 +1,4 @@
-"""One holder at a time, whoever dies or hangs; a greater fence with every acquisition; a lost lease is noticed."""
+"""The lease has one holder at a time, survives dead and hanging holders, and issues increasing fencing tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.infra.manual_clock import ManualClock
 from tests.infra.memory_storage import MemoryStorage
 
 SECONDS = 60.0
-"""Of the leases here, which is longer than a test takes: a holder renews its lease when the test has it do so."""
+"""Duration of leases, longer than any test: holders renew only when a test calls `check`."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def _take(storage: Storage, run: str = "a", **options: Any) -> Lease:
 
 
 def _foreign(storage: Storage, **fields: Any) -> LeaseState:
-    """Writes the lease of a holder on another machine, who does not renew it."""
+    """Writes the lease of a holder on another machine that does not renew it."""
     state = LeaseState(
         **{
             "state": "held",
@@ -61,7 +61,7 @@ def test_a_second_run_leaves_and_says_who_holds_the_lease(storage: MemoryStorage
         pytest.raises(ConflictError, match=rf"run first \(process {os.getpid()} on .*since 2"),
     ):
         _take(storage, "second", clock=clock)
-    assert len(clock.slept) == 1, "it looks again until the other one has shown that it lives"
+    assert len(clock.slept) == 1, "it observes the holder until the next renewal"
     with _take(storage, "third") as third:
         assert third.fence == 2 and not third.taken_over
 
@@ -71,7 +71,7 @@ def test_a_second_run_waits_for_the_first_one(storage: MemoryStorage) -> None:
 
     def meanwhile() -> None:
         if sum(clock.slept) < 3 * SECONDS:
-            first.check()  # it lives, so it is not taken over
+            first.check()  # a live holder keeps its lease
         else:
             with first:
                 pass
@@ -105,7 +105,7 @@ def test_a_holder_on_another_machine_that_falls_silent_is_taken_over(storage: Me
 
 
 def test_a_holder_on_another_machine_whose_clock_is_wrong_is_left_alone(storage: MemoryStorage) -> None:
-    """It lives, for its count grows: `since` is for people."""
+    """Its counter increases, so it is alive; `since` is only for people."""
     held = _foreign(storage, since="1970-01-01T00:00:00+00:00")
 
     def beat() -> None:
@@ -137,7 +137,7 @@ def test_a_killed_holder_on_this_machine_is_taken_over_at_once(tmp_path: Path) -
     clock = ManualClock()
     with _take(LocalStorage(str(tmp_path)), clock=clock) as after:
         assert (after.taken_over, after.fence) == ("killed", 2)
-    assert clock.slept == [], "not after an hour"
+    assert clock.slept == [], "it is replaced immediately"
 
 
 def test_a_pid_that_was_given_out_again_is_not_the_holder(storage: MemoryStorage) -> None:
@@ -214,7 +214,7 @@ def test_the_lease_is_free_at_the_end_also_of_a_failure(storage: MemoryStorage) 
 
 
 class _LostAnswers(MemoryStorage):
-    """Its writes arrive, their answers do not: a client that tries again is refused for its own first attempt."""
+    """Stores writes but loses the responses, so that a retried write conflicts with its own first attempt."""
 
     def replace(self, path: str, data: bytes, version: str) -> None:
         super().replace(path, data, version)
@@ -231,7 +231,7 @@ def test_a_write_whose_answer_was_lost_is_not_taken_for_another_run() -> None:
 
 
 class _Impatient:
-    """The real time, and a short sleep instead of any."""
+    """The real clock with shortened sleeps."""
 
     def monotonic(self) -> float:
         return time.monotonic()

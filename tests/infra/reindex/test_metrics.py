@@ -1,4 +1,4 @@
-"""Metrics are valid Prometheus text, say what the journal and the releases say, and stay on this machine."""
+"""Metrics are valid Prometheus text, agree with the journal and the releases, and are served on localhost only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
 from tests.infra.manual_clock import ManualClock
-from tests.infra.reindex.journal_world import publish, stage, write_run
+from tests.infra.reindex.sample_journal import publish, stage, write_run
 
 ROOT = Path(__file__).parents[3]
 

@@ -1,4 +1,4 @@
-"""Notifications: an ended run reaches a webhook and a command, and no fault of theirs is the run's."""
+"""Notifications are sent to a webhook and a command; their failures are logged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLISHED = FAILED.model_copy(update={"state": "published", "release": "abc", "e
 
 @contextmanager
 def _webhook(*answers: int, location: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that gives these answers in turn, the last one for ever; yields its URL and what it was sent."""
+    """Serves these statuses in turn, repeating the last one; yields the URL and the entries received."""
     received: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -112,7 +112,7 @@ def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path, capsys:
     notify(ReindexConfig(notify_command=("sh", "-c", script)), FAILED, timeout=2.0)
     assert "'sh' was killed after 2 s" in capsys.readouterr().err
     state = Path(f"/proc/{int(file.read_text())}/stat")
-    while state.exists() and state.read_text().split()[2] != "Z":  # it ends when the kernel gets to it
+    while state.exists() and state.read_text().split()[2] != "Z":  # until the kernel has ended it
         time.sleep(0.01)
 
 

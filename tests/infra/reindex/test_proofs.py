@@ -1,4 +1,4 @@
-"""What tests/bench proves at length: `reindex` under kill -9, and day after day. The proofs take up to two minutes."""
+"""Short forms of the proofs in tests/bench: `reindex` with random kills, and over many days."""
 
 from __future__ import annotations
 

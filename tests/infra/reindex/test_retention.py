@@ -1,4 +1,4 @@
-"""What no release needs is deleted, what one needs stays; what was killed half way is finished by the next run."""
+"""Retention deletes artifacts that no release needs, keeps all others, and completes interrupted deletions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes
 from tests.indexer.tiny_corpus import commit_embeddings, commit_on
 from tests.infra.memory_storage import MemoryStorage
-from tests.infra.releases.release_world import FILES, commit_check, commit_encoder, commit_searcher
+from tests.infra.releases.sample_artifacts import FILES, commit_check, commit_encoder, commit_searcher
 from tests.infra.releases.stepped_storage import CHANGES, dying, interleave, killed
 
 KINDS: tuple[Kind, ...] = ("encoders", "embeddings", "searchers", "checks", "releases")
@@ -38,7 +38,7 @@ def _records(*ids: str) -> list[EmbeddingRecord]:
 
 
 def _release(workspace: Workspace, embeddings: str, trained_on: str | None = None, encoder: str = "tiny") -> str:
-    """Commits a searcher and a check of an embedding run, and publishes them; returns the release's id."""
+    """Commits a searcher and a check for an embedding run and publishes them; returns the release's id."""
     made_from = {"encoder": encoder, "embeddings": embeddings}
     searcher, check = f"s-{embeddings}", f"c-{embeddings}"
     training = {"embeddings": trained_on or embeddings}
@@ -49,7 +49,7 @@ def _release(workspace: Workspace, embeddings: str, trained_on: str | None = Non
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Four releases: b is built on shards of a, and c on both; d is one of its own, with a quantizer of c."""
+    """Four releases: b builds on shards of a, and c on both; d is independent, except that its quantizer is c's."""
     workspace = Workspace(str(tmp_path_factory.mktemp("template")))
     commit_encoder(workspace, "tiny", DIM)
     a = commit_embeddings(workspace, _records("1", "2", "3"), "a", shards=1, dim=DIM)
@@ -85,7 +85,7 @@ def _made(workspace: Workspace) -> dict[str, list[str]]:
 
 
 def _require_whole(workspace: Workspace) -> None:
-    """Whatever counts as an artifact is one, with all that it builds on."""
+    """Asserts that every committed artifact is complete, with all its dependencies."""
     for id in workspace.ids("embeddings"):
         manifest = Manifest.model_validate(workspace.marker("embeddings", id))
         assert len(list(read_shards(workspace, manifest))) == manifest.records
@@ -99,7 +99,7 @@ def _require_whole(workspace: Workspace) -> None:
 
 
 def test_what_releases_that_stay_are_built_on_stays(workspace: Workspace) -> None:
-    """The live one, d, and the one before it, c: which needs shards of a and b, though not their releases."""
+    """The live release d and its predecessor c stay; c needs shards of a and b, but not their releases."""
     gone = _prune(workspace, now=_later())
     assert set(gone) == {Artifact(kind, f"{kind[0]}-{id}") for kind in ("searchers", "checks") for id in ("a", "b")}
     assert _made(workspace)["embeddings"] == ["a", "b", "c", "d"] and len(_made(workspace)["releases"]) == 2
@@ -119,7 +119,7 @@ def test_what_nothing_is_built_on_any_more_goes(workspace: Workspace) -> None:
     _prune(workspace, now=_later())
     made = _made(workspace)
     assert made["embeddings"] == ["e-next", "f-next"] and made["searchers"] == ["s-e-next", "s-f-next"]
-    assert made["encoders"] == ["by-hand", "next"]  # of the former nobody knows what it is for
+    assert made["encoders"] == ["by-hand", "next"]  # an encoder that was never used may have been trained manually
     _require_whole(workspace)
 
 
@@ -132,7 +132,7 @@ def test_a_live_release_of_any_channel_stays(workspace: Workspace) -> None:
 
 def test_what_is_young_stays(workspace: Workspace) -> None:
     before = _made(workspace)
-    assert _prune(workspace, keep_days=0) == []  # somebody may be at work with it
+    assert _prune(workspace, keep_days=0) == []  # a command may be using them
     after = _made(workspace)
     assert {**after, "releases": []} == {**before, "releases": []}
     assert _prune(workspace, now=_later(), keep_days=60) == []
@@ -156,7 +156,7 @@ def test_unfinished_artifacts_go_once_nobody_writes_to_them(workspace: Workspace
     storage.write("embeddings/half/data-00000-of-00001.tfrecord", b"half")
     storage.write("encoders/half/saved_model/weights", b"half")
     storage.write("reindex/.LEASE.json.abc.tmp", b"half")
-    storage.write("embeddings/d/plan-00000-of-00001.jsonl", b"of a run that was killed after its commit")
+    storage.write("embeddings/d/plan-00000-of-00001.jsonl", b"left by a run that was killed after its commit")
     left = ("embeddings/half", "encoders/half", "reindex/.LEASE.json.abc.tmp", "embeddings/d/plan-00000-of-00001.jsonl")
     _prune(workspace, now=_later(6))
     assert all((Path(workspace.root) / name).exists() for name in left)
@@ -190,7 +190,7 @@ def test_nothing_is_deleted_where_it_cannot_be_told_what_is_needed(workspace: Wo
 def test_a_retention_that_is_killed_anywhere_is_finished_by_the_next(
     workspace: Workspace, tmp_path: Path, place: str, every: int
 ) -> None:
-    for id in ("e", "f"):  # which need none of the earlier ones
+    for id in ("e", "f"):  # independent of the earlier runs
         commit_embeddings(workspace, _records("8", id), id, shards=1, dim=DIM)
         _release(workspace, id)
     storage, count = _in_memory(workspace), itertools.count()
@@ -226,7 +226,7 @@ def _in_memory(workspace: Workspace) -> MemoryStorage:
 
 
 def _files(workspace: Workspace) -> set[str]:
-    """All objects but the locks of a folder, which stay."""
+    """Returns the paths of all objects except lock files, which stay."""
     found = set()
     for folder in (*KINDS, "pruning", "refused", "reindex", "cache"):
         with workspace.storage.snapshot(folder) as snapshot:

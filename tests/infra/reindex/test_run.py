@@ -1,4 +1,4 @@
-"""`searchforge reindex`: no change, no work; what changed is brought up; what fails leaves the live release alone."""
+"""`searchforge reindex` releases changes of the corpus, skips needless work, and keeps the live release on failure."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from infra.releases.channels import read as read_pointer
 from infra.releases.releases import Release, list_refusals, list_releases, live_release, publish
 from searchforge.config import Config
 from searchforge.errors import ConflictError, GateError, JobError, UsageError
+from tests.infra.reindex.scenario import Scenario, make_scenario, write_encoder
 from tests.infra.reindex.stub_stages import STUBS
-from tests.infra.reindex.tiny_reindex import World, make_world, write_encoder
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A world with a release; its folder is reached through a link, so that a copy has the same paths."""
+def template(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
+    """A scenario with a release, reached through a symbolic link so that copies have the same paths."""
     root = tmp_path_factory.mktemp("template")
     (root / "original").mkdir()
-    (root / "world").symlink_to("original")
-    world = make_world(root / "world", images=64, **_captioned(root / "world"))
-    api.reindex(world.config)
-    return world
+    (root / "scenario").symlink_to("original")
+    scenario = make_scenario(root / "scenario", images=64, **_captioned(root / "scenario"))
+    api.reindex(scenario.config)
+    return scenario
 
 
 @pytest.fixture
-def world(template: World, tmp_path: Path) -> World:
+def scenario(template: Scenario, tmp_path: Path) -> Scenario:
     link = template.images.parent
     shutil.copytree(link.parent / "original", tmp_path / "copy")
     link.unlink()
@@ -48,21 +48,21 @@ def world(template: World, tmp_path: Path) -> World:
 
 
 def _captioned(root: Path) -> dict[str, str]:
-    """Configures captions, which are for training: no encoder is trained here."""
+    """Configures captions; they are only used to decide about training, which these tests never run."""
     root.mkdir(exist_ok=True)
     _write_captions(root, first=0)
     return {"data__captions": str(root / "captions.csv"), "data__images": str(root / "images")}
 
 
 def _write_captions(root: Path, first: int) -> None:
-    """Captions images with words of the tiny encoder."""
+    """Writes captions that consist of words of the tiny encoder."""
     rows = [f"{number:03}.png,w{first + number}" for number in range(40)]
     (root / "captions.csv").write_text("\n".join(["image,caption", *rows]))
 
 
-def _with(world: World, **settings: Any) -> Config:
-    """The world's configuration with other settings; `__` stands for the dot."""
-    values = world.config.model_dump()
+def _with(scenario: Scenario, **settings: Any) -> Config:
+    """Returns the scenario's configuration with other settings, whose keys have `__` in place of the dot."""
+    values = scenario.config.model_dump()
     for key, value in settings.items():
         section, _, name = key.partition("__")
         if name:
@@ -72,128 +72,128 @@ def _with(world: World, **settings: Any) -> Config:
     return Config.model_validate(values)
 
 
-def _runs(world: World) -> list[Run]:
-    return list(journal.runs(world.workspace.storage))
+def _runs(scenario: Scenario) -> list[Run]:
+    return list(journal.runs(scenario.workspace.storage))
 
 
-def _state(world: World) -> dict[str, int]:
-    """When each file of the workspace was written, but for the lease, the journal and what can be computed again."""
-    root = Path(world.config.workspace).resolve()
+def _state(scenario: Scenario) -> dict[str, int]:
+    """Returns the modification time of every file except the lease, the journal and caches."""
+    root = Path(scenario.config.workspace).resolve()
     files = {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     return {name: time for name, time in files.items() if not name.startswith(("reindex/", "cache/"))}
 
 
-def _made(world: World) -> dict[str, list[str]]:
+def _made(scenario: Scenario) -> dict[str, list[str]]:
     kinds = ("encoders", "embeddings", "searchers", "checks", "releases")
-    return {kind: world.workspace.ids(kind) for kind in kinds}  # type: ignore[arg-type]
+    return {kind: scenario.workspace.ids(kind) for kind in kinds}  # type: ignore[arg-type]
 
 
-def test_the_first_run_publishes_and_the_journal_says_how(world: World) -> None:
-    (run,) = _runs(world)
+def test_the_first_run_publishes_and_the_journal_says_how(scenario: Scenario) -> None:
+    (run,) = _runs(scenario)
     assert (run.state, run.failures, run.error, run.fence) == ("published", 0, "", 1)
-    assert run.release == live_release(world.workspace)
+    assert run.release == live_release(scenario.workspace)
     assert run.plan and (run.plan.mode, run.plan.items, run.plan.added) == ("full", 64, 64)
     assert [entry.stage for entry in run.stages] == ["embed", "index", "check", "publish", "prune"]
     assert [entry.artifact for entry in run.stages[:4]] == [
-        world.workspace.ids(kind)[0]  # type: ignore[arg-type]
+        scenario.workspace.ids(kind)[0]  # type: ignore[arg-type]
         for kind in ("embeddings", "searchers", "checks", "releases")
     ]
-    held = lease.read(world.workspace.storage)
+    held = lease.read(scenario.workspace.storage)
     assert held and (held.state, held.fence) == ("free", 1)
 
 
-def test_no_change_no_work_no_release(world: World) -> None:
-    before = _state(world)
-    run = api.reindex(world.config)
-    assert (run.state, run.release) == ("unchanged", live_release(world.workspace))
+def test_no_change_no_work_no_release(scenario: Scenario) -> None:
+    before = _state(scenario)
+    run = api.reindex(scenario.config)
+    assert (run.state, run.release) == ("unchanged", live_release(scenario.workspace))
     assert run.plan and (run.plan.mode, run.plan.unchanged) == ("nothing", 64)
-    assert _state(world) == before
+    assert _state(scenario) == before
 
 
-def test_only_what_changed_is_embedded(world: World) -> None:
-    first = live_release(world.workspace)
-    world.change(random.Random(0), 1)  # two added, one each changed, removed and renamed
-    run = api.reindex(world.config)
-    assert run.state == "published" and run.release == live_release(world.workspace) != first
+def test_only_what_changed_is_embedded(scenario: Scenario) -> None:
+    first = live_release(scenario.workspace)
+    scenario.change(random.Random(0), 1)  # two added, one each changed, removed and renamed
+    run = api.reindex(scenario.config)
+    assert run.state == "published" and run.release == live_release(scenario.workspace) != first
     assert run.plan
     counts = (run.plan.mode, run.plan.added, run.plan.changed, run.plan.removed, run.plan.unchanged)
     assert counts == ("delta", 3, 1, 2, 61)
-    manifest = world.workspace.marker("embeddings", run.stages[0].artifact)
-    assert (manifest["inputs"], manifest["embedded"], manifest["reused"]) == (65, 3, 62)  # the renamed one is known
+    manifest = scenario.workspace.marker("embeddings", run.stages[0].artifact)
+    assert (manifest["inputs"], manifest["embedded"], manifest["reused"]) == (65, 3, 62)  # the renamed image is reused
 
 
-def test_files_that_are_written_again_with_what_they_held_make_no_release(world: World) -> None:
-    releases = _made(world)["releases"]
-    for path in world.images.iterdir():
+def test_files_that_are_written_again_with_what_they_held_make_no_release(scenario: Scenario) -> None:
+    releases = _made(scenario)["releases"]
+    for path in scenario.images.iterdir():
         os.utime(path, (1, 1))
-    run = api.reindex(world.config)
-    assert run.state == "unchanged" and _made(world)["releases"] == releases
+    run = api.reindex(scenario.config)
+    assert run.state == "unchanged" and _made(scenario)["releases"] == releases
     assert [entry.stage for entry in run.stages] == ["embed", "prune"]
-    again = api.reindex(world.config)
+    again = api.reindex(scenario.config)
     assert again.plan and again.plan.mode == "nothing"
 
 
-def test_captions_alone_make_no_release(world: World) -> None:
-    _write_captions(world.images.parent, first=100)
-    made = _made(world)
-    assert api.reindex(world.config).state == "unchanged"
-    assert _made(world) == made
+def test_captions_alone_make_no_release(scenario: Scenario) -> None:
+    _write_captions(scenario.images.parent, first=100)
+    made = _made(scenario)
+    assert api.reindex(scenario.config).state == "unchanged"
+    assert _made(scenario) == made
 
 
-def test_other_settings_of_the_index_make_a_release_of_the_same_embeddings(world: World) -> None:
-    run = reindex(_with(world, index__code_bytes=4), functions=StageFunctions(check=STUBS.check))
+def test_other_settings_of_the_index_make_a_release_of_the_same_embeddings(scenario: Scenario) -> None:
+    run = reindex(_with(scenario, index__code_bytes=4), functions=StageFunctions(check=STUBS.check))
     assert run.state == "published" and run.plan and "index.code_bytes changed" in run.plan.reason
-    assert len(_made(world)["embeddings"]) == 1 and len(_made(world)["searchers"]) == 2
+    assert len(_made(scenario)["embeddings"]) == 1 and len(_made(scenario)["searchers"]) == 2
 
 
-def test_other_gates_make_a_release_of_the_same_searcher(world: World) -> None:
-    run = api.reindex(_with(world, check__min_recall_at_1=0.1))
+def test_other_gates_make_a_release_of_the_same_searcher(scenario: Scenario) -> None:
+    run = api.reindex(_with(scenario, check__min_recall_at_1=0.1))
     assert run.state == "published" and run.plan and "check.min_recall_at_1 changed" in run.plan.reason
-    assert len(_made(world)["searchers"]) == 1 and len(_made(world)["checks"]) == 2
+    assert len(_made(scenario)["searchers"]) == 1 and len(_made(scenario)["checks"]) == 2
 
 
-def test_a_setting_that_the_live_releases_check_does_not_list_had_its_default(world: World) -> None:
-    report = world.workspace.local("checks", world.workspace.ids("checks")[0]) / "report.json"
+def test_a_setting_that_the_live_releases_check_does_not_list_had_its_default(scenario: Scenario) -> None:
+    report = scenario.workspace.local("checks", scenario.workspace.ids("checks")[0]) / "report.json"
     content = json.loads(report.read_text())
     del content["config"]["seed"]
     report.write_text(json.dumps(content))
-    assert api.reindex(world.config).state == "unchanged"
-    assert api.reindex(_with(world, check__seed=1)).state == "published"
+    assert api.reindex(scenario.config).state == "unchanged"
+    assert api.reindex(_with(scenario, check__seed=1)).state == "published"
 
 
-def test_another_encoder_embeds_everything_while_the_old_release_stays_live(world: World) -> None:
-    config = _with(world, reindex__retrain="settings", train__epochs=7)
-    write_encoder(world.workspace, "other", config.train)
-    first = live_release(world.workspace)
+def test_another_encoder_embeds_everything_while_the_old_release_stays_live(scenario: Scenario) -> None:
+    config = _with(scenario, reindex__retrain="settings", train__epochs=7)
+    write_encoder(scenario.workspace, "other", config.train)
+    first = live_release(scenario.workspace)
     plan = api.preview_reindex(config)
     assert (plan.entry.mode, plan.encoder, plan.entry.train) == ("full", "other", False)
     assert "encoder other replaces tiny" in plan.entry.reason
-    failing = _with(world, reindex__retrain="settings", train__epochs=7, check__max_bytes_per_image=0.1)
+    failing = _with(scenario, reindex__retrain="settings", train__epochs=7, check__max_bytes_per_image=0.1)
     with pytest.raises(GateError, match="bytes_per_image"):
         reindex(failing, functions=STUBS)
-    assert live_release(world.workspace) == first
+    assert live_release(scenario.workspace) == first
     run = reindex(config, functions=STUBS)
-    release = next(release for release in list_releases(world.workspace) if release.id == run.release)
+    release = next(release for release in list_releases(scenario.workspace) if release.id == run.release)
     assert release.live and release.provenance["encoder"] == "other"
-    manifest = world.workspace.marker("embeddings", release.provenance["embeddings"])
+    manifest = scenario.workspace.marker("embeddings", release.provenance["embeddings"])
     assert (manifest["inputs"], manifest["embedded"]) == (64, 64)
 
 
-def test_an_encoder_is_trained_when_the_settings_or_as_told_the_data_changed(world: World) -> None:
-    """Of training itself, only the plan is looked at."""
-    assert not api.preview_reindex(_with(world, reindex__retrain="never", train__epochs=9)).entry.train
-    plan = api.preview_reindex(_with(world, reindex__retrain="settings", train__epochs=9)).entry
+def test_an_encoder_is_trained_when_the_settings_or_as_told_the_data_changed(scenario: Scenario) -> None:
+    """Only the plan is verified; nothing is trained."""
+    assert not api.preview_reindex(_with(scenario, reindex__retrain="never", train__epochs=9)).entry.train
+    plan = api.preview_reindex(_with(scenario, reindex__retrain="settings", train__epochs=9)).entry
     assert (plan.mode, plan.train, plan.embed) == ("full", True, True) and "training settings changed" in plan.reason
-    write_encoder(world.workspace, "same", _with(world, train__epochs=9).train)
-    assert not api.preview_reindex(_with(world, reindex__retrain="settings", train__epochs=9)).entry.train
+    write_encoder(scenario.workspace, "same", _with(scenario, train__epochs=9).train)
+    assert not api.preview_reindex(_with(scenario, reindex__retrain="settings", train__epochs=9)).entry.train
 
 
-def test_a_dry_run_says_what_would_be_done_and_changes_nothing(world: World) -> None:
-    world.change(random.Random(0), 1)
-    folder = Path(world.config.workspace).resolve()
+def test_a_dry_run_says_what_would_be_done_and_changes_nothing(scenario: Scenario) -> None:
+    scenario.change(random.Random(0), 1)
+    folder = Path(scenario.config.workspace).resolve()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     config = folder.parent / "config.yaml"
-    config.write_text(json.dumps(world.config.model_dump(mode="json")))
+    config.write_text(json.dumps(scenario.config.model_dump(mode="json")))
     said = CliRunner().invoke(main, ["reindex", "--dry-run", "--config", str(config)])
     assert said.exit_code == 0, said.output
     assert "65 images: 3 added, 1 changed, 2 removed, 61 unchanged" in said.stdout
@@ -203,56 +203,56 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(world: World) -> 
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_rollback_is_not_undone(world: World) -> None:
-    good = live_release(world.workspace)
-    world.change(random.Random(0), 1)
-    bad = reindex(world.config, functions=STUBS).release
-    api.rollback(world.config)
-    run = api.reindex(world.config)
-    assert (run.state, run.release, live_release(world.workspace)) == ("unchanged", bad, good)
+def test_a_rollback_is_not_undone(scenario: Scenario) -> None:
+    good = live_release(scenario.workspace)
+    scenario.change(random.Random(0), 1)
+    bad = reindex(scenario.config, functions=STUBS).release
+    api.rollback(scenario.config)
+    run = api.reindex(scenario.config)
+    assert (run.state, run.release, live_release(scenario.workspace)) == ("unchanged", bad, good)
     assert run.plan and "it was rolled back" in run.plan.reason and f"rollback --to {bad}" in run.plan.reason
-    for entry in journal.ids(world.workspace.storage):
-        world.workspace.storage.delete(f"{journal.FOLDER}/{entry}.json")
-    assert api.reindex(world.config).state == "unchanged"  # the pointer knows it, too
-    world.change(random.Random(1), 2)
-    assert reindex(world.config, functions=STUBS).release == live_release(world.workspace) not in (good, bad)
+    for entry in journal.ids(scenario.workspace.storage):
+        scenario.workspace.storage.delete(f"{journal.FOLDER}/{entry}.json")
+    assert api.reindex(scenario.config).state == "unchanged"  # the pointer records it as well
+    scenario.change(random.Random(1), 2)
+    assert reindex(scenario.config, functions=STUBS).release == live_release(scenario.workspace) not in (good, bad)
 
 
-def test_a_corpus_that_goes_back_is_followed(world: World) -> None:
-    first = live_release(world.workspace)
-    names = sorted(path.name for path in world.images.iterdir())
-    (world.images / names[0]).rename(world.images.parent / "aside.png")
+def test_a_corpus_that_goes_back_is_followed(scenario: Scenario) -> None:
+    first = live_release(scenario.workspace)
+    names = sorted(path.name for path in scenario.images.iterdir())
+    (scenario.images / names[0]).rename(scenario.images.parent / "aside.png")
     quickly_checked = StageFunctions(check=STUBS.check)
-    second = reindex(world.config, functions=quickly_checked).release
-    (world.images.parent / "aside.png").rename(world.images / names[0])
-    third = reindex(world.config, functions=quickly_checked)
-    assert third.state == "published" and third.release == live_release(world.workspace) != second
-    searchers = {release.id: release.provenance["searcher"] for release in list_releases(world.workspace)}
+    second = reindex(scenario.config, functions=quickly_checked).release
+    (scenario.images.parent / "aside.png").rename(scenario.images / names[0])
+    third = reindex(scenario.config, functions=quickly_checked)
+    assert third.state == "published" and third.release == live_release(scenario.workspace) != second
+    searchers = {release.id: release.provenance["searcher"] for release in list_releases(scenario.workspace)}
     assert first and third.release and searchers[third.release] == searchers[first]
 
 
-def test_a_failed_gate_is_recorded_and_after_some_the_run_waits_for_a_person(world: World) -> None:
-    failing = _with(world, check__max_bytes_per_image=0.1, reindex__max_failures=2)
-    live = live_release(world.workspace)
+def test_a_failed_gate_is_recorded_and_after_some_the_run_waits_for_a_person(scenario: Scenario) -> None:
+    failing = _with(scenario, check__max_bytes_per_image=0.1, reindex__max_failures=2)
+    live = live_release(scenario.workspace)
     for count in (1, 2):
         with pytest.raises(GateError, match=r"bytes_per_image: .*at most 0\.1 allowed"):
             api.reindex(failing)
-        run = _runs(world)[0]
+        run = _runs(scenario)[0]
         assert (run.state, run.failed_stage, run.failures) == ("failed", "publish", count)
-        assert [entry.stage for entry in run.stages].count("publish") == 1  # another attempt would not help
-    assert live_release(world.workspace) == live
-    assert [refusal.gates.keys() for refusal in list_refusals(world.workspace)] == [{"bytes_per_image"}] * 2
-    mended = _with(world, reindex__max_failures=2)
+        assert [entry.stage for entry in run.stages].count("publish") == 1  # permanent errors are not retried
+    assert live_release(scenario.workspace) == live
+    assert [refusal.gates.keys() for refusal in list_refusals(scenario.workspace)] == [{"bytes_per_image"}] * 2
+    mended = _with(scenario, reindex__max_failures=2)
     with pytest.raises(JobError, match=r"2 consecutive runs of reindex failed, (.|\n)*bytes_per_image(.|\n)*--resume"):
         api.reindex(mended)
-    assert len(_runs(world)) == 3
+    assert len(_runs(scenario)) == 3
     run = api.reindex(mended, resume=True)
     assert (run.state, run.failures) == ("unchanged", 0)
     assert api.reindex(mended).state == "unchanged"
 
 
-def test_what_may_pass_is_tried_again(world: World) -> None:
-    world.change(random.Random(0), 1)
+def test_what_may_pass_is_tried_again(scenario: Scenario) -> None:
+    scenario.change(random.Random(0), 1)
     answers = [JobError("the bucket is not there"), OSError("the disk is gone")]
 
     def flaky(*arguments: Any) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def test_what_may_pass_is_tried_again(world: World) -> None:
             raise answers.pop(0)
         return STUBS.index(*arguments)
 
-    run = reindex(world.config, functions=replace(STUBS, index=flaky))
+    run = reindex(scenario.config, functions=replace(STUBS, index=flaky))
     attempts = [(entry.attempt, entry.error, bool(entry.artifact)) for entry in run.stages if entry.stage == "index"]
     assert attempts == [
         (1, "the bucket is not there", False),
@@ -270,120 +270,124 @@ def test_what_may_pass_is_tried_again(world: World) -> None:
     assert run.state == "published" and run.failures == 0
 
 
-def test_what_does_not_pass_fails_the_run_without_a_stack_trace(world: World) -> None:
-    world.change(random.Random(0), 1)
+def test_what_does_not_pass_fails_the_run_without_a_stack_trace(scenario: Scenario) -> None:
+    scenario.change(random.Random(0), 1)
 
     def broken(*_: Any) -> dict[str, Any]:
         raise ValueError("a fault of a library")
 
     with pytest.raises(JobError, match="ValueError: a fault of a library"):
-        reindex(world.config, functions=StageFunctions(index=broken))
-    run = _runs(world)[0]
-    assert (run.state, run.failed_stage, len(run.stages)) == ("failed", "index", 1 + world.config.reindex.attempts)
+        reindex(scenario.config, functions=StageFunctions(index=broken))
+    run = _runs(scenario)[0]
+    assert (run.state, run.failed_stage, len(run.stages)) == ("failed", "index", 1 + scenario.config.reindex.attempts)
 
 
-def test_bad_usage_is_not_tried_again(world: World) -> None:
+def test_bad_usage_is_not_tried_again(scenario: Scenario) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        api.reindex(_with(world, corpus__source=str(world.images / "nowhere")))
-    run = _runs(world)[0]
+        api.reindex(_with(scenario, corpus__source=str(scenario.images / "nowhere")))
+    run = _runs(scenario)[0]
     assert (run.state, run.failed_stage, run.stages) == ("failed", "plan", ())
 
 
-def test_a_run_that_loses_its_lease_publishes_nothing(world: World) -> None:
-    world.change(random.Random(0), 1)
-    live = live_release(world.workspace)
+def test_a_run_that_loses_its_lease_publishes_nothing(scenario: Scenario) -> None:
+    scenario.change(random.Random(0), 1)
+    live = live_release(scenario.workspace)
 
     def taken_over(*arguments: Any) -> dict[str, Any]:
         found = STUBS.check(*arguments)
-        state = lease.read(world.workspace.storage)
+        state = lease.read(scenario.workspace.storage)
         assert state
         other = state.model_copy(update={"run": "other", "fence": state.fence + 1})
-        world.workspace.storage.write(lease.LEASE, other.model_dump_json().encode())
+        scenario.workspace.storage.write(lease.LEASE, other.model_dump_json().encode())
         return found
 
     with pytest.raises(ConflictError, match="lost the lease"):
-        reindex(world.config, functions=replace(STUBS, check=taken_over))
-    assert live_release(world.workspace) == live
-    held = lease.read(world.workspace.storage)
+        reindex(scenario.config, functions=replace(STUBS, check=taken_over))
+    assert live_release(scenario.workspace) == live
+    held = lease.read(scenario.workspace.storage)
     assert held and held.run == "other"
 
 
-def test_a_run_that_was_taken_for_dead_and_wakes_up_in_the_last_moment_publishes_nothing(world: World) -> None:
-    """It looked at its lease for the last time before the other run took it over."""
-    world.change(random.Random(0), 1)
-    live = live_release(world.workspace)
+def test_a_run_that_was_taken_for_dead_and_wakes_up_in_the_last_moment_publishes_nothing(scenario: Scenario) -> None:
+    """It last verified its lease just before another run took it over."""
+    scenario.change(random.Random(0), 1)
+    live = live_release(scenario.workspace)
 
     def overtaken(*arguments: Any, fence: int, **options: Any) -> Release:
-        advance_fence(world.workspace.storage, "production", fence + 1)
+        advance_fence(scenario.workspace.storage, "production", fence + 1)
         return publish(*arguments, fence=fence, **options)
 
     with pytest.raises(ConflictError, match="another run took over"):
-        reindex(world.config, functions=replace(STUBS, publish=overtaken))
-    assert live_release(world.workspace) == live
+        reindex(scenario.config, functions=replace(STUBS, publish=overtaken))
+    assert live_release(scenario.workspace) == live
 
 
-def test_a_run_that_died_is_closed_by_the_next_one_and_is_no_failure(world: World) -> None:
-    storage = world.workspace.storage
-    dead = _runs(world)[0].model_copy(update={"run": journal.run_id(), "state": "running", "ended": None, "fence": 9})
+def test_a_run_that_died_is_closed_by_the_next_one_and_is_no_failure(scenario: Scenario) -> None:
+    storage = scenario.workspace.storage
+    dead = _runs(scenario)[0].model_copy(
+        update={"run": journal.run_id(), "state": "running", "ended": None, "fence": 9}
+    )
     journal.write(storage, dead)
-    run = api.reindex(world.config)
+    run = api.reindex(scenario.config)
     assert run.failures == 0 and run.fence == 10
     closed = journal.read(storage, dead.run)
     assert closed and closed.state == "failed" and "killed" in closed.error
 
 
-def test_a_run_that_is_stopped_while_it_tidies_up_has_ended_as_it_did(world: World) -> None:
+def test_a_run_that_is_stopped_while_it_tidies_up_has_ended_as_it_did(scenario: Scenario) -> None:
     def stopped(*_: Any) -> None:
         raise Stopped("SIGTERM")
 
-    run = reindex(world.config, functions=StageFunctions(prune=stopped))
+    run = reindex(scenario.config, functions=StageFunctions(prune=stopped))
     assert (run.state, run.error, run.stages[-1].error) == ("unchanged", "", "stopped by SIGTERM")
 
 
-def test_a_notification_that_fails_does_not_change_the_run(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.change(random.Random(0), 1)
+def test_a_notification_that_fails_does_not_change_the_run(
+    scenario: Scenario, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario.change(random.Random(0), 1)
 
     def broken(*_: Any) -> None:
         raise RuntimeError("no")
 
-    assert reindex(world.config, functions=replace(STUBS, notify=broken)).state == "published"
+    assert reindex(scenario.config, functions=replace(STUBS, notify=broken)).state == "published"
     assert "RuntimeError: no" in capsys.readouterr().err
 
 
-def test_two_workspaces_may_publish_into_one_place(world: World, tmp_path: Path) -> None:
-    other = make_world(tmp_path / "other", images=24, releases=world.workspace.root)
-    first = live_release(world.workspace)
+def test_two_workspaces_may_publish_into_one_place(scenario: Scenario, tmp_path: Path) -> None:
+    other = make_scenario(tmp_path / "other", images=24, releases=scenario.workspace.root)
+    first = live_release(scenario.workspace)
     run = reindex(other.config, functions=STUBS)
     assert run.state == "published" and run.plan and (run.plan.mode, run.plan.added) == ("full", 24)
-    assert live_release(world.workspace) == run.release != first
-    mine = api.reindex(world.config)  # nothing of its own changed, so it leaves the other's alone
-    assert (mine.state, mine.release, live_release(world.workspace)) == ("unchanged", first, run.release)
-    world.change(random.Random(0), 1)
-    mine = reindex(world.config, functions=STUBS)
+    assert live_release(scenario.workspace) == run.release != first
+    mine = api.reindex(scenario.config)  # its own corpus did not change
+    assert (mine.state, mine.release, live_release(scenario.workspace)) == ("unchanged", first, run.release)
+    scenario.change(random.Random(0), 1)
+    mine = reindex(scenario.config, functions=STUBS)
     assert mine.state == "published" and mine.plan and mine.plan.unchanged == 61
     assert api.reindex(other.config).state == "unchanged"
 
 
-def test_a_channel_of_its_own_leaves_the_others_alone(world: World) -> None:
-    live = live_release(world.workspace)
-    world.change(random.Random(0), 1)
-    run = reindex(_with(world, reindex__channel="staging"), functions=STUBS)
+def test_a_channel_of_its_own_leaves_the_others_alone(scenario: Scenario) -> None:
+    live = live_release(scenario.workspace)
+    scenario.change(random.Random(0), 1)
+    run = reindex(_with(scenario, reindex__channel="staging"), functions=STUBS)
     assert (run.state, run.channel) == ("published", "staging")
-    assert live_release(world.workspace, "staging") == run.release
-    assert live_release(world.workspace) == live
-    assert read_pointer(world.workspace.storage, "staging").pointer.fence == run.fence
+    assert live_release(scenario.workspace, "staging") == run.release
+    assert live_release(scenario.workspace) == live
+    assert read_pointer(scenario.workspace.storage, "staging").pointer.fence == run.fence
 
 
-def test_a_second_run_leaves_with_exit_code_1(world: World) -> None:
-    with lease.acquire(world.workspace.storage, "first", lease_seconds=1.0):
-        options = ["--workspace", world.config.workspace, "--corpus", str(world.images)]
+def test_a_second_run_leaves_with_exit_code_1(scenario: Scenario) -> None:
+    with lease.acquire(scenario.workspace.storage, "first", lease_seconds=1.0):
+        options = ["--workspace", scenario.config.workspace, "--corpus", str(scenario.images)]
         found = CliRunner().invoke(main, ["reindex", *options])
     assert found.exit_code == 1 and "run first" in found.output and "--wait" in found.output
-    assert len(_runs(world)) == 1
+    assert len(_runs(scenario)) == 1
 
 
-def test_the_journal_is_bounded(world: World) -> None:
-    config = _with(world, reindex__keep_runs=2)
+def test_the_journal_is_bounded(scenario: Scenario) -> None:
+    config = _with(scenario, reindex__keep_runs=2)
     runs = [api.reindex(config) for _ in range(4)]
-    assert [run.run for run in _runs(world)] == [run.run for run in runs[:1:-1]]
+    assert [run.run for run in _runs(scenario)] == [run.run for run in runs[:1:-1]]
     assert {run.state for run in runs} == {"unchanged"}

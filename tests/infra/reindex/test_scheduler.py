@@ -1,4 +1,4 @@
-"""`searchforge schedule`: due and missed runs start, overlaps are left out, and it ends with what it started."""
+"""`searchforge schedule` starts due and missed runs, skips overlapping ones, and stops its child process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from infra.reindex.scheduler import schedule
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
 from searchforge.console.options import config_options, repeated_options, reports_errors
-from tests.infra.reindex.journal_world import write_run
+from tests.infra.reindex.sample_journal import write_run
 
 EVERY_MINUTE = "* * * * *"
 OFTEN = IntervalTrigger(seconds=0.05)
@@ -49,7 +49,7 @@ class _Schedule:
 
 @contextmanager
 def _schedule(workspace: Path, child: str, cron: str = EVERY_MINUTE, **options: Any) -> Iterator[_Schedule]:
-    """Runs a schedule in a thread; its re-indexing is the shell script `child`."""
+    """Runs a schedule in a thread; the shell script `child` stands for re-indexing."""
     config = _config(workspace, cron)
     stop = threading.Event()
     reader, writer = (os.fdopen(end, mode, buffering=1) for end, mode in zip(os.pipe(), ("r", "w"), strict=True))
@@ -73,7 +73,7 @@ def _schedule(workspace: Path, child: str, cron: str = EVERY_MINUTE, **options: 
 
 @contextmanager
 def _process(*arguments: str) -> Iterator[tuple[_Schedule, Callable[[int], int]]]:
-    """Runs Python with these arguments; yields the schedule, and what ends it by a signal and returns its exit code."""
+    """Runs Python with these arguments; yields the schedule and a function that stops it by a signal."""
     command = [sys.executable, *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr
@@ -95,7 +95,7 @@ def _config(workspace: Path, cron: str = EVERY_MINUTE) -> Config:
 
 @pytest.fixture
 def behind(tmp_path: Path) -> Path:
-    """A workspace whose last run was before the latest full minute."""
+    """A workspace whose last run started before the latest due time."""
     write_run(Workspace(str(tmp_path / "workspace")), "unchanged", hours=2)
     return tmp_path / "workspace"
 
@@ -141,7 +141,7 @@ def test_a_run_that_does_not_end_is_killed_with_its_children(behind: Path, tmp_p
         assert other.exists()
         running.stop()
         running.wait_for("stopping the run in progress; it is killed after 0 s")
-    while other.exists() and other.read_text().split()[2] != "Z":  # it ends when the kernel gets to it
+    while other.exists() and other.read_text().split()[2] != "Z":  # until the kernel has ended it
         os.sched_yield()
 
 

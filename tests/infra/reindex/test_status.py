@@ -1,4 +1,4 @@
-"""`searchforge status` says how re-indexing stands: runs, what is live, the lag, and whether somebody must look."""
+"""`searchforge status` shows runs, live releases and the lag, and detects conditions that need attention."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from infra.releases.releases import rollback
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
-from tests.infra.reindex.journal_world import PLAN, publish, stage, write_run
-from tests.infra.releases.release_world import commit_encoder
+from tests.infra.reindex.sample_journal import PLAN, publish, stage, write_run
+from tests.infra.releases.sample_artifacts import commit_encoder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A run that is asked to end writes down that it was, frees its lease, and leaves the rest to the next one."""
+"""A run that receives SIGTERM or SIGINT records that it was stopped and releases its lease."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from infra.reindex import journal, lease
 from searchforge.config import TrainConfig
 from searchforge.console.options import import_quietly
 from tests.infra.forked import fork
-from tests.infra.reindex.tiny_reindex import make_world
+from tests.infra.reindex.scenario import make_scenario
 from trainer.ray_cluster import ray_cluster
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) -> None:
-    world = make_world(tmp_path)
+    scenario = make_scenario(tmp_path)
     config, output = tmp_path / "config.yaml", tmp_path / "output"
-    config.write_text(world.config.model_dump_json())
+    config.write_text(scenario.config.model_dump_json())
     import_quietly("apache_beam")
     process = fork(lambda: main(["reindex", "--config", str(config)]), output)
     while "\nindex\n" not in (output.read_text() if output.exists() else ""):
@@ -33,10 +33,10 @@ def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) ->
     said = output.read_text()
     assert os.waitstatus_to_exitcode(status) == 1, said
     assert f"stopped by {number.name} at index" in said.splitlines()[-1] and "Traceback" not in said
-    (run,) = journal.runs(world.workspace.storage)
+    (run,) = journal.runs(scenario.workspace.storage)
     assert (run.state, run.error, run.failed_stage) == ("failed", f"stopped by {number.name}", "index")
-    assert run.failures == 0  # nothing is wrong with the corpus or the configuration
-    held = lease.read(world.workspace.storage)
+    assert run.failures == 0  # a stopped run does not count as failed
+    held = lease.read(scenario.workspace.storage)
     assert held and held.state == "free"
 
 

@@ -1,4 +1,4 @@
-"""Commands that meet a prune, and what must hold afterwards."""
+"""Commands that run concurrently with a prune, and the invariants that must hold afterwards."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from infra.releases.pruning import prune
 from infra.releases.releases import list_releases, promote, publish, require_complete, rollback
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import ConflictError, GateError, UsageError
-from tests.infra.releases.release_world import commit_checked
+from tests.infra.releases.sample_artifacts import commit_checked
 
 
 class PruneActors:
-    """The commands, on releases that are published from `source`; the first one is what a prune deletes."""
+    """Commands on releases published from `source`; most of them use the oldest release, which a prune deletes."""
 
     def __init__(self, source: Workspace) -> None:
         self._source = source
@@ -22,7 +22,7 @@ class PruneActors:
         self._oldest = ""
 
     def fill(self, target: Workspace) -> None:
-        """Publishes four releases, of which a prune deletes two."""
+        """Publishes four releases, two of which a prune deletes."""
         self._oldest, *_ = [publish(self._source, target, check).id for check in self._checks[:4]]
 
     def prune(self, target: Workspace) -> None:
@@ -47,17 +47,17 @@ class PruneActors:
 
 @contextlib.contextmanager
 def _may_lose() -> Iterator[None]:
-    """A command may fail, as it says itself, when another one was faster."""
+    """Suppresses the errors of a command that lost a race."""
     with contextlib.suppress(ConflictError, UsageError, GateError):
         yield
 
 
 def require_sound(target: Workspace) -> None:
-    """What is live is whole, and no release is damaged."""
+    """Asserts that live releases are complete and no release is damaged."""
     for channel in channels.channels(target.storage):
         pointer = channels.read(target.storage, channel).pointer
         if pointer.release is None and channel != channels.PRODUCTION:
-            continue  # a channel that was to begin with a release that is being deleted
+            continue  # the first release of the channel was deleted before it went live
         assert pointer.release
         require_complete(target, pointer.release)
         for file in pointer.files.values():

@@ -1,4 +1,4 @@
-"""A storage in which something happens just before a chosen step: another actor's whole command, or death."""
+"""Interleaves storage calls: runs another command, or simulates a kill, just before a chosen call."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.storage.base import FolderSnapshot, Storage
 
 CHANGES = ("write", "delete", "upload", "replace", "now")
-"""Calls that change something. Dying before any other call leaves the same state as dying before the next of these."""
+"""Calls that change the storage. A kill before any other call has the same effect as one before the next of these."""
 
 CALLS = (*CHANGES, "read", "exists", "list_folders", "list_files", "snapshot", "read_version", "modified")
 
 
 class KilledError(BaseException):
-    """What ends a process here; no code catches it, as none catches a SIGKILL."""
+    """Simulates a SIGKILL; no code under test catches it."""
 
 
 def killed(*_: Any) -> None:
-    """The event that is the death of the process."""
+    """Kills the process; an event for Steps."""
     raise KilledError
 
 
 def dying(command: Callable[[Workspace], Any]) -> Callable[[Workspace], None]:
-    """Returns what runs a command until it is killed."""
+    """Returns a function that runs a command and suppresses the simulated kill."""
 
     def run(workspace: Workspace) -> None:
         with contextlib.suppress(KilledError):
@@ -35,11 +35,11 @@ def dying(command: Callable[[Workspace], Any]) -> Callable[[Workspace], None]:
 
 
 class Steps:
-    """Counts calls of a storage, and runs `event` before call number `at` (from 0).
+    """Counts the calls of a storage and runs `event` before call number `at`, counted from 0.
 
     Args:
-      calls: names of those that count.
-      deletions: whether every object that a snapshot deletes counts as a call of its own.
+      calls: Names of the methods to count.
+      deletions: Whether every object that a snapshot deletes counts as a separate call.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Steps:
 
     def _stepping(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any) -> Any:
-            if self._inside:  # a part of another call, which may hold a lock
+            if self._inside:  # nested in another call, which may hold a lock
                 return method(*arguments)
             self._step()
             self._inside = True
@@ -78,7 +78,7 @@ class Steps:
 
 
 class _SteppedSnapshot(FolderSnapshot):
-    """Deletes the objects of another snapshot one by one."""
+    """Wraps a snapshot and deletes its objects one by one."""
 
     def __init__(self, snapshot: FolderSnapshot, step: Callable[[], None]) -> None:
         self.objects, self._snapshot, self._step = snapshot.objects, snapshot, step
@@ -98,13 +98,15 @@ def interleave(
     every: int = 1,
     **options: Any,
 ) -> int:
-    """Runs `command` undisturbed, then again with `event` just before one of its calls; returns the number of calls.
+    """Runs `command` uninterrupted, then again with `event` before each of its calls; returns the number of calls.
 
     Args:
-      make: makes a fresh workspace and returns the function that opens it, as each process does for itself.
-      verify: is called afterwards; errors of command and event are theirs to expect.
-      every: 1: each call has its turn; n: each n-th.
-      options: of Steps.
+      make: Creates a workspace and returns a function that opens it, as separate processes would.
+      command: Command to interrupt; it must handle the errors that it expects.
+      event: Command or kill that interrupts; it must handle the errors that it expects.
+      verify: Called with the workspace after every run.
+      every: Interval of the calls that are tried; 1 tries each one.
+      options: Options of Steps.
     """
     at, calls = -1, 0
     while at < calls:

@@ -1,4 +1,4 @@
-"""An app's client installs what the pointer announces, byte for byte, and never loses what it has."""
+"""The reference client installs the files listed in the pointer, and never loses the installed version."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import pytest
 from infra.releases.client import Client, Outcome, RefusedError, main
 from infra.releases.releases import live_release, publish, rollback
 from searchforge.artifacts.workspace import Workspace
-from tests.infra.releases.release_world import FILES, commit_checked
+from tests.infra.releases.sample_artifacts import FILES, commit_checked
 
 CURRENT = "releases/CURRENT.json"
 KILOBYTES = 300
 
 
 class _Server(ThreadingHTTPServer):
-    """Serves a folder, with single ranges; counts bytes, and can be made to fail."""
+    """Serves a folder with support for single ranges, counts bytes, and fails on request."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.sent, self.ranges = root, 0, 0
         self.cut: int | None = None
-        """Bytes after which a searcher's body ends."""
+        """Number of bytes after which the body of a searcher ends; None sends all of it."""
         self.status: dict[str, int] = {}
-        """Status by the end of a path."""
+        """Status to return, by the suffix of the path."""
         self.on_file: Callable[[], object] = lambda: None
-        """Called before a searcher is sent."""
+        """Function called before a searcher is sent."""
         self.no_ranges = False
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -71,7 +71,7 @@ class _Handler(SimpleHTTPRequestHandler):
         server.sent += len(body)
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Suppresses logging."""
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_live_release_is_installed_and_followed(
     sent = server.sent
     rollback(target)
     assert client.update() == Outcome("updated", first) and _holds(client.usable_version(), "a")
-    assert server.sent - sent < KILOBYTES * 1000, "what is still there is not fetched again"
+    assert server.sent - sent < KILOBYTES * 1000, "an installed version is not downloaded again"
     third = _publish(target, "c")
     assert client.update().release == third
     assert {path.name for path in (tmp_path / "app" / "versions").iterdir()} == {first, third}
@@ -277,7 +277,7 @@ def test_a_release_that_does_not_open_is_left_and_given_up(target: Workspace, se
     assert client.update() == Outcome("updated", third)
     rollback(target)
     assert Client(server.url, tmp_path / "app", task_library="0.4.5").update().state == "updated", (
-        "another app opens it"
+        "another app version tries again"
     )
 
 
@@ -295,7 +295,7 @@ def test_it_falls_back_while_the_current_version_does_not_open(target: Workspace
     broken = "b"
     assert _holds(client.usable_version(), "a")
     broken = ""
-    assert _holds(client.usable_version(), "b"), "it was not the file's fault"
+    assert _holds(client.usable_version(), "b"), "the file itself was intact"
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "removed", "folder"])
@@ -336,7 +336,7 @@ def test_a_damaged_state_is_found_again(target: Workspace, tmp_path: Path, conte
 def test_a_death_at_any_moment_loses_nothing(
     target: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dies at every rename of an update, which are what changes the state."""
+    """Simulates a kill at every rename of an update, since renames are what changes the state."""
 
     class Died(BaseException):
         pass

@@ -1,4 +1,4 @@
-"""A machine whose clock is wrong by years publishes, lists and prunes as any other: times are those of the storage."""
+"""A machine with a clock that is years off publishes, lists and prunes correctly, since times come from the storage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from infra.releases.releases import list_releases, publish
 from searchforge.artifacts.workspace import Workspace
-from tests.infra.releases.release_world import commit_checked
+from tests.infra.releases.sample_artifacts import commit_checked
 
 SKEWED_CLOCK = r"""
 #define _GNU_SOURCE
@@ -32,7 +32,7 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 """
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler, with which a process is given another clock")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler to change the clock of a process")
 @pytest.mark.parametrize("years", [-5, 5])
 def test_a_wrong_clock_neither_deletes_nor_keeps_too_much(tmp_path: Path, years: int) -> None:
     (tmp_path / "skew.c").write_text(SKEWED_CLOCK)

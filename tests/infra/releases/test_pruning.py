@@ -1,4 +1,4 @@
-"""Prune deletes what nobody goes back to, and never what is live, was live before, or goes live while it works."""
+"""Pruning deletes old releases, and never one that is live, was live before, or goes live at the same time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import GateError, JobError
 from tests.infra.memory_storage import MemoryStorage
 from tests.infra.releases.prune_actors import PruneActors, require_sound
-from tests.infra.releases.release_world import FILES, commit_checked
+from tests.infra.releases.sample_artifacts import FILES, commit_checked
 from tests.infra.releases.stepped_storage import CHANGES, dying, interleave, killed
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -35,7 +35,7 @@ def _publish(workspace: Workspace, *names: str, channel: str = "production") -> 
 
 
 def _age(workspace: Workspace, days: float, folder: str = "releases") -> None:
-    """Makes files older by the storage's clock, which is that of the file system."""
+    """Ages files by setting their modification times."""
     moment = time.time() - days * 86400
     for path in Path(workspace.root, folder).rglob("*"):
         os.utime(path, (moment, moment))
@@ -51,7 +51,7 @@ def test_the_latest_and_the_protected_ones_stay(workspace: Workspace) -> None:
     assert pruned.releases == sorted(ids[:2]) and pruned.kept == 3
     assert _ids(workspace) == set(ids[2:])
     assert prune(workspace, keep=0, min_age_days=0).releases == [ids[2]]
-    assert _ids(workspace) == set(ids[3:]), "the live one and its predecessor"
+    assert _ids(workspace) == set(ids[3:]), "the live release and its predecessor"
     assert prune(workspace, keep=0, min_age_days=0).releases == []
 
 
@@ -75,7 +75,7 @@ def test_young_releases_stay(workspace: Workspace) -> None:
     assert prune(workspace, keep=0, min_age_days=1).releases == []
     _age(workspace, 3)
     assert prune(workspace, keep=0, min_age_days=4).releases == []
-    assert prune(workspace, keep=0, min_age_days=1).releases == [], "they were live a moment ago"
+    assert prune(workspace, keep=0, min_age_days=1).releases == [], "they were live recently"
     assert _ids(workspace) == set(ids)
 
 
@@ -145,12 +145,12 @@ def test_a_pruned_release_can_be_published_again(workspace: Workspace) -> None:
     require_sound(workspace)
 
 
-# Two actors at once: every point at which the one can be interrupted by the other.
+# Interleavings: one command runs before every storage call of another one.
 
 COMMANDS = ("rollback", "promote", "publish_pruned", "publish_other")
 
 SOME = 12
-"""`make test` tries every 12th call on a folder, the proofs every one."""
+"""Interval of the calls that `make test` interleaves on a local folder; the proofs cover every call."""
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ Interleave = Callable[..., int]
 
 @pytest.fixture(params=["memory", "folder", pytest.param("folder, each call", marks=pytest.mark.proof)])
 def interleaved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Interleave]:
-    """`interleave` on copies of the same releases: in memory at each call, on a folder at some of them or at each."""
+    """Interleaves on copies of the same releases: in memory at every call, in a folder at some or all calls."""
     if request.param == "memory":
         storage = request.getfixturevalue("in_memory").storage
 

@@ -1,4 +1,4 @@
-"""The races of tests/bench/release_races.py on a local folder: briefly in every run of the tests, longer as a proof."""
+"""Races of publishers and readers in a local folder; see tests/bench/release_races.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Only the very bytes that passed a check are published; one write makes a release live, or an earlier one again."""
+"""Publishing, promotion, rollback and listing of releases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from infra.releases.releases import (
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import ConflictError, GateError, JobError, UsageError
 from searchforge.hashing import sha256_file
-from tests.infra.releases.release_world import FILES, commit_checked
+from tests.infra.releases.sample_artifacts import FILES, commit_checked
 
 CURRENT = "releases/CURRENT.json"
 
@@ -172,7 +172,7 @@ def test_the_release_before_is_that_of_the_channel(workspace: Workspace) -> None
     rollback(workspace)
     assert live_release(workspace) == first
     _publish(workspace, "c")
-    assert rollback(workspace).id == first, "the withdrawn one was not live before c"
+    assert rollback(workspace).id == first, "the withdrawn release is not in the history of c"
     assert second not in (live_release(workspace), channels.read(workspace.storage).pointer.previous)
 
 
@@ -354,7 +354,7 @@ def test_a_publisher_with_an_old_fencing_token_publishes_nothing(workspace: Work
     with pytest.raises(ConflictError, match="fencing token 7"):
         publish(workspace, workspace, check, fence=6)
     assert live_release(workspace) == release.id
-    assert publish(workspace, workspace, commit_checked(workspace, "b")).live, "a person holds no token"
+    assert publish(workspace, workspace, commit_checked(workspace, "b")).live, "manual publishing needs no token"
 
 
 def test_the_token_is_looked_at_when_the_pointer_is_written(workspace: Workspace) -> None:

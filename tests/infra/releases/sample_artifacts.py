@@ -1,4 +1,4 @@
-"""Artifacts that hold little but their markers: encoders, searchers to publish, and checks of them."""
+"""Commits minimal encoders, searchers and checks for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILES = ("text_searcher.tflite", "image_searcher.tflite")
 
 
 def commit_encoder(workspace: Workspace, id: str, dim: int = 4) -> None:
-    """Commits what every stage but the embedding itself takes for an encoder."""
+    """Commits an encoder bundle that every stage except embedding accepts."""
     info = EncoderInfo(
         id=id,
         fingerprint=id,
@@ -31,10 +31,11 @@ def commit_encoder(workspace: Workspace, id: str, dim: int = 4) -> None:
 
 
 def commit_searcher(workspace: Workspace, id: str, kilobytes: int = 0, **marker: Any) -> None:
-    """Commits a searcher with files of its own.
+    """Commits a searcher with unique files.
 
     Args:
-      marker: fields of build.json.
+      kilobytes: Approximate size of each file.
+      marker: Additional fields of build.json.
     """
     with workspace.create("searchers", id) as staging:
         for file in FILES:
@@ -54,8 +55,8 @@ def commit_check(
     """Commits a check of a searcher; returns report.json.
 
     Args:
-      page: content of report.html; None leaves the file out.
-      report: fields in place of these.
+      page: Content of report.html; None omits the file.
+      report: Fields of report.json that replace the defaults.
     """
     folder = workspace.local("searchers", searcher)
     content = {
@@ -86,6 +87,6 @@ def commit_checked(
     kilobytes: int = 0,
     page: str | None = None,
 ) -> str:
-    """Commits a searcher with files of its own and a check of it; returns the check's id."""
+    """Commits a searcher with unique files and a check of it; returns the check's id."""
     commit_searcher(workspace, name, kilobytes)
     return str(commit_check(workspace, f"check-{name}-{passed}", name, passed, latency, page)["id"])

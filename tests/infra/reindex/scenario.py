@@ -1,4 +1,4 @@
-"""A small corpus of tiny images in a workspace with an encoder, which `reindex` brings up in a few seconds."""
+"""A corpus of tiny images and a workspace with an encoder, which `reindex` processes in a few seconds."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ SETTINGS: Mapping[str, Any] = {
     "check.min_recall_at_10": None,
     "check.max_latency_growth": None,
 }
-"""Every image is found again, and nothing depends on how fast the machine is."""
+"""Settings under which every image is found, and no result depends on the speed of the machine."""
 
 
 @dataclass(frozen=True)
-class World:
+class Scenario:
     """A corpus folder and the configuration of its workspace."""
 
     images: Path
@@ -55,7 +55,7 @@ class World:
         Image.fromarray(pixels).save(self.images / name)
 
     def change(self, generator: random.Random, step: int) -> None:
-        """Adds, draws anew, removes and renames some images."""
+        """Adds, changes, removes and renames some images."""
         names = sorted(path.name for path in self.images.iterdir())
         changed, removed, renamed = generator.sample(names, 3)
         self.draw(changed, generator.randrange(2**31))
@@ -65,8 +65,8 @@ class World:
             self.draw(f"added-{step}-{number}.png", generator.randrange(2**31))
 
 
-def make_world(root: Path, images: int = 40, workspace: str | None = None, **settings: Any) -> World:
-    """Draws the corpus and commits the encoder; settings are configuration keys with `__` for the dot."""
+def make_scenario(root: Path, images: int = 40, workspace: str | None = None, **settings: Any) -> Scenario:
+    """Draws a corpus and commits an encoder; settings are configuration keys with `__` in place of the dot."""
     config = load_config(
         None,
         {
@@ -76,18 +76,18 @@ def make_world(root: Path, images: int = 40, workspace: str | None = None, **set
             **{key.replace("__", "."): value for key, value in settings.items()},
         },
     )
-    world = World(root / "images", config)
+    scenario = Scenario(root / "images", config)
     for number in range(images):
-        world.draw(f"{number:03}.png", number)
-    write_encoder(world.workspace)
-    return world
+        scenario.draw(f"{number:03}.png", number)
+    write_encoder(scenario.workspace)
+    return scenario
 
 
 def write_encoder(workspace: Workspace, id: str = "tiny", settings: TrainConfig | None = None) -> None:
-    """Commits a copy of the tiny encoder, with a fingerprint of its own.
+    """Commits a copy of the tiny encoder with a unique fingerprint.
 
     Args:
-      settings: that it says it was trained with.
+      settings: That it says it was trained with.
     """
     _, _, bundle = tiny_encoder()
     with workspace.create("encoders", id) as staging:

@@ -1,4 +1,4 @@
-"""A workspace that was re-indexed: runs in its journal, and a published release."""
+"""Writes journal entries and publishes releases for tests."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from infra.reindex.journal import PlanEntry, Run, StageEntry
 from infra.releases import releases
 from infra.releases.releases import Release
 from searchforge.artifacts.workspace import Workspace
-from tests.infra.releases.release_world import commit_checked
+from tests.infra.releases.sample_artifacts import commit_checked
 
 PLAN = PlanEntry(mode="delta", reason="the corpus changed", items=100, added=3, changed=2, removed=1, unchanged=95)
 
 
 def ago(**parts: float) -> str:
-    """The UTC time so long ago, ISO 8601."""
+    """Returns a past UTC time, ISO 8601."""
     return (datetime.now(timezone.utc) - timedelta(**parts)).isoformat(timespec="milliseconds")
 
 
 def write_run(workspace: Workspace, state: journal.RunState, hours: float, **fields: Any) -> Run:
-    """Writes the journal entry of a run that started so long ago, and took a minute if it ended."""
+    """Writes the journal entry of a run that started `hours` ago, and took a minute unless it is still running."""
     started = datetime.now(timezone.utc) - timedelta(hours=hours)
     ended = None if state == "running" else (started + timedelta(minutes=1)).isoformat()
     id = f"{started:%Y%m%dT%H%M%S.%fZ}-abcdef"
