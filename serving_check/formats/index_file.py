@@ -1,7 +1,7 @@
 """Reads an on-device index from its LevelDB table, and rejects one that a device could not search correctly.
 
 Format: tensorflow_lite_support/scann_ondevice/cc/index_builder.cc. Unlike the Task Library, this reader verifies every
-checksum, offset and length.
+checksum, offset and length. It is independent of the indexer, so that it does not repeat a fault of the writer.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _require_settings(
         if distance != _DOT_PRODUCT:
             raise ValueError(f"the distance of {stage} is {distance}, expected {_DOT_PRODUCT}, the dot product")
     if hashing.lookup_type not in _LUT_TYPES:
-        raise ValueError(f"the look-up type {hashing.lookup_type} is none of {_LUT_TYPES}")
+        raise ValueError(f"the look-up type is {hashing.lookup_type}, expected one of {_LUT_TYPES}")
     if code_bytes != len(codebooks):
         raise ValueError(f"INDEX_CONFIG has {code_bytes} bytes per code, but {len(codebooks)} codebooks")
     dim = sum(book.shape[1] for book in codebooks)

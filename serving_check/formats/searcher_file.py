@@ -1,7 +1,7 @@
 """Reads a TFLite file with metadata without the Task Library: the model, its metadata and its associated files.
 
 Format: https://www.tensorflow.org/lite/models/convert/metadata: a flatbuffer, followed by a ZIP archive if the file has
-associated files.
+associated files. This reader is independent of the indexer, so that it does not repeat a fault of the writer.
 """
 
 from __future__ import annotations

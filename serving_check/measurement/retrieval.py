@@ -104,15 +104,15 @@ def run_queries(searcher: Searcher, encoder: Path, queries: Sequence[str], label
     searched, embedded, wide = [], [], []
     with track(label, 3 * len(queries)) as advance:
         for query in queries[:_WARM_UP]:
-            _guarded(searcher.timed_search, query, K)
+            _run(searcher.timed_search, query, K)
         for query in queries:
-            searched.append(_guarded(searcher.timed_search, query, K))
+            searched.append(_run(searcher.timed_search, query, K))
             advance(1)
         for query in queries:
-            embedded.append(_guarded(searcher.timed_embed, query, encoder))
+            embedded.append(_run(searcher.timed_embed, query, encoder))
             advance(1)
         for query in queries:  # last, because a searcher that was opened for more hits is slower
-            wide.append([hit.id for hit in _guarded(searcher.timed_search, query, WIDE)[0]])
+            wide.append([hit.id for hit in _run(searcher.timed_search, query, WIDE)[0]])
             advance(1)
     return SearchResults(
         hits=[hits for hits, _ in searched],
@@ -125,7 +125,7 @@ def run_queries(searcher: Searcher, encoder: Path, queries: Sequence[str], label
 
 def embed(searcher: Searcher, queries: Sequence[str], encoder: Path | None = None) -> list[npt.NDArray[np.float32]]:
     """Returns each query's embedding [dim] float32 by the searcher, or by another encoder; raises QueryError."""
-    return [_guarded(searcher.timed_embed, query, encoder)[0] for query in queries]
+    return [_run(searcher.timed_embed, query, encoder)[0] for query in queries]
 
 
 def multithreaded_latency(searcher: Searcher, queries: Sequence[str]) -> dict[str, float]:
@@ -133,8 +133,8 @@ def multithreaded_latency(searcher: Searcher, queries: Sequence[str]) -> dict[st
     threads = len(os.sched_getaffinity(0))
     searcher.reopen(threads)
     for query in queries[:_WARM_UP]:
-        _guarded(searcher.timed_search, query, K)
-    milliseconds = [_guarded(searcher.timed_search, query, K)[1] for query in queries]
+        _run(searcher.timed_search, query, K)
+    milliseconds = [_run(searcher.timed_search, query, K)[1] for query in queries]
     return {"threads": threads, "threads_p50_ms": float(np.median(milliseconds))}
 
 
@@ -152,9 +152,8 @@ def compare_with_exact(results: SearchResults, queries: Queries, corpus: Corpus)
     count, depth = len(corpus.ids), min(K, len(corpus.ids))
     recall: dict[int, list[float]] = {1: [], K: [], WIDE: []}
     exact_rows, exact_scores = np.empty((len(queries), depth), np.int64), np.empty((len(queries), depth), np.float32)
-    own: list[
-        tuple[int, int, bool]
-    ] = []  # ranks in the searcher's and in exact results; whether it or an equal was hit
+    # Ranks of the own item in the searcher's and in the exact results, and whether it or an equal item was returned.
+    own: list[tuple[int, int, bool]] = []
     for start in range(0, len(queries), _BATCH):
         for query, scores in enumerate(results.embeddings[start : start + _BATCH] @ corpus.vectors.T, start):
             wide = min(WIDE, count)
@@ -198,7 +197,7 @@ def _rows(ids: Sequence[str], corpus: Corpus) -> list[int]:
     return [corpus.row_of[id] for id in dict.fromkeys(ids) if id in corpus.row_of]
 
 
-def _guarded(call: Any, *arguments: Any) -> Any:
+def _run(call: Any, *arguments: Any) -> Any:
     try:
         return call(*arguments)
     except SearchforgeError as error:

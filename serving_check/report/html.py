@@ -118,7 +118,7 @@ def render(report: Report, pictures: Callable[[str], bytes | None]) -> str:
         facts=_facts(report),
         settings=_settings(report),
         thumbnails=Thumbnails(pictures),
-        charts=charts,
+        part_colour=charts.colour,
         figures=figures,
         utc=utc,
     )
@@ -136,7 +136,7 @@ def utc(created: str) -> str:
 
 
 def _conditions(report: Report) -> str:
-    """Returns a sentence without its full stop about the number and type of the queries and items."""
+    """Returns a sentence (without a full stop) with the number and type of the queries and the searched items."""
     found, text = report.figures, ""
     if is_number(found.get("queries")):
         kind = _QUERY_KINDS.get(str(found.get("query_kind")), "queries")

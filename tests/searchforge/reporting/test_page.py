@@ -61,6 +61,15 @@ def test_values_are_escaped_without_being_asked_for() -> None:
     assert rendered("{{ value }}", value=Markup("<b>")) == "<b>"
 
 
+@pytest.mark.parametrize("package", ["searchforge.reporting", "serving_check.report", "trainer.evaluation"])
+def test_no_template_turns_escaping_off(package: str) -> None:
+    templates = environment(package)
+    for name in templates.list_templates(extensions=["html"]):
+        assert templates.loader
+        source, _, _ = templates.loader.get_source(templates, name)
+        assert not re.search(r"\|\s*safe\b|autoescape|Markup", source), name
+
+
 def test_a_variable_that_is_not_set_is_an_error() -> None:
     with pytest.raises(UndefinedError):
         rendered("{{ absent }}")
