@@ -51,7 +51,7 @@ def configure(format: Format) -> None:
 
 @contextmanager
 def bind(**fields: Any) -> Iterator[None]:
-    """Adds `fields`, such as `run` or `stage`, to every JSON line that any thread of this process writes during the block.
+    """Adds `fields`, such as `run` or `stage`, to every JSON line that this process writes during the block.
 
     A SearchforgeError raised in the block keeps them for the line that reports it.
     """
