@@ -1,13 +1,10 @@
-"""The Beam pipeline, with one element per shard, and its progress and metrics on any runner."""
+"""The Beam pipeline, with one element per shard, and its metrics on any runner."""
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -15,21 +12,17 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.utils.shared import Shared
 
 from beam_jobs.embedding.embedder import Embedder, EmbedOptions, Outcome, write_outcome
+from beam_jobs.embedding.shard_progress import report_progress
 from beam_jobs.planning.shards import Shard, ShardReport, read_plan, read_report, write_report
-from searchforge import progress
 from searchforge.artifacts.workspace import Workspace
 from searchforge.beam_runner import runner_option
 from searchforge.config import EmbedConfig
 from searchforge.errors import JobError, SearchforgeError
 from searchforge.storage.base import Storage
 
-logger = logging.getLogger(__name__)
-
 NAMESPACE = "searchforge"
 """Namespace of the job's Beam metrics: counters `embedded`, `reused`, `rejected_<reason>` and `bytes_read`;
 distributions `batch_size` and `batch_ms` of the encoder's calls (one mean per shard) and `shard_seconds`."""
-
-_POLL_SECONDS = 1.0
 
 
 class EmbedShard(beam.DoFn):
@@ -97,7 +90,7 @@ def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfi
     arguments = [runner_option(config.runner), *config.beam_options]
     try:
         with (
-            _report_progress(shards, sizes, options, storage),
+            report_progress(shards, sizes, options.folder, storage),
             beam.Pipeline(options=PipelineOptions(arguments)) as pipeline,
         ):
             _ = (
@@ -122,39 +115,3 @@ def threads_per_worker(config: EmbedConfig) -> int:
     cores = len(os.sched_getaffinity(0))
     local = PipelineOptions(list(config.beam_options)).view_as(DirectOptions)
     return max(1, cores // (local.direct_num_workers or cores))
-
-
-@contextmanager
-def _report_progress(
-    shards: Sequence[Shard], sizes: Sequence[int], options: EmbedOptions, storage: Storage
-) -> Iterator[None]:
-    """Shows progress by polling the folder for finished shards, which works with every runner."""
-    finished = threading.Event()
-    existing = set(storage.list_files(options.folder))
-    pending = [
-        (shard, size) for shard, size in zip(shards, sizes, strict=True) if shard.name("done", "json") not in existing
-    ]
-    if len(pending) < len(shards):
-        logger.info(f"  {len(shards) - len(pending)} of {len(shards)} shards are already done")
-    with progress.track("embed", sum(size for _, size in pending)) as advance:
-
-        def watch() -> None:
-            last = False
-            while not last:
-                last = finished.wait(_POLL_SECONDS)
-                try:
-                    files = set(storage.list_files(options.folder))
-                except (SearchforgeError, OSError):  # the job must not fail because progress cannot be shown
-                    continue
-                done = [(shard, size) for shard, size in pending if shard.name("done", "json") in files]
-                for entry in done:
-                    pending.remove(entry)
-                    advance(entry[1])
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            finished.set()
-            watcher.join()
