@@ -33,6 +33,7 @@ from infra.stages import (
     estimate,
     evaluate,
     index,
+    require_publishable,
     train,
 )
 from searchforge.artifacts.manifest import Manifest, read_shards
@@ -134,8 +135,10 @@ def run(config: Config) -> RunReport:
     """Trains, embeds, indexes, checks and publishes.
 
     Raises:
+      UsageError: The configuration describes a searcher that cannot be published.
       GateError: The searcher did not pass its check; nothing was published.
     """
+    require_publishable(config)
     logger.info(f"train, embed, index, check and publish into {config.workspace}; finished stages are reused")
     workspace, target = Workspace(config.workspace), _releases.open_target(config)
     for each in (workspace, target):

@@ -20,6 +20,15 @@ KIND_OF_STAGE: dict[str, Kind] = {"train": "encoders", "embed": "embeddings", "i
 """Kind of artifact that each stage creates."""
 
 
+def require_publishable(config: Config) -> None:
+    """Raises UsageError if the configured index can be built but neither checked nor published."""
+    if field := config.index.partition_by:
+        raise UsageError(
+            f"index.partition_by is {field!r}, which builds a separate index for each value; only a single index can "
+            "be checked and published: remove the key, or run the stages train, embed and index by themselves"
+        )
+
+
 def train(config: Config) -> dict[str, Any]:
     """Trains a dual encoder on a Ray cluster; returns its encoder.json."""
     import_quietly("tensorflow")

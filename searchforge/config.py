@@ -295,6 +295,20 @@ class IndexConfig(Section):
     partition_by: str | None = None
     seed: Seed = 0
 
+    @model_validator(mode="after")
+    def _partitions_are_consistent(self) -> IndexConfig:
+        if self.partitions and self.partitions > self.training_sample:
+            raise ValueError(
+                f"partitions is {self.partitions}, but they are trained on {self.training_sample} images; raise "
+                "training_sample or set fewer partitions"
+            )
+        if self.partitions and self.partitions_searched and self.partitions_searched > self.partitions:
+            raise ValueError(
+                f"partitions_searched is {self.partitions_searched}, but partitions is {self.partitions}; set it to at "
+                f"most {self.partitions}"
+            )
+        return self
+
 
 class CheckConfig(Section):
     """Gates that a searcher must pass before publication. Gates that are null are measured but not enforced.

@@ -51,21 +51,11 @@ def default_partitions(items: int) -> int:
 
 
 def require_valid_settings(config: IndexConfig, items: int, dim: int) -> None:
-    """Raises UsageError if configured parameters contradict the corpus or one another."""
+    """Raises UsageError if configured parameters contradict the corpus."""
     if config.partitions and config.partitions > items:
         raise UsageError(
             f"index.partitions is {config.partitions}, but the corpus has {items} images; set it to at most {items}, "
             "or omit it"
-        )
-    if config.partitions and config.partitions > config.training_sample:
-        raise UsageError(
-            f"index.partitions is {config.partitions}, but they are trained on {config.training_sample} images; raise "
-            "index.training_sample or set fewer partitions"
-        )
-    if config.partitions and config.partitions_searched and config.partitions_searched > config.partitions:
-        raise UsageError(
-            f"index.partitions_searched is {config.partitions_searched}, but index.partitions is {config.partitions}; "
-            f"set it to at most {config.partitions}"
         )
     if config.code_bytes and config.code_bytes > dim:
         raise UsageError(

@@ -90,6 +90,7 @@ def reindex(
       GateError: The searcher did not pass its check; the live release stays.
       UsageError, JobError: A stage failed, a signal stopped the run, or too many earlier runs failed.
     """
+    stages.require_publishable(config)
     settings, storage = config.reindex, Workspace(config.workspace).storage
     last = next(journal.runs(storage), None)
     if last and last.failures >= settings.max_failures and not resume:
@@ -128,6 +129,7 @@ def preview(config: Config) -> ReindexPlan:
     Raises:
       UsageError, JobError: See infra.reindex.plan.make_plan.
     """
+    stages.require_publishable(config)
     with contextlib.ExitStack() as stack:
         pointer = channels.read(releases.open_target(config).storage, config.reindex.channel).pointer
         return _list_and_plan(config, pointer, stack)[0]

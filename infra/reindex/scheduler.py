@@ -23,6 +23,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import Counter
 
 from infra.reindex import cron, journal, metrics
+from infra.stages import require_publishable
 from searchforge.config import Config
 from searchforge.storage.factory import open_storage
 
@@ -54,9 +55,11 @@ def schedule(
       stop: Event that stops the schedule; by default SIGINT and SIGTERM stop it.
 
     Raises:
-      UsageError: The expression or the time zone is invalid, or the metrics port is in use.
+      UsageError: The expression or the time zone is invalid, the searcher that the configuration describes cannot be
+        published, or the metrics port is in use.
       JobError: The journal cannot be read.
     """
+    require_publishable(config)
     settings = config.schedule
     times = trigger or cron.trigger(settings)
     registry = metrics.registry(config)

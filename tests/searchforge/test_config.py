@@ -80,6 +80,16 @@ def test_a_split_cannot_train_and_be_held_out() -> None:
         load_config(None, {"data.train_splits": ["train", "val"]})
 
 
+def test_searching_more_partitions_than_exist_is_rejected() -> None:
+    with pytest.raises(UsageError, match=r"index: .*partitions_searched is 9, but partitions is 8; .* at most 8"):
+        load_config(None, {"index.partitions": 8, "index.partitions_searched": 9})
+
+
+def test_more_partitions_than_training_images_are_rejected() -> None:
+    with pytest.raises(UsageError, match=r"index: .*partitions is 64, but they are trained on 30 images"):
+        load_config(None, {"index.partitions": 64, "index.training_sample": 30})
+
+
 @pytest.mark.parametrize(("written", "size"), [("50MB", 50_000_000), ("1.5 GiB", 3 * 2**29), (700, 700), ("700", 700)])
 def test_sizes_may_have_units(written: str | int, size: int) -> None:
     assert load_config(None, {"index.max_index_size": written}).index.max_index_size == size

@@ -30,16 +30,6 @@ def test_an_error_about_too_many_partitions_names_both_numbers_and_the_remedy() 
         require_valid_settings(IndexConfig(partitions=64), 10, 128)
 
 
-def test_searching_more_partitions_than_exist_is_rejected() -> None:
-    with pytest.raises(UsageError, match=r"partitions_searched is 9, but index.partitions is 8"):
-        require_valid_settings(IndexConfig(partitions=8, partitions_searched=9), 100, 128)
-
-
 def test_more_code_bytes_than_dimensions_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"code_bytes is 17, but embeddings have 16 dimensions"):
         require_valid_settings(IndexConfig(code_bytes=17), 100, 16)
-
-
-def test_more_partitions_than_training_images_are_rejected() -> None:
-    with pytest.raises(UsageError, match=r"partitions is 64, but they are trained on 30 images"):
-        require_valid_settings(IndexConfig(partitions=64, training_sample=30), 1_000, 16)
