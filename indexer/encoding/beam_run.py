@@ -51,7 +51,7 @@ def encode_with_beam(
     runner: str = "DirectRunner",
     beam_options: Sequence[str] = (),
 ) -> None:
-    """Encodes every shard of an embedding run into the same bytes as `encode_shards`.
+    """Encodes every shard of an embedding run into equal bytes as `encode_shards`, on one kind of CPU and one version of the libraries.
 
     Args:
       quantizer: Sent to the workers with the job.
