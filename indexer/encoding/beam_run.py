@@ -51,7 +51,9 @@ def encode_with_beam(
     runner: str = "DirectRunner",
     beam_options: Sequence[str] = (),
 ) -> None:
-    """Encodes every shard of an embedding run into equal bytes as `encode_shards`, on one kind of CPU and one version of the libraries.
+    """Encodes every shard of an embedding run like `encode_shards`.
+
+    The bytes are equal on one kind of CPU (instruction set) and one version of the libraries.
 
     Args:
       quantizer: Sent to the workers with the job.
