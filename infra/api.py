@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from infra.releases import releases as _releases
 from infra.releases.channels import PRODUCTION, STAGING
 from infra.releases.releases import Release, ReleaseListing
+from infra.source_table import build_table, find_source
 from infra.stages import (
     KIND_OF_STAGE,
     check,
@@ -36,7 +37,6 @@ from infra.stages import (
     require_publishable,
     train,
 )
-from searchforge.artifacts.manifest import Manifest, read_shards
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
@@ -262,13 +262,16 @@ def is_image_query(query: str) -> bool:
 
 
 def corpus_images(config: Config, embeddings: str, ids: set[str]) -> dict[str, Path]:
-    """Returns the local files of an embedding run's items by id; remote and unknown items are omitted."""
+    """Returns the local files of an embedding run's items by id; remote and unknown items are omitted.
+
+    The first call for a run reads all its records into a table; later calls only look the ids up.
+    """
     workspace = Workspace(config.workspace)
     if not workspace.committed("embeddings", embeddings):
         return {}
-    manifest = Manifest.model_validate(workspace.marker("embeddings", embeddings))
-    records = read_shards(workspace, manifest)
-    return {record.id: Path(record.uri) for record in records if record.id in ids and "://" not in record.uri}
+    table = build_table(workspace, embeddings)
+    found = {id: find_source(table, id) for id in ids}
+    return {id: Path(source.uri) for id, source in found.items() if source and "://" not in source.uri}
 
 
 def write_contact_sheet(

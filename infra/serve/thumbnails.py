@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from infra.serve.request_error import RequestError
-from infra.serve.source_table import find_source, table_path
+from infra.source_table import find_source, table_path
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import SearchforgeError
@@ -78,7 +78,7 @@ class Thumbnails:
             self.state = State("ready")
             return
         self._builder = subprocess.Popen(
-            [sys.executable, "-m", "infra.serve.source_table", self._workspace.root, self._embeddings],
+            [sys.executable, "-m", "infra.source_table", self._workspace.root, self._embeddings],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import os
 import time
 from pathlib import Path
 
@@ -13,14 +11,13 @@ import pytest
 from PIL import Image
 
 from infra.serve.request_error import RequestError
-from infra.serve.source_table import build_table, find_source, table_path
 from infra.serve.thumbnails import SIZES, Thumbnails
+from infra.source_table import table_path
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.records import EmbeddingRecord
 from searchforge.artifacts.workspace import Workspace
-from searchforge.hashing import sha256_bytes, sha256_file
+from searchforge.hashing import sha256_bytes
 from tests.indexer.tiny_corpus import DIM, TinyCorpus, commit_embeddings, make_corpus
-from tests.infra.forked import fork
 from tests.infra.serve.serve_world import wait_for
 
 MAX_PIXELS = 10_000_000
@@ -113,17 +110,6 @@ def test_images_that_cannot_be_decoded_are_refused(corpus: TinyCorpus, tmp_path:
         assert error.status == 404 and reason in error.reason
 
 
-def test_only_live_records_have_thumbnails(corpus: TinyCorpus) -> None:
-    manifest = Manifest.model_validate(corpus.workspace.marker("embeddings", "corpus"))
-    shard = manifest.shards[0].model_copy(update={"run": "corpus", "dead": (0, 2)})
-    content = manifest.model_dump() | {"id": "later", "inputs": 4, "embedded": 4, "shards": [shard.model_dump()]}
-    with corpus.workspace.create("embeddings", "later") as staging:
-        staging.commit(content)
-    path = build_table(corpus.workspace, "later")
-    known = {record.id for record in corpus.records if find_source(path, record.id)}
-    assert known == {record.id for number, record in enumerate(corpus.records[::2]) if number not in (0, 2)}
-
-
 def test_a_damaged_run_is_reported(corpus: TinyCorpus) -> None:
     folder = corpus.workspace.local("embeddings", "corpus")
     shard = next(folder.glob("*.tfrecord"))
@@ -141,19 +127,6 @@ def test_texts_have_no_thumbnails(corpus: TinyCorpus) -> None:
         staging.commit(manifest.model_dump() | {"id": "texts", "modality": "texts"})
     thumbnails = _ready(corpus.workspace, "texts")
     assert _error(thumbnails, "00003.png").reason == "thumbnails are not available: the corpus consists of texts"
-
-
-def test_racing_processes_build_one_table_despite_a_killed_one(corpus: TinyCorpus, tmp_path: Path) -> None:
-    path = table_path(corpus.workspace, "corpus")
-    path.with_suffix(".tmp").write_bytes(b"half a table")
-    output = tmp_path / "output"
-    racing = [fork(lambda: build_table(corpus.workspace, "corpus"), output) for _ in range(4)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in racing]
-    assert codes == [0] * 4, output.read_text()
-    for record in corpus.records:
-        source = find_source(path, record.id)
-        assert source and dataclasses.astuple(source) == (record.uri, "", sha256_file(Path(record.uri)))
-    assert not path.with_suffix(".tmp").exists()
 
 
 def test_closing_stops_the_background_process(corpus: TinyCorpus) -> None:

@@ -1,8 +1,8 @@
 """SQLite table that maps the item ids of an embedding run to their images; built once, in the workspace's cache.
 
-For a corpus of a million items, the same mapping would take gigabytes of memory. A server builds the table in a
-separate process (`python -m infra.serve.source_table WORKSPACE EMBEDDINGS`), because parsing a million records would
-delay its responses.
+For a corpus of a million items, the same mapping would take gigabytes of memory. The search server builds the table in
+a separate process (`python -m infra.source_table WORKSPACE EMBEDDINGS`), because parsing a million records would delay
+its responses.
 """
 
 from __future__ import annotations
