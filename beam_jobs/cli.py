@@ -6,7 +6,8 @@ import click
 
 from searchforge.artifacts.manifest import Modality
 from searchforge.config import Config
-from searchforge.console.options import config_options, import_quietly, reports_errors, show
+from searchforge.console.options import config_options, reports_errors, show
+from searchforge.native_output import import_quietly
 
 
 def embed_command(modality: Modality, help: str) -> click.Command:

@@ -9,8 +9,8 @@ from infra.releases.channels import PRODUCTION
 from searchforge.artifacts.manifest import Modality
 from searchforge.artifacts.workspace import Kind, Workspace
 from searchforge.config import Config
-from searchforge.console.options import import_quietly
 from searchforge.errors import UsageError
+from searchforge.native_output import import_quietly
 
 if TYPE_CHECKING:
     from beam_jobs.estimate import Estimate

@@ -24,7 +24,7 @@ COLUMN = 22
 def draw() -> str:
     """Returns the packages and their subpackages, top layer first, each with the summary line of its docstring."""
     contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
-    packages, *rooms = contracts
+    packages, *rooms = [contract for contract in contracts if contract["type"] == "layers"]
     floors = {contract["containers"][0]: contract["layers"] for contract in rooms}
     lines: list[str] = []
     for floor in packages["layers"]:

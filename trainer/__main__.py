@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from searchforge.config import Config
-from searchforge.console.options import config_options, import_quietly, reports_errors, show
+from searchforge.console.options import config_options, reports_errors, show
+from searchforge.native_output import import_quietly
 
 
 @click.command()

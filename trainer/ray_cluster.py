@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from searchforge.config import TrainConfig
-from searchforge.console.options import stderr_closed
 from searchforge.errors import JobError, SearchforgeError
+from searchforge.native_output import discarded_stderr
 from searchforge.processes.fork_server import python_path
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
 
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with stderr_closed():
+            with discarded_stderr():
                 ray.init(address or "local", **options)
             return
         except Exception as error:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, EncoderInfo
 from searchforge.artifacts.manifest import Modality
-from searchforge.console.options import import_quietly, stderr_closed
 from searchforge.errors import JobError, UsageError
+from searchforge.native_output import discarded_stderr, import_quietly
 from searchforge.preprocessing import Preprocessing
 
 Backend = Literal["litert", "tensorflow"]
@@ -59,7 +59,7 @@ class LiteRTImageModel(Model):
         self._create = lambda: Interpreter(str(path), num_threads=1)
         self._preprocessing = preprocessing
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        with stderr_closed():  # the first interpreter of a process prints a notice
+        with discarded_stderr():  # the first interpreter of a process prints a notice
             self._idle.put(self._new_interpreter())
 
     def __call__(self, inputs: Sequence[Any]) -> npt.NDArray[np.float32]:

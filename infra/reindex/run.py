@@ -26,12 +26,12 @@ from infra.reindex.notify import notify
 from infra.reindex.plan import MODALITY, ReindexPlan, find_matching_release, make_plan
 from infra.releases import channels, releases
 from infra.releases.releases import Release
+from searchforge import log_context
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Kind, Workspace
 from searchforge.config import Config
-from searchforge.console import logs
-from searchforge.console.options import import_quietly
 from searchforge.errors import ConflictError, GateError, JobError, SearchforgeError, UsageError
+from searchforge.native_output import import_quietly
 from searchforge.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def reindex(
     # This writes a file, so a target that is not writable fails now rather than after training.
     releases.open_target(config).storage.now()
     id = journal.run_id()
-    with logs.bind(run=id):
+    with log_context.bind(run=id):
         with _raise_on_signals(), _acquire_lease(config, storage, id) as held_lease:
             start = Run(
                 run=id,
@@ -287,7 +287,7 @@ class _StageRunner:
             self.held_lease.check()
             logger.info(f"{stage}{f', attempt {attempt} of {settings.attempts}' if attempt > 1 else ''}")
             try:
-                with logs.bind(stage=stage):
+                with log_context.bind(stage=stage):
                     return work()
             except Exception as error:  # libraries raise anything, and a schedule has no use for a traceback
                 if isinstance(error, _PERMANENT_ERRORS) or attempt == settings.attempts:

@@ -15,12 +15,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from searchforge import progress
+from searchforge import log_context, progress
 from searchforge.console.progress_bars import progress_bar
 from searchforge.errors import SearchforgeError
 
@@ -30,7 +28,6 @@ PACKAGES = ("searchforge", "trainer", "beam_jobs", "indexer", "serving_check", "
 """Packages whose messages are shown. Of other libraries, only errors are."""
 
 _format: Format = "text"
-_bound: dict[str, Any] = {}
 
 
 def configure(format: Format) -> None:
@@ -47,24 +44,6 @@ def configure(format: Format) -> None:
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
     progress.use_bars(progress_bar if format == "text" and sys.stderr.isatty() else None)
-
-
-@contextmanager
-def bind(**fields: Any) -> Iterator[None]:
-    """Adds `fields`, such as `run` or `stage`, to every JSON line that this process writes during the block.
-
-    A SearchforgeError raised in the block keeps them for the line that reports it.
-    """
-    global _bound
-    outer = _bound
-    _bound = {**outer, **fields}
-    try:
-        yield
-    except SearchforgeError as error:
-        error.log_fields = {**_bound, **error.log_fields}
-        raise
-    finally:
-        _bound = outer
 
 
 def print_error(error: SearchforgeError) -> None:
@@ -94,4 +73,6 @@ def _print(line: str) -> None:
 
 def _json_line(message: str, severity: str, **fields: Any) -> str:
     time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return json.dumps({"time": time, "severity": severity, "message": message.strip(), **_bound, **fields}, default=str)
+    return json.dumps(
+        {"time": time, "severity": severity, "message": message.strip(), **log_context.bound(), **fields}, default=str
+    )

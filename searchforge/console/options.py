@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import importlib
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -107,26 +104,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")
     logs.configure("text")
-
-
-def import_quietly(module: str) -> None:
-    """Imports a module whose native code writes to stderr before it can be configured."""
-    with stderr_closed():
-        importlib.import_module(module)
-
-
-@contextlib.contextmanager
-def stderr_closed() -> Iterator[None]:
-    """Discards everything written to stderr in the block, including output of native code."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as null:
-            os.dup2(null.fileno(), 2)
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def require_python(version: tuple[int, ...]) -> None:

@@ -21,7 +21,8 @@ from typing import Any
 import click
 
 from searchforge.config import Config, load_config
-from searchforge.console.options import import_quietly, quiet_libraries
+from searchforge.console.options import quiet_libraries
+from searchforge.native_output import import_quietly
 
 CHUNKS = 16
 """Number of chunks in each measured pass over the inputs."""

@@ -27,7 +27,8 @@ from beam_jobs.embed import EmbedMethod
 from beam_jobs.embed_images import embed_images
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
-from searchforge.console.options import import_quietly, quiet_libraries
+from searchforge.console.options import quiet_libraries
+from searchforge.native_output import import_quietly
 from searchforge.preprocessing import Preprocessing
 
 

@@ -20,7 +20,8 @@ import click
 import numpy as np
 
 from searchforge.config import Config, load_config
-from searchforge.console.options import import_quietly, quiet_libraries
+from searchforge.console.options import quiet_libraries
+from searchforge.native_output import import_quietly
 from trainer.features.batches import TrainingSet, draw_batch
 from trainer.fit.head_training import HeadTask
 

@@ -23,7 +23,8 @@ from PIL import Image, ImageFilter
 from beam_jobs.embed_images import embed_images
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import load_config
-from searchforge.console.options import import_quietly, quiet_libraries
+from searchforge.console.options import quiet_libraries
+from searchforge.native_output import import_quietly
 
 DISTINCT = 64
 """Number of synthetic photos; the others are copies with a different comment, which cost the same to decode."""

@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from searchforge.config import Config, load_config
-from searchforge.console.options import import_quietly, quiet_libraries
+from searchforge.console.options import quiet_libraries
+from searchforge.native_output import import_quietly
 
 PLAIN: dict[str, Any] = {"ensemble_size": 1, "views": 1, "hubness_correction": 0.0}
 TOWERS = {"image_tower": "pypi:efficientnet-lite0", "text_tower": "pypi:minilm-l6"}

@@ -96,7 +96,7 @@ def run_kills(
 def import_all() -> None:
     """Imports what re-indexing without training needs, in this process and in the fork server that its forks share."""
     from searchforge.console import logs
-    from searchforge.console.options import import_quietly
+    from searchforge.native_output import import_quietly
 
     logs.configure("text")
     import_quietly("apache_beam")

@@ -12,7 +12,7 @@ import pytest
 from infra.cli.commands import main
 from infra.reindex import journal, lease
 from searchforge.config import TrainConfig
-from searchforge.console.options import import_quietly
+from searchforge.native_output import import_quietly
 from tests.infra.forked import fork
 from tests.infra.reindex.scenario import make_scenario
 from trainer.ray_cluster import ray_cluster

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from searchforge import progress
+from searchforge import log_context, progress
 from searchforge.console import logs
 from searchforge.errors import JobError
 
@@ -50,8 +50,8 @@ def test_progress_has_numeric_fields(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_bound_fields_are_in_the_lines_of_every_thread(capsys: pytest.CaptureFixture[str]) -> None:
-    with logs.bind(run="r1"):
-        with logs.bind(stage="embed"):
+    with log_context.bind(run="r1"):
+        with log_context.bind(stage="embed"):
             thread = threading.Thread(target=logger.info, args=["from a thread"])
             thread.start()
             thread.join()
@@ -65,7 +65,7 @@ def test_bound_fields_are_in_the_lines_of_every_thread(capsys: pytest.CaptureFix
 
 
 def test_an_error_carries_the_fields_of_the_run_and_stage_it_left(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(JobError) as raised, logs.bind(run="r1"), logs.bind(stage="index"):
+    with pytest.raises(JobError) as raised, log_context.bind(run="r1"), log_context.bind(stage="index"):
         raise JobError("no space left")
     logs.print_error(raised.value)
     (line,) = _lines(capsys)
