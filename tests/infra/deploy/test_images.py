@@ -16,7 +16,7 @@ QUIET = {"--quiet", "--no-cache-dir", "--editable", "--compile-bytecode", "--pyt
 """Options of pip and of uv that do not change what is installed."""
 
 
-def test_the_command_line_is_installed_with_the_commands_of_make_setup() -> None:
+def test_the_command_line_image_installs_the_same_packages_as_make_setup() -> None:
     makefile = (ROOT / "Makefile").read_text()
     (install,) = re.findall(r"^INSTALL := (.*)$", makefile, re.MULTILINE)
     commands = [
@@ -36,7 +36,7 @@ def test_every_image_installs_from_locks_with_hashes() -> None:
                 assert "--require-hashes" in command or command[-1] == "."
 
 
-def test_no_image_holds_what_only_develops() -> None:
+def test_images_contain_no_development_packages() -> None:
     installed = _pins(ROOT / "requirements.lock").keys()
     assert installed.isdisjoint({"mypy", "playwright", "pytest", "pytest-xdist", "ruff", "types-pyyaml"})
     copied = [text for dockerfile in DOCKERFILES for name, text in instructions(dockerfile) if name == "COPY"]
@@ -55,14 +55,14 @@ def test_locks_agree_on_versions() -> None:
     [path for path in DOCKERFILES if path.parent.name != "dataflow"],  # its launcher needs root
     ids=lambda path: path.parent.name,
 )
-def test_the_last_stage_runs_as_a_numbered_user_who_is_not_root(dockerfile: Path) -> None:
+def test_the_last_stage_runs_as_a_numeric_user_other_than_root(dockerfile: Path) -> None:
     steps = instructions(dockerfile)
     last = max(place for place, (name, _) in enumerate(steps) if name == "FROM")
     users = [text for name, text in steps[last:] if name == "USER"]
     assert users and re.fullmatch(r"[1-9]\d*", users[-1])
 
 
-def test_all_images_are_of_one_python_that_is_supported() -> None:
+def test_all_images_use_the_same_supported_python() -> None:
     versions = {
         text.removeprefix("PYTHON=")
         for dockerfile in DOCKERFILES
@@ -72,7 +72,7 @@ def test_all_images_are_of_one_python_that_is_supported() -> None:
     assert versions == {"3.11"}
 
 
-def test_the_build_context_is_what_is_copied_and_no_more() -> None:
+def test_the_build_context_contains_only_what_images_need() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
@@ -81,7 +81,7 @@ def test_the_build_context_is_what_is_copied_and_no_more() -> None:
     assert let_in == {"LICENSE", "README.md", "pyproject.toml", "setup.py", "requirements.lock", *PACKAGES}
 
 
-def test_what_is_copied_from_the_checkout_exists() -> None:
+def test_copied_files_exist() -> None:
     for dockerfile in DOCKERFILES:
         for name, text in instructions(dockerfile):
             if name == "COPY" and not text.startswith("--from"):

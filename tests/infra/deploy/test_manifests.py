@@ -24,7 +24,7 @@ CLOUD_RUN = DEPLOY / "cloud_run"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_configuration_of_an_overlay_loads_and_writes_where_it_is_mounted(overlay: str) -> None:
+def test_an_overlays_configuration_loads_and_matches_its_mounts(overlay: str) -> None:
     folder = DEPLOY / "kubernetes" / "overlays" / overlay
     config = load_config(folder / "searchforge.yaml")
     patches = [load(path) for path in (folder / "mounts.yaml", folder / "photos.yaml") if path.exists()]
@@ -40,7 +40,7 @@ def test_the_configuration_of_an_overlay_loads_and_writes_where_it_is_mounted(ov
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_containers_have_no_more_rights_than_needed(path: Path) -> None:
+def test_containers_have_minimal_rights(path: Path) -> None:
     found = list(pods(load(path)))
     assert found
     for pod in found:
@@ -65,7 +65,7 @@ def test_containers_have_no_more_rights_than_needed(path: Path) -> None:
             assert all("emptyDir" in volume for volume in written.values())
 
 
-def test_the_nightly_run_is_bounded_and_alone() -> None:
+def test_the_nightly_run_is_bounded_and_exclusive() -> None:
     spec = load(CRON_JOB)["spec"]
     job = spec["jobTemplate"]["spec"]
     assert spec["concurrencyPolicy"] == "Forbid"
@@ -74,7 +74,7 @@ def test_the_nightly_run_is_bounded_and_alone() -> None:
     assert job["template"]["spec"]["restartPolicy"] == "Never"
 
 
-def test_every_schedule_is_the_same() -> None:
+def test_all_schedulers_use_the_same_time() -> None:
     cron = load(CRON_JOB)["spec"]
     scheduler = json.loads((CLOUD_RUN / "scheduler.json").read_text())
     (dag,) = re.findall(r'schedule="(.*?)"', (DEPLOY / "airflow" / "searchforge_dag.py").read_text())
@@ -94,7 +94,7 @@ def test_jobs_run_commands_that_exist() -> None:
         assert parse_command(command)["config_path"] == CONFIG
 
 
-def test_nightly_runs_are_one_command_that_exists() -> None:
+def test_nightly_runs_use_the_same_valid_command() -> None:
     files = (CRON_JOB, CLOUD_RUN / "job.yaml")
     nightly = [pod["containers"][0]["args"] for path in files for pod in pods(load(path))]
     given = [parse_command(["searchforge", *arguments]) for arguments in nightly]
@@ -103,7 +103,7 @@ def test_nightly_runs_are_one_command_that_exists() -> None:
     assert given[0]["config_path"] == CONFIG
 
 
-def test_flink_is_told_where_its_workers_are() -> None:
+def test_the_flink_job_matches_the_cluster() -> None:
     from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions, SetupOptions
 
     given = parse_command(_flink_job())
@@ -123,7 +123,7 @@ def test_flink_is_told_where_its_workers_are() -> None:
     assert options.view_as(SetupOptions).extra_packages == [wheel]
 
 
-def test_the_documented_configuration_for_flink_is_that_of_the_job() -> None:
+def test_the_documented_flink_configuration_matches_the_job() -> None:
     text = (ROOT / "docs" / "deployment.md").read_text()
     (block,) = re.findall(r"```yaml\n(embed:\n.*?)```", text, re.DOTALL)
     embed = load_config(None, {f"embed.{key}": value for key, value in yaml.safe_load(block)["embed"].items()}).embed
@@ -131,7 +131,7 @@ def test_the_documented_configuration_for_flink_is_that_of_the_job() -> None:
     assert (embed.runner, embed.beam_options) == (given["embed__runner"], given["embed__beam_options"])
 
 
-def test_images_are_of_this_version() -> None:
+def test_image_tags_have_the_current_version() -> None:
     files = [path for path in DEPLOY.rglob("*.yaml") if "/example/searchforge/" in path.read_text()]
     tags = {tag for path in files for tag in re.findall(r"/searchforge(?:-\w+)*:(\S+)", path.read_text())}
     overlays = {
@@ -153,7 +153,7 @@ def test_ray_accepts_its_cluster_file(monkeypatch: pytest.MonkeyPatch) -> None:
         util.validate_config(util.prepare_config(unknown))
 
 
-def test_kuberay_starts_the_ray_of_the_image() -> None:
+def test_the_kuberay_cluster_has_the_images_ray_version() -> None:
     cluster = load(DEPLOY / "ray" / "rayjob.yaml")["spec"]["rayClusterSpec"]
     assert cluster["rayVersion"] == ray.__version__
     assert cluster["authOptions"] == {"mode": "token"}

@@ -31,7 +31,7 @@ def check(config: Config, searcher: str, channel: str) -> dict[str, Any]:
     provenance = {"encoder": build["encoder"], "embeddings": build["embeddings"], "searcher": searcher}
     settings, most = config.check.model_dump(mode="json"), config.check.max_bytes_per_image
     passed = most is None or most >= 1
-    gate = {"name": "bytes_per_image", "passed": passed, "detail": f"1.0, at most {most} allowed"}
+    gate = {"name": "bytes_per_image", "passed": passed, "detail": f"1, the maximum is {most}"}
     return commit_check(
         workspace,
         content_id({"searcher": searcher, "settings": settings}),

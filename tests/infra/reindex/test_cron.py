@@ -40,11 +40,11 @@ def _due(expression: str, count: int = 3, start: datetime = SATURDAY, zone: str 
         ("0 0 29 2 *", ["02-29 00:00", "02-29 00:00", "02-29 00:00"]),
     ],
 )
-def test_times_are_those_of_cron(expression: str, due: list[str]) -> None:
+def test_due_times_match_cron(expression: str, due: list[str]) -> None:
     assert _due(expression) == due
 
 
-def test_fields_are_of_the_time_zone_in_summer_and_in_winter() -> None:
+def test_due_times_follow_daylight_saving_time() -> None:
     assert _due("30 3 * * *", zone="Europe/Berlin", start=datetime(2026, 10, 24, tzinfo=timezone.utc)) == [
         "10-24 01:30",
         "10-25 02:30",
@@ -52,7 +52,7 @@ def test_fields_are_of_the_time_zone_in_summer_and_in_winter() -> None:
     ]
 
 
-def test_an_hour_that_the_clock_skips_is_not_lost() -> None:
+def test_a_time_skipped_by_daylight_saving_is_still_due() -> None:
     assert _due("30 2 * * *", zone="Europe/Berlin", start=datetime(2026, 3, 28, 12, tzinfo=timezone.utc), count=2) == [
         "03-29 01:30",
         "03-30 00:30",
@@ -60,7 +60,7 @@ def test_an_hour_that_the_clock_skips_is_not_lost() -> None:
 
 
 @pytest.mark.parametrize(("hours", "due"), [(0.0, True), (0.9, True), (1.0, False), (5.0, False)])
-def test_the_last_time_counts_for_as_long_as_a_misfire(hours: float, due: bool) -> None:
+def test_the_last_due_time_is_limited_by_the_misfire_grace(hours: float, due: bool) -> None:
     three = datetime(2026, 11, 28, 3, 0, tzinfo=timezone.utc)
     settings = ScheduleConfig(cron="0 3 * * *", misfire_seconds=3600)
     assert cron.last_due(settings, three + timedelta(hours=hours)) == (three if due else None)
@@ -86,7 +86,7 @@ def test_the_last_time_counts_for_as_long_as_a_misfire(hours: float, due: bool) 
         ("0 0 31 2 *", "is never due"),
     ],
 )
-def test_a_bad_expression_is_refused_by_its_field(expression: str, message: str) -> None:
+def test_an_invalid_expression_is_refused_with_its_field(expression: str, message: str) -> None:
     with pytest.raises(UsageError) as raised:
         cron.trigger(ScheduleConfig(cron=expression))
     assert "schedule.cron" in str(raised.value) and message in str(raised.value)

@@ -54,7 +54,7 @@ def _foreign(storage: Storage, **fields: Any) -> LeaseState:
     return state
 
 
-def test_a_second_run_leaves_and_says_who_holds_the_lease(storage: MemoryStorage) -> None:
+def test_a_second_run_is_refused_with_the_holders_name(storage: MemoryStorage) -> None:
     clock = ManualClock(meanwhile=lambda: first.check())
     with (
         _take(storage, "first") as first,
@@ -82,7 +82,7 @@ def test_a_second_run_waits_for_the_first_one(storage: MemoryStorage) -> None:
     assert 3 * SECONDS <= sum(clock.slept) < 4 * SECONDS
 
 
-def test_a_holder_is_waited_for_as_long_as_asked(storage: MemoryStorage) -> None:
+def test_waiting_for_a_holder_times_out(storage: MemoryStorage) -> None:
     with _take(storage, "first") as first:
         clock = ManualClock(meanwhile=first.check)
         with pytest.raises(ConflictError, match="--wait SECONDS"):
@@ -96,7 +96,7 @@ def test_a_holder_renews_its_lease_in_the_background(storage: MemoryStorage) -> 
             time.sleep(0.001)
 
 
-def test_a_holder_on_another_machine_that_falls_silent_is_taken_over(storage: MemoryStorage) -> None:
+def test_a_silent_holder_on_another_machine_loses_the_lease(storage: MemoryStorage) -> None:
     _foreign(storage)
     clock = ManualClock()
     with _take(storage, clock=clock) as taken:
@@ -104,7 +104,7 @@ def test_a_holder_on_another_machine_that_falls_silent_is_taken_over(storage: Me
         assert (taken.taken_over, taken.fence) == ("far", 6)
 
 
-def test_a_holder_on_another_machine_whose_clock_is_wrong_is_left_alone(storage: MemoryStorage) -> None:
+def test_a_live_holder_with_a_wrong_clock_keeps_the_lease(storage: MemoryStorage) -> None:
     """Its counter increases, so it is alive; `since` is only for people."""
     held = _foreign(storage, since="1970-01-01T00:00:00+00:00")
 
@@ -125,7 +125,7 @@ def _hold(root: str, taken: Any) -> None:
     time.sleep(3600)
 
 
-def test_a_killed_holder_on_this_machine_is_taken_over_at_once(tmp_path: Path) -> None:
+def test_a_killed_holder_on_this_machine_loses_the_lease_immediately(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     taken = context.Event()
     process = context.Process(target=_hold, args=(str(tmp_path), taken), daemon=True)
@@ -140,7 +140,7 @@ def test_a_killed_holder_on_this_machine_is_taken_over_at_once(tmp_path: Path) -
     assert clock.slept == [], "it is replaced immediately"
 
 
-def test_a_pid_that_was_given_out_again_is_not_the_holder(storage: MemoryStorage) -> None:
+def test_a_reused_pid_is_not_mistaken_for_the_holder(storage: MemoryStorage) -> None:
     clock = ManualClock()
     with _take(storage, "gone"):
         held = lease.read(storage)
@@ -151,7 +151,7 @@ def test_a_pid_that_was_given_out_again_is_not_the_holder(storage: MemoryStorage
     assert clock.slept == []
 
 
-def test_a_holder_that_lost_the_lease_is_told_and_frees_nothing(storage: MemoryStorage) -> None:
+def test_a_former_holder_gets_an_error_and_does_not_release_the_lease(storage: MemoryStorage) -> None:
     with _take(storage, "old") as old:
         old.check()
         _foreign(storage, run="other", fence=9)
@@ -163,7 +163,7 @@ def test_a_holder_that_lost_the_lease_is_told_and_frees_nothing(storage: MemoryS
     assert held and (held.state, held.run) == ("held", "other")
 
 
-def test_a_run_that_lasts_too_long_is_taken_for_dead(storage: MemoryStorage) -> None:
+def test_a_run_that_exceeds_its_maximum_duration_loses_the_lease(storage: MemoryStorage) -> None:
     hangs = ManualClock()
     with _take(storage, "hangs", max_seconds=10.0, clock=hangs) as hanging:
         hanging.check()
@@ -176,7 +176,7 @@ def test_a_run_that_lasts_too_long_is_taken_for_dead(storage: MemoryStorage) -> 
             hanging.check()
 
 
-def test_a_run_that_lasts_too_long_is_renewed_no_more_in_the_background(storage: MemoryStorage) -> None:
+def test_the_background_renewal_stops_at_the_maximum_duration(storage: MemoryStorage) -> None:
     hangs = ManualClock()
     with _take(storage, lease_seconds=0.02, max_seconds=10.0, clock=hangs) as hanging:
         hangs.sleep(10.0)
@@ -187,7 +187,7 @@ def test_a_run_that_lasts_too_long_is_renewed_no_more_in_the_background(storage:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"state": "held"}', b'{"state": "held", "fence": -1}', b"\xff"])
-def test_a_damaged_lease_is_written_anew_with_a_greater_fence(
+def test_a_damaged_lease_is_replaced_with_a_greater_fence(
     storage: MemoryStorage, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with _take(storage) as first:
@@ -199,14 +199,14 @@ def test_a_damaged_lease_is_written_anew_with_a_greater_fence(
     assert "reindex/LEASE.json" in capsys.readouterr().err
 
 
-def test_the_fence_is_greater_than_any_that_is_known_from_elsewhere(storage: MemoryStorage) -> None:
+def test_the_fence_exceeds_fences_recorded_elsewhere(storage: MemoryStorage) -> None:
     with _take(storage, known_fence=lambda: 41) as taken:
         assert taken.fence == 42
     with _take(storage, known_fence=lambda: 7) as taken:
         assert taken.fence == 43
 
 
-def test_the_lease_is_free_at_the_end_also_of_a_failure(storage: MemoryStorage) -> None:
+def test_the_lease_is_released_after_an_exception(storage: MemoryStorage) -> None:
     with pytest.raises(RuntimeError), _take(storage):
         raise RuntimeError
     content = json.loads(storage.read(LEASE))
@@ -221,7 +221,7 @@ class _LostAnswers(MemoryStorage):
         raise ConflictError("somebody else replaced it")
 
 
-def test_a_write_whose_answer_was_lost_is_not_taken_for_another_run() -> None:
+def test_a_lost_response_does_not_lose_the_lease() -> None:
     storage = _LostAnswers()
     with _take(storage) as taken:
         taken.check()
@@ -251,7 +251,7 @@ def _count_up(root: str, number: int, rounds: int) -> None:
 
 
 @pytest.mark.parametrize(("processes", "rounds"), [(4, 5), pytest.param(8, 25, marks=pytest.mark.proof)])
-def test_racing_processes_never_hold_it_together(tmp_path: Path, processes: int, rounds: int) -> None:
+def test_racing_processes_never_hold_the_lease_at_the_same_time(tmp_path: Path, processes: int, rounds: int) -> None:
     storage = LocalStorage(str(tmp_path))
     storage.write("count", b"0")
     context = multiprocessing.get_context("fork")

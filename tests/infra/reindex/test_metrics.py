@@ -49,7 +49,7 @@ def _value(samples: Samples, name: str, **labels: str) -> float:
     return samples[name, tuple(sorted(labels.items()))]
 
 
-def test_they_say_what_the_journal_and_the_releases_say(workspace: Workspace) -> None:
+def test_metrics_agree_with_the_journal_and_the_releases(workspace: Workspace) -> None:
     release = publish(workspace)
     done = write_run(
         workspace, "published", 9, release=release.id, stages=(stage("embed", 9.0, "503"), stage("embed", 4.0))
@@ -84,7 +84,7 @@ def test_they_say_what_the_journal_and_the_releases_say(workspace: Workspace) ->
     assert _value(samples, "release_created_timestamp_seconds", channel="production") == pytest.approx(created)
 
 
-def test_a_run_in_progress_is_told(workspace: Workspace) -> None:
+def test_a_run_in_progress_is_reported(workspace: Workspace) -> None:
     run = write_run(workspace, "running", 0.1)
     with lease.acquire(workspace.storage, run.run, lease_seconds=60):
         samples = _samples(metrics.text(_config(workspace)))
@@ -107,7 +107,7 @@ def test_a_workspace_without_runs_has_metrics(workspace: Workspace) -> None:
     assert not any("timestamp" in name for name, _ in samples)
 
 
-def test_a_workspace_that_cannot_be_read_is_told_and_not_guessed(
+def test_an_unreadable_workspace_reports_nothing_but_the_failure(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(workspace)
@@ -116,7 +116,7 @@ def test_a_workspace_that_cannot_be_read_is_told_and_not_guessed(
     assert "metrics cannot be read" in capsys.readouterr().err
 
 
-def test_a_scrape_reads_an_ended_run_once_and_answers_from_memory_for_a_while(workspace: Workspace) -> None:
+def test_readings_are_cached_and_ended_runs_are_read_once(workspace: Workspace) -> None:
     clock = ManualClock()
     write_run(workspace, "published", 1)
     registry = metrics.registry(_config(workspace), clock)
@@ -133,7 +133,7 @@ def test_a_scrape_reads_an_ended_run_once_and_answers_from_memory_for_a_while(wo
     assert _value(counted, "reindex_recent_runs", state="published") == 1
 
 
-def test_they_are_served_to_this_machine_only(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_are_served_on_localhost_only(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     registry = metrics.registry(_config(workspace))
     with metrics.serve(registry, 0):
         url = capsys.readouterr().err.split()[-1]
@@ -152,7 +152,7 @@ def test_they_are_served_to_this_machine_only(workspace: Workspace, capsys: pyte
         urllib.request.urlopen(url)
 
 
-def test_the_command_prints_them_or_writes_a_file(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_command_prints_metrics_or_writes_a_file(workspace: Workspace, tmp_path: Path) -> None:
     write_run(workspace, "published", 1)
     options = ["status", "--workspace", workspace.root, "--prometheus"]
     printed = CliRunner().invoke(main, options)
@@ -166,7 +166,7 @@ def test_the_command_prints_them_or_writes_a_file(workspace: Workspace, tmp_path
     assert _value(_samples(printed.stdout), "status_read") == 1
 
 
-def test_the_documentation_names_metrics_that_exist(workspace: Workspace) -> None:
+def test_documented_metrics_exist(workspace: Workspace) -> None:
     release = publish(workspace)
     write_run(workspace, "published", 1, release=release.id, stages=(stage("embed", 1.0),))
     registry = metrics.registry(_config(workspace))

@@ -57,7 +57,9 @@ def _webhook(*answers: int, location: str = "") -> Iterator[tuple[str, list[dict
         ("change", FAILED.model_copy(update={"state": "unchanged"}), False),
     ],
 )
-def test_the_configured_ends_are_told_in_both_ways(tmp_path: Path, notify_on: Any, run: Run, told: bool) -> None:
+def test_configured_results_are_sent_to_webhook_and_command(
+    tmp_path: Path, notify_on: Any, run: Run, told: bool
+) -> None:
     file = tmp_path / "told.json"
     with _webhook(200) as (url, received):
         settings = ReindexConfig(notify_on=notify_on, notify_webhook=url, notify_command=("tee", str(file)))
@@ -69,7 +71,7 @@ def test_the_configured_ends_are_told_in_both_ways(tmp_path: Path, notify_on: An
 
 
 @pytest.mark.parametrize(("answers", "requests"), [((503, 429, 200), 3), ((500,), 3), ((404,), 1), ((200,), 1)])
-def test_an_overloaded_webhook_is_asked_again(
+def test_an_overloaded_webhook_is_retried(
     capsys: pytest.CaptureFixture[str], answers: tuple[int, ...], requests: int
 ) -> None:
     clock = ManualClock()
@@ -93,20 +95,20 @@ def test_a_redirect_is_not_followed(capsys: pytest.CaptureFixture[str]) -> None:
     "url",
     ["file:///etc/secret", "ftp://h/secret", "secret", "http://", "http://[secret", "http://h:secret/", "//secret"],
 )
-def test_only_the_web_is_posted_to(capsys: pytest.CaptureFixture[str], url: str) -> None:
+def test_only_http_urls_are_posted_to(capsys: pytest.CaptureFixture[str], url: str) -> None:
     notify(ReindexConfig(notify_webhook=url), FAILED, clock=ManualClock())
     told = capsys.readouterr().err
     assert "reindex.notify_webhook was not notified of run r1" in told and "secret" not in told
 
 
-def test_a_webhook_that_is_out_of_reach_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_webhook_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     with _webhook(200) as (url, _):
         pass
     notify(ReindexConfig(notify_webhook=url), FAILED, clock=ManualClock())
     assert "127.0.0.1 cannot be reached (Connection refused)" in capsys.readouterr().err
 
 
-def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hanging_command_is_killed_with_its_children(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "child"
     script = f"sleep 600 & echo $! > {file}; wait"
     notify(ReindexConfig(notify_command=("sh", "-c", script)), FAILED, timeout=2.0)
@@ -126,25 +128,25 @@ def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path, capsys:
         (("\0",), "cannot be run"),
     ],
 )
-def test_a_command_that_fails_is_said(
+def test_a_failing_command_is_logged(
     capsys: pytest.CaptureFixture[str], command: tuple[str, ...], message: str
 ) -> None:
     notify(ReindexConfig(notify_command=command), FAILED)
     assert message in capsys.readouterr().err
 
 
-def test_a_commands_output_stays_out_of_ours_and_is_bounded(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_commands_output_is_captured_and_bounded(capfd: pytest.CaptureFixture[str]) -> None:
     notify(ReindexConfig(notify_command=("sh", "-c", "yes secret | head -c 9000000")), FAILED)
     assert capfd.readouterr() == ("", "")
     notify(ReindexConfig(notify_command=("sh", "-c", "yes noise | head -c 9000000; exit 1")), FAILED)
     assert 0 < len(capfd.readouterr().err) < 2 * OUTPUT_BYTES
 
 
-def test_a_command_that_reads_nothing_holds_nobody_up() -> None:
+def test_a_command_that_ignores_its_input_does_not_block() -> None:
     long = FAILED.model_copy(update={"error": "x" * 10**6})
     notify(ReindexConfig(notify_command=("sh", "-c", "exit 0")), long)
 
 
-def test_arguments_reach_the_command_as_they_are(tmp_path: Path) -> None:
+def test_arguments_are_passed_verbatim(tmp_path: Path) -> None:
     notify(ReindexConfig(notify_command=("tee", f"{tmp_path}/a b; $(touch x)*")), FAILED)
     assert [path.name for path in tmp_path.iterdir()] == ["a b; $(touch x)*"]

@@ -98,7 +98,7 @@ def _require_whole(workspace: Workspace) -> None:
             assert not id or workspace.committed(kind, id)  # type: ignore[arg-type]
 
 
-def test_what_releases_that_stay_are_built_on_stays(workspace: Workspace) -> None:
+def test_dependencies_of_remaining_releases_are_kept(workspace: Workspace) -> None:
     """The live release d and its predecessor c stay; c needs shards of a and b, but not their releases."""
     gone = _prune(workspace, now=_later())
     assert set(gone) == {Artifact(kind, f"{kind[0]}-{id}") for kind in ("searchers", "checks") for id in ("a", "b")}
@@ -106,7 +106,7 @@ def test_what_releases_that_stay_are_built_on_stays(workspace: Workspace) -> Non
     _require_whole(workspace)
 
 
-def test_what_nothing_is_built_on_any_more_goes(workspace: Workspace) -> None:
+def test_artifacts_that_nothing_depends_on_are_deleted(workspace: Workspace) -> None:
     commit_encoder(workspace, "next", DIM)
     commit_embeddings(workspace, _records("8"), "e", shards=1, dim=DIM)
     for id in ("e", "f"):
@@ -123,14 +123,14 @@ def test_what_nothing_is_built_on_any_more_goes(workspace: Workspace) -> None:
     _require_whole(workspace)
 
 
-def test_a_live_release_of_any_channel_stays(workspace: Workspace) -> None:
+def test_live_releases_of_all_channels_are_kept(workspace: Workspace) -> None:
     first = next(release for release in releases.list_releases(workspace) if release.provenance["embeddings"] == "a")
     releases.promote(workspace, to="staging", source="production", release=first.id)
     _prune(workspace, now=_later())
     assert first.id in _made(workspace)["releases"] and "s-a" in _made(workspace)["searchers"]
 
 
-def test_what_is_young_stays(workspace: Workspace) -> None:
+def test_recent_artifacts_are_kept(workspace: Workspace) -> None:
     before = _made(workspace)
     assert _prune(workspace, keep_days=0) == []  # a command may be using them
     after = _made(workspace)
@@ -138,20 +138,20 @@ def test_what_is_young_stays(workspace: Workspace) -> None:
     assert _prune(workspace, now=_later(), keep_days=60) == []
 
 
-def test_nothing_goes_where_everything_is_to_be_kept(workspace: Workspace) -> None:
+def test_nothing_is_deleted_if_everything_is_to_be_kept(workspace: Workspace) -> None:
     before = _made(workspace)
     assert _prune(workspace, now=_later(1000), keep_releases=None) == []
     assert _made(workspace) == before
 
 
-def test_what_the_run_made_stays(workspace: Workspace) -> None:
+def test_artifacts_of_the_current_run_are_kept(workspace: Workspace) -> None:
     commit_embeddings(workspace, _records("8"), "refused", shards=1, dim=DIM)
     commit_embeddings(workspace, _records("9"), "older", shards=1, dim=DIM)
     _prune(workspace, {"embeddings": "refused"}, _later())
     assert "refused" in _made(workspace)["embeddings"] and "older" not in _made(workspace)["embeddings"]
 
 
-def test_unfinished_artifacts_go_once_nobody_writes_to_them(workspace: Workspace) -> None:
+def test_abandoned_unfinished_artifacts_are_deleted(workspace: Workspace) -> None:
     storage = workspace.storage
     storage.write("embeddings/half/data-00000-of-00001.tfrecord", b"half")
     storage.write("encoders/half/saved_model/weights", b"half")
@@ -165,7 +165,7 @@ def test_unfinished_artifacts_go_once_nobody_writes_to_them(workspace: Workspace
     _require_whole(workspace)
 
 
-def test_caches_of_what_is_gone_go(workspace: Workspace) -> None:
+def test_unused_cache_entries_are_deleted(workspace: Workspace) -> None:
     kept = ("parts/qd/part", "folded/abc-qd.tflite", "sources/d.sqlite", "captions/content-hashes.json")
     gone = ("parts/qa/part", "folded/abc-qa.tflite", "sources/z.sqlite", "queries/abc.npy", "captions/abc/1.jpg")
     gone += ("training/abc-heads/state", "features/tower/chunk.npz")
@@ -177,7 +177,7 @@ def test_caches_of_what_is_gone_go(workspace: Workspace) -> None:
     assert [name for name in (*kept, *gone) if workspace.storage.exists(f"cache/{name}")] == list(kept)
 
 
-def test_nothing_is_deleted_where_it_cannot_be_told_what_is_needed(workspace: Workspace) -> None:
+def test_nothing_is_deleted_if_dependencies_are_unknown(workspace: Workspace) -> None:
     workspace.storage.write("searchers/s-d/build.json", b'{"encoder": "tiny"}')
     with pytest.raises(JobError, match=r"searchers/s-d/build\.json does not say what it was built from"):
         _prune(workspace, now=_later())
@@ -187,7 +187,7 @@ def test_nothing_is_deleted_where_it_cannot_be_told_what_is_needed(workspace: Wo
 @pytest.mark.parametrize(
     ("place", "every"), [("memory", 1), ("folder", 20), pytest.param("folder", 1, marks=pytest.mark.proof)]
 )
-def test_a_retention_that_is_killed_anywhere_is_finished_by_the_next(
+def test_an_interrupted_retention_is_completed_by_the_next_one(
     workspace: Workspace, tmp_path: Path, place: str, every: int
 ) -> None:
     for id in ("e", "f"):  # independent of the earlier runs

@@ -88,7 +88,7 @@ def _made(scenario: Scenario) -> dict[str, list[str]]:
     return {kind: scenario.workspace.ids(kind) for kind in kinds}  # type: ignore[arg-type]
 
 
-def test_the_first_run_publishes_and_the_journal_says_how(scenario: Scenario) -> None:
+def test_the_first_run_publishes_and_records_its_stages(scenario: Scenario) -> None:
     (run,) = _runs(scenario)
     assert (run.state, run.failures, run.error, run.fence) == ("published", 0, "", 1)
     assert run.release == live_release(scenario.workspace)
@@ -102,7 +102,7 @@ def test_the_first_run_publishes_and_the_journal_says_how(scenario: Scenario) ->
     assert held and (held.state, held.fence) == ("free", 1)
 
 
-def test_no_change_no_work_no_release(scenario: Scenario) -> None:
+def test_an_unchanged_corpus_needs_no_work(scenario: Scenario) -> None:
     before = _state(scenario)
     run = api.reindex(scenario.config)
     assert (run.state, run.release) == ("unchanged", live_release(scenario.workspace))
@@ -110,7 +110,7 @@ def test_no_change_no_work_no_release(scenario: Scenario) -> None:
     assert _state(scenario) == before
 
 
-def test_only_what_changed_is_embedded(scenario: Scenario) -> None:
+def test_only_changed_images_are_embedded(scenario: Scenario) -> None:
     first = live_release(scenario.workspace)
     scenario.change(random.Random(0), 1)  # two added, one each changed, removed and renamed
     run = api.reindex(scenario.config)
@@ -122,7 +122,7 @@ def test_only_what_changed_is_embedded(scenario: Scenario) -> None:
     assert (manifest["inputs"], manifest["embedded"], manifest["reused"]) == (65, 3, 62)  # the renamed image is reused
 
 
-def test_files_that_are_written_again_with_what_they_held_make_no_release(scenario: Scenario) -> None:
+def test_rewritten_files_with_the_same_contents_make_no_release(scenario: Scenario) -> None:
     releases = _made(scenario)["releases"]
     for path in scenario.images.iterdir():
         os.utime(path, (1, 1))
@@ -133,26 +133,26 @@ def test_files_that_are_written_again_with_what_they_held_make_no_release(scenar
     assert again.plan and again.plan.mode == "nothing"
 
 
-def test_captions_alone_make_no_release(scenario: Scenario) -> None:
+def test_changed_captions_make_no_release(scenario: Scenario) -> None:
     _write_captions(scenario.images.parent, first=100)
     made = _made(scenario)
     assert api.reindex(scenario.config).state == "unchanged"
     assert _made(scenario) == made
 
 
-def test_other_settings_of_the_index_make_a_release_of_the_same_embeddings(scenario: Scenario) -> None:
+def test_changed_index_settings_make_a_release_of_the_same_embeddings(scenario: Scenario) -> None:
     run = reindex(_with(scenario, index__code_bytes=4), functions=StageFunctions(check=STUBS.check))
     assert run.state == "published" and run.plan and "index.code_bytes changed" in run.plan.reason
     assert len(_made(scenario)["embeddings"]) == 1 and len(_made(scenario)["searchers"]) == 2
 
 
-def test_other_gates_make_a_release_of_the_same_searcher(scenario: Scenario) -> None:
+def test_changed_gates_make_a_release_of_the_same_searcher(scenario: Scenario) -> None:
     run = api.reindex(_with(scenario, check__min_recall_at_1=0.1))
     assert run.state == "published" and run.plan and "check.min_recall_at_1 changed" in run.plan.reason
     assert len(_made(scenario)["searchers"]) == 1 and len(_made(scenario)["checks"]) == 2
 
 
-def test_a_setting_that_the_live_releases_check_does_not_list_had_its_default(scenario: Scenario) -> None:
+def test_a_setting_missing_from_a_stored_check_had_its_default(scenario: Scenario) -> None:
     report = scenario.workspace.local("checks", scenario.workspace.ids("checks")[0]) / "report.json"
     content = json.loads(report.read_text())
     del content["config"]["seed"]
@@ -179,7 +179,7 @@ def test_another_encoder_embeds_everything_while_the_old_release_stays_live(scen
     assert (manifest["inputs"], manifest["embedded"]) == (64, 64)
 
 
-def test_an_encoder_is_trained_when_the_settings_or_as_told_the_data_changed(scenario: Scenario) -> None:
+def test_an_encoder_is_trained_when_its_settings_changed(scenario: Scenario) -> None:
     """Only the plan is verified; nothing is trained."""
     assert not api.preview_reindex(_with(scenario, reindex__retrain="never", train__epochs=9)).entry.train
     plan = api.preview_reindex(_with(scenario, reindex__retrain="settings", train__epochs=9)).entry
@@ -188,7 +188,7 @@ def test_an_encoder_is_trained_when_the_settings_or_as_told_the_data_changed(sce
     assert not api.preview_reindex(_with(scenario, reindex__retrain="settings", train__epochs=9)).entry.train
 
 
-def test_a_dry_run_says_what_would_be_done_and_changes_nothing(scenario: Scenario) -> None:
+def test_a_dry_run_prints_the_plan_and_changes_nothing(scenario: Scenario) -> None:
     scenario.change(random.Random(0), 1)
     folder = Path(scenario.config.workspace).resolve()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -218,7 +218,7 @@ def test_a_rollback_is_not_undone(scenario: Scenario) -> None:
     assert reindex(scenario.config, functions=STUBS).release == live_release(scenario.workspace) not in (good, bad)
 
 
-def test_a_corpus_that_goes_back_is_followed(scenario: Scenario) -> None:
+def test_a_reverted_corpus_is_released_again(scenario: Scenario) -> None:
     first = live_release(scenario.workspace)
     names = sorted(path.name for path in scenario.images.iterdir())
     (scenario.images / names[0]).rename(scenario.images.parent / "aside.png")
@@ -231,11 +231,11 @@ def test_a_corpus_that_goes_back_is_followed(scenario: Scenario) -> None:
     assert first and third.release and searchers[third.release] == searchers[first]
 
 
-def test_a_failed_gate_is_recorded_and_after_some_the_run_waits_for_a_person(scenario: Scenario) -> None:
+def test_failed_gates_are_recorded_and_stop_runs_until_resumed(scenario: Scenario) -> None:
     failing = _with(scenario, check__max_bytes_per_image=0.1, reindex__max_failures=2)
     live = live_release(scenario.workspace)
     for count in (1, 2):
-        with pytest.raises(GateError, match=r"bytes_per_image: .*at most 0\.1 allowed"):
+        with pytest.raises(GateError, match=r"bytes_per_image: .*above the maximum of 0\.10"):
             api.reindex(failing)
         run = _runs(scenario)[0]
         assert (run.state, run.failed_stage, run.failures) == ("failed", "publish", count)
@@ -251,7 +251,7 @@ def test_a_failed_gate_is_recorded_and_after_some_the_run_waits_for_a_person(sce
     assert api.reindex(mended).state == "unchanged"
 
 
-def test_what_may_pass_is_tried_again(scenario: Scenario) -> None:
+def test_transient_errors_are_retried(scenario: Scenario) -> None:
     scenario.change(random.Random(0), 1)
     answers = [JobError("the bucket is not there"), OSError("the disk is gone")]
 
@@ -270,7 +270,7 @@ def test_what_may_pass_is_tried_again(scenario: Scenario) -> None:
     assert run.state == "published" and run.failures == 0
 
 
-def test_what_does_not_pass_fails_the_run_without_a_stack_trace(scenario: Scenario) -> None:
+def test_persistent_errors_fail_the_run_without_a_traceback(scenario: Scenario) -> None:
     scenario.change(random.Random(0), 1)
 
     def broken(*_: Any) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def test_what_does_not_pass_fails_the_run_without_a_stack_trace(scenario: Scenar
     assert (run.state, run.failed_stage, len(run.stages)) == ("failed", "index", 1 + scenario.config.reindex.attempts)
 
 
-def test_bad_usage_is_not_tried_again(scenario: Scenario) -> None:
+def test_usage_errors_are_not_retried(scenario: Scenario) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         api.reindex(_with(scenario, corpus__source=str(scenario.images / "nowhere")))
     run = _runs(scenario)[0]
@@ -308,7 +308,7 @@ def test_a_run_that_loses_its_lease_publishes_nothing(scenario: Scenario) -> Non
     assert held and held.run == "other"
 
 
-def test_a_run_that_was_taken_for_dead_and_wakes_up_in_the_last_moment_publishes_nothing(scenario: Scenario) -> None:
+def test_a_suspended_run_with_a_stale_token_publishes_nothing(scenario: Scenario) -> None:
     """It last verified its lease just before another run took it over."""
     scenario.change(random.Random(0), 1)
     live = live_release(scenario.workspace)
@@ -322,7 +322,7 @@ def test_a_run_that_was_taken_for_dead_and_wakes_up_in_the_last_moment_publishes
     assert live_release(scenario.workspace) == live
 
 
-def test_a_run_that_died_is_closed_by_the_next_one_and_is_no_failure(scenario: Scenario) -> None:
+def test_a_killed_run_is_closed_by_the_next_one_and_does_not_count_as_failed(scenario: Scenario) -> None:
     storage = scenario.workspace.storage
     dead = _runs(scenario)[0].model_copy(
         update={"run": journal.run_id(), "state": "running", "ended": None, "fence": 9}
@@ -334,7 +334,7 @@ def test_a_run_that_died_is_closed_by_the_next_one_and_is_no_failure(scenario: S
     assert closed and closed.state == "failed" and "killed" in closed.error
 
 
-def test_a_run_that_is_stopped_while_it_tidies_up_has_ended_as_it_did(scenario: Scenario) -> None:
+def test_a_stop_during_pruning_does_not_change_the_result(scenario: Scenario) -> None:
     def stopped(*_: Any) -> None:
         raise Stopped("SIGTERM")
 
@@ -354,7 +354,7 @@ def test_a_notification_that_fails_does_not_change_the_run(
     assert "RuntimeError: no" in capsys.readouterr().err
 
 
-def test_two_workspaces_may_publish_into_one_place(scenario: Scenario, tmp_path: Path) -> None:
+def test_two_workspaces_can_share_a_release_target(scenario: Scenario, tmp_path: Path) -> None:
     other = make_scenario(tmp_path / "other", images=24, releases=scenario.workspace.root)
     first = live_release(scenario.workspace)
     run = reindex(other.config, functions=STUBS)
@@ -368,7 +368,7 @@ def test_two_workspaces_may_publish_into_one_place(scenario: Scenario, tmp_path:
     assert api.reindex(other.config).state == "unchanged"
 
 
-def test_a_channel_of_its_own_leaves_the_others_alone(scenario: Scenario) -> None:
+def test_publishing_to_one_channel_leaves_the_others_alone(scenario: Scenario) -> None:
     live = live_release(scenario.workspace)
     scenario.change(random.Random(0), 1)
     run = reindex(_with(scenario, reindex__channel="staging"), functions=STUBS)
@@ -378,7 +378,7 @@ def test_a_channel_of_its_own_leaves_the_others_alone(scenario: Scenario) -> Non
     assert read_pointer(scenario.workspace.storage, "staging").pointer.fence == run.fence
 
 
-def test_a_second_run_leaves_with_exit_code_1(scenario: Scenario) -> None:
+def test_a_concurrent_run_exits_with_code_1(scenario: Scenario) -> None:
     with lease.acquire(scenario.workspace.storage, "first", lease_seconds=1.0):
         options = ["--workspace", scenario.config.workspace, "--corpus", str(scenario.images)]
         found = CliRunner().invoke(main, ["reindex", *options])

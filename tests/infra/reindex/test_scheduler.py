@@ -107,7 +107,7 @@ def _metric(url: str, name: str) -> float:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_missed_run_starts_at_once_and_ends_with_the_schedule(behind: Path, tmp_path: Path, number: int) -> None:
+def test_a_missed_run_starts_immediately_and_stops_with_the_schedule(behind: Path, tmp_path: Path, number: int) -> None:
     child = f"trap 'touch {tmp_path}/ended; exit 0' TERM; echo the child runs >&2; sleep 600 & wait"
     code = f"""
 from infra.reindex.scheduler import schedule
@@ -124,7 +124,7 @@ schedule(Config.model_validate({_config(behind).model_dump(mode="json")!r}), ["s
     assert (tmp_path / "ended").exists()
 
 
-def test_nothing_starts_ahead_of_time(tmp_path: Path) -> None:
+def test_no_run_starts_before_it_is_due(tmp_path: Path) -> None:
     with _schedule(tmp_path / "workspace", f"touch {tmp_path}/started", cron="0 0 29 2 *") as running:
         assert "02-29 00:00 UTC" in running.wait_for("the first run starts at")
         running.stop()
@@ -132,7 +132,7 @@ def test_nothing_starts_ahead_of_time(tmp_path: Path) -> None:
     assert not (tmp_path / "started").exists()
 
 
-def test_a_run_that_does_not_end_is_killed_with_its_children(behind: Path, tmp_path: Path) -> None:
+def test_a_run_that_does_not_stop_is_killed_with_its_children(behind: Path, tmp_path: Path) -> None:
     child = f"trap '' TERM; sleep 600 & echo $! > {tmp_path}/half; mv {tmp_path}/half {tmp_path}/pid; wait"
     with _schedule(behind, child, grace_seconds=0.1) as running:
         while not (tmp_path / "pid").exists():
@@ -148,7 +148,7 @@ def test_a_run_that_does_not_end_is_killed_with_its_children(behind: Path, tmp_p
 @pytest.mark.parametrize(
     ("child", "how"), [("exit 1", "exited with code 1"), ("kill -SEGV $$", "was killed by SIGSEGV")]
 )
-def test_a_run_that_fails_ends_no_schedule(behind: Path, child: str, how: str) -> None:
+def test_a_failing_run_does_not_stop_the_schedule(behind: Path, child: str, how: str) -> None:
     with _schedule(behind, child, trigger=OFTEN) as running:
         url = running.wait_for("metrics: ").split()[-1]
         running.wait_for(how)
@@ -158,7 +158,7 @@ def test_a_run_that_fails_ends_no_schedule(behind: Path, child: str, how: str) -
         running.stop()
 
 
-def test_a_time_that_comes_while_a_run_lasts_is_left_out(behind: Path) -> None:
+def test_a_run_due_during_another_one_is_skipped(behind: Path) -> None:
     with _schedule(behind, "exec sleep 600", trigger=OFTEN) as running:
         url = running.wait_for("metrics: ").split()[-1]
         running.wait_for("skipping a scheduled run: the previous one is in progress; the next one is at")
@@ -167,7 +167,7 @@ def test_a_time_that_comes_while_a_run_lasts_is_left_out(behind: Path) -> None:
         running.stop()
 
 
-def test_the_command_re_indexes_with_its_own_configuration(tmp_path: Path) -> None:
+def test_the_command_starts_runs_with_its_own_configuration(tmp_path: Path) -> None:
     write_run(Workspace(str(tmp_path)), "failed", hours=2, failures=5, failed_stage="index", error="disk full")
     options = ["--workspace", str(tmp_path), "--cron", EVERY_MINUTE, "--log-format", "json"]
     with _process("-m", "infra", "schedule", *options, "--set", "reindex.max_failures=4") as (running, end):
@@ -186,14 +186,14 @@ def test_the_command_re_indexes_with_its_own_configuration(tmp_path: Path) -> No
         (["--cron", "0 3 * * *", "--metrics-port", "70000"], "schedule.metrics_port"),
     ],
 )
-def test_a_bad_schedule_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
+def test_an_invalid_schedule_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
     from infra.cli.commands import main
 
     result = CliRunner().invoke(main, ["schedule", "--workspace", str(tmp_path), *options])
     assert result.exit_code == 2 and message in result.output
 
 
-def test_runs_get_the_configuration_of_their_schedule(tmp_path: Path) -> None:
+def test_runs_receive_the_configuration_of_the_schedule(tmp_path: Path) -> None:
     found: dict[str, Any] = {}
 
     @click.command()

@@ -36,13 +36,13 @@ def _status(workspace: Workspace, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["status", "--workspace", workspace.root, *arguments])
 
 
-def test_a_workspace_without_runs_says_so(workspace: Workspace) -> None:
+def test_a_workspace_without_runs_has_a_status(workspace: Workspace) -> None:
     result = _status(workspace)
     assert result.exit_code == 0, result.output
     assert "no release yet" in result.output and "no schedule.cron is configured" in result.output
 
 
-def test_runs_are_shown_latest_first_with_what_became_of_them(workspace: Workspace) -> None:
+def test_runs_are_shown_latest_first_with_their_results(workspace: Workspace) -> None:
     old = write_run(workspace, "published", 72, release="aaaa")
     middle = write_run(workspace, "unchanged", 48, release="aaaa")
     failure = {"failed_stage": "index", "error": "disk full\nmore", "failures": 1, "trigger": "schedule"}
@@ -55,7 +55,7 @@ def test_runs_are_shown_latest_first_with_what_became_of_them(workspace: Workspa
     assert old.run not in output
 
 
-def test_what_is_live_is_shown_with_its_age(workspace: Workspace) -> None:
+def test_live_releases_are_shown_with_their_age(workspace: Workspace) -> None:
     release = publish(workspace)
     status = read_status(_config(workspace))
     assert {channel: live.id for channel, live in status.live.items()} == {"production": release.id}
@@ -65,7 +65,7 @@ def test_what_is_live_is_shown_with_its_age(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("state", "pending"), [("failed", (3, 2, 1)), ("published", (0, 0, 0)), ("running", (3, 2, 1))]
 )
-def test_the_lag_is_what_the_latest_plan_found_and_its_run_did_not_do(
+def test_the_lag_is_what_the_latest_run_planned_but_did_not_release(
     workspace: Workspace, state: journal.RunState, pending: tuple[int, ...]
 ) -> None:
     run = write_run(workspace, state, 2)
@@ -74,7 +74,7 @@ def test_the_lag_is_what_the_latest_plan_found_and_its_run_did_not_do(
     assert (lag.listed, lag.items) == (run.started, PLAN.items)
 
 
-def test_the_lag_of_now_is_found_by_listing_the_corpus(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_current_lag_is_found_by_listing_the_corpus(workspace: Workspace, tmp_path: Path) -> None:
     commit_encoder(workspace, "tiny")
     write_run(workspace, "failed", 2, failures=1)
     (tmp_path / "corpus").mkdir()
@@ -86,7 +86,7 @@ def test_the_lag_of_now_is_found_by_listing_the_corpus(workspace: Workspace, tmp
     assert lag["listed"] == json.loads(result.stdout)["time"]
 
 
-def test_a_release_that_was_rolled_back_leaves_the_index_as_old_as_the_one_before(workspace: Workspace) -> None:
+def test_the_age_after_a_rollback_is_that_of_the_earlier_release(workspace: Workspace) -> None:
     first = publish(workspace, "a")
     before = write_run(workspace, "published", 50, release=first.id)
     second = publish(workspace, "b")
@@ -111,7 +111,7 @@ def test_a_run_in_progress_is_shown_with_its_holder_and_stage(workspace: Workspa
     assert status.running is None and status.state(run) == "died"
 
 
-def test_a_run_that_was_killed_is_known_to_have_died(workspace: Workspace) -> None:
+def test_a_killed_run_is_shown_as_died(workspace: Workspace) -> None:
     run = write_run(workspace, "running", 0.1)
     process = os.fork()
     if process == 0:
@@ -125,14 +125,14 @@ def test_a_run_that_was_killed_is_known_to_have_died(workspace: Workspace) -> No
     assert "died; the next run takes over" in _status(workspace).output
 
 
-def test_the_next_run_is_that_of_the_configured_schedule(workspace: Workspace) -> None:
+def test_the_next_run_follows_the_configured_schedule(workspace: Workspace) -> None:
     next_run = read_status(_config(workspace, cron="30 3 * * *", timezone="Asia/Kolkata")).next_run
     assert next_run and next_run.endswith("T03:30:00+05:30")
     result = _status(workspace, "--set", "schedule.cron=61 3 * * *")
     assert result.exit_code == 2 and "'61' is not a valid minute" in result.output
 
 
-def test_a_stop_and_an_old_index_fail_the_check(workspace: Workspace) -> None:
+def test_stopped_runs_and_an_old_index_fail_the_check(workspace: Workspace) -> None:
     write_run(workspace, "unchanged", 30, release=publish(workspace).id)
     assert _status(workspace, "--check").exit_code == 0
     assert _status(workspace, "--check", "--max-age", "31h").exit_code == 0
@@ -147,12 +147,12 @@ def test_a_stop_and_an_old_index_fail_the_check(workspace: Workspace) -> None:
     assert _status(workspace).exit_code == 0
 
 
-def test_an_index_that_no_run_vouches_for_is_too_old(workspace: Workspace) -> None:
+def test_an_index_without_a_successful_run_is_too_old(workspace: Workspace) -> None:
     write_run(workspace, "failed", 1, failures=1)
     assert _status(workspace, "--check", "--max-age", "1000d").exit_code == 1
 
 
-def test_the_age_counts_from_when_the_corpus_was_listed_however_long_ago(workspace: Workspace) -> None:
+def test_the_age_counts_from_the_listing_of_the_corpus(workspace: Workspace) -> None:
     success = write_run(workspace, "published", 50, release=publish(workspace).id)
     for hours in range(1, 20):
         write_run(workspace, "failed", hours, failures=1)
@@ -166,7 +166,7 @@ def test_the_status_is_json_on_request(workspace: Workspace) -> None:
     assert report["runs"][0]["run"] == run.run and report["runs"][0]["plan"]["added"] == 3
 
 
-def test_a_status_changes_nothing(workspace: Workspace) -> None:
+def test_reading_the_status_changes_nothing(workspace: Workspace) -> None:
     publish(workspace)
     write_run(workspace, "published", 1)
     before = {path: path.stat().st_mtime_ns for path in Path(workspace.root).rglob("*")}

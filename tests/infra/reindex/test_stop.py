@@ -19,7 +19,7 @@ from trainer.ray_cluster import ray_cluster
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_a_run_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     scenario = make_scenario(tmp_path)
     config, output = tmp_path / "config.yaml", tmp_path / "output"
     config.write_text(scenario.config.model_dump_json())
@@ -40,7 +40,7 @@ def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals) ->
     assert held and held.state == "free"
 
 
-def test_ray_leaves_the_handlers_of_signals_alone() -> None:
+def test_ray_leaves_signal_handlers_alone() -> None:
     def stop(*_: object) -> None: ...
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -62,7 +62,7 @@ def commit_check(
     content = {
         "id": id,
         "passed": passed,
-        "gates": [{"name": "recall_at_10", "passed": passed, "detail": "0.97, at least 0.95 demanded"}],
+        "gates": [{"name": "recall_at_10", "passed": passed, "detail": "0.97 meets the minimum of 0.95"}],
         "searcher": searcher,
         "fingerprint": "f" * 64,
         "files": {

@@ -127,13 +127,13 @@ def test_the_report_page_is_not_downloaded(target: Workspace, server: _Server, t
     assert not list((tmp_path / "app").rglob("report.html"))
 
 
-def test_a_channel_of_its_own(target: Workspace, server: _Server, tmp_path: Path) -> None:
+def test_a_client_follows_its_channel(target: Workspace, server: _Server, tmp_path: Path) -> None:
     _publish(target, "a")
     staged = publish(target, target, commit_checked(target, "b"), channel="staging").id
     assert Client(server.url, tmp_path / "app", channel="staging").update() == Outcome("updated", staged)
 
 
-def test_an_interrupted_download_goes_on(target: Workspace, server: _Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(target: Workspace, server: _Server, tmp_path: Path) -> None:
     first = _publish(target, "a")
     client = Client(server.url, tmp_path / "app")
     client.update()
@@ -148,7 +148,9 @@ def test_an_interrupted_download_goes_on(target: Workspace, server: _Server, tmp
     assert server.ranges == 1 and server.sent < 2 * KILOBYTES * 1000 - 150_000
 
 
-def test_a_server_without_ranges_sends_the_whole_again(target: Workspace, server: _Server, tmp_path: Path) -> None:
+def test_a_server_without_range_support_restarts_the_download(
+    target: Workspace, server: _Server, tmp_path: Path
+) -> None:
     release = _publish(target, "a")
     client = Client(server.url, tmp_path / "app")
     server.cut, server.no_ranges = 1000, True
@@ -158,7 +160,7 @@ def test_a_server_without_ranges_sends_the_whole_again(target: Workspace, server
 
 
 @pytest.mark.parametrize("damage", ["changed", "longer", "shorter"])
-def test_other_bytes_than_the_announced_ones_are_not_installed(
+def test_files_that_do_not_match_the_pointer_are_not_installed(
     target: Workspace, server: _Server, tmp_path: Path, damage: str
 ) -> None:
     first, client = _publish(target, "a"), Client(server.url, tmp_path / "app")
@@ -196,7 +198,7 @@ def test_other_bytes_than_the_announced_ones_are_not_installed(
         ({"padding": "x" * 2**20}, "has more than 1048576 bytes"),
     ],
 )
-def test_what_cannot_be_used_is_not_installed(
+def test_unusable_releases_are_not_installed(
     target: Workspace, server: _Server, tmp_path: Path, values: dict[str, Any], reason: str
 ) -> None:
     first = _publish(target, "a")
@@ -234,7 +236,7 @@ def test_a_server_that_fails_changes_nothing(
     assert client.update() == Outcome("updated", second)
 
 
-def test_offline_it_keeps_what_it_has(target: Workspace, server: _Server, tmp_path: Path) -> None:
+def test_an_offline_client_keeps_the_installed_version(target: Workspace, server: _Server, tmp_path: Path) -> None:
     first, client = _publish(target, "a"), Client(server.url, tmp_path / "app")
     client.update()
     server.shutdown()
@@ -244,7 +246,7 @@ def test_offline_it_keeps_what_it_has(target: Workspace, server: _Server, tmp_pa
     assert _holds(client.usable_version(), "a")
 
 
-def test_a_release_that_goes_while_it_is_fetched_is_followed_by_the_next(
+def test_a_release_deleted_during_the_download_is_replaced_by_the_next(
     target: Workspace, server: _Server, tmp_path: Path
 ) -> None:
     gone = _publish(target, "a")
@@ -259,7 +261,7 @@ def test_a_release_that_goes_while_it_is_fetched_is_followed_by_the_next(
     assert outcome == Outcome("updated", live_release(target)) and outcome.release != gone
 
 
-def test_a_release_that_does_not_open_is_left_and_given_up(target: Workspace, server: _Server, tmp_path: Path) -> None:
+def test_a_release_that_does_not_open_is_given_up(target: Workspace, server: _Server, tmp_path: Path) -> None:
     def probe(folder: Path) -> None:
         if _holds(folder, "b"):
             raise RuntimeError("not a model")
@@ -281,7 +283,7 @@ def test_a_release_that_does_not_open_is_left_and_given_up(target: Workspace, se
     )
 
 
-def test_it_falls_back_while_the_current_version_does_not_open(target: Workspace, tmp_path: Path) -> None:
+def test_the_previous_version_is_used_while_the_current_one_does_not_open(target: Workspace, tmp_path: Path) -> None:
     broken = ""
 
     def probe(folder: Path) -> None:
@@ -299,7 +301,7 @@ def test_it_falls_back_while_the_current_version_does_not_open(target: Workspace
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "removed", "folder"])
-def test_a_version_that_is_damaged_is_fetched_again(target: Workspace, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_version_is_downloaded_again(target: Workspace, tmp_path: Path, damage: str) -> None:
     def probe(folder: Path) -> None:
         assert _holds(folder, "a") or _holds(folder, "b")
 
@@ -321,7 +323,7 @@ def test_a_version_that_is_damaged_is_fetched_again(target: Workspace, tmp_path:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"current": "../x", "previous": null, "failures": {}}', None])
-def test_a_damaged_state_is_found_again(target: Workspace, tmp_path: Path, content: bytes | None) -> None:
+def test_a_damaged_state_is_rebuilt(target: Workspace, tmp_path: Path, content: bytes | None) -> None:
     client = Client(target.root, tmp_path / "app")
     for name in ("a", "b"):
         release = _publish(target, name)
@@ -333,9 +335,7 @@ def test_a_damaged_state_is_found_again(target: Workspace, tmp_path: Path, conte
     assert client.update() == Outcome("unchanged", release)
 
 
-def test_a_death_at_any_moment_loses_nothing(
-    target: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_at_any_moment_loses_nothing(target: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulates a kill at every rename of an update, since renames are what changes the state."""
 
     class Died(BaseException):
@@ -373,12 +373,12 @@ def test_a_death_at_any_moment_loses_nothing(
     assert steps > 4
 
 
-def test_only_secure_sources_are_asked(target: Workspace, server: _Server, tmp_path: Path) -> None:
+def test_insecure_sources_are_refused(target: Workspace, server: _Server, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="is not https"):
         Client("http://example.com/apps", tmp_path / "app")
 
 
-def test_the_command_says_what_it_did(target: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_its_result(target: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     release, folder = _publish(target, "a"), str(tmp_path / "app")
     assert main([target.root, folder]) == 0
     assert f"updated: {release} is installed" in capsys.readouterr().out

@@ -34,7 +34,7 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler to change the clock of a process")
 @pytest.mark.parametrize("years", [-5, 5])
-def test_a_wrong_clock_neither_deletes_nor_keeps_too_much(tmp_path: Path, years: int) -> None:
+def test_a_wrong_clock_deletes_neither_too_much_nor_too_little(tmp_path: Path, years: int) -> None:
     (tmp_path / "skew.c").write_text(SKEWED_CLOCK)
     library = tmp_path / "skew.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "skew.c", "-ldl"], check=True)

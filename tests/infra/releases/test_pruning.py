@@ -45,7 +45,7 @@ def _ids(workspace: Workspace) -> set[str]:
     return {release.id for release in list_releases(workspace)}
 
 
-def test_the_latest_and_the_protected_ones_stay(workspace: Workspace) -> None:
+def test_recent_and_protected_releases_are_kept(workspace: Workspace) -> None:
     ids = _publish(workspace, *NAMES)
     pruned = prune(workspace, keep=3, min_age_days=0)
     assert pruned.releases == sorted(ids[:2]) and pruned.kept == 3
@@ -63,14 +63,14 @@ def test_the_report_page_is_pruned_with_its_release(workspace: Workspace) -> Non
     assert not Path(workspace.root, "releases", release.id).exists()
 
 
-def test_every_channel_protects_its_own(workspace: Workspace) -> None:
+def test_every_channel_protects_its_releases(workspace: Workspace) -> None:
     ids = _publish(workspace, *NAMES)
     for id in ids[:2]:
         promote(workspace, "production", "staging", id)
     assert prune(workspace, keep=0, min_age_days=0).releases == [ids[2]]
 
 
-def test_young_releases_stay(workspace: Workspace) -> None:
+def test_young_releases_are_kept(workspace: Workspace) -> None:
     ids = _publish(workspace, *NAMES)
     assert prune(workspace, keep=0, min_age_days=1).releases == []
     _age(workspace, 3)
@@ -87,7 +87,7 @@ def test_a_dry_run_deletes_nothing(workspace: Workspace) -> None:
     assert planned.releases == prune(workspace, keep=2, min_age_days=0).releases == sorted(ids[:3])
 
 
-def test_uploads_in_progress_stay_and_dead_ones_go(workspace: Workspace) -> None:
+def test_uploads_in_progress_are_kept_and_abandoned_ones_deleted(workspace: Workspace) -> None:
     (live,) = _publish(workspace, "a")
     folder = Path(workspace.root, "releases", "half")
     folder.mkdir()
@@ -104,7 +104,7 @@ def test_uploads_in_progress_stay_and_dead_ones_go(workspace: Workspace) -> None
     assert _ids(workspace) == {live}
 
 
-def test_a_live_release_without_its_marker_stays(workspace: Workspace) -> None:
+def test_a_live_release_without_its_marker_is_kept(workspace: Workspace) -> None:
     (live,) = _publish(workspace, "a")
     Path(workspace.root, "releases", live, "release.json").unlink()
     _age(workspace, 10)
@@ -132,7 +132,7 @@ def test_refusals_are_pruned_too(workspace: Workspace) -> None:
     assert [refusal.check for refusal in list_refusals(workspace)] == ["check-c-False"]
 
 
-def test_a_damaged_release_is_pruned_as_any_other(workspace: Workspace) -> None:
+def test_a_damaged_release_is_pruned(workspace: Workspace) -> None:
     ids = _publish(workspace, "a", "b", "c")
     Path(workspace.root, "releases", ids[0], "release.json").write_text("{")
     assert prune(workspace, keep=0, min_age_days=0).releases == [ids[0]]
@@ -202,17 +202,17 @@ def interleaved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Inte
 
 
 @pytest.mark.parametrize("other", [*COMMANDS, "prune"])
-def test_whatever_comes_in_between_a_prune(actors: PruneActors, interleaved: Interleave, other: str) -> None:
+def test_any_command_during_a_prune(actors: PruneActors, interleaved: Interleave, other: str) -> None:
     assert interleaved(actors.prune, getattr(actors, other), require_sound) > 10
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_whenever_a_prune_comes_in_between(actors: PruneActors, interleaved: Interleave, command: str) -> None:
+def test_a_prune_during_any_command(actors: PruneActors, interleaved: Interleave, command: str) -> None:
     assert interleaved(getattr(actors, command), actors.prune, require_sound) > 5
 
 
 @pytest.mark.parametrize("other", ["rollback", "publish_pruned"])
-def test_a_prune_sleeps_through_another_one_and_a_command(
+def test_a_prune_suspended_during_another_prune_and_a_command(
     actors: PruneActors, interleaved: Interleave, other: str
 ) -> None:
     def between(workspace: Workspace) -> None:
@@ -222,7 +222,7 @@ def test_a_prune_sleeps_through_another_one_and_a_command(
     interleaved(actors.prune, between, require_sound)
 
 
-def test_a_killed_prune_is_finished_by_the_next_one(actors: PruneActors, interleaved: Interleave) -> None:
+def test_a_killed_prune_is_completed_by_the_next_one(actors: PruneActors, interleaved: Interleave) -> None:
     def verify(workspace: Workspace) -> None:
         require_sound(workspace)
         actors.prune(workspace)
@@ -233,7 +233,7 @@ def test_a_killed_prune_is_finished_by_the_next_one(actors: PruneActors, interle
     interleaved(dying(actors.prune), killed, verify, calls=CHANGES)
 
 
-def test_a_killed_prune_does_not_keep_a_publisher_from_its_work(actors: PruneActors, interleaved: Interleave) -> None:
+def test_a_killed_prune_does_not_block_a_publisher(actors: PruneActors, interleaved: Interleave) -> None:
     def verify(workspace: Workspace) -> None:
         before = live_release(workspace)
         actors.publish_pruned(workspace)
@@ -243,7 +243,7 @@ def test_a_killed_prune_does_not_keep_a_publisher_from_its_work(actors: PruneAct
     interleaved(dying(actors.prune), killed, verify, calls=CHANGES)
 
 
-def test_a_killed_publisher_leaves_the_live_release(actors: PruneActors, interleaved: Interleave) -> None:
+def test_a_killed_publisher_leaves_the_live_release_unchanged(actors: PruneActors, interleaved: Interleave) -> None:
     def verify(workspace: Workspace) -> None:
         require_sound(workspace)
         actors.publish_other(workspace)

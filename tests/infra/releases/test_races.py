@@ -13,7 +13,7 @@ from tests.bench.release_races import race
     ("rounds", "publishers", "readers", "kills", "mixed"),
     [(4, 5, 40, 2, 3), pytest.param(60, 20, 500, 15, 30, marks=pytest.mark.proof)],
 )
-def test_readers_see_whole_releases_while_publishers_race_and_die(
+def test_readers_see_complete_releases_while_publishers_race_and_are_killed(
     tmp_path: Path, rounds: int, publishers: int, readers: int, kills: int, mixed: int
 ) -> None:
     report = race(str(tmp_path / "public"), rounds, publishers, readers, kills, mixed)

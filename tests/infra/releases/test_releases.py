@@ -80,7 +80,7 @@ def test_the_report_page_is_verified_with_the_release(workspace: Workspace, dama
     assert page.read_text() == "report"
 
 
-def test_the_pointer_is_all_that_an_app_needs(workspace: Workspace) -> None:
+def test_the_pointer_contains_all_that_an_app_needs(workspace: Workspace) -> None:
     first, second = _publish(workspace, "a", "b")
     pointer = json.loads(workspace.storage.read(CURRENT))
     assert (pointer["release"], pointer["previous"], pointer["channel"]) == (second, first, "production")
@@ -92,31 +92,31 @@ def test_the_pointer_is_all_that_an_app_needs(workspace: Workspace) -> None:
         assert (file["bytes"], file["sha256"]) == (path.stat().st_size, sha256_file(path))
 
 
-def test_the_minimum_task_library_is_the_one_that_checks_the_files(workspace: Workspace) -> None:
+def test_the_minimum_task_library_is_the_version_used_by_checks(workspace: Workspace) -> None:
     _publish(workspace, "a")
     pointer = json.loads(workspace.storage.read(CURRENT))
     assert pointer["minimum_task_library"] == importlib.metadata.version("tflite-support")
 
 
-def test_a_failed_check_is_not_published_and_written_down(workspace: Workspace) -> None:
+def test_a_failed_check_is_refused_and_recorded(workspace: Workspace) -> None:
     check = commit_checked(workspace, "a", passed=False)
-    with pytest.raises(GateError, match=r"did not pass its check .*\n  recall_at_10: 0.97, at least 0.95"):
+    with pytest.raises(GateError, match=r"did not pass its check .*\n  recall_at_10: 0.97 meets the minimum"):
         publish(workspace, workspace, check, channel="staging")
     assert list_releases(workspace) == [] and live_release(workspace, "staging") is None
     (refusal,) = list_refusals(workspace)
     assert (refusal.check, refusal.channel, refusal.release) == (check, "staging", "")
-    assert refusal.gates == {"recall_at_10": "0.97, at least 0.95 demanded"}
+    assert refusal.gates == {"recall_at_10": "0.97 meets the minimum of 0.95"}
 
 
-def test_a_release_says_why_it_was_published(workspace: Workspace) -> None:
+def test_a_release_records_why_it_was_published(workspace: Workspace) -> None:
     release = publish(workspace, workspace, commit_checked(workspace, "a"))
     assert release.reason == "check check-a-True passed all its gates"
-    assert release.gates == {"recall_at_10": "0.97, at least 0.95 demanded"}
+    assert release.gates == {"recall_at_10": "0.97 meets the minimum of 0.95"}
     assert list_refusals(workspace) == []
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed"])
-def test_other_bytes_than_the_checked_ones_are_not_published(workspace: Workspace, damage: str) -> None:
+def test_only_the_checked_bytes_are_published(workspace: Workspace, damage: str) -> None:
     check = commit_checked(workspace, "a")
     file = workspace.local("searchers", "a") / FILES[1]
     file.write_text("other") if damage == "changed" else file.unlink()
@@ -139,7 +139,7 @@ def test_publishing_again_changes_nothing(workspace: Workspace) -> None:
     assert workspace.storage.read(CURRENT) == current
 
 
-def test_releases_go_where_they_are_told(workspace: Workspace, tmp_path: Path) -> None:
+def test_releases_are_stored_in_the_target(workspace: Workspace, tmp_path: Path) -> None:
     target = Workspace(str(tmp_path / "public"))
     publish(workspace, target, commit_checked(workspace, "a"))
     assert len(list_releases(target)) == 1 and list_releases(workspace) == []
@@ -156,7 +156,7 @@ def test_rollback_goes_back_one_release_at_a_time(workspace: Workspace) -> None:
     assert [release.live for release in list_releases(workspace)] == [True, False, False]
 
 
-def test_rollback_is_one_write(workspace: Workspace) -> None:
+def test_a_rollback_is_a_single_write(workspace: Workspace) -> None:
     _publish(workspace, "a", "b")
     before = channels.read(workspace.storage).pointer.serial
     files = {path: path.read_bytes() for path in Path(workspace.root, "releases").rglob("*.*") if path.is_file()}
@@ -166,7 +166,7 @@ def test_rollback_is_one_write(workspace: Workspace) -> None:
     assert changed == ["CURRENT.json"]
 
 
-def test_the_release_before_is_that_of_the_channel(workspace: Workspace) -> None:
+def test_each_channel_has_its_own_history(workspace: Workspace) -> None:
     first, second = _publish(workspace, "a", "b")
     _publish(workspace, "other", channel="staging")
     rollback(workspace)
@@ -176,7 +176,7 @@ def test_the_release_before_is_that_of_the_channel(workspace: Workspace) -> None
     assert second not in (live_release(workspace), channels.read(workspace.storage).pointer.previous)
 
 
-def test_what_was_live_before_is_so_for_a_release_that_comes_again(workspace: Workspace) -> None:
+def test_a_republished_release_can_be_rolled_back(workspace: Workspace) -> None:
     first, second = _publish(workspace, "a", "b")
     assert _publish(workspace, "a") == [first]
     assert rollback(workspace).id == second == live_release(workspace)
@@ -223,7 +223,7 @@ def test_rollback_refuses_an_unknown_release(workspace: Workspace) -> None:
         rollback(workspace, "unknown")
 
 
-def test_rollback_says_which_release_was_pruned_and_what_there_is(workspace: Workspace) -> None:
+def test_rollback_names_the_pruned_release_and_the_available_ones(workspace: Workspace) -> None:
     ids = _publish(workspace, "a", "b")
     workspace.storage.delete_folder(f"releases/{ids[0]}")
     with pytest.raises(UsageError, match=f"release {ids[0]}, which was live before, was pruned; .* --to: {ids[1]}"):
@@ -257,7 +257,7 @@ def test_promotion_needs_two_channels_and_a_release(workspace: Workspace) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b'{"release": "a', b"[]", b'{"release": 3}', b"\xff\xfe"])
-def test_a_damaged_pointer_is_not_taken_for_no_release(workspace: Workspace, content: bytes) -> None:
+def test_a_damaged_pointer_is_not_mistaken_for_an_empty_one(workspace: Workspace, content: bytes) -> None:
     _publish(workspace, "a")
     check = commit_checked(workspace, "b")
     Path(workspace.root, CURRENT).write_bytes(content)
@@ -276,7 +276,7 @@ def test_a_damaged_pointer_is_not_taken_for_no_release(workspace: Workspace, con
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"id": "x"}', b"\xff\xfe"])
-def test_a_damaged_release_is_named_and_hides_no_other(workspace: Workspace, content: bytes) -> None:
+def test_a_damaged_release_is_listed_and_does_not_hide_others(workspace: Workspace, content: bytes) -> None:
     damaged, whole = _publish(workspace, "a", "b")
     marker = Path(workspace.root, "releases", damaged, "release.json")
     marker.write_bytes(content)
@@ -291,7 +291,7 @@ def test_a_damaged_release_is_named_and_hides_no_other(workspace: Workspace, con
     assert [release.damaged for release in list_releases(workspace)] == ["", ""]
 
 
-def test_a_live_release_that_is_gone_is_listed_as_damaged(workspace: Workspace) -> None:
+def test_a_missing_live_release_is_listed_as_damaged(workspace: Workspace) -> None:
     (id,) = _publish(workspace, "a")
     workspace.storage.delete_folder(f"releases/{id}")
     (release,) = list_releases(workspace)
@@ -299,7 +299,7 @@ def test_a_live_release_that_is_gone_is_listed_as_damaged(workspace: Workspace) 
 
 
 @pytest.mark.parametrize("same_start", [True, False])
-def test_of_racing_publishers_exactly_one_wins(workspace: Workspace, same_start: bool) -> None:
+def test_exactly_one_racing_publisher_wins(workspace: Workspace, same_start: bool) -> None:
     _publish(workspace, *(["before"] if same_start else []))
     expected = channels.read(workspace.storage)
     checks = [commit_checked(workspace, f"s{index}") for index in range(12)]
@@ -321,7 +321,7 @@ def test_of_racing_publishers_exactly_one_wins(workspace: Workspace, same_start:
     } - set(channels.read(workspace.storage).pointer.protected)
 
 
-def test_what_was_decided_before_another_release_went_live_does_not_count(workspace: Workspace) -> None:
+def test_a_decision_made_before_another_release_went_live_is_refused(workspace: Workspace) -> None:
     first, _ = _publish(workspace, "a", "b")
     expected = channels.read(workspace.storage)
     rollback(workspace)
@@ -330,7 +330,7 @@ def test_what_was_decided_before_another_release_went_live_does_not_count(worksp
     assert live_release(workspace) == first
 
 
-def test_a_pointer_that_says_the_same_may_be_rewritten_meanwhile(workspace: Workspace) -> None:
+def test_a_pointer_rewritten_with_the_same_releases_does_not_conflict(workspace: Workspace) -> None:
     _publish(workspace, "a")
     expected = channels.read(workspace.storage)
     channels.touch(workspace.storage, "production", workspace.storage.now())
@@ -340,7 +340,7 @@ def test_a_pointer_that_says_the_same_may_be_rewritten_meanwhile(workspace: Work
     assert channels.read(workspace.storage).pointer.fence == 5
 
 
-def test_a_publisher_with_an_old_fencing_token_publishes_nothing(workspace: Workspace) -> None:
+def test_a_publisher_with_a_stale_fencing_token_is_refused(workspace: Workspace) -> None:
     channels.advance_fence(workspace.storage, "production", 7)
     assert live_release(workspace) is None
     check = commit_checked(workspace, "a")
@@ -357,7 +357,7 @@ def test_a_publisher_with_an_old_fencing_token_publishes_nothing(workspace: Work
     assert publish(workspace, workspace, commit_checked(workspace, "b")).live, "manual publishing needs no token"
 
 
-def test_the_token_is_looked_at_when_the_pointer_is_written(workspace: Workspace) -> None:
+def test_the_fencing_token_is_verified_when_the_pointer_is_written(workspace: Workspace) -> None:
     expected = channels.read(workspace.storage)
     channels.advance_fence(workspace.storage, "production", 8)
     with pytest.raises(ConflictError, match=r"is stored but not live: .* token 8, but .* the older token 7"):
@@ -365,14 +365,14 @@ def test_the_token_is_looked_at_when_the_pointer_is_written(workspace: Workspace
     assert live_release(workspace) is None
 
 
-def test_a_release_that_is_not_whole_is_not_listed(workspace: Workspace) -> None:
+def test_an_incomplete_release_is_not_listed(workspace: Workspace) -> None:
     release = publish(workspace, workspace, commit_checked(workspace, "a"))
     (Path(workspace.root) / "releases" / "half").mkdir()
     (Path(workspace.root) / "releases" / "half" / FILES[0]).write_text("half")
     assert [found.id for found in list_releases(workspace)] == [release.id]
 
 
-def test_a_release_that_lost_a_file_is_stored_again(workspace: Workspace) -> None:
+def test_a_release_with_a_missing_file_is_repaired(workspace: Workspace) -> None:
     (id,) = _publish(workspace, "a")
     (workspace.local("releases", id) / FILES[0]).unlink()
     assert _publish(workspace, "a") == [id]
