@@ -159,11 +159,11 @@ def _run_stages(runner: _StageRunner) -> tuple[Literal["published", "unchanged"]
     """Plans and runs the stages; returns the run's final state and the release that matches the corpus."""
     config, held_lease, entry, functions = runner.config, runner.held_lease, runner.entry, runner.functions
     workspace, target, channel = Workspace(config.workspace), releases.open_target(config), config.reindex.channel
-    pointer = channels.read(target.storage, channel)
-    if held_lease.taken_over and pointer.exists:  # the former holder must not publish from here on
+    current = channels.read(target.storage, channel)
+    if held_lease.taken_over and current.exists:  # the former holder must not publish from here on
         channels.advance_fence(target.storage, channel, held_lease.fence)
     with contextlib.ExitStack() as stack:
-        plan, listing = runner.retry("plan", lambda: _list_and_plan(config, pointer.pointer, stack))
+        plan, listing = runner.retry("plan", lambda: _list_and_plan(config, current.pointer, stack))
         entry.update(plan=plan.entry)
         logger.info(f"  {plan.summary}")
         if plan.matching_release:
@@ -181,7 +181,7 @@ def _run_stages(runner: _StageRunner) -> tuple[Literal["published", "unchanged"]
 
     def publish() -> dict[str, Any]:
         published = functions.publish(
-            workspace, target, report["id"], channel=channel, revive=False, fence=held_lease.fence, expected=pointer
+            workspace, target, report["id"], channel=channel, revive=False, fence=held_lease.fence, expected=current
         )
         return {"id": published.id, "live": published.live}
 
