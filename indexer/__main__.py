@@ -27,6 +27,9 @@ from searchforge.console.options import config_options, reports_errors, show
 @config_options
 def main(config: Config, embeddings: str, encoder: str | None, as_json: bool) -> None:
     """Tune and build the index of an embedding run."""
+    from indexer.compiled_code import offer_cache
+
+    offer_cache(config.workspace)
     from indexer.build import build_index, summary
 
     report = build_index(config, embeddings, encoder)

@@ -89,6 +89,9 @@ def index(config: Config, embeddings: str | None = None, encoder: str | None = N
     Args:
       encoder: Id of the encoder for queries; by default the one that computed the embeddings.
     """
+    from indexer.compiled_code import offer_cache
+
+    offer_cache(config.workspace)
     from indexer.build import build_index
 
     return build_index(config, choose_artifact(config, "embeddings", embeddings), encoder)

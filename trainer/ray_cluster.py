@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import signal
 import socket
 import threading
@@ -57,7 +58,8 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Run workers at this command's priority; Ray's default niceness of 15 starves them on a busy machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
-    elif os.environ.get("RAY_AUTH_TOKEN_PATH") or (Path.home() / ".ray" / "auth_token").exists():
+        _ensure_token()
+    elif os.environ.get("RAY_AUTH_TOKEN_PATH") or (_token_folder() / "auth_token").exists():
         # Like Ray's own commands: a cluster that they started requires the token.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
@@ -93,6 +95,22 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
 def cluster_address(config: TrainConfig) -> str | None:
     """Returns the address of the running cluster to use, or None to start a local one."""
     return config.ray_address or os.environ.get("RAY_ADDRESS") or None
+
+
+def _ensure_token() -> None:
+    """Sets a token for a local cluster if Ray has none and cannot save one, because no home folder is writable."""
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    folder = _token_folder()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder / "auth_token", os.R_OK) and not os.access(folder, os.W_OK | os.X_OK):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _token_folder() -> Path:
+    """Returns the folder in which Ray saves its token; it does not exist for a user without a home folder."""
+    return Path(os.path.expanduser("~")) / ".ray"  # noqa: PTH111 (Path.home raises an error without a home folder)
 
 
 def _start(address: str | None, options: dict[str, Any]) -> None:

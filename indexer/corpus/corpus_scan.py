@@ -6,10 +6,10 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from indexer.compiled_code import compiled
 from indexer.corpus.shard_reader import read_shard
 from indexer.corpus.shards import Shard, map_in_order, require_unique_ids, require_valid_records
 from searchforge import progress
@@ -227,7 +227,7 @@ def _keyed_hash(keys: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint6
     return mixed ^ mixed >> np.uint64(31)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _select(
     rough: npt.NDArray[np.float32],
     margins: npt.NDArray[np.float32],
@@ -258,7 +258,7 @@ def _select(
                     bar = limit - margins[query]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _merge(
     scores: npt.NDArray[np.float32],
     indices: npt.NDArray[np.int64],
@@ -280,7 +280,7 @@ def _merge(
             best_vectors[query, slot] = vectors[index]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _insert(score: np.float32, value: int, scores: npt.NDArray[np.float32], values: npt.NDArray[np.int64]) -> None:
     """Inserts a score greater than the last one of [k] in descending order, after equal ones."""
     position = len(scores) - 1
@@ -290,7 +290,7 @@ def _insert(score: np.float32, value: int, scores: npt.NDArray[np.float32], valu
     scores[position], values[position] = score, value
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _dot(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> np.float32:
     """Returns the dot product, summed in float64 so that the summation order hardly ever affects the result."""
     total = np.float64(0)

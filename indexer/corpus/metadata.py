@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from indexer.compiled_code import compiled
 from searchforge.errors import UsageError
 from searchforge.hashing import canonical_json
 
@@ -65,7 +65,7 @@ _ESCAPES = np.frombuffer(b'"\\nrtfb', np.uint8)
 _WORDS = (np.frombuffer(b"true", np.uint8), np.frombuffer(b"false", np.uint8), np.frombuffer(b"null", np.uint8))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def write_device_metadata(
     text: npt.NDArray[np.uint8],
     start: int,
@@ -155,21 +155,21 @@ def write_device_metadata(
             return UNHANDLED
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _skip_spaces(text: npt.NDArray[np.uint8], i: int, end: int) -> int:
     while i < end and (text[i] == _SPACE or text[i] == _TAB or text[i] == _NEWLINE or text[i] == _RETURN):
         i += 1
     return i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _copy(text: npt.NDArray[np.uint8], start: int, end: int, out: npt.NDArray[np.uint8], at: int) -> int:
     for i in range(start, end):
         out[at + i - start] = text[i]
     return at + end - start
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _write_id(text: npt.NDArray[np.uint8], start: int, end: int, out: npt.NDArray[np.uint8], at: int) -> int:
     out[at], out[at + 1], out[at + 2], out[at + 3] = _QUOTE, _I, _D, _QUOTE
     out[at + 4], out[at + 5] = _COLON, _QUOTE
@@ -178,7 +178,7 @@ def _write_id(text: npt.NDArray[np.uint8], start: int, end: int, out: npt.NDArra
     return at + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _follows(text: npt.NDArray[np.uint8], start: int, end: int, next_start: int, next_end: int) -> bool:
     """Returns whether a key sorts after the preceding one, given an empty range for the first, and has no escapes."""
     for i in range(next_start, next_end):
@@ -193,7 +193,7 @@ def _follows(text: npt.NDArray[np.uint8], start: int, end: int, next_start: int,
     return end - start < next_end - next_start
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _compare_with_id(text: npt.NDArray[np.uint8], start: int, end: int) -> int:
     """Returns -1, 0 or 1 if a key sorts before, equal to or after `id`."""
     if start == end:
@@ -207,7 +207,7 @@ def _compare_with_id(text: npt.NDArray[np.uint8], start: int, end: int) -> int:
     return 0 if end - start == 2 else 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _string_end(text: npt.NDArray[np.uint8], i: int, end: int) -> int:
     """Returns the end of the string at `i` if it is already canonical, else UNHANDLED."""
     if text[i] != _QUOTE:
@@ -227,7 +227,7 @@ def _string_end(text: npt.NDArray[np.uint8], i: int, end: int) -> int:
     return UNHANDLED
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _scalar_end(text: npt.NDArray[np.uint8], i: int, end: int) -> int:
     """Returns the end of the string, number or literal at `i` if it is already canonical, else UNHANDLED."""
     if text[i] == _QUOTE:
@@ -243,7 +243,7 @@ def _scalar_end(text: npt.NDArray[np.uint8], i: int, end: int) -> int:
     return UNHANDLED
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _number_end(text: npt.NDArray[np.uint8], start: int, end: int) -> int:
     """Returns the end of the number at `start` if Python would print it unchanged, else UNHANDLED."""
     first = start + 1 if text[start] == _MINUS else start

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from indexer.compiled_code import compiled
 from indexer.corpus.metadata import ID_ROOM, SCRATCH_ROWS, UNHANDLED, device_metadata, write_device_metadata
 from searchforge.artifacts.records import MAX_RECORD_BYTES, TFRECORD_FRAMING, TFRECORD_HEADER, EmbeddingRecord
 from searchforge.errors import JobError, UsageError
@@ -213,7 +213,7 @@ _MESSAGE, _VALUE, _FLOAT_LIST = 0x0A, 0x12, 0x12
 """Protobuf tags: of an Example's features, a map entry, its key and a list of bytes; of its value; of a float list."""
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _walk_records(buffer: npt.NDArray[np.uint8], payloads: npt.NDArray[np.int64]) -> int:
     """Writes the ranges of as many payloads as fit into `payloads`.
 
@@ -237,7 +237,7 @@ def _walk_records(buffer: npt.NDArray[np.uint8], payloads: npt.NDArray[np.int64]
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _find_fields(
     buffer: npt.NDArray[np.uint8], payloads: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -279,7 +279,7 @@ def _find_fields(
     return fields, understood
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _enclosed(buffer: npt.NDArray[np.uint8], position: int, limit: int, tag: int, other: int) -> tuple[int, int]:
     """Returns the range of a length-delimited value with one of the two tags, or -1, -1."""
     if position >= limit or (buffer[position] != tag and buffer[position] != other):
@@ -296,7 +296,7 @@ def _enclosed(buffer: npt.NDArray[np.uint8], position: int, limit: int, tag: int
     return (position, position + int(length)) if length <= limit - position else (-1, -1)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _equals(buffer: npt.NDArray[np.uint8], start: int, end: int, key: int) -> bool:
     if end - start != _KEY_LENGTHS[key]:
         return False
@@ -306,7 +306,7 @@ def _equals(buffer: npt.NDArray[np.uint8], start: int, end: int, key: int) -> bo
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _write_all_metadata(
     text: npt.NDArray[np.uint8],
     id_starts: npt.NDArray[np.int64],
@@ -326,7 +326,7 @@ def _write_all_metadata(
     return written
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _copy_rows(
     buffer: npt.NDArray[np.uint8],
     starts: npt.NDArray[np.int64],
@@ -338,7 +338,7 @@ def _copy_rows(
         out[row] = buffer[start : start + out.shape[1]]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _copy_ranges(
     data: npt.NDArray[np.uint8],
     starts: npt.NDArray[np.int64],
@@ -352,7 +352,7 @@ def _copy_ranges(
         at += size
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _squared_norms(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Returns squared norms [n] float64, in which the squares of finite float32 numbers are finite."""
     norms = np.zeros(len(vectors), np.float64)

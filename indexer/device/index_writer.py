@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from indexer.compiled_code import compiled
 from indexer.corpus.shard_reader import ByteStrings
 from indexer.device.index_config import index_config
 from indexer.device.leveldb_writer import TableWriter
@@ -93,7 +93,7 @@ def _add_metadata(table: TableWriter, encoded: EncodedCorpus) -> None:
         table.add_many(ByteStrings.of_offsets(keys, offsets), values, compress=True)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _lexical_keys(
     item: int,
     count: int,

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 import google_crc32c
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from indexer.compiled_code import compiled
 from indexer.corpus.shard_reader import ByteStrings
 from searchforge.artifacts.records import mask_crc
 from searchforge.protobuf import varint
@@ -210,7 +210,7 @@ def _short_successor(key: bytes) -> bytes:
     return key[:shared] + bytes([key[shared] + 1]) if shared < len(key) else key
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _lay_out(
     keys: npt.NDArray[np.uint8],
     key_starts: npt.NDArray[np.int64],
@@ -270,7 +270,7 @@ def _lay_out(
     return row, blocks, start, end, entries
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _put_varint(out: npt.NDArray[np.uint8], at: int, value: int) -> int:
     while value > 0x7F:
         out[at] = value & 0x7F | 0x80
@@ -280,7 +280,7 @@ def _put_varint(out: npt.NDArray[np.uint8], at: int, value: int) -> int:
     return at + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _put_uint32(out: npt.NDArray[np.uint8], at: int, value: int) -> int:
     for i in range(4):
         out[at + i] = value >> 8 * i & 0xFF

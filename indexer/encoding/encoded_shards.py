@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from indexer.compiled_code import compiled
 from indexer.corpus.shard_reader import ByteStrings, parse_shard
 from indexer.corpus.shards import Shard, map_in_order, require_unique_ids, require_valid_records
 from searchforge import progress
@@ -268,7 +268,7 @@ class _EncodedShard:
             ) from None
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _squared_errors(
     mapped: npt.NDArray[np.float32],
     codes: npt.NDArray[np.uint8],

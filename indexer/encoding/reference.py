@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from indexer.compiled_code import compiled
 from searchforge.config import LutType
 
 _LEVELS: dict[LutType, int] = {"float": 0, "int16": 2047, "int8": 255}
@@ -160,7 +160,7 @@ class ReferenceSearcher:
             list(pool.map(function, (slice(start, start + size) for start in range(0, count, size))))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _subtract_product(
     matrix: npt.NDArray[np.float32],
     vector: npt.NDArray[np.float32],
@@ -179,7 +179,7 @@ def _subtract_product(
         out -= scratch
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _route(
     queries: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32], distances: npt.NDArray[np.float32]
 ) -> None:
@@ -189,7 +189,7 @@ def _route(
         _subtract_product(centroids, queries[query], scratch, distances[query])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _fill_table(
     query: npt.NDArray[np.float32],
     entries: npt.NDArray[np.float32],
@@ -219,7 +219,7 @@ def _fill_table(
     return scale, low + scale / np.float32(2)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _add_entries(
     table: npt.NDArray[np.float32],
     codes: npt.NDArray[np.uint8],
@@ -239,7 +239,7 @@ def _add_entries(
     return a, b, c, d
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _search(
     queries: npt.NDArray[np.float32],
     routes: npt.NDArray[np.int64],

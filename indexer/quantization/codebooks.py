@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from indexer.compiled_code import compiled
 
 CODEBOOK_SIZE = 256
 """Number of entries in a codebook: the on-device format stores 8 bits per block."""
@@ -94,7 +95,7 @@ def _k_means(points: Matrix, iterations: int, generator: np.random.Generator) ->
     return centers
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _plus_plus(points: Matrix, draws: npt.NDArray[np.float64]) -> Matrix:
     """Chooses centers by k-means++ (Arthur and Vassilvitskii 2007); draws: [k] uniform in [0, 1)."""
     centers = np.empty((len(draws), points.shape[1]), np.float32)
@@ -119,7 +120,7 @@ def _plus_plus(points: Matrix, draws: npt.NDArray[np.float64]) -> Matrix:
     return centers
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _argmin(levels: npt.NDArray[np.int32]) -> int:
     """Returns the index of the smallest of 256 non-negative float32 numbers, given their bits as int32.
 
@@ -132,7 +133,7 @@ def _argmin(levels: npt.NDArray[np.int32]) -> int:
     return int(least & 255)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _assign(
     points: Matrix,
     centers: Matrix,
@@ -160,7 +161,7 @@ def _assign(
             sums[center, dim] += points[row, dim]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _encode(
     vectors: Matrix,
     directions: Matrix,

@@ -10,9 +10,10 @@ a fixed order, rather than a matrix product, make its cluster a function of the 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from indexer.compiled_code import compiled
 
 _MAX_UNGROUPED = 256
 """Maximum number of clusters that are searched exhaustively, as one group."""
@@ -105,7 +106,7 @@ def _exhaustive(vectors: Matrix, points: Matrix) -> npt.NDArray[np.int64]:
     return nearest
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _scores(vector: Matrix, points: Matrix, halves: Matrix, out: Matrix) -> None:
     """Writes vector . point - halves for points [dim, n], flattened; processes four dimensions at a time."""
     size = len(out)
@@ -124,7 +125,7 @@ def _scores(vector: Matrix, points: Matrix, halves: Matrix, out: Matrix) -> None
             out[i] += vector[dim] * points[dim * size + i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _halves(vectors: Matrix) -> Matrix:
     """Returns half the squared norm [n] of each vector [n, dim]."""
     halves = np.zeros(len(vectors), np.float32)
@@ -134,7 +135,7 @@ def _halves(vectors: Matrix) -> Matrix:
     return halves
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _scan(vectors: Matrix, points: Matrix, halves: Matrix, nearest: npt.NDArray[np.int64]) -> None:
     scores = np.empty(len(halves), np.float32)
     for row in range(len(vectors)):
@@ -142,7 +143,7 @@ def _scan(vectors: Matrix, points: Matrix, halves: Matrix, nearest: npt.NDArray[
         nearest[row] = np.argmax(scores)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _assign(
     vectors: Matrix,
     groups: Matrix,

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from indexer.compiled_code import compiled
 
 LANDMARKS = 512
 """Number of items that the kernel compares a vector with."""
@@ -95,7 +96,7 @@ def _kernel(vectors: Matrix, landmarks: Matrix) -> Matrix:
     return similarity
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _multiply_rows(vectors: Matrix, transposed: Matrix, out: Matrix) -> None:
     """Adds four dimensions at a time, so that each sum is read and written once for all four."""
     dims = vectors.shape[1]

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from searchforge.artifacts.workspace import Workspace
 from searchforge.console.options import require_python
 from searchforge.errors import SearchforgeError
+from searchforge.processes.fork_server import python_path
 
 MIN_MEMORY = 5 * 2**30
 MIN_DISK = 2 * 2**30
@@ -46,7 +47,8 @@ class Finding:
 def diagnose(workspace: str) -> list[Finding]:
     """Checks everything that a run needs: the system, the packages, native code, and write access to the workspace."""
     checks = (check_system, check_packages, check_native_code, check_optional)
-    return [*(finding for check in checks for finding in check()), check_workspace(workspace)]
+    findings = [finding for check in checks for finding in check()]
+    return [*findings, check_compiler(workspace), check_workspace(workspace)]
 
 
 def check_system() -> Iterator[Finding]:
@@ -116,6 +118,20 @@ def check_native_code() -> Iterator[Finding]:
             yield Finding(name, "fault", last, f"the native code failed to load; {remedy}")
         else:
             yield Finding(name, "ok", "loads")
+
+
+def check_compiler(root: str) -> Finding:
+    """Compiles a function like an index build, in a child process, and checks that machine code can be cached."""
+    command = [sys.executable, "-m", "indexer.compiled_code", root]
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        return Finding("compiler", "fault", last, "Numba cannot compile; run `make setup`")
+    if folder := result.stdout.strip():
+        return Finding("compiler", "ok", f"compiles; machine code is cached in {folder}")
+    advice = "every index build compiles again: set NUMBA_CACHE_DIR to a writable folder"
+    return Finding("compiler", "note", "compiles; no writable folder for a cache", advice)
 
 
 def check_optional() -> Iterator[Finding]:

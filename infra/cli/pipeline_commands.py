@@ -113,10 +113,11 @@ def compact(config: Config, as_json: bool, embeddings: str | None) -> None:
 @config_options
 def index(config: Config, as_json: bool, embeddings: str | None) -> None:
     """Build the on-device index and pack it into both searchers."""
-    from indexer.build import summary
     from infra import api
 
     report = api.index(config, embeddings)
+    from indexer.build import summary
+
     show(report, as_json, summary(report))
 
 

@@ -189,6 +189,9 @@ def _differences(config: Config, release: Release, manifest: Manifest) -> list[s
 
 
 def _changed_settings(config: Config, release: Release) -> list[str]:
+    from indexer.compiled_code import offer_cache
+
+    offer_cache(config.workspace)
     from indexer.build import FORMAT_VERSION
     from indexer.encoding.reuse import NON_TRAINING_KEYS
     from serving_check.schema import REPORT_VERSION

@@ -68,7 +68,7 @@ class Workspace:
         unfinished artifacts.
 
     Raises:
-      UsageError: The scheme is unknown, or credentials are missing.
+      UsageError: The scheme is unknown, credentials are missing, or a bucket's copies have no folder.
     """
 
     def __init__(self, root: str, storage: Storage | None = None) -> None:
@@ -77,8 +77,7 @@ class Workspace:
         if storage or isinstance(self.storage, LocalStorage):
             self._local_root = Path(root).expanduser().resolve()
         else:
-            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            self._local_root = home / "searchforge" / sha256_bytes(self.root.encode())[:16]
+            self._local_root = _user_cache() / "searchforge" / sha256_bytes(self.root.encode())[:16]
 
     @property
     def local_storage(self) -> LocalStorage:
@@ -87,14 +86,14 @@ class Workspace:
 
     def require_writable(self) -> None:
         """Raises JobError unless files can be written."""
-        make_folder(self._local_root)
+        self._make_local(self._local_root)
         self.storage.write(_PROBE, b"")
         self.storage.delete(_PROBE)
 
     def cache(self, name: str) -> Path:
         """Returns a local folder for data that can be recomputed, such as features of frozen towers."""
         path = self._local_root / "cache" / name
-        make_folder(path)
+        self._make_local(path)
         return path
 
     def committed(self, kind: Kind, id: str) -> bool:
@@ -154,10 +153,20 @@ class Workspace:
         with self._staging(kind, id) as path:
             yield Staging(self, kind, id, path)
 
+    def _make_local(self, path: Path) -> None:
+        try:
+            make_folder(path)
+        except JobError as error:
+            if self._local_root == Path(self.root):
+                raise
+            raise JobError(
+                f"{error}; it is for local copies of {self.root}: set XDG_CACHE_HOME to a writable folder"
+            ) from None
+
     @contextlib.contextmanager
     def _staging(self, kind: Kind, id: str) -> Iterator[Path]:
         parent = self._local_root / ".staging"
-        make_folder(parent)
+        self._make_local(parent)
         _remove_abandoned(parent)
         path = parent / f"{kind}-{id}-{secrets.token_hex(4)}"
         lock_path = Path(f"{path}.lock")
@@ -183,6 +192,13 @@ class Workspace:
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
             self.storage.upload(file, _path(kind, id, file.relative_to(path).as_posix()))
         self.storage.write(_path(kind, id, name), content)
+
+
+def _user_cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise UsageError("this user has no home folder for a cache; set XDG_CACHE_HOME to a writable folder") from None
 
 
 def _path(kind: Kind, id: str, name: str) -> str:

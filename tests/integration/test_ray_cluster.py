@@ -205,6 +205,22 @@ def _checkpointed_history(folder: Path) -> list[list[float]]:
     return found
 
 
+def test_a_local_cluster_needs_no_home_folder() -> None:
+    code = (
+        "from searchforge.config import TrainConfig; from trainer.ray_cluster import ray_cluster\n"
+        "with ray_cluster(TrainConfig()): print('started')"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "XDG_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"HOME": "/dev/null/home"},
+    )
+    assert result.stdout.strip() == "started", result.stderr
+
+
 def _processes(title: str, cluster: Cluster) -> list[int]:
     """Returns the ids of the cluster's processes whose title starts with `title`."""
     token, found = cluster.environment["RAY_AUTH_TOKEN"].encode(), []

@@ -129,7 +129,8 @@ def test_an_unsupported_python_is_refused(version: tuple[int, int]) -> None:
 def test_the_doctor_finds_no_fault_in_this_environment(tmp_path: Path) -> None:
     findings = diagnose(str(tmp_path))
     assert [finding for finding in findings if finding.status == "fault"] == []
-    assert {"python", "packages", "Task Library", "ScaNN", "workspace"} <= {finding.name for finding in findings}
+    names = {finding.name for finding in findings}
+    assert {"python", "packages", "Task Library", "ScaNN", "compiler", "workspace"} <= names
 
 
 def test_the_doctor_names_a_conflict_and_the_remedy() -> None:

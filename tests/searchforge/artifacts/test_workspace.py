@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from searchforge.artifacts.workspace import Workspace
-from searchforge.errors import UsageError
+from searchforge.errors import JobError, UsageError
 
 
 def test_a_committed_artifact_is_complete(tmp_path: Path) -> None:
@@ -90,3 +90,12 @@ def test_the_error_for_a_missing_artifact_lists_the_existing_ones(tmp_path: Path
         staging.commit({})
     with pytest.raises(UsageError, match=r"encoders/xyz is not in workspace .*; existing: abc"):
         workspace.local("encoders", "xyz")
+
+
+def test_a_bucket_needs_a_writable_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    workspace = Workspace("gs://bucket/photos")
+    with pytest.raises(JobError, match=r"/dev/null/home/\.cache/.* cannot be created.*; .* set XDG_CACHE_HOME to"):
+        workspace.cache("features")
