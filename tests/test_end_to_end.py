@@ -157,7 +157,7 @@ def test_a_failed_gate_publishes_nothing_and_exits_1(workspace: Workspace) -> No
     settings = ["--set", "check.max_bytes_per_image=1", "--set", "check.queries=20", "--set", "check.images=10"]
     result = CliRunner().invoke(main, ["check", "--workspace", workspace.root, *settings])
     assert result.exit_code == 1
-    assert "bytes_per_image: " in result.output and "at most 1 allowed" in result.output
+    assert "bytes_per_image: " in result.output and "above the maximum of 1\n" in result.output
     failed = next(id for id in workspace.ids("checks") if not workspace.marker("checks", id)["passed"])
     result = CliRunner().invoke(main, ["publish", "--workspace", workspace.root, "--check", failed])
     assert result.exit_code == 1
