@@ -7,7 +7,8 @@
     api.run(config)
     hits = api.search(config, "a dog on a beach")
 
-Every stage reuses what an earlier run finished, so a killed `run` resumes when it is started again.
+Every stage reuses what an earlier run finished, so a killed `run` resumes when it is started again. Stages report
+their progress through `logging`; `logging.basicConfig(level=logging.INFO)` shows it.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ def _embed_images(
     encode = _load_encoder(bundle, IMAGE_SAVED_MODEL, "images")
     preprocessing = Preprocessing.parse(info.preprocessing)
     vectors, rejected = [np.empty((0, info.dim), np.float32)], []
-    with progress.track("embedding held-out images", len(images)) as advance:
+    with progress.track("embedding held-out images", len(images), "image") as advance:
         for batch in _decode_batches(images, preprocessing):
             pixels = [result for _, result in batch if not isinstance(result, RejectedInput)]
             rejected += [_rejected_image(image, result) for image, result in batch if isinstance(result, RejectedInput)]
@@ -321,7 +321,7 @@ def _decode_batches(images: Sequence[CaptionedImage], preprocessing: Preprocessi
 def _embed_texts(bundle: Path, info: EncoderInfo, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     encode = _load_encoder(bundle, TEXT_SAVED_MODEL, "texts")
     vectors = np.empty((len(texts), info.dim), np.float32)
-    with progress.track("embedding held-out captions", len(texts)) as advance:
+    with progress.track("embedding held-out captions", len(texts), "caption") as advance:
         for i in range(0, len(texts), _BATCH):
             batch = [text.encode() for text in texts[i : i + _BATCH]]
             vectors[i : i + _BATCH] = encode(batch)

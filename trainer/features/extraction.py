@@ -39,6 +39,8 @@ CHUNK = {"image": 256, "text": 1024}
 BATCH = {"image": 32, "text": 64}
 """Number of inputs per call of the tower, by modality."""
 
+_UNITS = {"image": "image", "text": "caption"}
+
 _LABELS = {"image": "extracting image features", "text": "extracting caption features"}
 
 Array = npt.NDArray[Any]
@@ -126,7 +128,7 @@ def extract(
         with contextlib.closing(_run(jobs, workers, threads, chunk)) as results:
             # Chunks of one modality may finish before the progress bar of the other one has ended.
             for modality, total in totals.items():
-                with progress.track(_LABELS[modality], total) as advance:
+                with progress.track(_LABELS[modality], total, _UNITS[modality]) as advance:
                     advance(done[modality])
                     while done[modality] < total:
                         if (result := next(results, None)) is None:
