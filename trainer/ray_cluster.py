@@ -19,6 +19,7 @@ from searchforge.config import TrainConfig
 from searchforge.errors import JobError, SearchforgeError
 from searchforge.native_output import discarded_stderr
 from searchforge.processes.fork_server import python_path
+from searchforge.proxy import bypass_proxy
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
     # Silence Ray's native log messages; errors that concern the user are raised as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = cluster_address(config)
+    bypass_proxy(*([_host(address)] if address else []))
     if not address:
         # Keep Ray from replacing 127.0.0.1 by the machine's external address; the variable is meant for other systems.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -79,6 +81,7 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
             options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             options |= {"runtime_env": {"env_vars": variables}}
         _start(address, options)
+        bypass_proxy(*(node["NodeManagerAddress"] for node in ray.nodes()))
     except Exception as error:  # Ray raises many types, including a bare Exception if a node starts too slowly
         reason = " ".join(str(error).split())
         raise JobError(
@@ -152,9 +155,14 @@ def _restore_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
 
 def _require_listening(address: str) -> None:
     """Raises OSError if nothing listens at host:port or ray://host:port; Ray itself would retry for minutes."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if separator and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    port = address.rpartition(":")[2]
+    if port != address and port.isdigit():
+        socket.create_connection((_host(address), int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def _host(address: str) -> str:
+    """Returns the host of host:port or ray://host:port."""
+    return address.removeprefix("ray://").rpartition(":")[0].strip("[]")
 
 
 def threads_per_worker(workers: int) -> int:

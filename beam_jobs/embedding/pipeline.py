@@ -18,6 +18,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.beam_runner import runner_option
 from searchforge.config import EmbedConfig
 from searchforge.errors import JobError, SearchforgeError
+from searchforge.proxy import bypass_proxy
 from searchforge.storage.base import Storage
 
 NAMESPACE = "searchforge"
@@ -88,6 +89,7 @@ def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfi
     """
     shards = [Shard(index, len(sizes)) for index in range(len(sizes))]
     arguments = [runner_option(config.runner), *config.beam_options]
+    bypass_proxy()
     try:
         with (
             report_progress(shards, sizes, options.folder, storage),

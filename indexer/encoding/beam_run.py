@@ -13,6 +13,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.beam_runner import runner_option
 from searchforge.errors import JobError, SearchforgeError, UsageError
 from searchforge.hashing import sha256_bytes
+from searchforge.proxy import bypass_proxy
 
 
 class EncodeShard(beam.DoFn):
@@ -67,6 +68,7 @@ def encode_with_beam(
     """
     shards = [shard.model_copy(update={"run": shard.run or manifest.id}) for shard in manifest.shards]
     arguments = [runner_option(runner), *beam_options]
+    bypass_proxy()
     try:
         options = PipelineOptions(arguments)
     except SystemExit:  # from its argument parser, which has printed the reason

@@ -20,6 +20,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.console.options import require_python
 from searchforge.errors import SearchforgeError
 from searchforge.processes.fork_server import python_path
+from searchforge.proxy import LOOPBACK, exempt_hosts, proxies
 
 MIN_MEMORY = 5 * 2**30
 MIN_DISK = 2 * 2**30
@@ -46,7 +47,7 @@ class Finding:
 
 def diagnose(workspace: str) -> list[Finding]:
     """Checks everything that a run needs: the system, the packages, native code, and write access to the workspace."""
-    checks = (check_system, check_packages, check_native_code, check_optional)
+    checks = (check_system, check_proxy, check_packages, check_native_code, check_optional)
     findings = [finding for check in checks for finding in check()]
     return [*findings, check_compiler(workspace), check_workspace(workspace)]
 
@@ -66,6 +67,15 @@ def check_system() -> Iterator[Finding]:
         yield _require_free(
             "shared memory", free, MIN_SHARED_MEMORY, "Ray needs it: run the container with --shm-size=1g"
         )
+
+
+def check_proxy() -> Iterator[Finding]:
+    """Names the HTTP proxies of the environment, which can get between the machines of a cluster."""
+    if found := proxies():
+        named = ", ".join(f"{name}={value}" for name, value in found.items())
+        exempt = ", ".join(dict.fromkeys([*exempt_hosts(), *LOOPBACK]))
+        advice = "add the machines of your own Beam or Flink cluster to no_proxy"
+        yield Finding("proxy", "note", f"{named}; not used for {exempt}", advice)
 
 
 def check_packages(version_of: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:

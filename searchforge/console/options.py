@@ -15,6 +15,7 @@ import click
 
 from searchforge.console import logs
 from searchforge.errors import SearchforgeError, UsageError
+from searchforge.proxy import bypass_proxy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -89,6 +90,7 @@ def reports_errors(function: Command) -> Command:
         try:
             require_python(sys.version_info[:2])
             quiet_libraries()
+            bypass_proxy()
             return function(*arguments, **values)
         except SearchforgeError as error:
             logs.print_error(error)

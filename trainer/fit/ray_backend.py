@@ -14,6 +14,8 @@ from typing import Any
 import ray
 from ray.train.backend import Backend, BackendConfig
 
+from searchforge.proxy import bypass_proxy
+
 
 @dataclass
 class TensorFlowBackend(BackendConfig):
@@ -47,5 +49,6 @@ def _free_address() -> str:
 
 
 def _configure(addresses: list[str], rank: int) -> None:
+    bypass_proxy(*(address.rpartition(":")[0].strip("[]") for address in addresses))
     task = {"type": "worker", "index": rank}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
