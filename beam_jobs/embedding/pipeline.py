@@ -15,7 +15,7 @@ from beam_jobs.embedding.embedder import Embedder, EmbedOptions, Outcome, write_
 from beam_jobs.embedding.shard_progress import report_progress
 from beam_jobs.planning.shards import Shard, ShardReport, read_plan, read_report, write_report
 from searchforge.artifacts.workspace import Workspace
-from searchforge.beam_runner import runner_option
+from searchforge.beam_runner import interruptible, runner_option
 from searchforge.config import EmbedConfig
 from searchforge.errors import JobError, SearchforgeError
 from searchforge.proxy import bypass_proxy
@@ -93,6 +93,7 @@ def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfi
     try:
         with (
             report_progress(shards, sizes, options.folder, storage),
+            interruptible(),
             beam.Pipeline(options=PipelineOptions(arguments)) as pipeline,
         ):
             _ = (

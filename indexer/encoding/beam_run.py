@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from indexer.encoding.encoded_shards import QuantizerLike, encode_shard_bytes, encoded_shard_name
 from searchforge.artifacts.manifest import Manifest, ShardInfo
 from searchforge.artifacts.workspace import Workspace
-from searchforge.beam_runner import runner_option
+from searchforge.beam_runner import interruptible, runner_option
 from searchforge.errors import JobError, SearchforgeError, UsageError
 from searchforge.hashing import sha256_bytes
 from searchforge.proxy import bypass_proxy
@@ -74,7 +74,7 @@ def encode_with_beam(
     except SystemExit:  # from its argument parser, which has printed the reason
         raise UsageError(f"index.beam_options {list(beam_options)} are not valid Beam options; correct them") from None
     try:
-        with beam.Pipeline(options=options) as pipeline:
+        with interruptible(), beam.Pipeline(options=options) as pipeline:
             _ = (
                 pipeline
                 | "Shards" >> beam.Create(shards)
