@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from searchforge.preprocessing import FORMATS
+from searchforge.config import DEFAULT_MAX_PIXELS
+from searchforge.image_decoding import RejectedInput, decode
 
 _THUMBNAIL = 150
 _GAP = 10
@@ -63,8 +64,7 @@ def _thumbnail(path: Path | None) -> Image.Image:
     if path is None:
         return empty
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.draft("RGB", (_THUMBNAIL * 2, _THUMBNAIL * 2))
-            return ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (_THUMBNAIL, _THUMBNAIL))
-    except (OSError, ValueError, Image.DecompressionBombError):
+        image = decode(path.read_bytes(), DEFAULT_MAX_PIXELS, 2 * _THUMBNAIL)
+    except (OSError, RejectedInput):
         return empty
+    return ImageOps.fit(image, (_THUMBNAIL, _THUMBNAIL))

@@ -6,42 +6,19 @@ aspect ratio as the Task Library does; the exported encoders scale.
 
 from __future__ import annotations
 
-import io
 import re
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from searchforge.errors import UsageError
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""Image formats to decode; everything else is rejected as `not_an_image`."""
-
-# Warnings about large or damaged images are redundant: such images are rejected or decoded in part. The filter is set
-# once because all threads share it.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+from searchforge.image_decoding import decode
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _PATTERN = re.compile(rf"decode\|resize\((\d+),(\d+),({'|'.join(_FILTERS)})\)\|scale\({_NUMBER},{_NUMBER}\)")
-
-
-class RejectedInput(Exception):
-    """An input that cannot be embedded.
-
-    Attributes:
-      reason: Kind of the fault, for example `empty`, `too_large`, `not_an_image`, `truncated`, `unreadable` or
-        `too_many_pixels`.
-      detail: Description of the fault.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -120,40 +97,3 @@ class Preprocessing:
     def scale(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Scales pixel values to float32 from `low` to `high`, the input range of the image tower."""
         return (pixels.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
-
-
-def decode(data: bytes, max_pixels: int, enough: int | None = None) -> Image.Image:
-    """Decodes an image to RGB; arguments and errors as in `Preprocessing.pixels`.
-
-    Args:
-      enough: Smallest size of each side, in pixels, to which decoding may scale a JPEG down; None for full size.
-    """
-    if not data:
-        raise RejectedInput("empty", "0 bytes")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise RejectedInput("not_an_image", f"{len(data)} bytes, not one of {', '.join(FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise RejectedInput("too_many_pixels", str(error)) from error
-    except Exception as error:  # Pillow's decoders raise many kinds of errors on hostile bytes
-        raise RejectedInput("unreadable", str(error)) from error
-    if image.width * image.height > max_pixels:
-        raise RejectedInput("too_many_pixels", f"{image.width} x {image.height}, limit {max_pixels} pixels")
-    try:
-        if enough:
-            image.draft(None, (enough, enough))  # affects only JPEG
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:
-        reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        raise RejectedInput(reason, str(error)) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit greyscale: keep its range instead of clipping at 255
-        values = np.asarray(image, np.float32)
-        return Image.fromarray((values / 257.0).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")

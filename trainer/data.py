@@ -15,7 +15,8 @@ import numpy.typing as npt
 from searchforge.captions.dataset import CaptionedImage, Captions, Split, load_captions, split_heldout
 from searchforge.config import DEFAULT_MAX_PIXELS, Config
 from searchforge.errors import JobError, UsageError
-from searchforge.preprocessing import Preprocessing, RejectedInput
+from searchforge.image_decoding import RejectedInput
+from searchforge.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 

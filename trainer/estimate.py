@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from searchforge.config import DEFAULT_MAX_PIXELS, TrainConfig
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 from searchforge.processes.fork_server import python_path
 from trainer.export import tflite_parity
 from trainer.fit import finetuning

@@ -22,7 +22,8 @@ from searchforge.captions.dataset import CaptionedImage, Split, load_captions, s
 from searchforge.config import DEFAULT_MAX_PIXELS, Config
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id
-from searchforge.preprocessing import Preprocessing, RejectedInput
+from searchforge.image_decoding import RejectedInput
+from searchforge.preprocessing import Preprocessing
 from searchforge.reporting.intervals import median_interval, share_interval
 from trainer.evaluation import report_html, retrieval
 from trainer.evaluation.report import (

@@ -21,7 +21,7 @@ from beam_jobs.corpus.reading import open_file
 from searchforge.artifacts.records import example_bytes, iterate_tfrecords
 from searchforge.errors import UsageError
 from searchforge.hashing import sha256_bytes
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 
 _TAR = re.compile(r"\.tar$", re.IGNORECASE)
 _TFRECORD = re.compile(r"(\.tfrecords?|-\d{3,}-of-\d{3,})$", re.IGNORECASE)

@@ -14,7 +14,7 @@ from beam_jobs.corpus.reading import open_file
 from beam_jobs.corpus.tables import Row, read_rows
 from searchforge.errors import UsageError
 from searchforge.hashing import sha256_bytes
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 
 PATH_COLUMNS = ("uri", "path", "file", "image", "file_name", "filename", "filepath", "url")
 TEXT_COLUMNS = ("text", "caption", "sentence", "content", "document")

@@ -17,7 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import NotFound
 
 from beam_jobs.corpus import buckets
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 from searchforge.storage.base import GCS_SCHEME
 
 _BUFFER = 2**18

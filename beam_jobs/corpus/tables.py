@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from beam_jobs.corpus.metadata import MAX_METADATA, is_too_long, parse_object
 from searchforge.captions.formats import MAX_LINE, csv_records, tsv_records
 from searchforge.errors import UsageError
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 
 
 class Row(NamedTuple):

@@ -26,7 +26,8 @@ from searchforge.artifacts.records import EmbeddingRecord
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, SearchforgeError
 from searchforge.hashing import sha256_bytes
-from searchforge.preprocessing import Preprocessing, RejectedInput
+from searchforge.image_decoding import RejectedInput
+from searchforge.preprocessing import Preprocessing
 from searchforge.storage.base import Storage
 
 _READ_AHEAD = 32

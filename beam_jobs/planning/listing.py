@@ -27,7 +27,7 @@ from searchforge.artifacts.records import TFRECORD_FRAMING, TFRECORD_HEADER, ite
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import UsageError
 from searchforge.hashing import ID_LENGTH, canonical_json, sha256_bytes
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 
 _MAX_FRAGMENTATION = 4
 """Factor by which a run may exceed the number of shard files it needs before its records are rewritten."""

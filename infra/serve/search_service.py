@@ -27,7 +27,8 @@ from infra.serve.pool import SearcherPool
 from infra.serve.request_error import RequestError
 from infra.serve.served_release import ServedRelease
 from searchforge.hashing import sha256_bytes
-from searchforge.preprocessing import Preprocessing, RejectedInput
+from searchforge.image_decoding import RejectedInput
+from searchforge.preprocessing import Preprocessing
 
 CANDIDATES = 1_000
 """Number of hits to which conditions are applied."""

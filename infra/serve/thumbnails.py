@@ -17,7 +17,7 @@ from infra.source_table import find_source, table_path
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import SearchforgeError
-from searchforge.preprocessing import RejectedInput, decode
+from searchforge.image_decoding import RejectedInput, decode
 from searchforge.processes.fork_server import python_path
 from searchforge.reporting.thumbnails import encode_jpeg
 from searchforge.sources import SourceReader

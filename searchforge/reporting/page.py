@@ -18,7 +18,7 @@ from markupsafe import Markup
 from PIL import ImageOps
 
 from searchforge.config import DEFAULT_MAX_PIXELS
-from searchforge.preprocessing import RejectedInput, decode
+from searchforge.image_decoding import RejectedInput, decode
 from searchforge.reporting.thumbnails import encode_jpeg
 
 MAX_ROWS = 100

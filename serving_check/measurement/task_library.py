@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from searchforge.errors import JobError, UsageError
-from searchforge.preprocessing import Preprocessing, RejectedInput
+from searchforge.image_decoding import RejectedInput
+from searchforge.preprocessing import Preprocessing
 from searchforge.processes import isolated
 
 MODULE = "serving_check.measurement.task_library"

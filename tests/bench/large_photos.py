@@ -19,7 +19,8 @@ from PIL import Image
 from beam_jobs.embedding.models import LiteRTImageModel
 from searchforge.artifacts.encoder import IMAGE_TFLITE, EncoderInfo
 from searchforge.artifacts.workspace import Workspace
-from searchforge.preprocessing import Preprocessing, decode
+from searchforge.image_decoding import decode
+from searchforge.preprocessing import Preprocessing
 
 SIZE = (2560, 1920)
 LIMIT = SIZE[0] * SIZE[1]

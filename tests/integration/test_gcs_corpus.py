@@ -13,7 +13,7 @@ from beam_jobs.corpus.corpus import list_images, list_texts
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import read_bytes
 from searchforge.errors import JobError, UsageError
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 from searchforge.storage.factory import open_storage
 from searchforge.storage.gcs_client import gcs_client
 from tests.beam_jobs.corpus.test_archives import tar_bytes, tf_example, tfrecord_bytes

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from searchforge.errors import UsageError
-from searchforge.preprocessing import Preprocessing, RejectedInput, decode
+from searchforge.image_decoding import RejectedInput, decode
+from searchforge.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(6, 4)
 

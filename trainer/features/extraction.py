@@ -26,7 +26,7 @@ import numpy.typing as npt
 from searchforge import progress
 from searchforge.config import DEFAULT_MAX_PIXELS
 from searchforge.errors import JobError
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 from trainer.data import UNREADABLE_ON_WORKER, Rejection
 from trainer.features.augmentations import AUGMENTATIONS, UNAUGMENTED
 from trainer.features.cache import FeatureCache, RowLocations

@@ -19,7 +19,7 @@ from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import read_bytes
 from searchforge.captions.formats import MAX_LINE
 from searchforge.errors import JobError, UsageError
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 from searchforge.storage.gcs_client import RetryPolicy
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from beam_jobs.corpus.reading import open_file, read_bytes
-from searchforge.preprocessing import RejectedInput
+from searchforge.image_decoding import RejectedInput
 
 
 def _reason(file: Path | str, *arguments: int) -> str:
