@@ -143,21 +143,31 @@ class Client:
         """
         state = self._state()
         damaged: set[str] = set()
-        found = None
         for release in (state.current, state.previous):
-            folder = self._versions / (release or "")
-            if release is None or found:
+            if release is None:
                 continue
+            folder = self._versions / release
             if self._open_error(folder) is None:
-                found = folder
-            elif not _is_intact(folder):
+                self._drop(damaged)
+                return folder
+            if not _is_intact(folder):
                 damaged.add(release)
+        self._drop(damaged)
+        # Another process may have installed a version in the meantime.
+        return self.usable_version() if self._state() != state else None
+
+    def _drop(self, damaged: Collection[str]) -> None:
+        """Drops versions from the state if they are still damaged: an update may have installed them again."""
+        if not damaged:
+            return
         with _try_lock(self._folder / ".lock") as locked:
-            if damaged and locked:
-                intact = [id for id in (state.current, state.previous) if id and id not in damaged]
-                current, previous, *_ = [*intact, None, None]
-                self._write_state(_State(current, previous, state.failures))
-        return found
+            if not locked:
+                return
+            state = self._state()
+            installed = [id for id in (state.current, state.previous) if id]
+            intact = [id for id in installed if id not in damaged or _is_intact(self._versions / id)]
+            current, previous, *_ = [*intact, None, None]
+            self._write_state(_State(current, previous, state.failures))
 
     def _open_error(self, folder: Path) -> Exception | None:
         """Returns the error with which a version fails to open, or None if it opens."""

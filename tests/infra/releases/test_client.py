@@ -322,6 +322,32 @@ def test_a_damaged_version_is_downloaded_again(target: Workspace, tmp_path: Path
     assert client.update() == Outcome("updated", release) and _holds(client.usable_version(), "b")
 
 
+@pytest.mark.parametrize("published", [("b",), ("c",), ("c", "d")])
+def test_an_update_by_another_process_while_a_version_is_found_damaged_is_not_lost(
+    target: Workspace, tmp_path: Path, published: tuple[str, ...]
+) -> None:
+    waiting = [*published]
+
+    def probe(folder: Path) -> None:
+        while waiting:  # another process updates while this one opens the damaged version
+            name = waiting.pop(0)
+            if name != "b":
+                _publish(target, name)
+            assert Client(target.root, tmp_path / "app").update().state == "updated"
+        assert any(_holds(folder, name) for name in "abcd")
+
+    for name in ("a", "b"):
+        _publish(target, name)
+        Client(target.root, tmp_path / "app").update()
+    folder = Client(target.root, tmp_path / "app").usable_version()
+    assert folder and _holds(folder, "b")
+    (folder / FILES[0]).unlink()
+    client = Client(target.root, tmp_path / "app", probe=probe)
+    client.usable_version()
+    assert _holds(client.usable_version(), published[-1])
+    assert client.update() == Outcome("unchanged", live_release(target))
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"current": "../x", "previous": null, "failures": {}}', None])
 def test_a_damaged_state_is_rebuilt(target: Workspace, tmp_path: Path, content: bytes | None) -> None:
     client = Client(target.root, tmp_path / "app")
