@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import secrets
 import time
 from collections.abc import Callable
@@ -35,7 +36,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 ATTEMPTS = 3
 """Attempts of a whole call, for responses that break off or are damaged and for lost upload sessions."""
 
-_CLOCK = ".clock"
+_CLOCKS = 256
+"""Number of objects that `now` writes in turn, since GCS allows about one write a second for each object."""
 
 _TOKEN = "writer"
 
@@ -96,6 +98,7 @@ class GcsStorage(Storage):
         self.root = f"{GCS_SCHEME}{bucket}/{prefix}".rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._bucket = gcs_client().bucket(bucket)
+        self._clock = itertools.count(secrets.randbelow(_CLOCKS))  # other processes start with another object
 
     @_retried
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -219,7 +222,7 @@ class GcsStorage(Storage):
 
     @_retried
     def now(self) -> datetime:
-        blob = self._blob(_CLOCK)
+        blob = self._blob(f".clocks/{next(self._clock) % _CLOCKS}")
         blob.upload_from_string(b"", checksum="crc32c", **self.policy.options)
         updated: datetime = blob.updated
         return updated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import threading
 import time
@@ -25,12 +26,16 @@ STALL_SECONDS = 1.5
 """Delay of the fault `timeout`, longer than the clients of the tests wait."""
 
 
+_OBJECT_NAME = re.compile(rb'"name": ?"([^"]+)"')
+
+
 class Request(NamedTuple):
-    """A request as a plan sees it; `number` counts from 0."""
+    """A request as a plan sees it; `number` counts from 0, and `uploads` names the object that it writes, if any."""
 
     number: int
     method: str
     path: str
+    uploads: str = ""
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -60,9 +65,10 @@ class FaultyProxy(ThreadingHTTPServer):
         with self._lock:
             self.plan, self.requests, self.faults = plan, [], []
 
-    def fault_of(self, method: str, path: str) -> Fault:
+    def fault_of(self, method: str, path: str, body: bytes) -> Fault:
+        name = _OBJECT_NAME.search(body) if "/upload/" in path else None
         with self._lock:
-            request = Request(len(self.requests), method, path)
+            request = Request(len(self.requests), method, path, name[1].decode() if name else "")
             self.requests.append(request)
             fault = self.plan(request)
             if fault:
@@ -78,8 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultyProxy
 
     def _answer(self) -> None:
-        fault = self.server.fault_of(self.command, self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.server.fault_of(self.command, self.path, body)
         if fault.isdigit():
             self._send(int(fault), [("Content-Type", "text/plain")], f"injected fault {fault}".encode())
             return
@@ -140,6 +146,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Logs nothing."""
+
+
+def one_write_per_second() -> Callable[[Request], Fault]:
+    """Returns a plan with the limit of GCS: an object that was written less than a second ago answers 429."""
+    written: dict[str, float] = {}
+
+    def plan(request: Request) -> Fault:
+        if not request.uploads:
+            return ""
+        now = time.monotonic()
+        if now - written.get(request.uploads, -1.0) < 1.0:
+            return "429"
+        written[request.uploads] = now
+        return ""
+
+    return plan
 
 
 @contextlib.contextmanager

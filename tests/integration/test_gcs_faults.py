@@ -17,7 +17,7 @@ from searchforge.errors import JobError
 from searchforge.storage.gcs import GcsStorage
 from searchforge.storage.gcs_client import RetryPolicy, crc32c_file
 from tests.infra.releases.sample_artifacts import FILES, commit_checked
-from tests.integration.faulty_proxy import Fault, FaultyProxy, Request, faulty_proxy
+from tests.integration.faulty_proxy import Fault, FaultyProxy, Request, faulty_proxy, one_write_per_second
 
 pytestmark = pytest.mark.integration
 
@@ -64,6 +64,35 @@ def test_transient_faults_are_retried(proxy: FaultyProxy, target: Workspace, sou
     assert (pointer.serial, pointer.withdrawn) == (4, (second,)), "a write of the pointer was repeated"
     assert prune(target, keep=1, min_age_days=0).kept == 2
     assert len(proxy.faults) > 3
+
+
+def test_reading_the_storage_clock_stays_within_the_write_limit_of_an_object(
+    proxy: FaultyProxy, storage: GcsStorage
+) -> None:
+    proxy.reset(one_write_per_second())
+    times = [storage.now() for _ in range(30)]
+    assert times == sorted(times)
+    assert not proxy.faults
+
+
+def test_publishing_succeeds_within_the_write_limit_of_an_object(
+    proxy: FaultyProxy, target: Workspace, source: Workspace
+) -> None:
+    checks = [commit_checked(source, name) for name in ("a", "b")]
+    refused: list[str] = []
+    limit = one_write_per_second()
+
+    def plan(request: Request) -> Fault:
+        fault = limit(request)
+        if fault:
+            refused.append(request.uploads)
+        return fault
+
+    proxy.reset(plan)
+    first, second = (publish(source, target, check).id for check in checks)
+    assert live_release(target) == second
+    assert rollback(target).id == first == live_release(target)
+    assert all(name.endswith("CURRENT.json") for name in refused), "only the pointer has to be rewritten"
 
 
 @pytest.mark.parametrize("fault", ["lost", "timeout", "503"])
