@@ -364,7 +364,8 @@ class ReindexConfig(Section):
       wait_seconds: Time to wait for another run of the same workspace to end; 0 exits at once.
       lease_seconds: Time without a heartbeat after which a run is considered dead.
       max_hours: Duration after which a run is considered dead; null: unlimited.
-      attempts: Attempts of a stage after failures that may be transient, such as an unreachable bucket.
+      attempts: Attempts of a stage after failures that may pass, such as an unreachable bucket; see
+        searchforge.errors.may_pass.
       backoff_seconds: Delay before the second attempt; it doubles with each further one.
       max_failures: Consecutive failed runs after which `reindex` refuses to start without `--resume`.
       notify_on: Outcomes to notify about: `never`, `failure`, or `change` for failures and published releases.

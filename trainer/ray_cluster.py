@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from searchforge.config import TrainConfig
-from searchforge.errors import JobError, SearchforgeError
+from searchforge.errors import JobError, SearchforgeError, may_pass
 from searchforge.native_output import discarded_stderr
 from searchforge.processes.fork_server import python_path
 from searchforge.proxy import bypass_proxy
@@ -183,15 +183,26 @@ def gpus_per_worker(workers: int) -> int:
     return int(ray.cluster_resources().get("GPU", 0) >= workers)
 
 
+def failure_may_pass(error: BaseException) -> bool:
+    """Returns whether another attempt may succeed after an error of Ray.
+
+    Lost workers may be replaced. Errors that the workers raised decide otherwise; see searchforge.errors.may_pass.
+    """
+    import ray
+    from tensorflow import errors as tensorflow_errors
+
+    permanent = tensorflow_errors.InvalidArgumentError, tensorflow_errors.UnimplementedError
+    causes = _causes(error)
+    if any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes):
+        return True  # whatever the other workers raised after one of them was lost
+    return all(may_pass(cause) and not isinstance(cause, permanent) for cause in causes)
+
+
 def root_cause(error: BaseException) -> str:
     """Returns a one-line message of the error that a worker raised, without Ray's wrapping."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        # When one worker fails, the others fail with consequential errors.
-        errors = [_innermost(failure) for failure in failures.values()]
-        inner = next((error for error in errors if isinstance(error, SearchforgeError)), errors[0])
-    else:
-        inner = _innermost(error)
+    # When one worker fails, the others fail with consequential errors.
+    causes = _causes(error)
+    inner = next((cause for cause in causes if isinstance(cause, SearchforgeError)), causes[0])
     text = str(inner)
     if "Traceback" in text or "ray::" in text:
         # Ray passes on chained tracebacks as text. Each ends with its error; the last one may be Ray's own.
@@ -201,8 +212,15 @@ def root_cause(error: BaseException) -> str:
     return " ".join(_OWN_ERROR.sub("", text).split()) or type(inner).__name__
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """Returns the error that each failed worker raised, or the one of Ray itself, without Ray's wrapping."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    return [_innermost(failure) for failure in failures.values()] or [_innermost(error)]
+
+
 def _innermost(error: BaseException) -> BaseException:
-    inner = getattr(error, "cause", None) or error.__cause__
+    wrapped = ("cause", "health_check_failure", "controller_failure", "__cause__")
+    inner = next(filter(None, (getattr(error, name, None) for name in wrapped)), None)
     # Ray Data's UserCodeException carries no message.
     if not isinstance(inner, BaseException) or type(inner).__name__ == "UserCodeException":
         return error

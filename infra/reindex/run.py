@@ -30,7 +30,7 @@ from searchforge import log_context
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Kind, Workspace
 from searchforge.config import Config
-from searchforge.errors import ConflictError, GateError, JobError, SearchforgeError, UsageError
+from searchforge.errors import JobError, SearchforgeError, may_pass
 from searchforge.native_output import import_quietly
 from searchforge.storage.base import Storage
 
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from beam_jobs.planning.listing import CorpusListing
 
 Result = TypeVar("Result")
-
-_PERMANENT_ERRORS = (UsageError, GateError, ConflictError)
-"""Errors that a retry would not resolve."""
 
 
 class Stopped(BaseException):
@@ -279,7 +276,7 @@ class _StageRunner:
         """Calls `work` until it succeeds, with exponential back-off; returns its result.
 
         Raises:
-          SearchforgeError: The last attempt failed, or the error is permanent.
+          SearchforgeError: The last attempt failed, or another one would fail in the same way.
         """
         self.current = stage
         settings, attempt = self.config.reindex, 1
@@ -290,7 +287,7 @@ class _StageRunner:
                 with log_context.bind(stage=stage):
                     return work()
             except Exception as error:  # libraries raise anything, and a schedule has no use for a traceback
-                if isinstance(error, _PERMANENT_ERRORS) or attempt == settings.attempts:
+                if not may_pass(error) or attempt == settings.attempts:
                     raise _as_searchforge_error(error) from error
                 pause = settings.backoff_seconds * 2 ** (attempt - 1)
                 logger.info(f"  {stage} failed: {_describe(error)}\n  trying again in {pause:g} s")

@@ -25,12 +25,12 @@ import numpy.typing as npt
 
 from searchforge import progress
 from searchforge.config import DEFAULT_MAX_PIXELS
-from searchforge.errors import JobError
+from searchforge.errors import JobError, PermanentError
 from searchforge.image_decoding import RejectedInput
 from trainer.data import UNREADABLE_ON_WORKER, Rejection
 from trainer.features.augmentations import AUGMENTATIONS, UNAUGMENTED
 from trainer.features.cache import FeatureCache, RowLocations
-from trainer.ray_cluster import gpus_per_worker, root_cause, threads_per_worker
+from trainer.ray_cluster import failure_may_pass, gpus_per_worker, root_cause, threads_per_worker
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 
 CHUNK = {"image": 256, "text": 1024}
@@ -116,7 +116,8 @@ def extract(
       chunk: maximum number of inputs per chunk, by modality. Small sets use smaller chunks, to keep all workers busy.
 
     Raises:
-      JobError: a tower failed in a worker, or a node does not see an image.
+      JobError: a tower failed in a worker, or a node does not see an image; a PermanentError if another attempt would
+        not change that.
     """
     states = [_RequestState(request, cache) for request in requests]
     jobs = [job for number, state in enumerate(states) for job in state.missing(number)]
@@ -234,6 +235,7 @@ def _run(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # its class decides whether another attempt may succeed
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as exceptions
     chunks = []
     for number, job in enumerate(jobs):
@@ -260,7 +262,8 @@ def _run(
             yield job, _ChunkResult(list(batch["key"][usable]), values, rejected, float(batch["seconds"][0]))
     except ray.exceptions.RayError as error:
         towers = " or ".join(dict.fromkeys(f"the {job.spec.modality} tower {job.spec.name!r}" for job in jobs))
-        raise JobError(f"{towers} failed in a worker: {root_cause(error)}") from error
+        kind = JobError if failure_may_pass(error) else PermanentError
+        raise kind(f"{towers} failed in a worker: {root_cause(error)}") from error
 
 
 def require_visible_on_workers(rejected: Sequence[Rejection], inputs: Mapping[str, str]) -> None:

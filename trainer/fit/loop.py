@@ -7,6 +7,8 @@ choices depend only on the seed and the step, so a run that resumes from a check
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
 import math
 import tempfile
@@ -22,11 +24,11 @@ import numpy.typing as npt
 
 from searchforge import progress
 from searchforge.config import TrainConfig
-from searchforge.errors import JobError
+from searchforge.errors import JobError, PermanentError
 from trainer.features.batches import batch_plan
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.epoch_counter import EpochCounter
-from trainer.ray_cluster import gpus_per_worker, root_cause
+from trainer.ray_cluster import failure_may_pass, gpus_per_worker, root_cause
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ CHECKPOINTS = 10
 """Number of checkpoints per run; a killed run repeats at most a tenth of its epochs."""
 
 MAX_FAILURES = 5
-"""Maximum number of times that lost workers are replaced in one run."""
+"""Maximum number of failures of workers after which one run continues."""
 
 _CHECKPOINT = "checkpoint.npz"
 _HISTORY = ("epoch", "loss", "learning_rate", "temperature", "seconds")
@@ -116,7 +118,8 @@ class TrainingResult:
 def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> TrainingResult:
     """Runs a training task; call it inside `ray_cluster`.
 
-    Resumes a killed run of the same name. Lost workers are replaced, and training continues from the last checkpoint.
+    Resumes a killed run of the same name. Lost workers are replaced, and training continues from the last checkpoint;
+    an error that would occur again ends training at once.
 
     Args:
       store: storage of checkpoints.
@@ -124,7 +127,8 @@ def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> 
       threads: number of threads per worker.
 
     Raises:
-      JobError: the loss is no longer finite, or workers failed more than MAX_FAILURES times.
+      PermanentError: the loss is no longer finite, or a worker raised an error that another attempt would not change.
+      JobError: workers failed more than MAX_FAILURES times.
     """
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -137,7 +141,8 @@ def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> 
         # Ray waits indefinitely.
         logger.info(f"the Ray cluster has {cpus:g} CPUs, but train.workers is {workers}; waiting for more nodes")
     counter = ray.remote(num_cpus=0)(EpochCounter).remote()
-    trainer = TensorflowTrainer(
+    trainer = functools.partial(
+        TensorflowTrainer,
         _worker,
         tensorflow_config=TensorFlowBackend(),
         train_loop_config={"task": [ray.put(task)], "threads": threads, "counter": counter},
@@ -152,16 +157,13 @@ def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> 
             storage_path=store.path,
             storage_filesystem=store.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=0),  # Ray would retry errors of every class
         ),
     )
-    try:
-        with _progress_bar(counter, task.label, task.epochs):
-            result = trainer.fit()
-    except Exception as error:  # Ray wraps the errors of workers
-        raise JobError(f"{task.label} failed: {root_cause(error)}") from error
+    with _progress_bar(counter, task.label, task.epochs):
+        result = _fit(trainer, task.label)
     if result.return_value:
-        raise JobError(result.return_value)
+        raise PermanentError(result.return_value)
     if result.checkpoint is None:
         raise JobError("training ended without a checkpoint; remove the cache folder of the workspace and try again")
     with result.checkpoint.as_directory() as directory:
@@ -169,6 +171,28 @@ def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> 
     weights = {key.removeprefix("result/"): value for key, value in state.items() if key.startswith("result/")}
     history = [dict(zip(_HISTORY, row, strict=True)) for row in state["history"].tolist()]
     return TrainingResult(weights, [{**epoch, "epoch": int(epoch["epoch"])} for epoch in history])
+
+
+def _fit(trainer: Callable[[], Any], label: str) -> Any:
+    """Returns the result of Ray Train; after failures of workers that may pass, continues from the last checkpoint.
+
+    Args:
+      trainer: function that returns a trainer.
+      label: label of the task.
+    """
+    from ray.train import WorkerGroupError
+
+    for failures in itertools.count(1):
+        try:
+            return trainer().fit()
+        except Exception as error:  # Ray wraps the errors of workers
+            reason = f"{label} failed: {root_cause(error)}"
+            if not failure_may_pass(error):
+                raise PermanentError(reason) from error
+            if failures > MAX_FAILURES or not isinstance(error, WorkerGroupError):
+                raise JobError(reason) from error
+            logger.info(f"{reason}; continuing from the last checkpoint (failure {failures} of {MAX_FAILURES})")
+    raise AssertionError("unreachable: the loop returns or raises")
 
 
 @contextlib.contextmanager
@@ -236,11 +260,11 @@ def _worker(settings: dict[str, Any]) -> str | None:
                     saved = ray.train.Checkpoint.from_directory(folder)
                 ray.train.report({"epoch": done, "loss": metrics[1]}, checkpoint=saved)
     except DivergedError as error:
-        return str(error)  # raising it would make Ray retry, with the same outcome
+        return str(error)  # every worker returns, so Ray keeps the last checkpoint
     return None
 
 
-class DivergedError(JobError):
+class DivergedError(PermanentError):
     """Raised when the loss is no longer finite."""
 
 

@@ -22,7 +22,7 @@ from infra.releases.channels import advance_fence
 from infra.releases.channels import read as read_pointer
 from infra.releases.releases import Release, list_refusals, list_releases, live_release, publish
 from searchforge.config import Config
-from searchforge.errors import ConflictError, GateError, JobError, UsageError
+from searchforge.errors import ConflictError, GateError, JobError, PermanentError, UsageError
 from tests.infra.reindex.scenario import Scenario, make_scenario, write_encoder
 from tests.infra.reindex.stub_stages import STUBS
 
@@ -270,16 +270,28 @@ def test_transient_errors_are_retried(scenario: Scenario) -> None:
     assert run.state == "published" and run.failures == 0
 
 
-def test_persistent_errors_fail_the_run_without_a_traceback(scenario: Scenario) -> None:
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (RuntimeError("a fault of a service"), 3),
+        (ValueError("a fault of a library"), 1),
+        (PermanentError("the loss is nan in epoch 40"), 1),
+    ],
+)
+def test_persistent_errors_fail_the_run_after_the_attempts_that_might_help(
+    scenario: Scenario, error: Exception, attempts: int
+) -> None:
     scenario.change(random.Random(0), 1)
 
     def broken(*_: Any) -> dict[str, Any]:
-        raise ValueError("a fault of a library")
+        raise error
 
-    with pytest.raises(JobError, match="ValueError: a fault of a library"):
+    message = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
+    with pytest.raises(JobError, match=f"^{message}$"):  # without a traceback
         reindex(scenario.config, functions=StageFunctions(index=broken))
     run = _runs(scenario)[0]
-    assert (run.state, run.failed_stage, len(run.stages)) == ("failed", "index", 1 + scenario.config.reindex.attempts)
+    assert (run.state, run.failed_stage, run.error) == ("failed", "index", message)
+    assert [entry.stage for entry in run.stages] == ["embed", *["index"] * attempts]
 
 
 def test_usage_errors_are_not_retried(scenario: Scenario) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from searchforge.errors import JobError
+from searchforge.errors import JobError, PermanentError
 from searchforge.hashing import sha256_bytes
 from tests.trainer import tiny_towers
 from trainer.data import UNREADABLE_ON_WORKER, Rejection
@@ -142,6 +142,12 @@ def test_the_error_of_a_tower_in_a_worker_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"the text tower .* failed in a worker: .*cannot be loaded") as caught:
         _extract(missing, FeatureCache(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_fault_of_a_tower_is_permanent(text_tower: TowerSpec, tmp_path: Path) -> None:
+    faulty = ExtractionRequest(text_tower, "tower", TEXTS, weights={"kernel": np.zeros(1, np.float32)})
+    with pytest.raises(PermanentError, match="failed in a worker"):
+        _extract(faulty, FeatureCache(tmp_path / "cache"))
 
 
 def test_no_workers_are_started_if_everything_is_cached(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from searchforge.config import TrainConfig
-from searchforge.errors import JobError
+from searchforge.errors import JobError, PermanentError
 from trainer.features.batches import TrainingSet, draw_batch
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.head_training import HeadRun, HeadTask
@@ -43,6 +44,25 @@ class DivergesLater(HeadTask):
     def batch(self, rows: Any, random: np.random.Generator, part: slice) -> tuple[Any, ...]:
         images, *others = super().batch(rows, random, part)
         return images * (np.nan if next(self.calls) >= 7 else 1.0), *others
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailsLater(HeadTask):
+    """A task whose 15th batch in one process raises an error; `attempts` is a file with a line for each process."""
+
+    error: Exception
+    attempts: Path
+
+    @functools.cached_property
+    def calls(self) -> Iterator[int]:
+        with self.attempts.open("a") as file:
+            file.write("started\n")
+        return itertools.count()
+
+    def batch(self, rows: Any, random: np.random.Generator, part: slice) -> tuple[Any, ...]:
+        if next(self.calls) == 14:
+            raise self.error
+        return super().batch(rows, random, part)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
@@ -96,3 +116,22 @@ def test_a_diverging_loss_stops_training_and_keeps_the_last_good_checkpoint(ray_
     assert [epoch["loss"] for epoch in trained.history] == losses
     assert trained.history[0]["learning_rate"] > trained.history[-1]["learning_rate"] >= 0
     assert set(trained.history[0]) == {"epoch", "loss", "learning_rate", "temperature", "seconds"}
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("error", "attempts"), [(TypeError("a fault of the code"), 1), (OSError("the disk is full"), 2)]
+)
+def test_only_failures_that_may_pass_are_retried_from_the_last_checkpoint(
+    ray_local: None, tmp_path: Path, error: Exception, attempts: int
+) -> None:
+    """The first attempt completes 7 of the 10 epochs."""
+    log = tmp_path / "attempts"
+    task = FailsLater(CONFIG, random_set(16), error=error, attempts=log)  # 2 steps per epoch
+    store = CheckpointStore(str(tmp_path))
+    if isinstance(error, TypeError):
+        with pytest.raises(PermanentError, match="training heads failed: a fault of the code"):
+            fit(task, store, "run", threads=1)
+    else:
+        assert len(fit(task, store, "run", threads=1).history) == CONFIG.epochs
+    assert len(log.read_text().splitlines()) == attempts
