@@ -500,9 +500,33 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         raise UsageError(f"{prefix}invalid configuration:\n{faults}") from None
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Rejects a key that a mapping contains twice; PyYAML itself ignores the first value."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, key) is not key:
+                line = first[key.value].start_mark.line + 1
+                raise yaml.composer.ComposerError(
+                    None, None, f"key {key.value!r} is already in line {line}; merge the two", key.start_mark
+                )
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """Returns the value of a YAML document.
+
+    Raises:
+      YAMLError: The text is not valid YAML; in particular, a mapping contains a key twice.
+    """
+    return yaml.load(text, _UniqueKeyLoader)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"configuration {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

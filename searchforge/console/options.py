@@ -140,10 +140,12 @@ def _overrides(values: dict[str, Any]) -> dict[str, Any]:
 def _parse_setting(setting: str) -> tuple[str, Any]:
     import yaml
 
+    from searchforge.config import parse_yaml
+
     key, separator, text = setting.partition("=")
     if not separator or not key:
         raise UsageError(f"invalid --set {setting!r}; expected KEY=VALUE, for example train.epochs=5")
     try:
-        return key, yaml.safe_load(text)
+        return key, parse_yaml(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--set {setting!r}: the value is not valid YAML: {error}") from None

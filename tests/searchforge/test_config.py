@@ -64,6 +64,24 @@ def test_other_files_are_rejected(tmp_path: Path, text: str) -> None:
         load_config(_write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("train: {epochs: 3}\ndata: {}\ntrain: {dim: 64}", "train", (1, 3)),
+        ("train:\n  dim: 1\n  dim: 2", "dim", (2, 3)),
+    ],
+)
+def test_a_key_that_is_given_twice_is_rejected(tmp_path: Path, text: str, key: str, lines: tuple[int, int]) -> None:
+    first, second = lines
+    with pytest.raises(UsageError, match=rf"key '{key}' is already in line {first}; merge the two\n.*line {second},"):
+        load_config(_write(tmp_path, text))
+
+
+def test_a_value_of_a_merged_mapping_may_be_replaced(tmp_path: Path) -> None:
+    text = "index: {<<: {seed: 5, queries: 7}, seed: 4}"
+    assert load_config(_write(tmp_path, text)).index.seed == 4
+
+
 def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")

@@ -55,6 +55,7 @@ def test_every_command_has_the_configuration_options(command: str) -> None:
         (["run", "--set", "train.epoch=3"], "train.epoch: unknown key"),
         (["run", "--set", "nonsense"], "expected KEY=VALUE"),
         (["run", "--set", "train.epochs=[1"], "not valid YAML"),
+        (["run", "--set", "train={dim: 8, dim: 9}"], "key 'dim' is already in line 1"),
         (["run", "--set", "index.partition_by=album"], "index.partition_by is 'album'"),
         (["reindex", "--set", "index.partition_by=album"], "index.partition_by is 'album'"),
         (["reindex", "--dry-run", "--set", "index.partition_by=album"], "index.partition_by is 'album'"),
