@@ -28,6 +28,7 @@ def _require_digits(value: str) -> str:
 
 _Number = Annotated[int, BeforeValidator(_require_digits)]
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY)]
+_Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY)]
 _Condition = Annotated[str, StringConstraints(pattern="^[^=]+=", max_length=_MAX_CONDITION)]
 _RELEASE = Field(default=None, description="the id of a served release")
 
@@ -66,7 +67,7 @@ class TextSearchParameters(SearchParameters):
 class ThumbnailParameters(Parameters):
     """Parameters of a thumbnail, with the `id` of an item."""
 
-    id: _Text = Field(description="the id of an item")
+    id: _Id = Field(description="the id of an item")
     release: str | None = _RELEASE
     size: Literal["small", "large"] = Field(default="small", description="small or large")
 

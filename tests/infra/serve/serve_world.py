@@ -27,7 +27,7 @@ from tests.infra.forked import fork
 
 COUNT = 120
 HALF = COUNT // 2
-HOSTILE_ID = "<img src=x onerror=document.title='harm'>"
+HOSTILE_ID = " <img src=x onerror=document.title='harm'> "
 HOSTILE_TEXT = "</bdi><script>document.title='harm'</script><b onmouseover=document.title='harm'>bold</b>"
 HOSTILE = 7
 """Number of the image whose id and metadata try to inject HTML into the page."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -296,6 +297,11 @@ def test_a_thumbnail_is_a_small_jpeg(server: Server, world: Path) -> None:
         with Image.open(io.BytesIO(reply.body)) as picture:
             assert picture.format == "JPEG" and max(picture.size) <= side
     assert server.ask("/thumbnail?id=00003.png&release=half").status == 200
+
+
+def test_an_id_with_outer_blanks_has_a_thumbnail(server: Server) -> None:
+    assert HOSTILE_ID.strip() != HOSTILE_ID
+    assert server.ask(f"/thumbnail?{urlencode({'id': HOSTILE_ID})}").status == 200
 
 
 def test_a_changed_image_has_no_thumbnail(server: Server, world: Path) -> None:
