@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from beam_jobs.corpus.metadata import MAX_METADATA, is_too_long, parse_object
-from searchforge.captions.formats import MAX_LINE, csv_records, tsv_records
+from searchforge.captions.formats import MAX_LINE, csv_records, delimiter_advice, tsv_records
 from searchforge.errors import UsageError
 from searchforge.image_decoding import RejectedInput
 
@@ -40,7 +40,8 @@ def read_rows(stream: BinaryIO, path: str, names: Sequence[str]) -> Iterator[Row
     """Yields the rows of an open file, skipping blank lines.
 
     Args:
-      path: Path for error messages; its extension determines the format: .csv, .tsv, .jsonl, else plain lines.
+      path: Path for error messages; its extension determines the format: .csv, .tsv, .jsonl or .ndjson, else plain
+        lines.
       names: Accepted names of the value's column or key, in any case; the first one present is used.
 
     Raises:
@@ -128,7 +129,9 @@ def _table(path: str, records: Iterator[tuple[int, list[str] | str]], names: Seq
     column = next((lower.index(name) for name in names if name in lower), None)
     if column is None:
         found = ", ".join(map(_abbreviated, columns[:20]))
-        raise UsageError(f"{path} has the columns {found}; expected one of {', '.join(names)}")
+        raise UsageError(
+            f"{path} has the columns {found}; expected one of {', '.join(names)}{delimiter_advice(header)}"
+        )
     duplicate = next((name for index, name in enumerate(columns) if lower[index] in lower[:index]), None)
     if duplicate is not None:
         raise UsageError(f"{path} has two columns {duplicate!r}; rename one of them")

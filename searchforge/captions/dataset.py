@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def load_captions(config: Config) -> Captions:
     rejects: list[Reject] = []
     rows = repeated = cut = 0
     for item in _rows(config.data, root, folders):
-        row = _relative_to_root(item, root) if isinstance(item, CaptionRow) else item
+        row = _relative_to_root(item, root, folders) if isinstance(item, CaptionRow) else item
         if isinstance(row, Reject):
             rows += row.captions
             rejects.append(row)
@@ -318,18 +319,23 @@ def _split_of(path: Path, data: DataConfig) -> str | None:
     return name if name in (*data.train_splits, *data.heldout_splits) else None
 
 
-def _relative_to_root(row: CaptionRow, root: Path) -> CaptionRow | Reject:
-    """Makes the image's name relative to the folder; rejects names outside it."""
+def _relative_to_root(row: CaptionRow, root: Path, folders: _Folders) -> CaptionRow | Reject:
+    """Makes the image's name relative to the folder and spells it like the file; rejects names outside the folder."""
     if "/" not in row.image and row.image not in (".", ".."):  # most names; avoids parsing a path
-        return row
-    path = PurePosixPath(row.image)
-    if path.is_absolute():
-        base = PurePosixPath(root.absolute())
-        if base in path.parents:
-            path = path.relative_to(base)
-    if path.is_absolute() or ".." in path.parts:
-        return Reject(row.place, "outside", f"{row.image!r} leaves the image folder {root}")
-    return dataclasses.replace(row, image=str(path)) if str(path) != row.image else row
+        name = row.image
+    elif "://" in row.image:
+        return Reject(row.place, "outside", f"{row.image!r} is a URL; download the image and name its file")
+    else:
+        path = PurePosixPath(row.image)
+        if path.is_absolute():
+            base = PurePosixPath(root.absolute())
+            if base in path.parents:
+                path = path.relative_to(base)
+        if path.is_absolute() or ".." in path.parts:
+            return Reject(row.place, "outside", f"{row.image!r} leaves the image folder {root}")
+        name = str(path)
+    name = folders.spell(name)
+    return dataclasses.replace(row, image=name) if name != row.image else row
 
 
 class _Folders:
@@ -339,11 +345,32 @@ class _Folders:
         self._root = root
         self._real_root = root.resolve()
         self._names: dict[PurePosixPath, dict[str, bool] | None] = {}
+        self._spellings: dict[PurePosixPath, dict[str, str]] = {}
 
     def locate(self, split: str, name: str) -> str:
         """Adds the folder named after the split, which COCO's file names lack, if the file is there."""
         inner = PurePosixPath(split, name)
-        return str(inner) if ".." not in inner.parts and self.fault(inner) is None else name
+        if ".." in inner.parts:
+            return name
+        inner = PurePosixPath(self.spell(str(inner)))
+        return name if self.fault(inner) else str(inner)
+
+    def spell(self, name: str) -> str:
+        """Returns a name as its file and folders spell it, which may be in another Unicode normal form."""
+        if name.isascii():
+            return name
+        folder = PurePosixPath()
+        for part in PurePosixPath(name).parts:
+            if folder not in self._spellings:
+                try:
+                    found = os.listdir(self._root / folder)  # noqa: PTH208  names are enough
+                except OSError:
+                    found = []
+                normal = {unicodedata.normalize("NFC", entry): entry for entry in found}
+                self._spellings[folder] = normal | {entry: entry for entry in found}
+            spellings = self._spellings[folder]
+            folder /= spellings.get(part) or spellings.get(unicodedata.normalize("NFC", part), part)
+        return str(folder)
 
     def fault(self, name: PurePosixPath) -> tuple[str, str] | None:
         """Returns reason and detail if a name is not that of a file below the root, else None."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ CAPTION_NAMES = ("caption", "captions", "text", "title")
 SPLIT_NAMES = ("split",)
 CATEGORY_NAMES = ("categories", "category")
 """Names of columns and keys, case-insensitive; the first one present is used."""
+
+_INVISIBLE = ("Cc", "Cf", "Me", "Mn", "Zl", "Zp", "Zs")
+"""Unicode categories: control and format characters, combining marks and separators."""
 
 MAX_LINE = 2**24
 """Largest length of a line, in characters."""
@@ -91,10 +95,15 @@ def make_row(place: str, image: Any, caption: Any, split: Any, categories: Any =
         if "\0" in text or not _encodable(text):
             return Reject(place, "not_utf8", f"{_abbreviated(text)} is not UTF-8 text; save the file as UTF-8")
     words = " ".join(caption.split())
-    if not words:
+    if not is_visible(words):
         return Reject(place, "empty_caption", f"the caption of image {_abbreviated(image)} is empty")
     kinds = dict.fromkeys(category.strip() for category in categories if category.strip())
     return CaptionRow(place, image, words, (split or "").strip() or None, tuple(kinds))
+
+
+def is_visible(text: str) -> bool:
+    """Returns whether a text has more than white space, zero-width characters and combining marks."""
+    return any(unicodedata.category(character) not in _INVISIBLE for character in text)
 
 
 def read_json_lines(path: Path, place_key: str | None = None) -> CaptionRows:
@@ -195,7 +204,12 @@ def _table(path: Path, records: Iterator[tuple[int, list[str] | str]]) -> Captio
     )
     if image is None or caption is None:
         found = ", ".join(map(_abbreviated, header[:10]))
-        raise UsageError(f"captions {path} start with {found}; expected {_HEADER}")
+        raise UsageError(f"captions {path} start with {found}; expected {_HEADER}{delimiter_advice(header)}")
+    for column in (image, split, categories):
+        if column is not None and names.count(names[column]) > 1:
+            found = f"{names.count(names[column])} columns {header[column].strip()!r}"
+            raise UsageError(f"captions {path} have {found}; expected one, so remove or rename the others")
+    captions = [index for index, name in enumerate(names) if name == names[caption]]
     for number, fields in records:
         place = f"{path}:{number}"
         if isinstance(fields, str):
@@ -204,14 +218,28 @@ def _table(path: Path, records: Iterator[tuple[int, list[str] | str]]) -> Captio
             detail = f"{len(fields)} fields; expected {len(header)}; a field that contains the delimiter must be quoted"
             yield Reject(place, "malformed", detail)
         else:
-            optional = (None if column is None else fields[column] for column in (split, categories))
-            yield make_row(place, fields[image], fields[caption], *optional)
+            texts = [fields[column] for column in captions if is_visible(fields[column])] or [fields[caption]]
+            values = [None if column is None else fields[column] for column in (split, categories)]
+            for text in texts:
+                yield make_row(place, fields[image], text, *values)
 
 
 _HEADER = (
     f"a header with an image column ({', '.join(IMAGE_NAMES)}), a caption column ({', '.join(CAPTION_NAMES)}) "
     "and optionally split and categories"
 )
+
+
+def delimiter_advice(header: Sequence[str]) -> str:
+    """Returns what to do about a header that another delimiter separates, as the end of a message; else nothing."""
+    if len(header) == 1:
+        for delimiter, name in _DELIMITERS.items():
+            if delimiter in header[0]:
+                return f"; its columns are separated by {name}: save it with commas as .csv or with tabs as .tsv"
+    return ""
+
+
+_DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
 
 
 def tsv_records(lines: Iterator[tuple[int, str | None]]) -> Iterator[tuple[int, list[str] | str]]:
@@ -303,5 +331,6 @@ READERS: dict[str, Callable[[Path], CaptionRows]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
 }
 """Readers by file extension."""

@@ -128,7 +128,9 @@ def test_a_pattern_matches_several_files(tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
     _image(tmp_path, "a.jpg")
-    with pytest.raises(UsageError, match=r"captions.txt .*expected .*\.json, \.csv, \.tsv, \.jsonl, \.tfrecord"):
+    with pytest.raises(
+        UsageError, match=r"captions.txt .*expected \.json, \.csv, \.tsv, \.jsonl, \.ndjson, \.tfrecord"
+    ):
         load_captions(_config(tmp_path, "captions.txt"))
 
 
@@ -217,6 +219,32 @@ def test_unusual_file_names_and_scripts_are_kept(tmp_path: Path) -> None:
     images = load_captions(_config(tmp_path, "captions.jsonl")).images
     assert {image.id: image.captions for image in images} == {n: (t,) for n, t in zip(names, texts, strict=True)}
     assert all(image.path.read_bytes() == image.id.encode() for image in images)
+
+
+def test_names_match_whatever_their_unicode_normal_form(tmp_path: Path) -> None:
+    nfc, nfd = "Übersee/café.jpg", "U\u0308bersee/cafe\u0301.jpg"
+    for name in (f"train/{nfd}", nfd, "zwei\u0308.jpg", "zwe\u00ef.jpg", "e\u0301.jpg"):
+        _image(tmp_path, name)
+    texts = {nfc: "x", str(tmp_path / "images" / nfc): "y", "zwei\u0308.jpg": "z", "é.jpg": "v", "ü.jpg": "w"}
+    _rows(tmp_path, texts.items())
+    _rows(tmp_path, [(nfc, "u")], "train.jsonl")
+    captions = load_captions(_config(tmp_path, "captions.jsonl", "train.jsonl", train_splits=("train",)))
+    assert {image.id: image.captions for image in captions.images} == {
+        nfd: ("x", "y"),
+        "zwei\u0308.jpg": ("z",),
+        "e\u0301.jpg": ("v",),
+        f"train/{nfd}": ("u",),
+    }
+    assert captions.rejected == {"missing": 1}
+
+
+def test_a_url_is_rejected_as_it_was_written(tmp_path: Path) -> None:
+    _image(tmp_path, "a.jpg")
+    url = "https://example.org//photos/a.jpg"
+    _rows(tmp_path, [("a.jpg", "x"), (url, "y")])
+    assert load_captions(_config(tmp_path, "captions.jsonl")).rejected == {"outside": 1}
+    (reject,) = _rejects(tmp_path)
+    assert reject["detail"] == f"{url!r} is a URL; download the image and name its file"
 
 
 def test_a_caption_of_10_000_characters_is_truncated_and_counted(tmp_path: Path) -> None:

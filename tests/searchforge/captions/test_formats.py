@@ -65,7 +65,50 @@ def test_json_lines_may_contain_several_captions_and_categories(tmp_path: Path) 
     assert isinstance(row, CaptionRow) and row.categories == ("dog", "beach")
 
 
-@pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.jsonl"])
+@pytest.mark.parametrize("name", ["c.csv", "c.tsv"])
+def test_a_table_may_have_several_caption_columns(tmp_path: Path, name: str) -> None:
+    lines = ["image,Caption,split,caption,caption ", "a.jpg,x,train,y,z", "b.jpg,,val,v,", "c.jpg,, ,,"]
+    text = "\n".join(lines).replace(",", "," if name == "c.csv" else "\t")
+    found = _read(tmp_path / name, text)
+    assert [(row.image, row.caption, row.split) for row in found if isinstance(row, CaptionRow)] == [
+        ("a.jpg", "x", "train"),
+        ("a.jpg", "y", "train"),
+        ("a.jpg", "z", "train"),
+        ("b.jpg", "v", "val"),
+    ]
+    assert _faults(found) == [(f"{tmp_path / name}:4", "empty_caption")]
+
+
+@pytest.mark.parametrize(
+    "header", ["image,caption,Image", "image,split,caption,split", "image,caption,category,Category"]
+)
+def test_other_columns_given_twice_are_refused(tmp_path: Path, header: str) -> None:
+    with pytest.raises(UsageError, match=r"c\.csv have 2 columns '(image|split|category)'; expected one"):
+        _read(tmp_path / "c.csv", f"{header}\n")
+
+
+@pytest.mark.parametrize("caption", ["\u200b", "\ufeff \u200d\u2060", "\u00ad", "\ufe0f", "\u0301"])
+def test_a_caption_of_invisible_characters_is_empty(tmp_path: Path, caption: str) -> None:
+    record = {"image": "a.jpg", "caption": caption}
+    assert _faults(_read(tmp_path / "c.jsonl", json.dumps(record))) == [(f"{tmp_path / 'c.jsonl'}:1", "empty_caption")]
+    assert _rows(tmp_path / "c.csv", f"image,caption\na.jpg,{caption}x\n") == [("a.jpg", f"{caption}x", None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "delimiter"),
+    [
+        ("c.csv", "image;caption", "semicolons"),
+        ("c.csv", "image\tcaption", "tabs"),
+        ("c.tsv", "image|caption", "vertical bars"),
+        ("c.tsv", "image,caption", "commas"),
+    ],
+)
+def test_another_delimiter_is_named(tmp_path: Path, name: str, header: str, delimiter: str) -> None:
+    with pytest.raises(UsageError, match=f"columns are separated by {delimiter}: save it with commas as .csv"):
+        _read(tmp_path / name, f"{header}\n")
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.jsonl", "c.ndjson"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_byte_order_marks_and_windows_line_endings_are_supported(
@@ -75,7 +118,7 @@ def test_byte_order_marks_and_windows_line_endings_are_supported(
         "c.csv": ["image,caption", "a.jpg,é x", "", "b.jpg,y"],
         "c.tsv": ["image\tcaption", "a.jpg\té x", "", "b.jpg\ty"],
         "c.jsonl": ['{"image": "a.jpg", "caption": "é x"}', "", '{"image": "b.jpg", "caption": "y"}'],
-    }[name]
+    }[name.replace("ndjson", "jsonl")]
     assert _rows(tmp_path / name, end.join(lines).encode(encoding)) == [("a.jpg", "é x", None), ("b.jpg", "y", None)]
 
 
