@@ -367,7 +367,7 @@ class ReindexConfig(Section):
       attempts: Attempts of a stage after failures that may pass, such as an unreachable bucket; see
         searchforge.errors.may_pass.
       backoff_seconds: Delay before the second attempt; it doubles with each further one.
-      max_failures: Consecutive failed runs after which `reindex` refuses to start without `--resume`.
+      max_failures: Consecutive failed runs, killed ones included, after which `reindex` starts only with `--resume`.
       notify_on: Outcomes to notify about: `never`, `failure`, or `change` for failures and published releases.
       notify_command: Program and arguments, run with the journal entry as JSON on standard input.
       notify_webhook: URL that receives the journal entry as JSON by POST.

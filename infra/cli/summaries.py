@@ -112,9 +112,11 @@ def status(found: Status) -> str:
     if lag := found.lag:
         line("lag", f"{_lag(lag)} ({lag.items} items listed {_ago(lag.listed, found.time)})")
     if running := found.running:
-        alive = f"stage {running.stage}, started {_ago(running.since, found.time)}"
-        progress = "died; the next run takes over" if running.died else alive
-        line("running", f"{running.run} on {running.host}, {progress}")
+        where = f"{running.run} on {running.host}"
+        if running.died:
+            line("died", f"{where} at {running.stage}, {_ago(running.renewed, found.time)}; the next run takes over")
+        else:
+            line("running", f"{where}, stage {running.stage}, started {_ago(running.since, found.time)}")
     line("next run", _time(found.next_run) if found.next_run else "no schedule.cron is configured")
     if found.failures:
         stopped = "; stopped until `searchforge reindex --resume`" if found.stopped else ""
@@ -138,6 +140,8 @@ def _run_line(run: Run, state: str) -> str:
     if state == "failed":
         first, *_ = run.error.splitlines() or [""]
         details = f"{f' at {run.failed_stage}' if run.failed_stage else ''}: {printable(first)}"
+    elif state == "died":
+        details = f" at {run.stage_in_progress}"
     elif state in ("published", "unchanged"):
         details = f" {run.release or ''}"
     return f"{run.run:<35}{run.trigger:<10}{seconds:>8}  {state}{details}"

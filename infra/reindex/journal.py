@@ -2,8 +2,8 @@
 
     reindex/runs/<run id>.json
 
-A run rewrites its own file as it progresses; the file of a run that was killed is closed by the next run. Ids sort by
-start time.
+A run rewrites its own file as it progresses; the file of a run that died is closed by the next run. Ids sort by start
+time.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Run(_Entry):
       release: Id of the release that it published, or that already matches the corpus.
       error: Why it failed; empty if it did not.
       failed_stage: Stage at which it failed.
-      failures: Number of consecutive failed runs, including this one; stopped and killed runs do not count.
+      failures: Number of consecutive failed runs, including this one; stopped runs do not count.
     """
 
     version: Literal[1] = 1
@@ -113,6 +113,32 @@ class Run(_Entry):
     error: str = ""
     failed_stage: Stage | Literal["plan", ""] = ""
     failures: int = 0
+
+    @property
+    def stage_in_progress(self) -> Stage | Literal["plan"]:
+        """Stage that a running run is at: the first planned one that has not succeeded."""
+        if self.plan is None:
+            return "plan"
+        done = {entry.stage for entry in self.stages if not entry.error}
+        remaining: list[Stage] = [] if self.release else self.plan.work
+        return next((stage for stage in remaining if stage not in done), "prune")
+
+    def recorded_as_dead(self, last_renewal: str, failures: int) -> Run:
+        """Returns the entry of this running run after its process died.
+
+        Args:
+          last_renewal: UTC time at which it last renewed its lease, ISO 8601; empty if unknown.
+          failures: Number of consecutive failed runs before it.
+        """
+        stage = self.stage_in_progress
+        changes = {
+            "state": "failed",
+            "ended": max(self.beat, last_renewal),
+            "error": "its process was killed, for example because memory ran out, or its machine failed",
+            "failed_stage": stage,
+            "failures": failures + 1,
+        }
+        return self.model_copy(update=changes)
 
 
 def now() -> str:

@@ -50,6 +50,7 @@ class LeaseState(BaseModel):
       process: Start time of the holder's process; distinguishes it from a later process with the same pid.
       since: UTC time of the acquisition, ISO 8601, for people only.
       beat: Renewal counter.
+      renewed: UTC time of the latest renewal, ISO 8601, for people only.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,6 +65,7 @@ class LeaseState(BaseModel):
     process: str = ""
     since: str = ""
     beat: int = 0
+    renewed: str = ""
     lease_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     @property
@@ -83,12 +85,14 @@ class Lease:
     Attributes:
       fence: Fencing token, greater than that of every earlier holder.
       taken_over: Id of the dead run that held it before; empty if the lease was free.
+      last_renewal: UTC time at which the dead run last renewed it, ISO 8601; empty if the lease was free.
     """
 
     def __init__(
-        self, storage: Storage, state: LeaseState, max_seconds: float | None, taken_over: str, clock: Clock
+        self, storage: Storage, state: LeaseState, max_seconds: float | None, dead: LeaseState | None, clock: Clock
     ) -> None:
-        self.fence, self.taken_over = state.fence, taken_over
+        self.fence = state.fence
+        self.taken_over, self.last_renewal = (dead.run, dead.renewed) if dead else ("", "")
         self._storage, self._state, self._clock = storage, state, clock
         self._deadline = clock.monotonic() + max_seconds if max_seconds else None
         self._lost_error = ""
@@ -143,7 +147,7 @@ class Lease:
                 raise ConflictError(self._lost_error)
             if self._overdue:
                 raise JobError(f"run {self._state.run} exceeded reindex.max_hours; raise it if that much is needed")
-            following = self._state.model_copy(update={"beat": self._state.beat + 1})
+            following = self._state.model_copy(update={"beat": self._state.beat + 1, "renewed": journal.now()})
             try:
                 _replace(self._storage, self._state, following)
             except ConflictError:
@@ -219,7 +223,7 @@ def acquire(
             except ConflictError:
                 if _parse(storage.read_version(LEASE)[0]) != acquired:
                     continue
-            return Lease(storage, acquired, max_seconds, held.run if held else "", clock)
+            return Lease(storage, acquired, max_seconds, held, clock)
         if not watching:
             watching = True
             logger.info(f"{held.holder} holds the lease of {storage}; waiting to see whether it is alive")

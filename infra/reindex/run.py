@@ -7,6 +7,7 @@ by a single write at the end, or not at all.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import signal
 import socket
@@ -89,17 +90,19 @@ def reindex(
     """
     stages.require_publishable(config)
     settings, storage = config.reindex, Workspace(config.workspace).storage
-    last = next(journal.runs(storage), None)
-    if last and last.failures >= settings.max_failures and not resume:
-        raise JobError(
-            f"{last.failures} consecutive runs of reindex failed, the last one at {last.failed_stage}: {last.error}\n"
-            "Fix the cause, then start again with --resume (reindex.max_failures)"
-        )
     # This writes a file, so a target that is not writable fails now rather than after training.
     releases.open_target(config).storage.now()
     id = journal.run_id()
     with log_context.bind(run=id):
         with _raise_on_signals(), _acquire_lease(config, storage, id) as held_lease:
+            for dead in _record_dead_runs(storage, held_lease):
+                _notify(config, dead, functions)
+            last = next(journal.runs(storage), None)
+            if last and last.failures >= settings.max_failures and not resume:
+                raise JobError(
+                    f"{last.failures} consecutive runs of reindex failed, the last one at {last.failed_stage}: "
+                    f"{last.error}\nFix the cause, then start again with --resume (reindex.max_failures)"
+                )
             start = Run(
                 run=id,
                 started=journal.now(),
@@ -108,7 +111,7 @@ def reindex(
                 host=socket.gethostname(),
                 fence=held_lease.fence,
                 channel=settings.channel,
-                failures=_close_dead_runs(storage),
+                failures=last.failures if last else 0,
             )
             entry = _JournalEntry(storage, start, settings.keep_runs)
             runner = _StageRunner(config, held_lease, entry, functions)
@@ -323,16 +326,17 @@ def _acquire_lease(config: Config, storage: Storage, id: str) -> Lease:
     )
 
 
-def _close_dead_runs(storage: Storage) -> int:
-    """Closes the journal entries of killed runs; returns the number of consecutive failed runs before them."""
-    for run in journal.runs(storage):
-        if run.state != "running":
-            return run.failures
-        stage = run.stages[-1].stage if run.stages else "its start"
-        logger.info(f"run {run.run}, started at {run.started}, was killed after {stage}")
-        error = f"the process was killed, or its machine failed, after {stage}"
-        journal.write(storage, run.model_copy(update={"state": "failed", "ended": run.beat, "error": error}))
-    return 0
+def _record_dead_runs(storage: Storage, held_lease: Lease) -> list[Run]:
+    """Records runs whose process died as failed; returns them, the oldest first."""
+    unclosed = list(itertools.takewhile(lambda run: run.state == "running", journal.runs(storage)))
+    recorded: list[Run] = []
+    for run in reversed(unclosed):
+        last_renewal = held_lease.last_renewal if run.run == held_lease.taken_over else ""
+        dead = run.recorded_as_dead(last_renewal, recorded[-1].failures if recorded else run.failures)
+        logger.info(f"run {dead.run}, started at {dead.started}, failed at {dead.failed_stage}: {dead.error}")
+        journal.write(storage, dead)
+        recorded.append(dead)
+    return recorded
 
 
 def _notify(config: Config, run: Run, functions: StageFunctions) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -36,6 +36,7 @@ class Running:
       host: Name of its machine.
       since: UTC time at which it acquired the lease, ISO 8601.
       stage: Current stage.
+      renewed: UTC time at which it last renewed its lease, ISO 8601.
       died: Whether its process is known to have ended; the next run then takes its lease over.
     """
 
@@ -43,6 +44,7 @@ class Running:
     host: str
     since: str
     stage: str
+    renewed: str
     died: bool
 
 
@@ -75,7 +77,7 @@ class Status:
       running: Run that holds the lease, None if it is free.
       runs: Most recent runs, most recent first.
       fresh: Start time of the most recent run whose release is live; None if the journal has no such run.
-      failures: Number of consecutive failed runs; killed ones do not count.
+      failures: Number of consecutive failed runs, including those that died.
       stopped: Whether `reindex` refuses to start without `--resume`.
       lag: Unreleased changes according to the latest plan, or to a current listing; None if there was no plan yet.
       next_run: Next time of the configured schedule, ISO 8601; None if there is no schedule.
@@ -95,10 +97,7 @@ class Status:
 
     def state(self, run: Run) -> str:
         """Returns a run's state; `died` if it is recorded as running but does not hold the lease."""
-        if run.state != "running":
-            return run.state
-        alive = self.running and self.running.run == run.run and not self.running.died
-        return "running" if alive else "died"
+        return "died" if _is_dead(run, self.running) else run.state
 
     def faults(self, max_age: float | None) -> list[str]:
         """Returns descriptions of conditions that need attention.
@@ -130,12 +129,13 @@ def read_status(config: Config, count: int = 10, read: Reader = journal.read) ->
     recent = list(itertools.islice(runs, count))
     live = _live_releases(open_target(config))
     fresh = next((run.started for run in itertools.chain(recent, runs) if _is_live(run, live)), None)
-    failures = recent[0].failures if recent else 0
+    running = _running(storage, recent)
+    failures = _consecutive_failures(recent, running)
     now = datetime.now(timezone.utc)
     return Status(
         workspace=storage.root,
         time=now.isoformat(timespec="seconds"),
-        running=_running(storage, recent),
+        running=running,
         runs=tuple(recent),
         fresh=fresh,
         failures=failures,
@@ -176,15 +176,19 @@ def _running(storage: Storage, runs: list[Run]) -> Running | None:
     if held is None or held.state != "held":
         return None
     run = next((run for run in runs if run.run == held.run), None)
-    return Running(held.run, held.host, held.since, _stage(run), held.holder_is_dead)
+    stage = run.stage_in_progress if run else "plan"
+    return Running(held.run, held.host, held.since, stage, held.renewed or held.since, held.holder_is_dead)
 
 
-def _stage(run: Run | None) -> str:
-    """Returns the first planned stage that has not succeeded."""
-    if run is None or run.plan is None:
-        return "plan"
-    done = {entry.stage for entry in run.stages if not entry.error}
-    return next((stage for stage in run.plan.work if stage not in done), "prune")
+def _is_dead(run: Run, running: Running | None) -> bool:
+    """Returns whether a run is recorded as running although it no longer holds the lease, or its process ended."""
+    return run.state == "running" and not (running and running.run == run.run and not running.died)
+
+
+def _consecutive_failures(recent: Sequence[Run], running: Running | None) -> int:
+    """Returns the count of the latest run, and one more for each dead run that no later run has recorded."""
+    dead = list(itertools.takewhile(lambda run: _is_dead(run, running), recent))
+    return len(dead) + (dead[-1].failures if dead else recent[0].failures if recent else 0)
 
 
 def _is_live(run: Run, live: Mapping[str, Release]) -> bool:

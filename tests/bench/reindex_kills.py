@@ -40,7 +40,12 @@ KINDS = ("encoders", "embeddings", "searchers", "checks", "releases")
 KILLS_PER_ROUND = 12
 """Maximum number of kills in a round, which an uninterrupted run then completes."""
 
-_SETTINGS = {"reindex__keep_releases": 2, "reindex__keep_days": 1, "reindex__keep_runs": 20}
+_SETTINGS = {
+    "reindex__keep_releases": 2,
+    "reindex__keep_days": 1,
+    "reindex__keep_runs": 20,
+    "reindex__max_failures": KILLS_PER_ROUND + 1,
+}
 _DAYS = 3
 """Simulated days per round, so that retention also deletes artifacts during kills."""
 

@@ -334,7 +334,7 @@ def test_a_suspended_run_with_a_stale_token_publishes_nothing(scenario: Scenario
     assert live_release(scenario.workspace) == live
 
 
-def test_a_killed_run_is_closed_by_the_next_one_and_does_not_count_as_failed(scenario: Scenario) -> None:
+def test_a_killed_run_is_recorded_as_failed_by_the_next_one_which_starts_counting_anew(scenario: Scenario) -> None:
     storage = scenario.workspace.storage
     dead = _runs(scenario)[0].model_copy(
         update={"run": journal.run_id(), "state": "running", "ended": None, "fence": 9}
@@ -343,7 +343,7 @@ def test_a_killed_run_is_closed_by_the_next_one_and_does_not_count_as_failed(sce
     run = api.reindex(scenario.config)
     assert run.failures == 0 and run.fence == 10
     closed = journal.read(storage, dead.run)
-    assert closed and closed.state == "failed" and "killed" in closed.error
+    assert closed and closed.state == "failed" and "killed" in closed.error and closed.failures == 1
 
 
 def test_a_stop_during_pruning_does_not_change_the_result(scenario: Scenario) -> None:

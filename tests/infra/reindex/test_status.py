@@ -112,7 +112,8 @@ def test_a_run_in_progress_is_shown_with_its_holder_and_stage(workspace: Workspa
 
 
 def test_a_killed_run_is_shown_as_died(workspace: Workspace) -> None:
-    run = write_run(workspace, "running", 0.1)
+    plan = PLAN.model_copy(update={"embed": True, "index": True, "check": True, "publish": True})
+    run = write_run(workspace, "running", 0.1, plan=plan)
     process = os.fork()
     if process == 0:
         try:
@@ -122,7 +123,10 @@ def test_a_killed_run_is_shown_as_died(workspace: Workspace) -> None:
     os.waitpid(process, 0)
     status = read_status(_config(workspace))
     assert status.running and status.running.died and status.state(run) == "died"
-    assert "died; the next run takes over" in _status(workspace).output
+    output = _status(workspace).output
+    where = f"{run.run} on {status.running.host}"
+    assert f"died            {where} at embed, 0 seconds ago; the next run takes over" in output
+    assert "died at embed" in output.splitlines()[-1] and "running" not in output
 
 
 def test_the_next_run_follows_the_configured_schedule(workspace: Workspace) -> None:
