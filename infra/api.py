@@ -140,6 +140,10 @@ def run(config: Config) -> RunReport:
       GateError: The searcher did not pass its check; nothing was published.
     """
     require_publishable(config)
+    if (code_bytes := config.index.code_bytes) and code_bytes > config.train.dim:
+        raise UsageError(
+            f"index.code_bytes is {code_bytes}, but train.dim is {config.train.dim}; set it to at most {config.train.dim}"
+        )
     logger.info(f"train, embed, index, check and publish into {config.workspace}; finished stages are reused")
     workspace, target = Workspace(config.workspace), _releases.open_target(config)
     for each in (workspace, target):

@@ -57,6 +57,7 @@ def test_every_command_has_the_configuration_options(command: str) -> None:
         (["run", "--set", "train.epochs=[1"], "not valid YAML"),
         (["run", "--set", "train={dim: 8, dim: 9}"], "key 'dim' is already in line 1"),
         (["run", "--set", "index.partition_by=album"], "index.partition_by is 'album'"),
+        (["run", "--set", "index.code_bytes=129"], "index.code_bytes is 129, but train.dim is 128"),
         (["reindex", "--set", "index.partition_by=album"], "index.partition_by is 'album'"),
         (["reindex", "--dry-run", "--set", "index.partition_by=album"], "index.partition_by is 'album'"),
         (["schedule", "--cron", "* * * * *", "--set", "index.partition_by=album"], "index.partition_by is 'album'"),
