@@ -132,8 +132,11 @@ def releases(config: Config) -> ReleaseListing:
     return ReleaseListing(_releases.list_releases(target), _releases.list_refusals(target))
 
 
-def run(config: Config) -> RunReport:
+def run(config: Config, allow_removal: bool = False) -> RunReport:
     """Trains, embeds, indexes, checks and publishes.
+
+    Args:
+      allow_removal: Whether the index may have fewer items than `check.max_items_drop` allows.
 
     Raises:
       UsageError: The configuration describes a searcher that cannot be published.
@@ -163,7 +166,7 @@ def run(config: Config) -> RunReport:
     encoder = stage("train", lambda: train(config))
     manifest = stage("embed", lambda: embed(config, encoder["id"]))
     build = stage("index", lambda: index(config, manifest["id"], encoder["id"]))
-    report = stage("check", lambda: check(config, build["id"]))
+    report = stage("check", lambda: check(config, build["id"], allow_removal=allow_removal))
     logger.info("\n[5/5] publish")
     release = _releases.publish(workspace, target, report["id"], revive=False)
     return RunReport(seconds, release, reports)
@@ -203,11 +206,18 @@ def write_metrics(config: Config, path: Path) -> None:
     open_storage(str(path.parent)).write(path.name, metrics(config).encode())
 
 
-def reindex(config: Config, *, trigger: str = "command", resume: bool = False, now: datetime | None = None) -> Run:
+def reindex(
+    config: Config,
+    *,
+    trigger: str = "command",
+    resume: bool = False,
+    allow_removal: bool = False,
+    now: datetime | None = None,
+) -> Run:
     """Updates the live release if the corpus has changed; see infra.reindex.run.reindex."""
     from infra.reindex.run import reindex as run_reindex
 
-    return run_reindex(config, trigger=trigger, resume=resume, now=now)
+    return run_reindex(config, trigger=trigger, resume=resume, allow_removal=allow_removal, now=now)
 
 
 def preview_reindex(config: Config) -> ReindexPlan:

@@ -97,8 +97,14 @@ def index(config: Config, embeddings: str | None = None, encoder: str | None = N
     return build_index(config, choose_artifact(config, "embeddings", embeddings), encoder)
 
 
-def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION) -> dict[str, Any]:
-    """Checks a searcher with the Task Library and compares it with a channel's live release; returns report.json."""
+def check(
+    config: Config, searcher: str | None = None, channel: str = PRODUCTION, allow_removal: bool = False
+) -> dict[str, Any]:
+    """Checks a searcher with the Task Library and compares it with a channel's live release; returns report.json.
+
+    Args:
+      allow_removal: Whether it may have fewer items than `check.max_items_drop` allows.
+    """
     from serving_check.check import check as check_searcher
     from serving_check.gates.live_comparison import LiveRelease
 
@@ -106,7 +112,7 @@ def check(config: Config, searcher: str | None = None, channel: str = PRODUCTION
     if releases.live_release(target, channel):
         release, folder = releases.find_release(target, channel=channel)
         live = LiveRelease(release.id, release.created, release.provenance["searcher"], folder, release.figures)
-    return check_searcher(config, choose_artifact(config, "searchers", searcher), live)
+    return check_searcher(config, choose_artifact(config, "searchers", searcher), live, allow_removal)
 
 
 def choose_artifact(config: Config, kind: Kind, id: str | None) -> str:

@@ -329,6 +329,8 @@ class CheckConfig(Section):
       max_recall_drop, max_r_at_10_drop: Largest absolute drop below the live release.
       max_latency_growth, max_size_growth: Largest growth over the live release, as a fraction; the size may also grow
         in proportion to the corpus.
+      max_items_drop: Largest fraction of the live release's items that may be missing, so that a corpus of which only a
+        part can be read is not published. `--allow-removal` lifts the limit for one run.
       min_overlap_at_10: Smallest fraction of the live release's first ten hits that must be found again.
     """
 
@@ -350,6 +352,7 @@ class CheckConfig(Section):
     max_r_at_10_drop: Fraction | None = 0.03
     max_latency_growth: Annotated[float, Field(ge=0)] | None = 0.5
     max_size_growth: Annotated[float, Field(ge=0)] | None = 0.5
+    max_items_drop: Fraction | None = 0.1
     min_overlap_at_10: Fraction | None = None
     seed: Seed = 0
 

@@ -51,7 +51,9 @@ _TRADEOFF = "tradeoff.json"
 _VERSIONS = ("numpy", "tflite-support", "searchforge")
 
 
-def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dict[str, Any]:
+def check(
+    config: Config, searcher: str, live: LiveRelease | None = None, allow_removal: bool = False
+) -> dict[str, Any]:
     """Checks `searchers/<searcher>` and commits `checks/<id>`, whether it passed or failed.
 
     The report of an earlier check of the same files, queries and gates is returned if that check passed and no other
@@ -59,6 +61,7 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
 
     Args:
       live: release that the searcher would replace.
+      allow_removal: whether it may have fewer items than `check.max_items_drop` allows.
 
     Returns:
       Contents of report.json; see serving_check.schema.
@@ -106,7 +109,7 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
     encoders = workspace.local("encoders", bundle.id)
     artifacts = CheckedArtifacts(folder, encoders, build, manifest, bundle, corpus, config.check)
     with tempfile.TemporaryDirectory(prefix="searchforge-check-") as scratch, workspace.create("checks", id) as staging:
-        inspection, comparison, gates = _inspect(artifacts, texts, live, Path(scratch), seconds)
+        inspection, comparison, gates = _inspect(artifacts, texts, live, Path(scratch), seconds, allow_removal)
         report = Report(
             id=id,
             searcher=searcher,
@@ -142,7 +145,12 @@ def check(config: Config, searcher: str, live: LiveRelease | None = None) -> dic
 
 
 def _inspect(
-    artifacts: CheckedArtifacts, texts: Queries, live: LiveRelease | None, scratch: Path, seconds: dict[str, float]
+    artifacts: CheckedArtifacts,
+    texts: Queries,
+    live: LiveRelease | None,
+    scratch: Path,
+    seconds: dict[str, float],
+    allow_removal: bool,
 ) -> tuple[Inspection, LiveComparison | None, list[Gate]]:
     """Returns the inspection, the comparison with the live release and all gates; adds the seconds of each step."""
     config, corpus = artifacts.config, artifacts.corpus
@@ -164,7 +172,9 @@ def _inspect(
         with _timed(seconds, "live_release"):
             comparison = compare_with_live(live, artifacts.folder, texts, corpus, inspection.figures)
     gates = inspection.gates() + _configured_gates(config, inspection.figures)
-    return inspection, comparison, gates + (live_gates(comparison, config) if comparison else [])
+    if comparison:
+        gates += live_gates(comparison, config, artifacts.manifest.rejected_by_reason, allow_removal)
+    return inspection, comparison, gates
 
 
 def _choose_id(workspace: Workspace, content: dict[str, Any], live: LiveRelease | None) -> tuple[str, bool]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from infra.cli.option_groups import BEAM, CORPUS, DATA, INDEX, PUBLISH, TRAIN, options
+from infra.cli.option_groups import ALLOW_REMOVAL, BEAM, CORPUS, DATA, INDEX, PUBLISH, TRAIN, options
 from searchforge.console.options import config_options, repeated_options, reports_errors, show
 
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done, without doing it.")
 @click.option("--resume", is_flag=True, help="Run even after too many failures in a row.")
+@ALLOW_REMOVAL
 @click.option(
     "--trigger", default="command", show_default=True, help="What started the run, as recorded in the journal."
 )
 @reports_errors
 @config_options
-def reindex(config: Config, as_json: bool, dry_run: bool, resume: bool, trigger: str) -> None:
+def reindex(config: Config, as_json: bool, dry_run: bool, resume: bool, allow_removal: bool, trigger: str) -> None:
     """Update the live release if the corpus has changed.
 
     Embeds, indexes, checks and publishes only what has changed since the live release.
@@ -40,7 +41,7 @@ def reindex(config: Config, as_json: bool, dry_run: bool, resume: bool, trigger:
         plan = api.preview_reindex(config)
         show(plan.entry.model_dump(), as_json, plan.summary)
         return
-    done = api.reindex(config, trigger=trigger, resume=resume)
+    done = api.reindex(config, trigger=trigger, resume=resume, allow_removal=allow_removal)
     show(done.model_dump(), as_json, summaries.reindex(done))
 
 

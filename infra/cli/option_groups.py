@@ -83,3 +83,8 @@ PUBLISH = (click.option("--releases", "__releases", help="Folder or URL of the r
 CHANNEL = (
     click.option("--channel", default="production", show_default=True, help="Release channel, for example staging."),
 )
+ALLOW_REMOVAL = click.option(
+    "--allow-removal",
+    is_flag=True,
+    help="Let this run publish fewer items than check.max_items_drop allows.",
+)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from infra.cli.option_groups import BEAM, CORPUS, DATA, INDEX, PUBLISH, TEXTS, TRAIN, options
+from infra.cli.option_groups import ALLOW_REMOVAL, BEAM, CORPUS, DATA, INDEX, PUBLISH, TEXTS, TRAIN, options
 from searchforge.console.options import config_options, reports_errors, show
 
 if TYPE_CHECKING:
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @options(*DATA, *TRAIN, *CORPUS, *BEAM, *INDEX, *PUBLISH)
+@ALLOW_REMOVAL
 @reports_errors
 @config_options
-def run(config: Config, as_json: bool) -> None:
+def run(config: Config, as_json: bool, allow_removal: bool) -> None:
     """Train, embed, index, check and publish in one command."""
     from infra import api
     from infra.cli import summaries
 
-    report = api.run(config)
+    report = api.run(config, allow_removal)
     show(report, as_json, summaries.run(report))
 
 
@@ -124,9 +125,10 @@ def index(config: Config, as_json: bool, embeddings: str | None) -> None:
 @click.command()
 @options(*DATA)
 @click.option("--searcher", help="Id of the searcher; default: the only one in the workspace.")
+@ALLOW_REMOVAL
 @reports_errors
 @config_options
-def check(config: Config, as_json: bool, searcher: str | None) -> None:
+def check(config: Config, as_json: bool, searcher: str | None, allow_removal: bool) -> None:
     """Check a searcher with the Task Library, as a phone would run it."""
     from infra import api
     from infra.releases.releases import require_passed
@@ -134,7 +136,7 @@ def check(config: Config, as_json: bool, searcher: str | None) -> None:
     from serving_check.check import PAGE
     from serving_check.schema import Report, summary
 
-    report = api.check(config, searcher)
+    report = api.check(config, searcher, allow_removal=allow_removal)
     page = Workspace(config.workspace).url("checks", report["id"], PAGE)
     show(report, as_json, f"{summary(Report.model_validate(report))}\n  report: {page}")
     require_passed(report)

@@ -7,6 +7,7 @@ by a single write at the end, or not at all.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import signal
@@ -14,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -69,6 +70,7 @@ def reindex(
     *,
     trigger: str = "command",
     resume: bool = False,
+    allow_removal: bool = False,
     now: datetime | None = None,
     functions: StageFunctions = StageFunctions(),
 ) -> Run:
@@ -77,6 +79,7 @@ def reindex(
     Args:
       trigger: Origin of the run, for the journal.
       resume: Whether to start even though `reindex.max_failures` consecutive runs failed.
+      allow_removal: Whether the index may have fewer items than `check.max_items_drop` allows.
       now: Reference time for ages when deleting what is no longer needed; by default the storage's clock.
       functions: Functions that carry out the stages.
 
@@ -89,6 +92,8 @@ def reindex(
       UsageError, JobError: A stage failed, a signal stopped the run, or too many earlier runs failed.
     """
     stages.require_publishable(config)
+    if allow_removal:
+        functions = replace(functions, check=functools.partial(functions.check, allow_removal=True))
     settings, storage = config.reindex, Workspace(config.workspace).storage
     # This writes a file, so a target that is not writable fails now rather than after training.
     releases.open_target(config).storage.now()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,18 @@ def compare_with_live(
     return _comparison(live, figures, measured, len(results), len(shared), float(np.mean(overlap or [0.0])), few)
 
 
-def live_gates(comparison: LiveComparison, config: CheckConfig) -> list[Gate]:
-    """Returns the gates of a comparison. Figures that could not be compared have no gate."""
+def live_gates(
+    comparison: LiveComparison,
+    config: CheckConfig,
+    rejected: Mapping[str, int] | None = None,
+    allow_removal: bool = False,
+) -> list[Gate]:
+    """Returns the gates of a comparison. Figures that could not be compared have no gate.
+
+    Args:
+      rejected: number of items of the corpus that could not be embedded, by reason.
+      allow_removal: whether a smaller number of items than `max_items_drop` allows passes.
+    """
     found = {figure.name: (figure.candidate, figure.live) for figure in comparison.figures}
     gates = []
     for name, drop in (("recall_at_10", config.max_recall_drop), ("r_at_10", config.max_r_at_10_drop)):
@@ -111,6 +121,15 @@ def live_gates(comparison: LiveComparison, config: CheckConfig) -> list[Gate]:
         images, before = found["images"]
         grown = max(1.0, images / before) if images and before else 1.0
         gates.append(at_most("live_searcher_bytes", ours, theirs * (1 + config.max_size_growth) * grown))
+    ours, theirs = found.get("images", (None, None))
+    if config.max_items_drop is not None and theirs is not None:
+        gate = at_least("live_images", ours, theirs - int(theirs * config.max_items_drop))
+        if not gate.passed:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in (rejected or {}).items())
+            advice = "allowed by --allow-removal" if allow_removal else "--allow-removal accepts this for one run"
+            detail = "; ".join(filter(None, (gate.detail, reasons and f"rejected: {reasons}", advice)))
+            gate = replace(gate, passed=allow_removal and ours is not None, detail=detail)
+        gates.append(gate)
     if config.min_overlap_at_10 is not None and comparison.overlap_at_10 is not None:
         gates.append(at_least("live_overlap_at_10", comparison.overlap_at_10, config.min_overlap_at_10))
     return gates

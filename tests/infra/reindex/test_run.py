@@ -251,6 +251,18 @@ def test_failed_gates_are_recorded_and_stop_runs_until_resumed(scenario: Scenari
     assert api.reindex(mended).state == "unchanged"
 
 
+def test_a_corpus_that_lost_many_images_is_published_only_if_the_run_allows_it(scenario: Scenario) -> None:
+    live = live_release(scenario.workspace)
+    for path in sorted(scenario.images.iterdir())[44:]:
+        path.unlink()
+    with pytest.raises(GateError, match=r"live_images: 44, below the minimum of 58; --allow-removal accepts this"):
+        api.reindex(scenario.config)
+    assert live_release(scenario.workspace) == live
+    run = api.reindex(scenario.config, allow_removal=True)
+    assert run.state == "published" and run.release == live_release(scenario.workspace) != live
+    assert api.reindex(scenario.config).state == "unchanged"
+
+
 def test_transient_errors_are_retried(scenario: Scenario) -> None:
     scenario.change(random.Random(0), 1)
     answers = [JobError("the bucket is not there"), OSError("the disk is gone")]

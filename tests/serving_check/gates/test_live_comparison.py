@@ -47,7 +47,12 @@ def failed(comparison: LiveComparison, **settings: Any) -> list[str]:
         ({"searcher_bytes": (149, 100), "images": (10, 10)}, []),
         ({"searcher_bytes": (151, 100), "images": (10, 10)}, ["live_searcher_bytes"]),
         ({"searcher_bytes": (299, 100), "images": (20, 10)}, []),
-        ({"searcher_bytes": (151, 100), "images": (5, 10)}, ["live_searcher_bytes"]),
+        ({"searcher_bytes": (151, 100), "images": (5, 10)}, ["live_searcher_bytes", "live_images"]),
+        ({"images": (2160, 2400)}, []),
+        ({"images": (2159, 2400)}, ["live_images"]),
+        ({"images": (20, 2400)}, ["live_images"]),
+        ({"images": (None, 2400)}, ["live_images"]),
+        ({"images": (20, None)}, []),
     ],
 )
 def test_a_regression_beyond_the_tolerance_fails(figures: dict[str, Any], expected: list[str]) -> None:
@@ -60,6 +65,22 @@ def test_tolerances_are_configuration() -> None:
     assert failed(worse, **off) == []
     assert failed(worse, max_recall_drop=0.2, max_r_at_10_drop=0.1, max_latency_growth=20) == ["live_r_at_10"]
     assert failed(worse, **off, min_overlap_at_10=0.9) == ["live_overlap_at_10"]
+
+
+def test_a_corpus_that_shrank_on_purpose_passes() -> None:
+    fewer = compared(images=(20, 2400))
+    assert failed(fewer, max_items_drop=None) == []
+    [gate] = [gate for gate in live_gates(fewer, CheckConfig(), allow_removal=True) if gate.name == "live_images"]
+    assert gate.passed and gate.detail == "20, below the minimum of 2,160; allowed by --allow-removal"
+
+
+def test_a_smaller_corpus_is_explained_by_its_rejected_items() -> None:
+    gates = live_gates(compared(images=(1200, 2400)), CheckConfig(), {"unreadable": 1190, "missing": 10})
+    [detail] = [gate.detail for gate in gates if gate.name == "live_images"]
+    assert detail == (
+        "1,200, below the minimum of 2,160; rejected: 1,190 unreadable, 10 missing; "
+        "--allow-removal accepts this for one run"
+    )
 
 
 def test_too_few_shared_queries_fail_no_gate() -> None:
