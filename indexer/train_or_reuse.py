@@ -92,7 +92,8 @@ class CorpusEncoder:
             logger.info(f"retraining: at {earlier.parameters.summary} the corpus exceeds {exceeded}")
             return None
         changed = share_changed(earlier.trained_on, self._manifest)
-        drift = measure_drift(earlier.statistics, index_statistics(encoded), changed)
+        statistics = index_statistics(encoded, earlier.quantizer.codebooks)
+        drift = measure_drift(earlier.statistics, statistics, changed)
         if drift["drift"] > self._config.max_drift:
             logger.info(f"retraining: drift {drift['drift']:.3f} exceeds index.max_drift {self._config.max_drift}")
             return None
@@ -130,7 +131,7 @@ class CorpusEncoder:
             )
         logger.info(f"indexing {self._manifest.records:,} images with the 2022 recipe: {parameters.summary}")
         encoded = self._encode(quantizer, shards, metadata_file)
-        return IndexContent(quantizer, parameters, encoded, self._training_entry(encoded, {}))
+        return IndexContent(quantizer, parameters, encoded, self._training_entry(quantizer, encoded, {}))
 
     def _encode_tuned(self, shards: list[Shard], metadata_file: Path) -> IndexContent:
         config, records = self._config, self._manifest.records
@@ -163,13 +164,14 @@ class CorpusEncoder:
                 name: measure_recall(quantizer, encoded, parameters, ground_truth)
                 for name, ground_truth in (("tuning", trainer.tuning), ("verification", trainer.verification))
             }
-        training = self._training_entry(encoded, {"query_kind": trainer.query_kind, "recall_at_10": recall})
+        tuning = {"query_kind": trainer.query_kind, "recall_at_10": recall}
+        training = self._training_entry(quantizer, encoded, tuning)
         return IndexContent(quantizer, parameters, encoded, training, [point.to_json() for point in trainer.tradeoff])
 
-    def _training_entry(self, encoded: EncodedCorpus, tuning: dict[str, Any]) -> dict[str, Any]:
+    def _training_entry(self, quantizer: Quantizer, encoded: EncodedCorpus, tuning: dict[str, Any]) -> dict[str, Any]:
         return {
             "embeddings": self._manifest.id,
-            "statistics": index_statistics(encoded),
+            "statistics": index_statistics(encoded, quantizer.codebooks),
             "tuning": tuning,
             "drift": None,
         }

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from indexer.corpus.corpus_scan import SCORE_TOLERANCE
 from indexer.encoding.encoded_shards import EncodedCorpus
+from indexer.quantization.block_allocation import expected_error
+from indexer.quantization.codebooks import decode
 from searchforge.artifacts.manifest import Manifest
 
 SHARE_WEIGHT = 0.25
 """Weight of the share of the corpus that changed: a limit of 0.1 allows two fifths, if nothing else changes."""
 
+NEGLIGIBLE_ERROR = 0.002
+"""Mean squared error, as a fraction of the vectors' variance, that hardly affects recall."""
 
-def index_statistics(encoded: EncodedCorpus) -> dict[str, float]:
-    """Returns the statistics that drift compares: mean squared error of the codes and imbalance of the partitions.
+_SAMPLE = 16_384
+"""Number of codes from which the variances of the vectors are estimated."""
 
-    The imbalance is the mean size of an item's own partition, as a multiple of the mean partition size.
+
+def index_statistics(encoded: EncodedCorpus, codebooks: Sequence[npt.NDArray[np.float32]]) -> dict[str, float]:
+    """Returns the statistics that drift compares.
+
+    Args:
+      codebooks: Those of the quantizer that the corpus was encoded with.
+
+    Returns:
+      squared_error: Mean squared error of the codes.
+      expected_error: Least error that can be expected of codes of this size (`block_allocation.expected_error`), or the
+        negligible one if that is more.
+      imbalance: Mean size of an item's own partition, as a multiple of the mean partition size.
     """
     sizes = encoded.partition_sizes.astype(np.float64)
+    sample = encoded.codes[:: -(-len(encoded.codes) // _SAMPLE)]
+    variances = np.var(decode(sample, codebooks), axis=0, dtype=np.float64)
+    variance = float(variances.sum()) + encoded.squared_error
+    widths = [codebook.shape[1] for codebook in codebooks]
     return {
         "squared_error": encoded.squared_error,
+        "expected_error": max(expected_error(variances, widths), NEGLIGIBLE_ERROR * variance),
         "imbalance": float(np.sum(sizes**2) * len(sizes) / np.sum(sizes) ** 2),
     }
 
@@ -29,15 +51,22 @@ def index_statistics(encoded: EncodedCorpus) -> dict[str, float]:
 def measure_drift(trained: Mapping[str, float], current: Mapping[str, float], changed: float) -> dict[str, float]:
     """Compares an index with the one that its quantizer was trained for.
 
+    Codes of a small corpus, or of an easy one, may have been almost exact at training time. Their error is therefore
+    compared with the expected one if that is more.
+
     Args:
-      trained: `index_statistics` of the index at training time.
+      trained: `index_statistics` of the index at training time; the expected error is not used.
       current: `index_statistics` of the index now.
       changed: Result of `share_changed`.
 
     Returns:
       Growth of squared error and imbalance, the share changed, and `drift`: the maximum, with the share weighted.
     """
-    growth = {f"{name}_growth": current[name] / max(trained[name], 1e-12) - 1 for name in trained}
+    error = max(trained["squared_error"], current["expected_error"], SCORE_TOLERANCE**2)
+    growth = {
+        "squared_error_growth": current["squared_error"] / error - 1,
+        "imbalance_growth": current["imbalance"] / trained["imbalance"] - 1,
+    }
     overall = max(0.0, *growth.values(), SHARE_WEIGHT * changed)
     return {**growth, "share_changed": changed, "drift": overall}
 

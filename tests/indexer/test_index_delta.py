@@ -153,6 +153,20 @@ def test_a_corpus_of_different_vectors_has_drifted(history: History) -> None:
     assert report["training"]["embeddings"] == "other"
 
 
+@pytest.mark.parametrize("code_bytes", [4, 16])
+def test_a_small_corpus_whose_codes_are_exact_reuses_its_quantizer(tmp_path: Path, code_bytes: int) -> None:
+    """Each block has more entries than there are images, so the codes of the first build have no error."""
+    corpus = make_corpus(tmp_path, count=60, data__captions=[])
+    before = commit_embeddings(corpus.workspace, corpus.records[:58], "before")
+    commit_on(corpus.workspace, before, "grown", {corpus.records[0].id}, corpus.records[58:])
+    index = IndexConfig(code_bytes=code_bytes, recall_at_10=None)
+    config = Config(workspace=corpus.workspace.root, index=index)
+    build_index(config, "before")
+    training = build_index(config, "grown")["training"]
+    assert training["embeddings"] == "before"
+    assert 0 <= training["drift"]["drift"] < index.max_drift
+
+
 def test_reuse_from_none_trains(history: History) -> None:
     report = history.build(reuse_from="none")
     assert (report["training"]["embeddings"], report["training"]["drift"]) == ("grown", None)

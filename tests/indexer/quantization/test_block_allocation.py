@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from indexer.quantization.block_allocation import block_widths
+from indexer.quantization.block_allocation import block_widths, expected_error
 
 SPECTRA = {
     "geometric": 0.9 ** np.arange(64.0),
@@ -43,9 +43,16 @@ def test_no_cut_has_a_smaller_expected_error(seed: int, blocks: int) -> None:
     """The spectra span few and many orders of magnitude, so that some blocks leave dimensions without bits."""
     spread = (0.5, 1, 2, 5, 30)[seed]
     variances = np.sort(np.exp(spread * np.random.default_rng(seed).normal(size=9)))[::-1]
-    errors = {widths: expected_error(variances, widths) for widths in all_cuts(9, blocks)}
+    errors = {widths: water_filling(variances, widths) for widths in all_cuts(9, blocks)}
     chosen = errors[tuple(block_widths(variances, blocks))]
     assert chosen == pytest.approx(min(errors.values()), rel=1e-6)
+
+
+@pytest.mark.parametrize("widths", [(1, 3, 5), (9,), (1,) * 9])
+def test_the_expected_error_is_the_rate_distortion_bound_in_any_order(widths: tuple[int, ...]) -> None:
+    variances = np.exp(np.random.default_rng(0).normal(size=9))
+    assert expected_error(variances, widths) == pytest.approx(water_filling(variances, widths), rel=1e-6)
+    assert expected_error(np.zeros(9), widths) == pytest.approx(0, abs=1e-20)
 
 
 def test_with_as_many_blocks_as_dimensions_each_has_its_own() -> None:
@@ -80,7 +87,7 @@ def all_cuts(dim: int, blocks: int) -> list[tuple[int, ...]]:
     return [tuple(np.diff([0, *ends, dim]).tolist()) for ends in inner]
 
 
-def expected_error(variances: np.ndarray, widths: tuple[int, ...]) -> float:
+def water_filling(variances: np.ndarray, widths: tuple[int, ...]) -> float:
     """Returns the sum of min(variance, level) over all dimensions, where a block's level gives it a rate of 8 bits."""
     total = 0.0
     for block in np.split(variances, np.cumsum(widths)[:-1]):
