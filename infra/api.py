@@ -145,7 +145,8 @@ def run(config: Config, allow_removal: bool = False) -> RunReport:
     require_publishable(config)
     if (code_bytes := config.index.code_bytes) and code_bytes > config.train.dim:
         raise UsageError(
-            f"index.code_bytes is {code_bytes}, but train.dim is {config.train.dim}; set it to at most {config.train.dim}"
+            f"index.code_bytes is {code_bytes}, but train.dim is {config.train.dim}; "
+            f"set it to at most {config.train.dim}"
         )
     logger.info(f"train, embed, index, check and publish into {config.workspace}; finished stages are reused")
     workspace, target = Workspace(config.workspace), _releases.open_target(config)
