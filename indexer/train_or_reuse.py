@@ -76,7 +76,8 @@ class CorpusEncoder:
     def encode(self, earlier: ReusableBuild | None, metadata_file: Path) -> IndexContent:
         """Encodes the corpus, with the quantizer of `earlier` unless the corpus has drifted too far from it."""
         with self._time("open"):
-            shards = open_corpus(self._workspace, self._manifest)
+            # Workers of a Beam runner read the shards themselves; no machine needs room for all embeddings.
+            shards = open_corpus(self._workspace, self._manifest, download=not self._config.runner)
         if earlier:
             content = self._encode_reused(earlier, shards, metadata_file)
             if content:

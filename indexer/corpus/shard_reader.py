@@ -7,13 +7,13 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.compiled_code import compiled
 from indexer.corpus.metadata import ID_ROOM, SCRATCH_ROWS, UNHANDLED, device_metadata, write_device_metadata
+from indexer.corpus.shard_file import ShardFile
 from searchforge.artifacts.records import MAX_RECORD_BYTES, TFRECORD_FRAMING, TFRECORD_HEADER, EmbeddingRecord
 from searchforge.errors import JobError, UsageError
 
@@ -80,9 +80,9 @@ class ShardRecords:
         return len(self.order_keys)
 
 
-def read_shard(path: Path, dim: int) -> ShardRecords:
-    """Reads all records of a shard file, whose hash the caller has verified; see `parse_shard`."""
-    return parse_shard(path.read_bytes(), dim, str(path))
+def read_shard(file: ShardFile, dim: int) -> ShardRecords:
+    """Reads all records of a shard file, whose hash is verified by the caller or the file; see `parse_shard`."""
+    return parse_shard(file.read_bytes(), dim, str(file))
 
 
 def parse_shard(data: bytes, dim: int, name: str) -> ShardRecords:

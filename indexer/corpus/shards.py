@@ -5,35 +5,46 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from indexer.corpus.shard_file import ShardFile, StoredShard
 from indexer.corpus.shard_reader import read_shard
 from searchforge.artifacts.manifest import Manifest, ShardInfo, verified_shards
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import UsageError
 
-Shard = tuple[ShardInfo, Path]
-"""A shard of a corpus and its local file."""
+Shard = tuple[ShardInfo, ShardFile]
+"""A shard of a corpus and its file."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def open_corpus(workspace: Workspace, manifest: Manifest) -> list[Shard]:
-    """Returns the shards of an embedding run, after comparing their hashes with the manifest.
+def open_corpus(workspace: Workspace, manifest: Manifest, download: bool = True) -> list[Shard]:
+    """Returns the shards of an embedding run.
+
+    Args:
+      download: Whether files are downloaded from a bucket and compared with the manifest now. Otherwise each is read
+        from the workspace's storage, and compared, whenever it is used.
 
     Raises:
       UsageError: There are no records, or a shard was made by another encoder.
       JobError: A shard is missing or damaged.
     """
     require_images(manifest)
-    shards = list(verified_shards(workspace, manifest))
-    for run in sorted({info.run for info, _ in shards} - {"", manifest.id}):
+    shards: list[Shard] = (
+        list(verified_shards(workspace, manifest))
+        if download
+        else [
+            (info, StoredShard(workspace.storage, f"embeddings/{info.run or manifest.id}/{info.name}", info.sha256))
+            for info in manifest.shards
+        ]
+    )
+    for run in sorted({info.run for info in manifest.shards} - {"", manifest.id}):
         earlier = Manifest.model_validate(workspace.marker("embeddings", run))
         if earlier.fingerprint != manifest.fingerprint:
             raise UsageError(

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from indexer.corpus.shard_file import StoredShard
 from indexer.encoding.encoded_shards import QuantizerLike, encode_shard_bytes, encoded_shard_name
 from searchforge.artifacts.manifest import Manifest, ShardInfo
 from searchforge.artifacts.workspace import Workspace
 from searchforge.beam_runner import interruptible, runner_option
 from searchforge.errors import JobError, SearchforgeError, UsageError
-from searchforge.hashing import sha256_bytes
 from searchforge.proxy import bypass_proxy
 
 
@@ -34,14 +34,8 @@ class EncodeShard(beam.DoFn):
         target = f"{self._folder}/{encoded_shard_name(shard)}"
         if self._storage.exists(target):
             return
-        name = f"embeddings/{shard.run}/{shard.name}"
-        try:
-            data = self._storage.read(name)
-        except FileNotFoundError:
-            raise JobError(f"{self._root}/{name} is missing; embed the corpus again") from None
-        if (found := sha256_bytes(data)) != shard.sha256:
-            raise JobError(f"{name} has SHA-256 {found}, but the manifest lists {shard.sha256}; embed the corpus again")
-        self._storage.write(target, encode_shard_bytes(data, self._quantizer, name))
+        file = StoredShard(self._storage, f"embeddings/{shard.run}/{shard.name}", shard.sha256)
+        self._storage.write(target, encode_shard_bytes(file.read_bytes(), self._quantizer, str(file)))
 
 
 def encode_with_beam(

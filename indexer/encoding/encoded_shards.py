@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from indexer.compiled_code import compiled
+from indexer.corpus.shard_file import ShardFile
 from indexer.corpus.shard_reader import ByteStrings, parse_shard
 from indexer.corpus.shards import Shard, map_in_order, require_unique_ids, require_valid_records
 from searchforge import progress
@@ -102,25 +103,25 @@ def encode_shards(shards: Sequence[Shard], quantizer: QuantizerLike, folder: Pat
     Raises:
       JobError: A shard is damaged.
     """
-    missing = [(info, path) for info, path in shards if not (folder / encoded_shard_name(info)).exists()]
+    missing = [(info, file) for info, file in shards if not (folder / encoded_shard_name(info)).exists()]
     with progress.track("encoding", sum(info.count for info, _ in missing)) as advance:
 
         def encode(shard: Shard) -> int:
-            info, path = shard
-            encode_shard(path, quantizer, folder / encoded_shard_name(info))
+            info, file = shard
+            encode_shard(file, quantizer, folder / encoded_shard_name(info))
             return info.count
 
         for count in map_in_order(encode, missing, threads):
             advance(count)
 
 
-def encode_shard(path: Path, quantizer: QuantizerLike, target: Path) -> None:
-    """Encodes one shard file, whose hash the caller has verified, and writes the result atomically.
+def encode_shard(file: ShardFile, quantizer: QuantizerLike, target: Path) -> None:
+    """Encodes one shard file, whose hash is verified by the caller or the file, and writes the result atomically.
 
     Raises:
       JobError: The shard is damaged.
     """
-    LocalStorage(str(target.parent)).write(target.name, encode_shard_bytes(path.read_bytes(), quantizer, str(path)))
+    LocalStorage(str(target.parent)).write(target.name, encode_shard_bytes(file.read_bytes(), quantizer, str(file)))
 
 
 def encode_shard_bytes(data: bytes, quantizer: QuantizerLike, name: str, chunk: int = CHUNK) -> bytes:

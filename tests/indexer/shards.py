@@ -13,6 +13,7 @@ from searchforge.artifacts.manifest import ShardInfo
 from searchforge.artifacts.records import EmbeddingRecord, write_tfrecords
 from searchforge.artifacts.workspace import Workspace
 from searchforge.hashing import sha256_file
+from searchforge.storage.base import Storage
 from tests.indexer.tiny_corpus import DIM
 from tests.indexer.tiny_encoder import PREPROCESSING, unit
 
@@ -57,9 +58,9 @@ def write_shards(folder: Path, items: Sequence[EmbeddingRecord], count: int, dea
     return shards
 
 
-def workspace_with_encoder(root: Path) -> Workspace:
+def workspace_with_encoder(root: Path, storage: Storage | None = None) -> Workspace:
     """Returns a workspace with encoder `tiny`, which commit_embeddings needs; it has no models."""
-    workspace = Workspace(str(root))
+    workspace = Workspace(str(root), storage)
     info = {"id": "tiny", "fingerprint": "f", "preprocessing": PREPROCESSING, "dim": DIM}
     info |= {"image_tower": "", "text_tower": "", "sequence_length": 1, "files": {}, "report": {}}
     with workspace.create("encoders", "tiny") as staging:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer.corpus.corpus_scan import scan_corpus
 from indexer.corpus.shard_reader import read_shard
 from indexer.corpus.shards import Shard, map_in_order, open_corpus, require_unique_ids, require_valid_records
 from searchforge.artifacts.manifest import Manifest
@@ -18,6 +19,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
 from tests.indexer.shards import records, workspace_with_encoder, write_shards
 from tests.indexer.tiny_corpus import DIM, commit_embeddings
+from tests.infra.memory_storage import MemoryStorage
 
 
 @pytest.fixture
@@ -127,3 +129,29 @@ def test_an_error_stops_the_iteration() -> None:
     found = []
     with pytest.raises(JobError, match="damaged"):
         found.extend(map_in_order(work, iter(range(1_000_000)), 2))
+
+
+def test_shards_can_be_read_from_a_bucket_without_local_copies(tmp_path: Path) -> None:
+    workspace = workspace_with_encoder(tmp_path / "copies", MemoryStorage())
+    manifest = commit_embeddings(workspace, records(9), shards=3)
+    shards = open_corpus(workspace, manifest, download=False)
+    scan = scan_corpus(shards, DIM, 4, 0, np.empty((0, DIM), np.float32), 1)
+    assert list(tmp_path.rglob("*.tfrecord")) == []
+    downloaded = scan_corpus(open_corpus(workspace, manifest), DIM, 4, 0, np.empty((0, DIM), np.float32), 1)
+    assert len(list(tmp_path.rglob("*.tfrecord"))) == 3
+    assert np.array_equal(scan.sample, downloaded.sample)
+
+
+@pytest.mark.parametrize(("damage", "message"), [(b"other", "has SHA-256"), (None, "is missing; embed the corpus")])
+def test_a_shard_in_a_bucket_that_is_damaged_or_missing_is_rejected(
+    tmp_path: Path, damage: bytes | None, message: str
+) -> None:
+    workspace = workspace_with_encoder(tmp_path, MemoryStorage())
+    manifest = commit_embeddings(workspace, records(), shards=1)
+    ((info, file),) = open_corpus(workspace, manifest, download=False)
+    path = f"embeddings/corpus/{info.name}"
+    workspace.storage.delete(path)
+    if damage:
+        workspace.storage.write(path, damage)
+    with pytest.raises(JobError, match=f"memory/{path} {message}"):
+        read_shard(file, DIM)
