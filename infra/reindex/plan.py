@@ -7,7 +7,7 @@ the configured settings. Captions do not count: they tune an index but are not p
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Reind
 
     workspace = Workspace(config.workspace)
     known = find_known_releases(config, pointer)
-    encoder, why = choose_encoder(config, known)
+    encoder, why = choose_encoder(config, known, pointer.withdrawn_encoders)
     manifest = finished_run(config, encoder, MODALITY, listing) if encoder else None
     if manifest and (match := find_matching_release(config, known, manifest)):
         counts = {"items": listing.count, **vars(Changes(0, 0, 0, listing.count))}
@@ -103,7 +103,7 @@ def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Reind
     full = encoder is None or base is None or base.encoder != encoder
     entry = PlanEntry(
         mode="full" if full else "delta",
-        reason=why or _reason(config, known, encoder, counts),
+        reason=why if why and full else "; ".join(filter(None, (_reason(config, known, counts), why))),
         **counts,
         train=encoder is None,
         embed=manifest is None,
@@ -133,11 +133,17 @@ def _why_not_live(id: str, pointer: Pointer) -> str:
     return "it was rolled back" if id in pointer.withdrawn else f"release {pointer.release} was made live later"
 
 
-def choose_encoder(config: Config, known: Sequence[KnownRelease]) -> tuple[str | None, str]:
+def choose_encoder(
+    config: Config, known: Sequence[KnownRelease], withdrawn: Collection[str] = ()
+) -> tuple[str | None, str]:
     """Chooses the encoder that embeds the corpus.
 
+    Args:
+      withdrawn: Ids of encoders that were rolled back; they are used only if there is no other one.
+
     Returns:
-      The encoder's id, or None if one has to be trained; and why the live release's encoder is not used, else empty.
+      The encoder's id, or None if one has to be trained; and why it is not the live release's encoder, or not the one
+      that the configuration asks for, else empty.
 
     Raises:
       UsageError: There are several encoders, none of which is in use.
@@ -147,6 +153,7 @@ def choose_encoder(config: Config, known: Sequence[KnownRelease]) -> tuple[str |
     used = [release.release.provenance["encoder"] for release in known]
     candidates = list(dict.fromkeys([*used, *_embedding_encoders(workspace), *existing]))
     candidates = [id for id in candidates if id in existing]
+    accepted = [id for id in candidates if id not in withdrawn]
     why = "an encoder is trained, since there is none"
     if candidates and not (retrain == "never" or not has_captions(config.data)):
         if retrain == "data":
@@ -168,7 +175,11 @@ def choose_encoder(config: Config, known: Sequence[KnownRelease]) -> tuple[str |
         )
     if not candidates:
         return None, why
-    encoder = candidates[0]
+    encoder = next((id for id in candidates if id not in withdrawn), candidates[0])
+    if encoder in withdrawn and accepted:
+        return accepted[0], (
+            f"encoder {encoder} has the configured settings but was rolled back, so encoder {accepted[0]} stays in use"
+        )
     return encoder, f"encoder {encoder} replaces {used[0]}" if used and used[0] != encoder else ""
 
 
@@ -215,7 +226,7 @@ def _changed_settings(config: Config, release: Release) -> list[str]:
     return found
 
 
-def _reason(config: Config, known: Sequence[KnownRelease], encoder: str | None, counts: dict[str, int]) -> str:
+def _reason(config: Config, known: Sequence[KnownRelease], counts: dict[str, int]) -> str:
     if not known:
         return "this workspace has no release yet"
     changes = [f"{counts[key]:,} {key}" for key in ("added", "changed", "removed") if counts[key]]

@@ -1,10 +1,10 @@
 """Retention: deletes releases beyond `reindex.keep_releases` and the artifacts that no remaining release needs.
 
-Needed artifacts are those that remaining releases were built from, those of the current run, and their dependencies:
-an embedding run refers to shards of earlier runs. Everything else, including unfinished artifacts, is deleted once it
-has not been written to for some time. An artifact's marker is deleted first, so that a partly deleted folder never
-counts as an artifact; a retention that is killed is completed by the next one. Encoders that no embedding run ever used
-are kept, since they were trained manually.
+Needed artifacts are those that remaining releases were built from, those of the current run, encoders that were rolled
+back, and their dependencies: an embedding run refers to shards of earlier runs. Everything else, including unfinished
+artifacts, is deleted once it has not been written to for some time. An artifact's marker is deleted first, so that a
+partly deleted folder never counts as an artifact; a retention that is killed is completed by the next one. Encoders
+that no embedding run ever used are kept, since they were trained manually.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from infra.reindex import journal, lease
 from infra.reindex.plan import PROVENANCE_KINDS
+from infra.releases import channels
 from infra.releases.pruning import prune as prune_releases
 from searchforge.artifacts.workspace import MARKERS, Kind, Workspace
 from searchforge.captions.dataset import has_captions, image_folder
@@ -72,7 +73,7 @@ def prune(
     existing = [Artifact(kind, id) for kind in KINDS for id in workspace.all_ids(kind)]
     recent = [found for found in existing if _last_written(workspace.storage, f"{found.kind}/{found.id}") > limit]
     kept = [Artifact(kind, id) for kind, id in keep.items()]
-    needed = _with_dependencies(workspace, [*_released(target), *kept, *recent])
+    needed = _with_dependencies(workspace, [*_released(target), *_withdrawn(target), *kept, *recent])
     unneeded = _unneeded(workspace, existing, needed)
     for artifact in unneeded:
         with workspace.storage.snapshot(f"{artifact.kind}/{artifact.id}") as snapshot:
@@ -92,6 +93,13 @@ def _released(target: Workspace) -> Iterator[Artifact]:
     for id in target.ids("releases"):
         provenance = target.marker("releases", id)["provenance"]
         yield from (Artifact(kind, provenance[key]) for key, kind in PROVENANCE_KINDS.items() if key in provenance)
+
+
+def _withdrawn(target: Workspace) -> Iterator[Artifact]:
+    """Yields the encoders that were rolled back: if one were deleted, the same settings would train it again."""
+    for channel in channels.channels(target.storage):
+        for id in channels.read(target.storage, channel).pointer.withdrawn_encoders:
+            yield Artifact("encoders", id)
 
 
 def _with_dependencies(workspace: Workspace, roots: Iterable[Artifact]) -> set[Artifact]:

@@ -27,7 +27,7 @@ HISTORY = 20
 """Number of earlier releases that a pointer lists, and so the maximum number of consecutive rollbacks."""
 
 WITHDRAWN = 100
-"""Number of withdrawn releases that a pointer lists."""
+"""Number of withdrawn releases, and of withdrawn encoders, that a pointer lists."""
 
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -77,6 +77,8 @@ class Pointer(_Frozen):
       images: Number of images in the index.
       history: Releases that were live before, most recent first.
       withdrawn: Ids of releases that were rolled back, most recent last; scheduled runs never make them live again.
+      withdrawn_encoders: Ids of encoders that a rollback replaced by another one, most recent last; scheduled runs do
+        not use them until a release built with them is made live again.
       fence: Greatest fencing token seen so far; publishers with a smaller one are refused.
       updated: UTC time of the write, by the storage's clock.
     """
@@ -92,6 +94,7 @@ class Pointer(_Frozen):
     images: int | None = None
     history: tuple[Earlier, ...] = ()
     withdrawn: tuple[str, ...] = ()
+    withdrawn_encoders: tuple[str, ...] = ()
     fence: int = Field(default=0, ge=0)
     updated: datetime | None = None
 

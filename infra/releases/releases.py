@@ -449,14 +449,19 @@ def _pointer_changes(release: Release, pointer: Pointer, withdraw: str | None, n
     """Returns the fields of a pointer that change when a release goes live."""
     withdrawn = [id for id in pointer.withdrawn if id not in (withdraw, release.id)]
     withdrawn += [withdraw] if withdraw and withdraw != release.id else []
+    encoder = release.provenance.get("encoder", "")
+    replaced = pointer.encoder if withdraw else ""
+    encoders = [id for id in pointer.withdrawn_encoders if id not in (replaced, encoder)]
+    encoders += [replaced] if replaced and replaced != encoder else []
     return {
         **pointer.succession(release.id, now, rollback=withdraw is not None),
         "withdrawn": tuple(withdrawn[-channels.WITHDRAWN :]),
+        "withdrawn_encoders": tuple(encoders[-channels.WITHDRAWN :]),
         "files": {
             name: PointerFile(bytes=file["bytes"], sha256=file["sha256"], path=f"{release.id}/{name}")
             for name, file in release.files.items()
         },
-        "encoder": release.provenance.get("encoder", ""),
+        "encoder": encoder,
         "fingerprint": release.fingerprint,
         "minimum_task_library": MINIMUM_TASK_LIBRARY,
         "images": release.figures.get("images"),

@@ -20,7 +20,7 @@ from infra.reindex.journal import Run
 from infra.reindex.run import StageFunctions, Stopped, reindex
 from infra.releases.channels import advance_fence
 from infra.releases.channels import read as read_pointer
-from infra.releases.releases import Release, list_refusals, list_releases, live_release, publish
+from infra.releases.releases import Release, list_refusals, list_releases, live_release, publish, read_release
 from searchforge.config import Config
 from searchforge.errors import ConflictError, GateError, JobError, PermanentError, UsageError
 from tests.infra.reindex.scenario import Scenario, make_scenario, write_encoder
@@ -216,6 +216,45 @@ def test_a_rollback_is_not_undone(scenario: Scenario) -> None:
     assert api.reindex(scenario.config).state == "unchanged"  # the pointer records it as well
     scenario.change(random.Random(1), 2)
     assert reindex(scenario.config, functions=STUBS).release == live_release(scenario.workspace) not in (good, bad)
+
+
+@pytest.mark.parametrize("retrain", ["settings", "never"])
+def test_an_encoder_that_was_rolled_back_stays_withdrawn_until_its_release_is_made_live(
+    scenario: Scenario, retrain: str
+) -> None:
+    config = _with(scenario, reindex__retrain="settings", train__epochs=7)
+    write_encoder(scenario.workspace, "bad", config.train)
+    bad = reindex(config, functions=STUBS).release
+    config = _with(scenario, reindex__retrain=retrain, train__epochs=7)
+    api.rollback(config)
+    scenario.change(random.Random(0), 1)
+    run = reindex(config, functions=STUBS)
+    assert run.state == "published" and run.plan and run.plan.mode == "delta"
+    assert read_release(scenario.workspace, run.release or "").provenance["encoder"] == "tiny"
+    if retrain == "settings":
+        assert "encoder bad has the configured settings but was rolled back, so encoder tiny stays" in run.plan.reason
+    api.rollback(config, to=bad)
+    assert api.preview_reindex(config).encoder == "bad"
+
+
+def test_an_encoder_with_other_settings_is_trained_after_a_rollback(scenario: Scenario) -> None:
+    config = _with(scenario, reindex__retrain="settings", train__epochs=7)
+    write_encoder(scenario.workspace, "bad", config.train)
+    reindex(config, functions=STUBS)
+    api.rollback(config)
+    assert api.preview_reindex(_with(scenario, reindex__retrain="settings", train__epochs=8)).entry.train
+    write_encoder(scenario.workspace, "mended", _with(scenario, train__epochs=8).train)
+    mended = _with(scenario, reindex__retrain="settings", train__epochs=8)
+    assert api.preview_reindex(mended).encoder == "mended"
+
+
+def test_a_rollback_to_a_release_of_the_same_encoder_withdraws_no_encoder(scenario: Scenario) -> None:
+    scenario.change(random.Random(0), 1)
+    reindex(scenario.config, functions=STUBS)
+    api.rollback(scenario.config)
+    scenario.change(random.Random(1), 2)
+    run = reindex(scenario.config, functions=STUBS)
+    assert read_release(scenario.workspace, run.release or "").provenance["encoder"] == "tiny"
 
 
 def test_a_reverted_corpus_is_released_again(scenario: Scenario) -> None:
