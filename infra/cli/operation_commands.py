@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from infra.cli.option_groups import ALLOW_REMOVAL, BEAM, CORPUS, DATA, INDEX, PUBLISH, TRAIN, options
-from searchforge.console.options import config_options, repeated_options, reports_errors, show
+from searchforge.console.options import answers_soon, config_options, repeated_options, reports_errors, show
 
 if TYPE_CHECKING:
     from searchforge.config import Config
@@ -75,6 +75,7 @@ def schedule(config: Config, as_json: bool) -> None:
 @click.option("--prometheus", is_flag=True, help="Print metrics in the Prometheus text format.")
 @click.option("--output", type=click.Path(path_type=Path), help="File to which the metrics are written atomically.")
 @reports_errors
+@answers_soon
 @config_options
 def status(
     config: Config,
@@ -103,6 +104,7 @@ def status(
 
 @click.command()
 @reports_errors
+@answers_soon
 @config_options
 def doctor(config: Config, as_json: bool) -> None:
     """Check the environment and suggest a remedy for each problem."""

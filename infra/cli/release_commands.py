@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from infra.cli.option_groups import CHANNEL, PUBLISH, DurationInDays, options
-from searchforge.console.options import config_options, reports_errors, show
+from searchforge.console.options import answers_soon, config_options, reports_errors, show
 
 if TYPE_CHECKING:
     from searchforge.config import Config
@@ -61,6 +61,7 @@ def promote(config: Config, as_json: bool, source: str, target: str, release: st
 @click.command()
 @options(*PUBLISH)
 @reports_errors
+@answers_soon
 @config_options
 def releases(config: Config, as_json: bool) -> None:
     """List releases and refused publications, most recent first."""

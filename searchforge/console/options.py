@@ -16,6 +16,7 @@ import click
 from searchforge.console import logs
 from searchforge.errors import SearchforgeError, UsageError
 from searchforge.proxy import bypass_proxy
+from searchforge.storage import patience
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -95,6 +96,17 @@ def reports_errors(function: Command) -> Command:
         except SearchforgeError as error:
             logs.print_error(error)
             sys.exit(error.exit_code)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def answers_soon(function: Command) -> Command:
+    """Makes a command that a person waits for give up soon when its storage cannot be reached."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Any, **values: Any) -> Any:
+        with patience.limit_retries(patience.COMMAND_SECONDS):
+            return function(*arguments, **values)
 
     return wrapper  # type: ignore[return-value]
 

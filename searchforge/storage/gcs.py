@@ -29,7 +29,7 @@ from requests import RequestException
 
 from searchforge.errors import ConflictError, JobError, UsageError
 from searchforge.storage.base import GCS_SCHEME, FolderSnapshot, ObjectInfo, Storage, check_path
-from searchforge.storage.gcs_client import ERRORS, RetryPolicy, crc32c, crc32c_file, gcs_client, split_uri
+from searchforge.storage.gcs_client import ERRORS, RetryPolicy, crc32c, crc32c_file, gcs_client, reason, split_uri
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -74,8 +74,7 @@ def _explain(url: str, error: Exception) -> str:
         advice = "check the bucket's name and your permissions"
     else:
         advice = "all retries failed; check the network and try again later"
-    reason = str(error).strip().partition("\n")[0]  # the rest is an HTML page of the service
-    return f"{url} cannot be used ({reason}); {advice}"
+    return f"{url} cannot be used ({reason(error)}); {advice}"
 
 
 class GcsStorage(Storage):

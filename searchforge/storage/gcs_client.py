@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import functools
+import itertools
+import logging
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import requests
-from google.api_core.exceptions import GoogleAPIError
+from google.api_core.exceptions import GoogleAPIError, RetryError
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud import storage
@@ -22,11 +25,17 @@ from requests.adapters import HTTPAdapter
 
 from searchforge.errors import UsageError
 from searchforge.storage.base import GCS_SCHEME
+from searchforge.storage.patience import retry_seconds
+
+logger = logging.getLogger(__name__)
 
 ERRORS = (GoogleAPIError, GoogleAuthError, InvalidResponse, DataCorruption, requests.RequestException, ConnectionError)
 """Errors that a request may raise once its retries are exhausted."""
 
 _CONNECTIONS = 64
+
+_NOTICE_SECONDS = 10.0
+"""Least time between two log lines about requests that are retried."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +44,41 @@ class RetryPolicy:
 
     Attributes:
       timeout_seconds: Timeouts for connecting and between two bytes of a response.
-      retry_seconds: Time after which a failing request is no longer retried.
+      retry_seconds: Time after which a failing request is no longer retried; by default `patience.retry_seconds()`.
       first_delay_seconds: Upper bound of the random delay before the first retry; it doubles with each further one.
       chunk_bytes: Bytes per request of an upload, which resumes after its last complete chunk.
     """
 
     timeout_seconds: tuple[float, float] = (10.0, 60.0)
-    retry_seconds: float = 180.0
+    retry_seconds: float = field(default_factory=retry_seconds)
     first_delay_seconds: float = 1.0
     chunk_bytes: int = 8 << 20
+    _next_notice: list[float] = field(default_factory=lambda: [0.0], init=False, repr=False, compare=False)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of every request."""
+        """Keyword arguments of a request. It is logged when the request fails for the second time and is retried."""
         delays = DEFAULT_RETRY.with_delay(initial=self.first_delay_seconds, maximum=30.0, multiplier=2.0)
-        return {"timeout": self.timeout_seconds, "retry": delays.with_timeout(self.retry_seconds)}
+        retry = delays.with_timeout(self.retry_seconds)
+
+        failures = itertools.count(1)
+
+        def log(error: Exception) -> None:
+            if next(failures) > 1 and time.monotonic() >= self._next_notice[0]:
+                self._next_notice[0] = time.monotonic() + _NOTICE_SECONDS
+                limit = f"up to {self.retry_seconds:.0f} s"
+                logger.warning(f"Google Cloud Storage does not answer ({reason(error)}); trying again for {limit}")
+
+        return {"timeout": self.timeout_seconds, "retry": lambda request: retry(request, on_error=log)}
+
+
+def reason(error: BaseException) -> str:
+    """Returns why a request failed, in one line and without the errors that libraries wrap around it."""
+    if isinstance(error, RetryError) and error.cause is not None:
+        error = error.cause
+    if isinstance(error, requests.RequestException) and error.args:
+        error = getattr(error.args[0], "reason", None) or error  # of urllib3's MaxRetryError
+    return str(error).strip().partition("\n")[0]  # the rest may be an HTML page of the service
 
 
 def gcs_client() -> Any:
