@@ -40,6 +40,7 @@ def encode_corpus(
       JobError: A shard or an encoded shard is damaged, or the Beam job failed.
     """
     folder = workspace.cache(f"{_CACHE}/{quantizer.id}")
+    _mark_used(folder, shards)
     if config.runner:
         _encode_with_beam(workspace, manifest, shards, quantizer, config, folder)
     else:
@@ -50,12 +51,28 @@ def encode_corpus(
 
 
 def delete_stale_shards(folder: Path, shards: Sequence[Shard]) -> None:
-    """Deletes encoded shards that left the corpus, and those of quantizers unused for a day."""
+    """Deletes what has been unused for a day: encoded shards that left the corpus, and those of other quantizers.
+
+    A concurrent build of another corpus may have the same quantizer.
+    """
     current = {encoded_shard_name(info) for info, _ in shards}
     for path in folder.iterdir():
-        if path.name not in current:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # a concurrent build may delete it, too
+            if path.name not in current and _is_unused(path):
+                path.unlink()
     delete_unused(folder)
+
+
+def _mark_used(folder: Path, shards: Sequence[Shard]) -> None:
+    """Keeps concurrent builds from deleting the encoded shards that this build finds in the cache."""
+    os.utime(folder)
+    for info, _ in shards:
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(folder / encoded_shard_name(info))
+
+
+def _is_unused(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _RETENTION_SECONDS
 
 
 def delete_unused(used: Path) -> None:
@@ -66,7 +83,7 @@ def delete_unused(used: Path) -> None:
     os.utime(used)
     for other in used.parent.iterdir():
         with contextlib.suppress(FileNotFoundError):  # a concurrent build may delete it, too
-            if time.time() - other.stat().st_mtime > _RETENTION_SECONDS:
+            if _is_unused(other):
                 if other.is_dir():
                     shutil.rmtree(other, ignore_errors=True)
                 else:
