@@ -43,7 +43,7 @@ def find_files(source: str) -> File | Iterator[File]:
     """Returns the file named `source`, or an iterator over the files in that folder or matching that glob.
 
     In a glob, `*` and `?` match within a folder, `**` across folders, and `[...]` matches one of several characters.
-    A path that exists is not treated as a glob.
+    A path that exists is not treated as a glob, and neither are the leading folders of a local glob that exist.
 
     Raises:
       UsageError: The file, folder or bucket does not exist, or the name of a file is not UTF-8.
@@ -57,8 +57,9 @@ def find_files(source: str) -> File | Iterator[File]:
     _check_utf8(path)
     if os.path.isdir(path):  # noqa: PTH112
         return _walk(path.rstrip("/"), None)
-    if _WILDCARD.search(source) and not os.path.lexists(path):
-        pattern = _Glob(path)
+    root = _existing_root(path)
+    if _WILDCARD.search(path[len(root) :]) and not os.path.lexists(path):
+        pattern = _Glob(path, root)
         if not os.path.isdir(pattern.root or "/"):  # noqa: PTH112
             raise UsageError(f"corpus {source}: folder {pattern.root} does not exist; check the path")
         return _walk(pattern.root, pattern)
@@ -84,10 +85,10 @@ def describe_file(path: str) -> File:
 
 
 class _Glob:
-    """A path with wildcards. File names are matched relative to `root`, the folder above the first wildcard."""
+    """A path with wildcards. Names are matched relative to `root`; default: the folder above the first wildcard."""
 
-    def __init__(self, path: str) -> None:
-        self.root = _WILDCARD.split(path)[0].rpartition("/")[0]
+    def __init__(self, path: str, root: str | None = None) -> None:
+        self.root = _WILDCARD.split(path)[0].rpartition("/")[0] if root is None else root
         below = path[len(self.root) + 1 :]
         self._matches = re.compile(_translate(below), re.DOTALL).fullmatch
         parts = below.split("/")[:-1]
@@ -107,6 +108,16 @@ class _Glob:
         if depth < len(self._folders):
             return self._folders[depth].fullmatch(folder) is not None
         return self._any_depth
+
+
+def _existing_root(path: str) -> str:
+    """Returns the folder above the first part of a local path that has a wildcard and is not the name of a folder."""
+    root, *parts = path.split("/")
+    for part in parts[:-1]:
+        if _WILDCARD.search(part) and not os.path.isdir(f"{root}/{part}"):  # noqa: PTH112
+            break
+        root = f"{root}/{part}"
+    return root
 
 
 def _translate(pattern: str) -> str:

@@ -103,6 +103,18 @@ def test_a_path_that_exists_is_not_a_glob(tmp_path: Path) -> None:
     assert _images(tmp_path / "set [1]").keys() == {"a.jpg"}
 
 
+def test_a_leading_folder_that_exists_is_not_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, "set [1]/a.jpg", "set [1]/sub/b.jpg", "set 1/c.jpg", "set 2/sub/d.jpg")
+    assert _images(f"{tmp_path}/set [1]/sub/*.jpg").keys() == {"b.jpg"}
+    assert _images(f"{tmp_path}/set [12]/**/*.jpg").keys() == {"set 1/c.jpg", "set 2/sub/d.jpg"}
+    assert _images(f"{tmp_path}/set [[]1]/*.jpg").keys() == {"set [1]/a.jpg"}
+    monkeypatch.chdir(tmp_path / "set [1]")
+    assert _images("*.jpg").keys() == {"a.jpg"}
+    assert _images("../set [12]/*.jpg").keys() == {"set 1/c.jpg"}
+    with pytest.raises(UsageError, match="does not exist"):
+        _images("gone.jpg")
+
+
 def test_a_plain_list_names_files(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     _write(photos, "a.jpg", "sub/b.jpg")
