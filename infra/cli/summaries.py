@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infra.reindex.status import seconds_between
+from searchforge.artifacts.manifest import describe_rejects
 
 if TYPE_CHECKING:
     from infra.api import RunReport
@@ -33,14 +34,16 @@ def reindex(done: Run) -> str:
     """Returns the outcome of a re-index and the time that each stage took."""
     stages = ", ".join(f"{entry.stage} {entry.seconds:.0f} s" for entry in done.stages)
     reason = f": {done.plan.reason}" if done.plan else ""
-    return f"{done.state} release {done.release} in channel {done.channel}{reason}\n  time            {stages}"
+    items = f"\n  corpus          {done.items.summary}" if done.items else ""
+    return f"{done.state} release {done.release} in channel {done.channel}{reason}{items}\n  time            {stages}"
 
 
 def release(found: Release) -> str:
     """Returns the channels and figures of a release."""
     figures = found.figures
     live = f" is live in {', '.join(found.channels)}" if found.live else ""
-    lines = [f"release {found.id}{live}", f"  images          {figures.get('images', '?')}"]
+    rejects = f", {describe_rejects(found.rejected)}" if found.rejected else ""
+    lines = [f"release {found.id}{live}", f"  images          {figures.get('images', '?')}{rejects}"]
     for name, (label, meaning) in _FIGURES.items():
         if figures.get(name) is not None:
             lines.append(f"  {label:<15} {figures[name]:.4g} {meaning}")
@@ -71,10 +74,11 @@ def releases(found: ReleaseListing) -> str:
             lines.append(f"{printable(entry.id):<18}{'damaged':<21}{live}\n  {printable(entry.damaged)}")
             continue
         figures = entry.figures
+        reason = f"{entry.reason}; {describe_rejects(entry.rejected)}" if entry.rejected else entry.reason
         lines.append(
             f"{entry.id:<18}{entry.created[:19]:<21}{_figure(figures, 'images', 9, 0)}"
             f"{_figure(figures, 'recall_at_10', 11, 3)}{_figure(figures, 'latency_p50_ms', 8, 1)}"
-            f"{entry.bytes / 1e6:>8.1f}  {entry.provenance.get('encoder', ''):<18}{live}\n  {printable(entry.reason)}"
+            f"{entry.bytes / 1e6:>8.1f}  {entry.provenance.get('encoder', ''):<18}{live}\n  {printable(reason)}"
         )
     if found.refused:
         lines.append(f"\n{'refused check':<18}{'time':<21}{'channel':<14}reason")
@@ -111,6 +115,8 @@ def status(found: Status) -> str:
         line("live", "no release yet")
     if lag := found.lag:
         line("lag", f"{_lag(lag)} ({lag.items} items listed {_ago(lag.listed, found.time)})")
+    if found.items:
+        line("corpus", found.items.summary)
     if running := found.running:
         where = f"{running.run} on {running.host}"
         if running.died:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from searchforge.artifacts.manifest import Manifest, describe_rejects
 from searchforge.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,43 @@ class PlanEntry(_Entry):
         return [stage for stage in planned if getattr(self, stage)]
 
 
+class ItemsEntry(_Entry):
+    """Outcome of every item of the corpus, with `items = embedded + reused + rejected`.
+
+    Attributes:
+      embeddings: Id of the embedding run that holds the items; its rejects-*.jsonl list the rejected ones.
+      items: Number of items in the corpus.
+      embedded: Number of items that this run embedded.
+      reused: Number of items whose embedding was known.
+      rejected: Number of items that cannot be used and are not in the index, by reason.
+    """
+
+    embeddings: str
+    items: int
+    embedded: int
+    reused: int
+    rejected: dict[str, int]
+
+    @classmethod
+    def of(cls, manifest: Manifest, finished: bool) -> ItemsEntry:
+        """Returns the outcome recorded in a manifest; if it was finished before, nothing counts as embedded now."""
+        embedded = 0 if finished else manifest.embedded
+        return cls(
+            embeddings=manifest.id,
+            items=manifest.inputs,
+            embedded=embedded,
+            reused=manifest.records - embedded,
+            rejected=manifest.rejected_by_reason,
+        )
+
+    @property
+    def summary(self) -> str:
+        """Counts in one line, for people."""
+        listed = f", listed in embeddings/{self.embeddings}/rejects-*.jsonl" if self.rejected else ""
+        rejects = describe_rejects(self.rejected)
+        return f"{self.items:,} items: {self.embedded:,} embedded, {self.reused:,} reused, {rejects}{listed}"
+
+
 class StageEntry(_Entry):
     """One attempt at a stage.
 
@@ -90,6 +128,7 @@ class Run(_Entry):
       beat: UTC time of the last write to the entry, ISO 8601.
       trigger: Origin of the run, such as `command` or `schedule`.
       fence: Fencing token of its lease.
+      items: Outcome of every item of the corpus; None if the run ended before the corpus was embedded.
       stages: Attempts at stages, in order.
       release: Id of the release that it published, or that already matches the corpus.
       error: Why it failed; empty if it did not.
@@ -108,6 +147,7 @@ class Run(_Entry):
     fence: int = 0
     channel: str = "production"
     plan: PlanEntry | None = None
+    items: ItemsEntry | None = None
     stages: tuple[StageEntry, ...] = ()
     release: str | None = None
     error: str = ""

@@ -177,6 +177,12 @@ def _families(found: Status) -> Iterator[Metric]:
         yield _labelled("corpus_pending_items", "Number of corpus changes not yet released.", "change", pending)
         help = "1 if a release matches the corpus but another one was made live, else 0."
         yield _gauge("corpus_release_withheld", help, bool(found.lag.withheld))
+    if found.items:
+        help = "Number of corpus items that cannot be used and are not in the index."
+        yield _gauge("corpus_rejected_items", help, sum(found.items.rejected.values()))
+        if found.items.rejected:
+            help = "Number of rejected corpus items by reason."
+            yield _labelled("corpus_rejected_items_by_reason", help, "reason", found.items.rejected)
     if found.next_run:
         yield _time("schedule_next_run", "Time of the next scheduled run.", found.next_run)
     yield from _release_families(found)
@@ -196,6 +202,9 @@ def _release_families(found: Status) -> Iterator[Metric]:
     yield _labelled("release_created_timestamp_seconds", help, "channel", created)
     size = {channel: release.bytes for channel, release in intact.items()}
     yield _labelled("release_size_bytes", "Total size of the files that apps download.", "channel", size)
+    rejected = {channel: sum(release.rejected.values()) for channel, release in intact.items()}
+    help = "Number of items that were rejected when the channel's live release was made."
+    yield _labelled("release_rejected_items", help, "channel", rejected)
     for name, help, figure, unit in (
         ("images", "Number of images in the index.", "images", 1.0),
         ("recall_at_10", "Recall@10 of the index, compared with exact search.", "recall_at_10", 1.0),

@@ -16,7 +16,7 @@ from infra.reindex.journal import PlanEntry
 from infra.releases.channels import Pointer
 from infra.releases.releases import Release, open_target, read_release
 from searchforge.artifacts.encoder import EncoderInfo
-from searchforge.artifacts.manifest import Manifest, Modality, read_shards
+from searchforge.artifacts.manifest import Manifest, Modality, describe_rejects, read_shards
 from searchforge.artifacts.workspace import Kind, Workspace
 from searchforge.captions.dataset import has_captions
 from searchforge.config import Config
@@ -57,21 +57,25 @@ class ReindexPlan:
       entry: Plan as the journal records it.
       encoder: Id of the encoder that embeds the corpus; None if one has to be trained.
       matching_release: Id of a release that matches the corpus, in which case there is no work; None if there is none.
+      manifest: Finished embedding run of the corpus; None if the corpus has to be embedded.
       known: Releases that the corpus was compared with, the most relevant first.
     """
 
     entry: PlanEntry
     encoder: str | None
     matching_release: str | None
+    manifest: Manifest | None
     known: tuple[KnownRelease, ...]
 
     @property
     def summary(self) -> str:
         """Description of the changes and of the work, for people."""
         entry = self.entry
+        rejects = f", {describe_rejects(self.manifest.rejected_by_reason)}" if self.manifest else ""
         return (
             f"{entry.items:,} images: {entry.added:,} added, {entry.changed:,} changed, {entry.removed:,} removed, "
-            f"{entry.unchanged:,} unchanged\n  {entry.reason}\n  {entry.mode}: {', '.join(entry.work) or 'no work'}"
+            f"{entry.unchanged:,} unchanged{rejects}\n  {entry.reason}\n  {entry.mode}: "
+            f"{', '.join(entry.work) or 'no work'}"
         )
 
 
@@ -96,7 +100,7 @@ def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Reind
     if manifest and (match := find_matching_release(config, known, manifest)):
         counts = {"items": listing.count, **vars(Changes(0, 0, 0, listing.count))}
         entry = PlanEntry(mode="nothing", reason=_reason_for_no_work(match), **counts)
-        return ReindexPlan(entry, encoder, match.release.id, known)
+        return ReindexPlan(entry, encoder, match.release.id, manifest, known)
     base = _manifest(workspace, known[0].release) if known else None
     changes = listing.changes(workspace, base) if base else Changes(listing.count, 0, 0, 0)
     counts = {"items": listing.count, **vars(changes)}
@@ -111,7 +115,7 @@ def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Reind
         check=True,
         publish=True,
     )
-    return ReindexPlan(entry, encoder, None, known)
+    return ReindexPlan(entry, encoder, None, manifest, known)
 
 
 def find_known_releases(config: Config, pointer: Pointer) -> tuple[KnownRelease, ...]:

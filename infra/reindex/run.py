@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from infra import stages
 from infra.reindex import journal, lease, retention
-from infra.reindex.journal import Run, Stage, StageEntry
+from infra.reindex.journal import ItemsEntry, Run, Stage, StageEntry
 from infra.reindex.lease import Lease
 from infra.reindex.notify import notify
 from infra.reindex.plan import MODALITY, ReindexPlan, find_matching_release, make_plan
@@ -169,7 +169,7 @@ def _run_stages(runner: _StageRunner) -> tuple[Literal["published", "unchanged"]
         channels.advance_fence(target.storage, channel, held_lease.fence)
     with contextlib.ExitStack() as stack:
         plan, listing = runner.retry("plan", lambda: _list_and_plan(config, current.pointer, stack))
-        entry.update(plan=plan.entry)
+        entry.update(plan=plan.entry, items=plan.manifest and ItemsEntry.of(plan.manifest, finished=True))
         logger.info(f"  {plan.summary}")
         if plan.matching_release:
             return "unchanged", plan.matching_release
@@ -178,8 +178,12 @@ def _run_stages(runner: _StageRunner) -> tuple[Literal["published", "unchanged"]
         # A listing can be used once, and is outdated after a training.
         listings = iter(() if plan.entry.train else (listing,))
         manifest = runner.run("embed", lambda: functions.embed(config, encoder, MODALITY, next(listings, None)))
-    if match := find_matching_release(config, plan.known, Manifest.model_validate(manifest)):
-        logger.info(f"  files were rewritten, but their contents match release {match.release.id}")
+    embedded = Manifest.model_validate(manifest)
+    items = ItemsEntry.of(embedded, finished=plan.manifest is not None)
+    entry.update(items=items)
+    logger.info(f"  {items.summary}")
+    if match := find_matching_release(config, plan.known, embedded):
+        logger.info(f"  the items that could be embedded match release {match.release.id}")
         return "unchanged", match.release.id
     build = runner.run("index", lambda: functions.index(config, manifest["id"], encoder))
     report = runner.run("check", lambda: functions.check(config, build["id"], channel))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from infra.reindex import cron, journal, lease
-from infra.reindex.journal import PlanEntry, Run
+from infra.reindex.journal import ItemsEntry, PlanEntry, Run
 from infra.reindex.plan import ReindexPlan
 from infra.releases.releases import Release, list_releases, open_target
 from searchforge.artifacts.workspace import Workspace
@@ -80,6 +80,7 @@ class Status:
       failures: Number of consecutive failed runs, including those that died.
       stopped: Whether `reindex` refuses to start without `--resume`.
       lag: Unreleased changes according to the latest plan, or to a current listing; None if there was no plan yet.
+      items: Outcome of every item of the corpus in the latest run that embedded it; None if there was none yet.
       next_run: Next time of the configured schedule, ISO 8601; None if there is no schedule.
       live: Live release of each channel.
     """
@@ -92,6 +93,7 @@ class Status:
     failures: int
     stopped: bool
     lag: Lag | None
+    items: ItemsEntry | None
     next_run: str | None
     live: dict[str, Release]
 
@@ -125,10 +127,11 @@ def read_status(config: Config, count: int = 10, read: Reader = journal.read) ->
       JobError: The workspace or the releases cannot be read.
     """
     storage = Workspace(config.workspace).storage
-    runs = (run for id in journal.ids(storage) if (run := read(storage, id)))
+    entries = (run for id in journal.ids(storage) if (run := read(storage, id)))
+    runs, planned, embedded, successful = itertools.tee(entries, 4)
     recent = list(itertools.islice(runs, count))
     live = _live_releases(open_target(config))
-    fresh = next((run.started for run in itertools.chain(recent, runs) if _is_live(run, live)), None)
+    fresh = next((run.started for run in successful if _is_live(run, live)), None)
     running = _running(storage, recent)
     failures = _consecutive_failures(recent, running)
     now = datetime.now(timezone.utc)
@@ -140,7 +143,8 @@ def read_status(config: Config, count: int = 10, read: Reader = journal.read) ->
         fresh=fresh,
         failures=failures,
         stopped=failures >= config.reindex.max_failures,
-        lag=next((_lag(run, run.plan, live) for run in recent if run.plan), None),
+        lag=next((_lag(run, run.plan, live) for run in planned if run.plan), None),
+        items=next((run.items for run in embedded if run.items), None),
         next_run=cron.next_due(config.schedule, now).isoformat() if config.schedule.cron else None,
         live=live,
     )

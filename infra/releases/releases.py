@@ -56,6 +56,7 @@ class Release:
       reason: Why it was published, as a sentence.
       gates: Result of each gate that it passed, by gate name.
       documents: Like `files`, but for people; pointers do not list them, so apps do not download them.
+      rejected: Number of corpus items that are not in it because they could not be used, by reason.
       channels: Channels in which it is live, among those that were read.
       damaged: Description of the damage; the other attributes are then empty.
     """
@@ -69,6 +70,7 @@ class Release:
     reason: str = ""
     gates: dict[str, str] = field(default_factory=dict)
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     damaged: str = ""
 
@@ -383,6 +385,7 @@ def _store(
                 "created": target.storage.now().isoformat(timespec="microseconds"),
                 **content,
                 "figures": report["figures"],
+                "rejected": report["corpus"]["rejected_by_reason"],
                 "reason": f"check {report['id']} passed all its gates",
                 "gates": {gate["name"]: gate.get("detail", "") for gate in report["gates"]},
                 "documents": documents,

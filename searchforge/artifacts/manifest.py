@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -131,6 +131,12 @@ class Manifest(BaseModel):
                 f"embeddings {self.id} were computed by encoder {self.fingerprint}, but {of} is encoder {fingerprint}: "
                 "their embedding spaces differ; embed the corpus again with the encoder to search with"
             )
+
+
+def describe_rejects(by_reason: Mapping[str, int]) -> str:
+    """Returns the number of rejected items and their reasons, such as `3 rejected (2 truncated, 1 missing)`."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
+    return f"{sum(by_reason.values()):,} rejected{f' ({reasons})' if reasons else ''}"
 
 
 def read_shards(workspace: Workspace, manifest: Manifest) -> Iterator[EmbeddingRecord]:

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infra.cli.commands import main
 from infra.reindex import journal, lease, metrics
+from infra.reindex.journal import ItemsEntry
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
@@ -168,7 +169,8 @@ def test_the_command_prints_metrics_or_writes_a_file(workspace: Workspace, tmp_p
 
 def test_documented_metrics_exist(workspace: Workspace) -> None:
     release = publish(workspace)
-    write_run(workspace, "published", 1, release=release.id, stages=(stage("embed", 1.0),))
+    items = ItemsEntry(embeddings="abc", items=10, embedded=0, reused=9, rejected={"truncated": 1})
+    write_run(workspace, "published", 1, release=release.id, stages=(stage("embed", 1.0),), items=items)
     registry = metrics.registry(_config(workspace))
     metrics.schedule_counters(registry)
     told = {name for name, _ in _samples(metrics.exposition(registry))}

@@ -133,6 +133,21 @@ def test_rewritten_files_with_the_same_contents_make_no_release(scenario: Scenar
     assert again.plan and again.plan.mode == "nothing"
 
 
+def test_rejected_images_are_counted_with_their_reasons(scenario: Scenario, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("notes.png", "more.png"):
+        (scenario.images / name).write_text("not an image")
+    run = api.reindex(scenario.config)
+    assert (run.state, run.release) == ("unchanged", live_release(scenario.workspace))
+    assert run.items and run.items.rejected == {"not_an_image": 2}
+    assert (run.items.items, run.items.embedded, run.items.reused) == (66, 0, 64)
+    said = capsys.readouterr().err
+    assert "66 items: 0 embedded, 64 reused, 2 rejected (2 not_an_image), listed in embeddings/" in said
+    assert "the items that could be embedded match release" in said
+    again = api.reindex(scenario.config)
+    assert again.plan and again.plan.mode == "nothing" and again.items == run.items
+    assert "66 unchanged, 2 rejected (2 not_an_image)" in capsys.readouterr().err
+
+
 def test_changed_captions_make_no_release(scenario: Scenario) -> None:
     _write_captions(scenario.images.parent, first=100)
     made = _made(scenario)

@@ -74,6 +74,14 @@ def test_the_lag_is_what_the_latest_run_planned_but_did_not_release(
     assert (lag.listed, lag.items) == (run.started, PLAN.items)
 
 
+def test_the_lag_does_not_depend_on_the_number_of_runs_shown(workspace: Workspace) -> None:
+    planned = write_run(workspace, "failed", 3, failures=1)
+    write_run(workspace, "failed", 2, failures=2, plan=None, failed_stage="plan", error="no such bucket")
+    lag = read_status(_config(workspace), count=1).lag
+    assert lag and (lag.listed, lag.added) == (planned.started, PLAN.added)
+    assert "lag             3 added, 2 changed, 1 removed" in _status(workspace, "--list", "1").output
+
+
 def test_the_current_lag_is_found_by_listing_the_corpus(workspace: Workspace, tmp_path: Path) -> None:
     commit_encoder(workspace, "tiny")
     write_run(workspace, "failed", 2, failures=1)

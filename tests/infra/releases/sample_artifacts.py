@@ -69,6 +69,7 @@ def commit_check(
             file: {"sha256": sha256_file(folder / file), "bytes": (folder / file).stat().st_size} for file in FILES
         },
         "figures": {"images": 10, "recall_at_10": 0.97, "latency_p50_ms": latency},
+        "corpus": {"rejected_by_reason": {}},
         "provenance": {"encoder": "e", "embeddings": "m", "searcher": searcher},
         **report,
     }

@@ -72,6 +72,7 @@ def _publish(workspace: Workspace, id: str, build: dict[str, Any]) -> None:
                 "fingerprint": build["fingerprint"],
                 "files": {},
                 "figures": {"images": build["images"], "recall_at_10": 0.97, "latency_p50_ms": 5.0},
+                "corpus": {"rejected_by_reason": {}},
                 "provenance": {"encoder": "tiny", "embeddings": build["embeddings"], "searcher": build["id"]},
             }
         )
