@@ -1,7 +1,8 @@
 """Retention: deletes releases beyond `reindex.keep_releases` and the artifacts that no remaining release needs.
 
 Needed artifacts are those that remaining releases were built from, those of the current run, encoders that were rolled
-back, and their dependencies: an embedding run refers to shards of earlier runs. Everything else, including unfinished
+back, and their dependencies: an embedding run refers to shards of earlier runs, and so does the plan of an unfinished
+one. Everything else, including unfinished
 artifacts, is deleted once it has not been written to for some time. An artifact's marker is deleted first, so that a
 partly deleted folder never counts as an artifact; a retention that is killed is completed by the next one. Encoders
 that no embedding run ever used are kept, since they were trained manually.
@@ -115,8 +116,10 @@ def _with_dependencies(workspace: Workspace, roots: Iterable[Artifact]) -> set[A
 
 
 def _dependencies(workspace: Workspace, artifact: Artifact) -> Iterator[Artifact]:
-    """Yields the artifacts that an artifact was built from; none if it is not committed."""
+    """Yields the artifacts that an artifact was built from, or that an unfinished embedding run builds on."""
     if not workspace.committed(*artifact):
+        if artifact.kind == "embeddings":
+            yield from _planned_dependencies(workspace, artifact.id)
         return
     marker = workspace.marker(*artifact)
     try:
@@ -133,6 +136,15 @@ def _dependencies(workspace: Workspace, artifact: Artifact) -> Iterator[Artifact
     except (KeyError, TypeError) as error:
         path = workspace.url(*artifact, MARKERS[artifact.kind])
         raise JobError(f"{path} does not say what it was built from ({error}); delete {artifact.id}") from None
+
+
+def _planned_dependencies(workspace: Workspace, id: str) -> Iterator[Artifact]:
+    """Yields the embedding runs whose records the plan of an unfinished run reuses; none if it has no valid plan."""
+    from beam_jobs.planning import plan as planning
+
+    if plan := planning.read(workspace, f"embeddings/{id}"):
+        for run in {plan.base, *(shard.run for shard in plan.carried)} - {None, ""}:
+            yield Artifact("embeddings", str(run))
 
 
 def _unneeded(workspace: Workspace, existing: Collection[Artifact], needed: Collection[Artifact]) -> list[Artifact]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from beam_jobs.planning.plan import EmbedPlan
 from infra.reindex.retention import Artifact, prune
 from infra.releases import releases
 from searchforge.artifacts.manifest import Manifest, read_shards
@@ -163,6 +165,21 @@ def test_abandoned_unfinished_artifacts_are_deleted(workspace: Workspace) -> Non
     _prune(workspace, now=_later())
     assert not any((Path(workspace.root) / name).exists() for name in left)
     _require_whole(workspace)
+
+
+def test_what_an_unfinished_embedding_run_builds_on_is_kept(workspace: Workspace) -> None:
+    commit_embeddings(workspace, _records("8", "9"), "first", shards=1, dim=DIM)
+    first = Manifest.model_validate(workspace.marker("embeddings", "first"))
+    commit_on(workspace, first, "second", {"8"}, _records("10"))
+    second = Manifest.model_validate(workspace.marker("embeddings", "second"))
+    plan = EmbedPlan(base="second", inputs=3, carried=tuple(s for s in second.shards if s.run), sizes=(1,))
+    workspace.storage.write("embeddings/under-way/PLAN.json", plan.model_dump_json().encode())
+    written = _later(29.5).timestamp()
+    os.utime(Path(workspace.root, "embeddings/under-way/PLAN.json"), (written, written))
+    _prune(workspace, now=_later(), keep_days=0)
+    assert {"first", "second"} <= {*_made(workspace)["embeddings"]}
+    _prune(workspace, now=_later(60), keep_days=0)  # by then the run is abandoned
+    assert not {"first", "second", "under-way"} & {*workspace.all_ids("embeddings")}
 
 
 def test_unused_cache_entries_are_deleted(workspace: Workspace) -> None:
