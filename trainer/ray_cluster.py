@@ -11,7 +11,8 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,15 @@ _OWN_ERROR = re.compile(r"^searchforge\.errors\.\w+: ")
 
 
 @contextlib.contextmanager
-def ray_cluster(config: TrainConfig) -> Iterator[None]:
+def ray_cluster(config: TrainConfig, gpus: int | None = None) -> Iterator[None]:
     """Connects to Ray and disconnects on exit. An existing connection is reused and left open.
 
     Uses the cluster at `config.ray_address`, else the one that runs this command as a job (`ray job submit` sets
     RAY_ADDRESS), else a local one that listens only on 127.0.0.1 and sends no usage statistics.
+
+    Args:
+      gpus: number of GPUs of a local cluster; by default those that TensorFlow can use, where Ray itself would count
+        all of the machine's.
 
     Raises:
       JobError: the cluster is unreachable or cannot be started.
@@ -78,7 +83,9 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
         else:
             # Declare one CPU per worker and one for Ray Train's controller, even on a smaller machine.
             cpus = max(config.workers + 1, os.cpu_count() or 1)
-            options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            gpus = _usable_gpus() if gpus is None else gpus
+            options |= {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
+            options |= {"_node_ip_address": "127.0.0.1"}
             options |= {"runtime_env": {"env_vars": variables}}
         _start(address, options)
         bypass_proxy(*(node["NodeManagerAddress"] for node in ray.nodes()))
@@ -93,6 +100,13 @@ def ray_cluster(config: TrainConfig) -> Iterator[None]:
     finally:
         ray.shutdown()
         _restore_handlers(handlers)
+
+
+def _usable_gpus() -> int:
+    """Returns the number of GPUs that TensorFlow can use in this process."""
+    import tensorflow
+
+    return len(tensorflow.config.list_physical_devices("GPU"))
 
 
 def cluster_address(config: TrainConfig) -> str | None:
@@ -165,22 +179,72 @@ def _host(address: str) -> str:
     return address.removeprefix("ray://").rpartition(":")[0].strip("[]")
 
 
-def threads_per_worker(workers: int) -> int:
-    """Returns the number of threads per worker if workers are spread evenly over the nodes.
+@dataclass(frozen=True)
+class Allocation:
+    """Workers and the resources that Ray reserves for them.
 
-    Call it inside `ray_cluster`.
+    Attributes:
+      workers: number of workers.
+      cpus: number of CPUs, and of threads, per worker.
+      gpus: number of GPUs per worker, 0 or 1.
+      idle_gpus: number of GPUs of the cluster that no worker uses.
     """
+
+    workers: int
+    cpus: int = 1
+    gpus: int = 0
+    idle_gpus: int = 0
+
+    def describe(self, requested: int) -> str:
+        """Returns a sentence on the resources that are used, and why.
+
+        Args:
+          requested: number of workers in the configuration.
+        """
+        each = " each" if self.workers > 1 else ""
+        text = (
+            f"training uses {self.workers} worker{'s' if self.workers > 1 else ''} with {self.cpus} "
+            f"CPU{'s' if self.cpus > 1 else ''} and {self.gpus or 'no'} GPU{each}"
+        )
+        if self.workers < requested:
+            text += f"; train.workers is {requested}, but every worker needs a GPU of its own"
+        if self.idle_gpus:
+            text += f"; set train.workers to {self.workers + self.idle_gpus} to use all GPUs"
+        return text
+
+
+def allocate(workers: int, nodes: Sequence[Mapping[str, float]], available_cpus: float = math.inf) -> Allocation:
+    """Divides a cluster's resources among workers, or among as many as it has GPUs if these are fewer.
+
+    Processes do not share a GPU: NCCL, which adds up their gradients, requires one GPU for each of them.
+
+    Args:
+      workers: maximum number of workers.
+      nodes: total resources of each node, by Ray's names `CPU` and `GPU`.
+      available_cpus: number of CPUs of the cluster that no other job has reserved.
+    """
+    places = [int(min(node.get("CPU", 0), node.get("GPU", 0))) for node in nodes]
+    gpus = sum(places)
+    if gpus:
+        workers = min(workers, gpus)
+    else:
+        places = [int(node.get("CPU", 0)) for node in nodes]
+
+    def fits(cpus: int) -> bool:
+        spaces = sum(min(place, int(node.get("CPU", 0) // cpus)) for place, node in zip(places, nodes, strict=True))
+        return spaces >= workers and workers * cpus <= available_cpus
+
+    most = int(max((node.get("CPU", 0) for node in nodes), default=0))
+    cpus = next(filter(fits, range(most, 1, -1)), 1)
+    return Allocation(workers, cpus, min(gpus, 1), max(0, gpus - workers))
+
+
+def allocate_in_cluster(workers: int) -> Allocation:
+    """Divides the connected cluster among workers; see `allocate`. Call it inside `ray_cluster`."""
     import ray
 
-    cpus = [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))]
-    return max(1, int(min(cpus, default=1)) // math.ceil(workers / max(1, len(cpus))))
-
-
-def gpus_per_worker(workers: int) -> int:
-    """Returns 1 if the cluster has a GPU for every worker, else 0; call it inside `ray_cluster`."""
-    import ray
-
-    return int(ray.cluster_resources().get("GPU", 0) >= workers)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return allocate(workers, nodes, ray.available_resources().get("CPU", 0))
 
 
 def failure_may_pass(error: BaseException) -> bool:

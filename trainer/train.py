@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ from trainer.fit.head_training import train_heads
 from trainer.identity import IGNORED_SETTINGS, VERSION
 from trainer.model.dual_encoder import DualEncoder
 from trainer.model.ensemble import EnsembleHead, combine_heads
-from trainer.ray_cluster import cluster_address, ray_cluster, threads_per_worker
+from trainer.ray_cluster import allocate_in_cluster, cluster_address, ray_cluster
 from trainer.towers import ImageTower, TextTower, TowerSpec, load_image_tower, load_text_tower, tower_specs
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ def train(config: Config) -> EncoderInfo:
       UsageError: the captions, the images or a tower are unusable.
       JobError: training failed, or a TFLite encoder deviates from its SavedModel.
     """
+    # This process and the workers of a local cluster share GPUs, whose whole memory TensorFlow reserves by default.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     settings, workspace = config.train, Workspace(config.workspace)
     data, specs, towers = _load_inputs(config)
     bundle = _bundle_id(settings, data, *towers)
@@ -155,9 +158,11 @@ def _train_encoders(
     seconds: dict[str, float] = {}
     tuned_report = None
     with ray_cluster(settings):
-        threads = threads_per_worker(settings.workers)
+        allocation = allocate_in_cluster(settings.workers)
+        logger.info(f"  {allocation.describe(settings.workers)}")
+        settings = settings.model_copy(update={"workers": allocation.workers})
         start = time.monotonic()
-        features = extract_all(settings, data, towers, specs, cache, settings.views)
+        features = extract_all(allocation, data, towers, specs, cache, settings.views)
         seconds["features"] = time.monotonic() - start
         seconds |= {"image_features": features.image_seconds, "text_features": features.captions.seconds}
         computed = features.train.computed + features.heldout.computed, features.captions.computed
@@ -165,7 +170,7 @@ def _train_encoders(
         _check_settings(settings, data.train)
         training_set = features.training_set(data)
         start = time.monotonic()
-        trained = train_heads(settings, training_set, store, bundle, threads)
+        trained = train_heads(settings, training_set, store, bundle, allocation)
         seconds["heads"] = time.monotonic() - start
         model = DualEncoder(settings, towers[0].width, towers[1].width)
         model.load(trained.weights)
@@ -177,11 +182,11 @@ def _train_encoders(
             task = finetuning.FinetuningTask(
                 settings, training_set, specs, paths, features.training_texts(data), trained.weights
             )
-            tuned = finetuning.finetune(task, store, bundle, threads)
+            tuned = finetuning.finetune(task, store, bundle, allocation)
             weights = tuned.towers["image"], tuned.towers["text"]
             for tower, tower_weights in zip(towers, weights, strict=True):
                 tower.assign(tower_weights)
-            features = extract_all(settings, data, towers, specs, cache, 1, weights)
+            features = extract_all(allocation, data, towers, specs, cache, 1, weights)
             model.load(tuned.heads)
             heads = ensemble_heads(settings, model, features.training_set(data))
             heldout = heldout_retrieval(heads, data, features)

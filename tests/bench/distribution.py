@@ -50,7 +50,7 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
     from trainer.fit.checkpoints import CheckpointStore
     from trainer.fit.head_training import HeadTask
     from trainer.fit.loop import fit
-    from trainer.ray_cluster import ray_cluster
+    from trainer.ray_cluster import Allocation, ray_cluster
     from trainer.towers import load_image_tower, load_text_tower
 
     data = load_data(config)
@@ -67,7 +67,7 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
 
     with ray_cluster(config.train.model_copy(update={"workers": 2})), tempfile.TemporaryDirectory() as folder:
         towers = load_image_tower(specs[0]), load_text_tower(specs[1])
-        features = extract_all(config.train, data, towers, specs, Path(folder), config.train.views)
+        features = extract_all(Allocation(config.train.workers), data, towers, specs, Path(folder), config.train.views)
         training_set = features.training_set(data)
         for number in range(rounds):
             for workers in (1, 2):
@@ -75,7 +75,7 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
                     record(f"{spec.modality}s_per_second", workers, _tower_rate(spec, inputs[spec.modality], workers))
                 settings = config.train.model_copy(update={"workers": workers})
                 store = CheckpointStore(folder)
-                trained = fit(HeadTask(settings, training_set), store, f"{number}-{workers}", threads=1)
+                trained = fit(HeadTask(settings, training_set), store, f"{number}-{workers}", Allocation(workers))
                 later = [epoch["seconds"] for epoch in trained.history[1:]]
                 record("head_epochs_per_second", workers, 1.0 / statistics.median(later))
     return {
@@ -96,6 +96,7 @@ def _tower_rate(spec: Any, inputs: dict[str, str], workers: int) -> float:
     """Returns the inputs per second after every worker has finished its first chunk."""
     from trainer.features.cache import FeatureCache, RowLocations
     from trainer.features.extraction import CHUNK, ExtractionRequest, extract
+    from trainer.ray_cluster import Allocation
 
     finished: list[tuple[float, int]] = []
 
@@ -106,7 +107,7 @@ def _tower_rate(spec: Any, inputs: dict[str, str], workers: int) -> float:
 
     chunk = {**CHUNK, spec.modality: -(-len(inputs) // CHUNKS)}
     with tempfile.TemporaryDirectory() as folder:
-        extract([ExtractionRequest(spec, "rate", inputs)], Timed(Path(folder)), workers, threads=1, chunk=chunk)
+        extract([ExtractionRequest(spec, "rate", inputs)], Timed(Path(folder)), Allocation(workers), chunk=chunk)
     counted = sum(count for _, count in finished[workers:])
     return counted / (finished[-1][0] - finished[workers - 1][0])
 

@@ -77,7 +77,7 @@ def _compare(config: Config, limit: int | None) -> dict[str, Any]:
     from trainer.features.sets import caption_key, extract_all
     from trainer.fit.checkpoints import CheckpointStore
     from trainer.fit.loop import fit
-    from trainer.ray_cluster import ray_cluster, threads_per_worker
+    from trainer.ray_cluster import allocate_in_cluster, ray_cluster
     from trainer.towers import load_image_tower, load_text_tower
 
     settings, data = config.train, load_data(config)
@@ -88,10 +88,10 @@ def _compare(config: Config, limit: int | None) -> dict[str, Any]:
     towers = load_image_tower(specs[0]), load_text_tower(specs[1])
     seconds: dict[str, float] = {}
     with ray_cluster(settings), tempfile.TemporaryDirectory() as folder:
-        threads, store = threads_per_worker(settings.workers), CheckpointStore(folder)
+        allocation, store = allocate_in_cluster(settings.workers), CheckpointStore(folder)
 
         def features() -> TrainingSet:
-            found = extract_all(settings, data, towers, specs, Path(folder, "features"), settings.views)
+            found = extract_all(allocation, data, towers, specs, Path(folder, "features"), settings.views)
             return found.training_set(data)
 
         start = time.monotonic()
@@ -99,13 +99,13 @@ def _compare(config: Config, limit: int | None) -> dict[str, Any]:
         seconds["filling"] = time.monotonic() - start
 
         start = time.monotonic()
-        cached = fit(HeadTask(settings, features()), store, "cached", threads)
+        cached = fit(HeadTask(settings, features()), store, "cached", allocation)
         seconds["cached"] = time.monotonic() - start
 
         start = time.monotonic()
         inputs = (list(paths.values()), list(texts.values()))  # in the order of the training set's rows
         task = RecomputingTask(settings, training_set, specs=specs, inputs=inputs)
-        recomputed = fit(task, store, "recomputed", threads)
+        recomputed = fit(task, store, "recomputed", allocation)
         seconds["recomputed"] = time.monotonic() - start
     return {
         "images": len(data.train),

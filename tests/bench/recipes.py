@@ -86,16 +86,17 @@ def _trained(config: Config) -> tuple[Any, ...]:
     from trainer.features.sets import extract_all
     from trainer.fit.checkpoints import CheckpointStore
     from trainer.fit.head_training import train_heads
-    from trainer.ray_cluster import ray_cluster, threads_per_worker
+    from trainer.ray_cluster import allocate_in_cluster, ray_cluster
     from trainer.towers import load_image_tower, load_text_tower, tower_specs
 
     settings, workspace, data = config.train, Workspace(config.workspace), load_data(config)
     specs = tower_specs(settings, [text for image in data.images for text in image.captions])
     towers = load_image_tower(specs[0]), load_text_tower(specs[1])
     with ray_cluster(settings):
-        features = extract_all(settings, data, towers, specs, workspace.cache("features"), settings.views)
+        allocation = allocate_in_cluster(settings.workers)
+        features = extract_all(allocation, data, towers, specs, workspace.cache("features"), settings.views)
         start, store, run = time.monotonic(), CheckpointStore(workspace.root), f"bench-{time.time_ns()}"
-        trained = train_heads(settings, features.training_set(data), store, run, threads_per_worker(settings.workers))
+        trained = train_heads(settings, features.training_set(data), store, run, allocation)
         seconds = round(time.monotonic() - start, 1)
         store.delete(f"{run}-heads")
     return data, features, (towers[0].width, towers[1].width), trained.weights, seconds

@@ -14,7 +14,7 @@ from tests.trainer.fit.test_loop import random_set
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.head_training import HeadTask
 from trainer.fit.loop import fit
-from trainer.ray_cluster import ray_cluster
+from trainer.ray_cluster import Allocation, ray_cluster
 
 EPOCHS = 10
 
@@ -23,7 +23,7 @@ def main(address: str, workspace: str, name: str, images: str, result: str) -> N
     config = TrainConfig(epochs=EPOCHS, batch_size=8, dim=16, ensemble_size=1, workers=2, ray_address=address)
     task = HeadTask(config, random_set(int(images)))
     with ray_cluster(config):
-        trained = fit(task, CheckpointStore(workspace), name, threads=1)
+        trained = fit(task, CheckpointStore(workspace), name, Allocation(workers=2))
     history = np.array([list(epoch.values()) for epoch in trained.history])
     np.savez(result, history=history, **trained.weights)
 

@@ -18,11 +18,11 @@ WORKERS = 2
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """A local Ray cluster with enough CPUs for `WORKERS` workers."""
+    """A local Ray cluster with enough CPUs for `WORKERS` workers, and GPUs that only Ray knows."""
     from searchforge.config import TrainConfig
     from trainer.ray_cluster import ray_cluster
 
-    with ray_cluster(TrainConfig(workers=WORKERS)):
+    with ray_cluster(TrainConfig(workers=WORKERS), gpus=WORKERS):
         yield
 
 

@@ -30,7 +30,7 @@ from searchforge.image_decoding import RejectedInput
 from trainer.data import UNREADABLE_ON_WORKER, Rejection
 from trainer.features.augmentations import AUGMENTATIONS, UNAUGMENTED
 from trainer.features.cache import FeatureCache, RowLocations
-from trainer.ray_cluster import failure_may_pass, gpus_per_worker, root_cause, threads_per_worker
+from trainer.ray_cluster import Allocation, failure_may_pass, root_cause
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 
 CHUNK = {"image": 256, "text": 1024}
@@ -101,8 +101,7 @@ class Features:
 def extract(
     requests: Sequence[ExtractionRequest],
     cache: FeatureCache,
-    workers: int,
-    threads: int | None = None,
+    allocation: Allocation,
     chunk: Mapping[str, int] = CHUNK,
 ) -> list[Features]:
     """Returns the features of each request; call it inside `ray_cluster`.
@@ -111,8 +110,7 @@ def extract(
     where the tower runs, so every node must see the images under the same path.
 
     Args:
-      workers: number of workers, spread over the cluster.
-      threads: number of threads per worker; by default, its share of the node's cores.
+      allocation: number of workers, spread over the cluster, and their resources.
       chunk: maximum number of inputs per chunk, by modality. Small sets use smaller chunks, to keep all workers busy.
 
     Raises:
@@ -126,7 +124,7 @@ def extract(
         for job in jobs:
             totals[job.spec.modality] += len(job.items)
         done = Counter[str]()
-        with contextlib.closing(_run(jobs, workers, threads, chunk)) as results:
+        with contextlib.closing(_run(jobs, allocation, chunk)) as results:
             # Chunks of one modality may finish before the progress bar of the other one has ended.
             for modality, total in totals.items():
                 with progress.track(_LABELS[modality], total, _UNITS[modality]) as advance:
@@ -140,7 +138,7 @@ def extract(
                         done[job.spec.modality] += chunk_result.count
                         if job.spec.modality == modality:
                             advance(chunk_result.count)
-    return [state.features(workers) for state in states]
+    return [state.features(allocation.workers) for state in states]
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ class _RequestState:
 
 
 def _run(
-    jobs: Sequence[_TowerJob], workers: int, threads: int | None, chunk: Mapping[str, int]
+    jobs: Sequence[_TowerJob], allocation: Allocation, chunk: Mapping[str, int]
 ) -> Generator[tuple[_TowerJob, _ChunkResult], None, None]:
     """Yields the results of all jobs, chunk by chunk, roughly in the order of the jobs."""
     import pyarrow
@@ -239,18 +237,18 @@ def _run(
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as exceptions
     chunks = []
     for number, job in enumerate(jobs):
-        size = max(1, min(chunk[job.spec.modality], -(-len(job.items) // workers)))
+        size = max(1, min(chunk[job.spec.modality], -(-len(job.items) // allocation.workers)))
         for i in range(0, len(job.items), size):
             keys, inputs = zip(*job.items[i : i + size], strict=True)
-            chunks.append(pyarrow.table({"key": keys, "value": inputs, "job": [number] * len(keys)}))
-    workers = min(workers, len(chunks))
-    options = {"num_cpus": 1, "num_gpus": gpus_per_worker(workers) or None}
+            chunks.append(pyarrow.table({"key": [keys], "value": [inputs], "job": [number]}))
+    options = {"num_cpus": allocation.cpus, "num_gpus": allocation.gpus or None}
     descriptions = [dataclasses.replace(job, items=()) for job in jobs]  # the chunks carry the items
     dataset = ray.data.from_arrow(chunks).map_batches(
         Extractor,
-        fn_constructor_args=(descriptions, threads or threads_per_worker(workers)),
-        batch_size=None,  # one batch per chunk
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        fn_constructor_args=(descriptions, allocation.cpus),
+        batch_size=1,  # a row is a chunk
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(allocation.workers, len(chunks))),
         **options,
     )
     try:
@@ -287,23 +285,25 @@ class Extractor:
         self._jobs, self._threads = jobs, threads
         self._towers: dict[tuple[TowerSpec, str], TowerRunner] = {}
 
-    def __call__(self, chunk: Mapping[str, Array]) -> dict[str, Array]:
+    def __call__(self, chunk: Any) -> dict[str, Array]:
         """Computes the features of a chunk.
 
         Args:
-          chunk: columns `key` and `value` (path or text), object [n] each, and `job`, int [n] with a constant value.
+          chunk: pyarrow table of one row, with lists of n keys (`key`) and n paths or texts (`value`), and the `job`.
 
         Returns:
-          Columns `key`, `job`, those of TowerRunner, and `seconds`, float [n] with a constant value.
+          Columns `key`, object [n], `job`, int [n] with a constant value, those of TowerRunner, and `seconds`, float
+          [n] with a constant value.
         """
         start = time.monotonic()
-        job, rows = self._jobs[int(chunk["job"][0])], len(chunk["key"])
+        (row,) = chunk.to_pylist()
+        job, count = self._jobs[row["job"]], len(row["key"])
         tower = job.spec, job.fingerprint
         if tower not in self._towers:
             self._towers[tower] = TowerRunner(job.spec, self._threads, job.weights)
-        columns = self._towers[tower](list(chunk["value"]), job.augmentations)
-        seconds = np.full(rows, time.monotonic() - start)
-        return {"key": chunk["key"], "job": chunk["job"], **columns, "seconds": seconds}
+        columns = self._towers[tower](row["value"], job.augmentations)
+        seconds = np.full(count, time.monotonic() - start)
+        return {"key": np.array(row["key"], object), "job": np.full(count, row["job"]), **columns, "seconds": seconds}
 
 
 class TowerRunner:

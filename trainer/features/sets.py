@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from searchforge.captions.dataset import CaptionedImage
-from searchforge.config import TrainConfig
 from searchforge.hashing import sha256_bytes
 from trainer.data import Rejection, TrainingData
 from trainer.features.augmentations import AUGMENTATIONS, UNAUGMENTED
 from trainer.features.batches import TrainingSet
 from trainer.features.cache import FeatureCache
 from trainer.features.extraction import ExtractionRequest, Features, extract
+from trainer.ray_cluster import Allocation
 from trainer.towers import ImageTower, TextTower, TowerSpec
 
 Array = npt.NDArray[Any]
@@ -81,7 +81,7 @@ class FeatureSets:
 
 
 def extract_all(
-    settings: TrainConfig,
+    allocation: Allocation,
     data: TrainingData,
     towers: tuple[ImageTower, TextTower],
     specs: tuple[TowerSpec, TowerSpec],
@@ -92,11 +92,12 @@ def extract_all(
     """Extracts all features that are not cached; see `extract`.
 
     Args:
+      allocation: see `extract`.
       cache: folder of the feature cache.
       data, towers, specs, augmentations, weights: see `extraction_requests`.
     """
     requests = extraction_requests(data, towers, specs, augmentations, weights)
-    return FeatureSets(*extract(requests, FeatureCache(cache), settings.workers))
+    return FeatureSets(*extract(requests, FeatureCache(cache), allocation))
 
 
 def extraction_requests(

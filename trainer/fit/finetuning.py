@@ -29,6 +29,7 @@ from trainer.data import reread_pixels
 from trainer.features.batches import TrainingSet, choose_captions
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.loop import TrainingResult, fit
+from trainer.ray_cluster import Allocation
 from trainer.towers import TowerSpec, load_image_tower, load_text_tower
 
 Array = npt.NDArray[Any]
@@ -84,9 +85,9 @@ def check_settings(config: TrainConfig, image_tower: Any, text_tower: Any) -> No
             raise UsageError(f"train.{key} is {part}, but {error}") from error
 
 
-def finetune(task: FinetuningTask, store: CheckpointStore, name: str, threads: int) -> FinetuningResult:
+def finetune(task: FinetuningTask, store: CheckpointStore, name: str, allocation: Allocation) -> FinetuningResult:
     """Fine-tunes towers and heads; see `loop.fit` for arguments and errors."""
-    trained = fit(task, store, f"{name}-towers", threads)
+    trained = fit(task, store, f"{name}-towers", allocation)
     towers = {modality: _weights(trained, modality) for modality in ("image", "text")}
     return FinetuningResult(_weights(trained, "heads"), towers, trained.history)
 

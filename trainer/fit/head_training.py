@@ -14,15 +14,16 @@ from searchforge.config import TrainConfig
 from trainer.features.batches import TrainingSet, draw_batch
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.loop import TrainingResult, fit
+from trainer.ray_cluster import Allocation
 
 Array = npt.NDArray[Any]
 
 
 def train_heads(
-    config: TrainConfig, data: TrainingSet, store: CheckpointStore, name: str, threads: int
+    config: TrainConfig, data: TrainingSet, store: CheckpointStore, name: str, allocation: Allocation
 ) -> TrainingResult:
     """Trains the heads; see `loop.fit`. The resulting weights are those of DualEncoder.state."""
-    return fit(HeadTask(config, data), store, f"{name}-heads", threads)
+    return fit(HeadTask(config, data), store, f"{name}-heads", allocation)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from searchforge.errors import JobError, PermanentError
 from trainer.features.batches import batch_plan
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.epoch_counter import EpochCounter
-from trainer.ray_cluster import failure_may_pass, gpus_per_worker, root_cause
+from trainer.ray_cluster import Allocation, failure_may_pass, root_cause
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class TrainingResult:
     history: list[dict[str, float]]
 
 
-def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> TrainingResult:
+def fit(task: TrainingTask, store: CheckpointStore, name: str, allocation: Allocation) -> TrainingResult:
     """Runs a training task; call it inside `ray_cluster`.
 
     Resumes a killed run of the same name. Lost workers are replaced, and training continues from the last checkpoint;
@@ -124,7 +124,7 @@ def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> 
     Args:
       store: storage of checkpoints.
       name: name of the run, derived from everything that determines its result.
-      threads: number of threads per worker.
+      allocation: resources of the `task.config.workers` workers.
 
     Raises:
       PermanentError: the loss is no longer finite, or a worker raised an error that another attempt would not change.
@@ -137,7 +137,7 @@ def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> 
     from trainer.fit.ray_backend import TensorFlowBackend
 
     workers = task.config.workers
-    if (cpus := ray.cluster_resources().get("CPU", 0)) < workers:
+    if (cpus := ray.cluster_resources().get("CPU", 0)) < workers * allocation.cpus:
         # Ray waits indefinitely.
         logger.info(f"the Ray cluster has {cpus:g} CPUs, but train.workers is {workers}; waiting for more nodes")
     counter = ray.remote(num_cpus=0)(EpochCounter).remote()
@@ -145,11 +145,11 @@ def fit(task: TrainingTask, store: CheckpointStore, name: str, threads: int) -> 
         TensorflowTrainer,
         _worker,
         tensorflow_config=TensorFlowBackend(),
-        train_loop_config={"task": [ray.put(task)], "threads": threads, "counter": counter},
+        train_loop_config={"task": [ray.put(task)], "threads": allocation.cpus, "counter": counter},
         scaling_config=ScalingConfig(
             num_workers=workers,
-            resources_per_worker={"CPU": 1},
-            use_gpu=bool(gpus_per_worker(workers)),
+            resources_per_worker={"CPU": allocation.cpus},
+            use_gpu=bool(allocation.gpus),
             placement_strategy="SPREAD",
         ),
         run_config=RunConfig(

@@ -18,6 +18,7 @@ from trainer.data import UNREADABLE_ON_WORKER, Rejection
 from trainer.features import extraction
 from trainer.features.cache import FeatureCache, RowLocations
 from trainer.features.extraction import ExtractionRequest, Features, extract
+from trainer.ray_cluster import Allocation
 from trainer.towers import TowerSpec
 
 TEXTS = {sha256_bytes(text.encode()): text for text in (" ".join(["word"] * i) for i in range(1, 11))}
@@ -52,7 +53,7 @@ class DyingCache(FeatureCache):
 
 
 def _extract(request: ExtractionRequest, cache: FeatureCache) -> Features:
-    (features,) = extract([request], cache, workers=1, chunk={"image": CHUNK, "text": CHUNK})
+    (features,) = extract([request], cache, Allocation(workers=1), chunk={"image": CHUNK, "text": CHUNK})
     return features
 
 
@@ -88,7 +89,7 @@ def test_unreadable_images_are_reported_while_another_tower_embeds_texts(
     (tmp_path / "text.jpg").write_bytes(b"not an image")
     paths = {name: str(tmp_path / name) for name in ("empty.jpg", "good.png", "missing.png", "text.jpg")}
     requests = [ExtractionRequest(image_tower, "tower", paths), ExtractionRequest(text_tower, "tower", TEXTS)]
-    images, texts = extract(requests, FeatureCache(tmp_path / "cache"), workers=2)
+    images, texts = extract(requests, FeatureCache(tmp_path / "cache"), Allocation(workers=2))
     assert list(images.rows) == ["good.png"] and images.values.shape == (1, tiny_towers.IMAGE_WIDTH)
     reasons = {item.key: item.reason for item in images.rejected}
     assert reasons == {"empty.jpg": "empty", "missing.png": "unseen", "text.jpg": "not_an_image"}
@@ -124,7 +125,7 @@ def test_augmentations_are_cached_separately_with_matching_rows(image_tower: Tow
         mirrored[f"m{name}"] = str(tmp_path / f"mirrored-{name}")
     cache = FeatureCache(tmp_path / "cache")
     first = [ExtractionRequest(image_tower, "tower", paths), ExtractionRequest(image_tower, "tower", mirrored)]
-    unaugmented, mirrored_files = extract(first, cache, workers=1)
+    unaugmented, mirrored_files = extract(first, cache, Allocation(workers=1))
     both = _extract(ExtractionRequest(image_tower, "tower", paths, ("plain", "mirrored")), cache)
     assert both.computed == 3  # only their mirror images
     np.testing.assert_array_equal(both.values, unaugmented.values)
@@ -148,6 +149,12 @@ def test_a_fault_of_a_tower_is_permanent(text_tower: TowerSpec, tmp_path: Path) 
     faulty = ExtractionRequest(text_tower, "tower", TEXTS, weights={"kernel": np.zeros(1, np.float32)})
     with pytest.raises(PermanentError, match="failed in a worker"):
         _extract(faulty, FeatureCache(tmp_path / "cache"))
+
+
+def test_a_worker_with_a_gpu_extracts_features(text_tower: TowerSpec, tmp_path: Path) -> None:
+    request = ExtractionRequest(text_tower, "tower", TEXTS)
+    (features,) = extract([request], FeatureCache(tmp_path), Allocation(workers=1, gpus=1))
+    assert _word_counts(features, TEXTS) == _expected(TEXTS)
 
 
 def test_no_workers_are_started_if_everything_is_cached(

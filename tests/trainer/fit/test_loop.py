@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import tensorflow as tf
 
 from searchforge.config import TrainConfig
@@ -19,6 +20,7 @@ from trainer.features.batches import TrainingSet, draw_batch
 from trainer.fit.checkpoints import CheckpointStore
 from trainer.fit.head_training import HeadRun, HeadTask
 from trainer.fit.loop import fit, run_epochs
+from trainer.ray_cluster import Allocation
 
 CONFIG = TrainConfig(epochs=10, batch_size=8, dim=16, ensemble_size=2, workers=1)
 
@@ -65,6 +67,15 @@ class FailsLater(HeadTask):
         return super().batch(rows, random, part)
 
 
+class DescribesItsWorker(HeadTask):
+    """A task whose error has the CPUs and GPUs that Ray reserved for the worker, and TensorFlow's threads."""
+
+    def batch(self, rows: Any, random: np.random.Generator, part: slice) -> tuple[Any, ...]:
+        reserved = ray.get_runtime_context().get_assigned_resources()
+        threads = tf.config.threading.get_intra_op_parallelism_threads()
+        raise PermanentError(f"{reserved.get('CPU', 0):g} CPUs, {reserved.get('GPU', 0):g} GPUs, {threads} threads")
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
     data = random_set(8)
 
@@ -100,10 +111,10 @@ def test_a_diverging_loss_stops_training_and_keeps_the_last_good_checkpoint(ray_
     store, data = CheckpointStore(str(tmp_path)), random_set(16)  # 2 steps per epoch
     # A retry from the checkpoint would get beyond this step.
     with pytest.raises(JobError, match=r"the loss is nan in epoch 4, step 2 \(training heads\)"):
-        fit(DivergesLater(CONFIG, data), store, "run", threads=1)
+        fit(DivergesLater(CONFIG, data), store, "run", Allocation(workers=1))
     (checkpoint,) = tmp_path.rglob("checkpoint.npz")
     kept = np.load(checkpoint)["history"].tolist()
-    trained = fit(HeadTask(CONFIG, data), store, "run", threads=1)
+    trained = fit(HeadTask(CONFIG, data), store, "run", Allocation(workers=1))
     assert len(kept) == 3 and [list(epoch.values()) for epoch in trained.history[:3]] == kept
     uninterrupted = HeadTask(CONFIG, data)
     run = uninterrupted.start(tf.distribute.OneDeviceStrategy("cpu:0"), steps=2)
@@ -131,7 +142,14 @@ def test_only_failures_that_may_pass_are_retried_from_the_last_checkpoint(
     store = CheckpointStore(str(tmp_path))
     if isinstance(error, TypeError):
         with pytest.raises(PermanentError, match="training heads failed: a fault of the code"):
-            fit(task, store, "run", threads=1)
+            fit(task, store, "run", Allocation(workers=1))
     else:
-        assert len(fit(task, store, "run", threads=1).history) == CONFIG.epochs
+        assert len(fit(task, store, "run", Allocation(workers=1)).history) == CONFIG.epochs
     assert len(log.read_text().splitlines()) == attempts
+
+
+@pytest.mark.proof
+def test_a_worker_reserves_a_gpu_and_the_cpus_whose_threads_it_uses(ray_local: None, tmp_path: Path) -> None:
+    task, store = DescribesItsWorker(CONFIG, random_set(16)), CheckpointStore(str(tmp_path))
+    with pytest.raises(PermanentError, match="2 CPUs, 1 GPUs, 2 threads"):
+        fit(task, store, "run", Allocation(workers=1, cpus=2, gpus=1))
