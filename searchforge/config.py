@@ -261,7 +261,7 @@ class IndexConfig(Section):
       compression: Whether metadata is compressed; codes are not compressible.
       query_aware: Whether items are encoded under a linear map fitted to queries, see indexer.quantization.query_map.
       anisotropic_weight: Weight of the quantization error in the direction of the queries near an item, see
-        indexer.quantization.codebooks.
+        indexer.quantization.codes.
       queries: Largest number of training captions that the map is fitted to; a third as many held-out captions are
         used for tuning and as many for verification.
       training_sample, training_iterations: Sample size and iterations of training partitions and codebooks.

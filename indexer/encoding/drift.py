@@ -11,7 +11,7 @@ import numpy.typing as npt
 from indexer.corpus.corpus_scan import SCORE_TOLERANCE
 from indexer.encoding.encoded_shards import EncodedCorpus
 from indexer.quantization.block_allocation import expected_error
-from indexer.quantization.codebooks import decode
+from indexer.quantization.codes import decode
 from searchforge.artifacts.manifest import Manifest
 
 SHARE_WEIGHT = 0.25

@@ -1,14 +1,7 @@
-"""Product quantization with blocks of uneven width: trains codebooks, and chooses codes by an anisotropic loss.
+"""Trains the codebooks of product quantization with blocks of uneven width.
 
-A mapped vector y (indexer.quantization.query_map) is cut into blocks, and each block is represented by one of the 256
-entries of its codebook. The loss of a code with residual r = y - entries is
-
-    |r|^2 + (v . r)^2
-
-where v is the mean direction of the queries that retrieve y: the residual along v changes y's rank in their results.
-With v along y itself this is the score-aware loss of Guo et al. 2020, "Accelerating Large-Scale Inference with
-Anisotropic Vector Quantization", arXiv:1908.10396. Text queries lie apart from images, so v is learned
-(indexer.quantization.query_direction).
+A mapped vector (indexer.quantization.query_map) is cut into blocks of dimensions, and each block has a codebook of 256
+entries. indexer.quantization.codes chooses the entries that represent a vector.
 """
 
 from __future__ import annotations
@@ -23,9 +16,6 @@ from indexer.compiled_code import compiled
 
 CODEBOOK_SIZE = 256
 """Number of entries in a codebook: the on-device format stores 8 bits per block."""
-
-_SWEEPS = 4
-"""Maximum passes of coordinate descent over the blocks of a code; hardly any code changes after that."""
 
 _SEEDING = 16 * CODEBOOK_SIZE
 """Number of points that k-means++ draws from."""
@@ -53,30 +43,6 @@ def train_codebooks(
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(fit, range(len(widths))))
-
-
-def encode(vectors: Matrix, directions: Matrix, codebooks: Sequence[Matrix]) -> npt.NDArray[np.uint8]:
-    """Returns the codes [n, blocks] uint8 of mapped vectors, row by row, independent of the batch.
-
-    Args:
-      vectors: [n, dim] float32, y of the loss.
-      directions: [n, dim] float32, v of the loss; v = 0 chooses the nearest entries.
-    """
-    entries, ends = concatenate_codebooks(codebooks)
-    codes = np.empty((len(vectors), len(ends)), np.uint8)
-    _encode(np.ascontiguousarray(vectors), np.ascontiguousarray(directions), entries, ends, codes)
-    return codes
-
-
-def concatenate_codebooks(codebooks: Sequence[Matrix]) -> tuple[Matrix, npt.NDArray[np.int64]]:
-    """Returns the entries of all codebooks as [dim, 256], and the end of each block of dimensions [blocks]."""
-    entries = np.ascontiguousarray(np.concatenate(codebooks, axis=1).T, np.float32)
-    return entries, np.cumsum([book.shape[1] for book in codebooks])
-
-
-def decode(codes: npt.NDArray[np.uint8], codebooks: Sequence[Matrix]) -> Matrix:
-    """Reconstructs mapped vectors [n, dim] from codes [n, blocks]."""
-    return np.concatenate([book[codes[:, block]] for block, book in enumerate(codebooks)], axis=1)
 
 
 def _k_means(points: Matrix, iterations: int, generator: np.random.Generator) -> Matrix:
@@ -121,7 +87,7 @@ def _plus_plus(points: Matrix, draws: npt.NDArray[np.float64]) -> Matrix:
 
 
 @compiled
-def _argmin(levels: npt.NDArray[np.int32]) -> int:
+def argmin_of_bits(levels: npt.NDArray[np.int32]) -> int:
     """Returns the index of the smallest of 256 non-negative float32 numbers, given their bits as int32.
 
     Such numbers sort like their bits. The index replaces the last 8 bits, which loses only that precision: a minimum
@@ -154,57 +120,8 @@ def _assign(
             for entry in range(256):
                 difference = value - centers[dim, entry]
                 levels[entry] += difference * difference
-        center = _argmin(bits)
+        center = argmin_of_bits(bits)
         nearest[row], distances[row] = center, levels[center]
         sizes[center] += 1
         for dim in range(centers.shape[0]):
             sums[center, dim] += points[row, dim]
-
-
-@compiled
-def _encode(
-    vectors: Matrix,
-    directions: Matrix,
-    entries: Matrix,
-    ends: npt.NDArray[np.int64],
-    codes: npt.NDArray[np.uint8],
-) -> None:
-    blocks = len(ends)
-    errors = np.empty((blocks, 256), np.float32)  # |r|^2 of a block
-    alongs = np.empty((blocks, 256), np.float32)  # v . entry
-    levels = np.empty(256, np.float32)
-    bits, error_bits = levels.view(np.int32), errors.view(np.int32)
-    for row in range(len(vectors)):
-        start = 0
-        along = np.float32(0)  # v . r
-        directed = False
-        for block in range(blocks):
-            errors[block] = 0
-            alongs[block] = 0
-            for dim in range(start, ends[block]):
-                value, direction = vectors[row, dim], directions[row, dim]
-                along += value * direction
-                directed |= direction != 0
-                for entry in range(256):
-                    difference = value - entries[dim, entry]
-                    errors[block, entry] += difference * difference
-                    alongs[block, entry] += direction * entries[dim, entry]
-            start = ends[block]
-            best = _argmin(error_bits[block])
-            codes[row, block] = best
-            along -= alongs[block, best]
-        for _ in range(_SWEEPS if directed else 0):
-            changed = False
-            for block in range(blocks):
-                before = codes[row, block]
-                others = along + alongs[block, before]
-                for entry in range(256):
-                    left = others - alongs[block, entry]
-                    levels[entry] = errors[block, entry] + left * left
-                best = _argmin(bits)
-                if levels[best] < levels[before]:
-                    codes[row, block] = best
-                    along = others - alongs[block, best]
-                    changed = True
-            if not changed:
-                break

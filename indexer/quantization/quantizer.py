@@ -10,7 +10,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from indexer.quantization.codebooks import concatenate_codebooks, encode
+from indexer.quantization.codes import concatenate_codebooks, encode
 from indexer.quantization.partitions import PartitionAssigner
 from indexer.quantization.query_direction import QueryDirectionModel, multiply_rows
 from searchforge.errors import JobError
@@ -28,7 +28,7 @@ class Quantizer:
       clusters: [partitions, dim] float32, cluster means; a vector's partition is the nearest one.
       codebooks: [256, dimensions of the block] float32 for each block of mapped dimensions, in order.
       query_direction: Model of the mean direction of the queries near a vector.
-      anisotropic_weight: Weight of a code's error in that direction (indexer.quantization.codebooks).
+      anisotropic_weight: Weight of a code's error in that direction (indexer.quantization.codes).
     """
 
     transform: Matrix

@@ -1,6 +1,6 @@
 """Estimates, for each item, the mean direction of the queries that retrieve it.
 
-In that direction an item's code must be most accurate (indexer.quantization.codebooks). Queries are not spread evenly
+In that direction an item's code must be most accurate (indexer.quantization.codes). Queries are not spread evenly
 around the items that they retrieve; their mean is a smooth function of the item's vector. Kernel ridge regression fits
 it as a linear function of the vector and of its similarity to LANDMARKS items (compare Rahimi and Recht 2007, "Random
 Features for Large-Scale Kernel Machines", for the fixed set of features).

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from indexer.corpus.corpus_scan import SCORE_TOLERANCE, ExactNeighbors
 from indexer.quantization.block_allocation import block_widths
-from indexer.quantization.codebooks import decode, train_codebooks
+from indexer.quantization.codebooks import train_codebooks
+from indexer.quantization.codes import decode
 from indexer.quantization.partitions import PartitionAssigner, train_partitions
 from indexer.quantization.quantizer import Quantizer
 from indexer.quantization.query_direction import QueryDirectionModel

@@ -19,7 +19,8 @@ from indexer.corpus.corpus_scan import ExactNeighbors, exact_search, scan_corpus
 from indexer.corpus.queries import QueryEmbeddings, choose_texts, embed_queries
 from indexer.corpus.shards import open_corpus
 from indexer.quantization.block_allocation import block_widths
-from indexer.quantization.codebooks import decode, encode, train_codebooks
+from indexer.quantization.codebooks import train_codebooks
+from indexer.quantization.codes import decode, encode
 from indexer.quantization.query_direction import LANDMARKS, QueryDirectionModel
 from indexer.quantization.query_map import inverse_transpose, query_aware_map
 from indexer.quantization.scann_training import THRESHOLD, parallel_weight

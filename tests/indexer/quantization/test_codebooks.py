@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from indexer.quantization.codebooks import CODEBOOK_SIZE, decode, encode, train_codebooks
+from indexer.quantization.codebooks import CODEBOOK_SIZE, train_codebooks
+from indexer.quantization.codes import decode, encode
 
 WIDTHS = [1, 2, 3, 2]
 DIM = sum(WIDTHS)

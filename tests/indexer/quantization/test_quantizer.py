@@ -10,7 +10,8 @@ import pytest
 
 from indexer.corpus.corpus_scan import exact_search
 from indexer.quantization.block_allocation import block_widths
-from indexer.quantization.codebooks import decode, train_codebooks
+from indexer.quantization.codebooks import train_codebooks
+from indexer.quantization.codes import decode
 from indexer.quantization.partitions import PartitionAssigner
 from indexer.quantization.quantizer import Quantizer
 from indexer.quantization.query_direction import QueryDirectionModel
