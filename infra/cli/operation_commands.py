@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from infra.cli.option_groups import ALLOW_REMOVAL, BEAM, CORPUS, DATA, INDEX, PUBLISH, TRAIN, options
-from searchforge.console.options import answers_soon, config_options, repeated_options, reports_errors, show
+from searchforge.console.options import answers_soon, config_options, echo, repeated_options, reports_errors, show
 
 if TYPE_CHECKING:
     from searchforge.config import Config
@@ -94,7 +94,7 @@ def status(
     if output:
         api.write_metrics(config, output)
     elif prometheus:
-        click.echo(api.metrics(config), nl=False)
+        echo(api.metrics(config), newline=False)
     else:
         found = api.status(config, count, lag)
         show(found, as_json, summaries.status(found))

@@ -52,7 +52,7 @@ def print_error(error: SearchforgeError) -> None:
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log records on the current `sys.stderr`. JSON lines contain no stack traces."""
+    """Prints log records on the current `sys.stderr`. JSON lines and errors for the user contain no stack traces."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +63,8 @@ class ConsoleHandler(logging.Handler):
         if _format == "json":
             fields = getattr(record, "fields", {}) if is_message else {"logger": record.name}
             _print(_json_line(record.getMessage(), record.levelname, **fields))
+        elif record.exc_info and isinstance(record.exc_info[1], SearchforgeError):
+            _print(f"{record.levelname}:{record.name}:{record.getMessage()}")
         else:
             _print(record.getMessage() if is_message else self.format(record))
 

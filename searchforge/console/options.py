@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import click
 
 from searchforge.console import logs
-from searchforge.errors import SearchforgeError, UsageError
+from searchforge.console.full_disk import explain_full_disk
+from searchforge.errors import JobError, SearchforgeError, UsageError
 from searchforge.proxy import bypass_proxy
 from searchforge.storage import patience
 
@@ -84,7 +85,7 @@ def repeated_options() -> list[str]:
 
 
 def reports_errors(function: Command) -> Command:
-    """Prints a SearchforgeError as one message and exits with its code."""
+    """Prints a SearchforgeError, or the error of a full disk, as one message and exits with its code."""
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **values: Any) -> Any:
@@ -96,6 +97,12 @@ def reports_errors(function: Command) -> Command:
         except SearchforgeError as error:
             logs.print_error(error)
             sys.exit(error.exit_code)
+        except Exception as error:
+            message = explain_full_disk(error, _written_folders())
+            if message is None:
+                raise
+            logs.print_error(JobError(message))
+            sys.exit(JobError.exit_code)
 
     return wrapper  # type: ignore[return-value]
 
@@ -130,8 +137,33 @@ def require_python(version: tuple[int, ...]) -> None:
 
 
 def show(report: Any, as_json: bool, summary: str) -> None:
-    """Prints a report as JSON, or its summary."""
-    click.echo(json.dumps(report, indent=2, ensure_ascii=False, default=_jsonable) if as_json else summary)
+    """Prints a report as JSON, or its summary; errors as in `echo`."""
+    echo(json.dumps(report, indent=2, ensure_ascii=False, default=_jsonable) if as_json else summary)
+
+
+def echo(text: str, newline: bool = True) -> None:
+    """Prints a text on stdout.
+
+    Raises:
+      JobError: The disk that stdout is redirected to is full.
+    """
+    try:
+        click.echo(text, nl=newline)
+    except OSError as error:
+        if explain_full_disk(error) is None:
+            raise
+        if sys.stdout is sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python tries to write the rest when it exits
+        raise JobError(
+            f"the standard output cannot be written: {error.strerror}; free some space there, or redirect it elsewhere"
+        ) from error
+
+
+def _written_folders() -> list[str]:
+    """Returns the folders that options of the running command name."""
+    context = click.get_current_context(silent=True)
+    given = context.params if context else {}
+    return [str(given[name]) for name in ("workspace", "__releases") if given.get(name)]
 
 
 def _jsonable(value: Any) -> Any:
