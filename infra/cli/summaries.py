@@ -33,9 +33,16 @@ def run(report: RunReport) -> str:
 def reindex(done: Run) -> str:
     """Returns the outcome of a re-index and the time that each stage took."""
     stages = ", ".join(f"{entry.stage} {entry.seconds:.0f} s" for entry in done.stages)
-    reason = f": {done.plan.reason}" if done.plan else ""
     items = f"\n  corpus          {done.items.summary}" if done.items else ""
-    return f"{done.state} release {done.release} in channel {done.channel}{reason}{items}\n  time            {stages}"
+    if done.state == "published":
+        outcome = f"published release {done.release} in channel {done.channel}"
+        reason = done.plan.reason if done.plan else ""
+    else:
+        outcome = f"nothing to publish in channel {done.channel}"
+        reason = f"the items that could be embedded match release {done.release}"
+        if done.plan and done.plan.mode == "nothing":
+            reason = done.plan.reason
+    return f"{outcome}: {reason}{items}\n  time            {stages}"
 
 
 def release(found: Release) -> str:
@@ -66,10 +73,10 @@ def releases(found: ReleaseListing) -> str:
     lines = []
     if found.releases:
         lines.append(
-            f"{'release':<18}{'published':<21}{'images':>9}{'recall@10':>11}{'ms':>8}{'MB':>8}  {'encoder':<18}live in"
+            f"{'release':<18}{'published':<21}{'images':>9}{'recall@10':>11}{'ms':>8}{'MB':>8}  {'encoder':<18}channels"
         )
     for entry in found.releases:
-        live = ", ".join(entry.channels)
+        live = ", ".join([*entry.channels, *(f"withdrawn from {channel}" for channel in entry.withdrawn)])
         if entry.damaged:
             lines.append(f"{printable(entry.id):<18}{'damaged':<21}{live}\n  {printable(entry.damaged)}")
             continue
@@ -86,7 +93,7 @@ def releases(found: ReleaseListing) -> str:
         reason = printable(refusal.reason.partition("\n")[0])
         lines.append(f"{refusal.check:<18}{refusal.time[:19]:<21}{refusal.channel:<14}{reason}")
         lines += [f"  {printable(name)}: {printable(detail)}" for name, detail in refusal.gates.items()]
-    return "\n".join(lines) or "no release yet; `searchforge run` publishes one"
+    return "\n".join(lines) or "no release yet; `searchforge reindex` publishes one"
 
 
 def pruned(found: PruneResult) -> str:

@@ -232,7 +232,7 @@ def _changed_settings(config: Config, release: Release) -> list[str]:
 
 def _reason(config: Config, known: Sequence[KnownRelease], counts: dict[str, int]) -> str:
     if not known:
-        return "this workspace has no release yet"
+        return f"channel {config.reindex.channel} has no release that was built in this workspace yet"
     changes = [f"{counts[key]:,} {key}" for key in ("added", "changed", "removed") if counts[key]]
     found = ([f"images {', '.join(changes)}"] if changes else []) + _changed_settings(config, known[0].release)
     return f"since release {known[0].release.id}: {'; '.join(found) or 'files were rewritten'}"

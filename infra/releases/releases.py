@@ -58,6 +58,7 @@ class Release:
       documents: Like `files`, but for people; pointers do not list them, so apps do not download them.
       rejected: Number of corpus items that are not in it because they could not be used, by reason.
       channels: Channels in which it is live, among those that were read.
+      withdrawn: Channels in which it was rolled back and has not been live since, among those that were read.
       damaged: Description of the damage; the other attributes are then empty.
     """
 
@@ -72,6 +73,7 @@ class Release:
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
+    withdrawn: tuple[str, ...] = ()
     damaged: str = ""
 
     @property
@@ -239,9 +241,13 @@ def promote(
 def list_releases(target: Workspace) -> list[Release]:
     """Returns all releases, most recent first, including damaged ones (see Release.damaged)."""
     live: dict[str, list[str]] = {}
+    withdrawn: dict[str, list[str]] = {}
     for channel in channels.channels(target.storage):
-        if id := live_release(target, channel):
-            live.setdefault(id, []).append(channel)
+        pointer = channels.read(target.storage, channel).pointer
+        if pointer.release:
+            live.setdefault(pointer.release, []).append(channel)
+        for id in pointer.withdrawn:
+            withdrawn.setdefault(id, []).append(channel)
     found = []
     for id in {*target.ids("releases"), *live}:
         try:
@@ -250,7 +256,9 @@ def list_releases(target: Workspace) -> list[Release]:
             if isinstance(error, UsageError) and id not in live:
                 continue  # pruned since the listing
             release = Release(id, "", "", {}, {}, {}, damaged=str(error))
-        found.append(dataclasses.replace(release, channels=tuple(live.get(id, ()))))
+        found.append(
+            dataclasses.replace(release, channels=tuple(live.get(id, ())), withdrawn=tuple(withdrawn.get(id, ())))
+        )
     return sorted(found, key=lambda release: (release.created, release.id), reverse=True)
 
 
@@ -292,7 +300,8 @@ def find_release(target: Workspace, id: str | None = None, channel: str = PRODUC
     id = id or live
     if id is None:
         raise UsageError(
-            f"{target.root} has no live release in channel {channel}; publish one with `searchforge run` or `publish`"
+            f"{target.root} has no live release in channel {channel}; "
+            "publish one with `searchforge reindex` or `publish`"
         )
     release = read_release(target, id)
     return dataclasses.replace(release, channels=(channel,) if id == live else ()), target.local("releases", id)

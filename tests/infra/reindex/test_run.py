@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from infra import api
+from infra.cli import summaries
 from infra.cli.commands import main
 from infra.reindex import journal, lease
 from infra.reindex.journal import Run
@@ -226,6 +227,8 @@ def test_a_rollback_is_not_undone(scenario: Scenario) -> None:
     run = api.reindex(scenario.config)
     assert (run.state, run.release, live_release(scenario.workspace)) == ("unchanged", bad, good)
     assert run.plan and "it was rolled back" in run.plan.reason and f"rollback --to {bad}" in run.plan.reason
+    nothing = f"nothing to publish in channel production: release {bad} matches the corpus but is not live"
+    assert summaries.reindex(run).startswith(nothing)
     for entry in journal.ids(scenario.workspace.storage):
         scenario.workspace.storage.delete(f"{journal.FOLDER}/{entry}.json")
     assert api.reindex(scenario.config).state == "unchanged"  # the pointer records it as well
@@ -452,6 +455,7 @@ def test_publishing_to_one_channel_leaves_the_others_alone(scenario: Scenario) -
     run = reindex(_with(scenario, reindex__channel="staging"), functions=STUBS)
     assert (run.state, run.channel) == ("published", "staging")
     assert live_release(scenario.workspace, "staging") == run.release
+    assert run.plan and "channel staging has no release that was built in this workspace yet" in run.plan.reason
     assert live_release(scenario.workspace) == live
     assert read_pointer(scenario.workspace.storage, "staging").pointer.fence == run.fence
 
