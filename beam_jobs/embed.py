@@ -22,7 +22,7 @@ from beam_jobs.planning.plan import EmbedPlan
 from beam_jobs.planning.shards import ShardReport, read_report, rejected_by_reason, remove_temporary_files
 from searchforge import progress
 from searchforge.artifacts.encoder import EncoderInfo
-from searchforge.artifacts.manifest import Manifest, Modality, ShardInfo
+from searchforge.artifacts.manifest import METADATA_ERRORS, Manifest, Modality, ShardInfo
 from searchforge.artifacts.workspace import MARKERS, Workspace
 from searchforge.captions.dataset import corpus_source, load_captions
 from searchforge.config import Config
@@ -244,13 +244,13 @@ class _EmbedRun(EmbedMethod):
         if workspace.committed("embeddings", id):  # another process finished first
             return Manifest.model_validate(workspace.marker("embeddings", id))
         if compacted:
-            for name in compacted.rejects:
+            for name in (*compacted.rejects, *((METADATA_ERRORS,) if compacted.metadata_errors else ())):
                 workspace.storage.write(f"{folder}/{name}", workspace.storage.read(f"{_folder(compacted.id)}/{name}"))
         report = _report(manifest, written, options, config)
         workspace.storage.write(f"{folder}/{REPORT}", canonical_json(report))
         workspace.storage.write(f"{folder}/{_MARKER}", manifest.model_dump_json(indent=2).encode())
         own = (shard.name for shard in manifest.shards if not shard.run)
-        remove_temporary_files(workspace.storage, folder, (_MARKER, REPORT, *own, *manifest.rejects))
+        remove_temporary_files(workspace.storage, folder, (_MARKER, REPORT, METADATA_ERRORS, *own, *manifest.rejects))
         return manifest
 
     def _manifest(
@@ -283,6 +283,7 @@ class _EmbedRun(EmbedMethod):
             rejected_by_reason=rejected,
             shards=(*plan.carried, *(ShardInfo.model_validate(report.shard) for report in reports)),
             rejects=rejects,
+            metadata_errors=compacted.metadata_errors if compacted else plan.metadata_errors,
             created=datetime.now(timezone.utc).isoformat(),
             seconds=round(time.monotonic() - self._start, 3),
         )
@@ -318,7 +319,8 @@ def _report(
     manifest: Manifest, reports: Sequence[ShardReport], options: EmbedOptions, config: Config
 ) -> dict[str, Any]:
     """Returns the content of report.json: totals and distributions over the job's shards."""
-    copied = ("id", "modality", "backend", "base", "inputs", "embedded", "reused", "rejected", "rejected_by_reason")
+    counts = ("inputs", "embedded", "reused", "rejected", "rejected_by_reason", "metadata_errors")
+    copied = ("id", "modality", "backend", "base", *counts)
     distributions = {
         "batch_size": Distribution.merge(report.batch_size for report in reports),
         "batch_ms": Distribution.merge(report.batch_ms for report in reports),

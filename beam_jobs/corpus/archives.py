@@ -99,7 +99,7 @@ class _Sample:
     metadata_members: list[_TarMember] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     length: int = 0
-    error: str = ""
+    errors: list[str] = field(default_factory=list)
 
 
 def _list_tar(archive: File, metadata: dict[str, Any], stream: BinaryIO) -> Iterator[Item]:
@@ -143,31 +143,30 @@ def _reject_reason(member: _TarMember) -> tuple[str, str]:
 
 
 def _add_metadata(sample: _Sample, member: _TarMember, extension: str, stream: BinaryIO) -> None:
-    """Adds a JSON or text member to the metadata of its sample."""
+    """Adds a JSON or text member to the metadata of its sample, or an error if it cannot be read or is too long."""
     sample.metadata_members.append(member)
-    sample.length += member.size
-    if sample.length > MAX_METADATA:
-        sample.error = f"{member.name}: more than {MAX_METADATA} bytes"
+    if sample.length + member.size > MAX_METADATA:
+        sample.errors.append(f"{member.name}: more than {MAX_METADATA} bytes")
         return
+    sample.length += member.size
     stream.seek(member.offset)
     data = stream.read(member.size)
     try:
         if extension == ".json":
             sample.metadata |= parse_object(data)
         else:
-            sample.metadata[_TEXT_MEMBERS[extension]] = data.decode().strip()
+            sample.metadata[_TEXT_MEMBERS[extension]] = data.decode("utf-8-sig").strip()
     except ValueError as error:
-        sample.error = f"{member.name}: {error}"
+        reason = "not UTF-8; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        sample.errors.append(f"{member.name}: {reason}")
 
 
 def _items_of_sample(archive: File, metadata: dict[str, Any], sample: _Sample) -> Iterator[Item]:
     found = {**metadata, **sample.metadata}
     found.pop("id", None)  # the device stores the item's id under this key
     for image in sample.images:
-        if sample.error:
-            yield _rejected(archive, image, "bad_metadata", sample.error)
-        else:
-            yield _item(archive, image.name, image.offset, image.size, metadata=found)
+        error = "; ".join(sample.errors)
+        yield _item(archive, image.name, image.offset, image.size, metadata=found, metadata_error=error)
     if not sample.images:
         for member in sample.metadata_members:
             detail = "no image with this stem is near; store the members of a sample next to each other"
@@ -383,15 +382,17 @@ def _example_item(archive: File, metadata: dict[str, Any], index: int, payload: 
     if len(values) != 1:
         return reject("no_image", f"feature {key!r} has {len(values)} values, expected one")
     texts = {name: text for name, values in sorted(features.items()) if (text := _short_text(values)) is not None}
-    if is_too_long(texts, sum(len(text) for values in features.values() for text in values)):
-        return reject("bad_metadata", f"more than {MAX_METADATA} bytes of text")
     id_key = next((name for name in _ID_KEYS if isinstance(texts.get(name), str) and texts[name]), "")
     name = str(texts.pop(id_key, f"#{index}"))
     texts.pop("id", None)  # the device stores the item's id under this key
+    omitted = ""
+    if is_too_long(texts, sum(len(text) for values in features.values() for text in values)):
+        texts, omitted = {}, f"more than {MAX_METADATA} bytes of text"
     # The first occurrence of these bytes in the record may be an earlier one, which is just as good.
     offset = start + payload.find(values[0])
     content = f"sha256:{sha256_bytes(values[0])}"
-    return _item(archive, name, offset, len(values[0]), content=content, metadata={**metadata, **texts})
+    combined = {**metadata, **texts}
+    return _item(archive, name, offset, len(values[0]), content=content, metadata=combined, metadata_error=omitted)
 
 
 def _short_text(values: list[bytes]) -> str | list[str] | None:

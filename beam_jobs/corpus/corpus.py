@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from beam_jobs.corpus.archives import is_archive, list_archive
 from beam_jobs.corpus.files import File, describe_file, find_files
@@ -103,7 +104,12 @@ def _images_in_list(listing: File) -> Iterator[Item]:
                     yield _rejected_row(listing, f"{listing.id}:{row.line}", row, "bad_line", "no path or URI")
                 else:
                     file = described.get(path) or describe_file(path)
-                    yield from _images_in(file._replace(id=row.id or row.value), row.metadata)
+                    yield from _images_in_row(file._replace(id=row.id or row.value), row)
+
+
+def _images_in_row(file: File, row: Row) -> Iterator[Item]:
+    for item in _images_in(file, row.metadata):
+        yield replace(item, metadata_error=row.metadata_error) if row.metadata_error else item
 
 
 def _resolve(folder: str, value: str) -> str:
@@ -136,6 +142,7 @@ def _texts_in(file: File, prefix: str) -> Iterator[Item]:
             content=f"sha256:{sha256_bytes(data)}",
             metadata={**row.metadata, "text": kept},
             text=row.value,
+            metadata_error=row.metadata_error,
         )
 
 

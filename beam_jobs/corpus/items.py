@@ -23,6 +23,7 @@ class Item:
       reject: Reason why the item cannot be used, if known from listing; else empty.
       detail: Details of the reject, for people.
       text: The text, in a text corpus; None for images.
+      metadata_error: Why `metadata` lacks a part that could not be read; else empty.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Item:
     reject: str = ""
     detail: str = ""
     text: str | None = None
+    metadata_error: str = ""
 
     @property
     def byte_range(self) -> str:

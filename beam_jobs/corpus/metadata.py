@@ -17,11 +17,11 @@ def parse_object(text: bytes | str) -> dict[str, Any]:
     """Parses a JSON object.
 
     Raises:
-      ValueError: The text is not UTF-8, not JSON, not an object, or contains a value that standard JSON cannot express
-        (NaN, infinity, a lone surrogate).
+      ValueError: The text is not UTF-8 (with or without a byte order mark), not JSON, not an object, or contains a
+        value that standard JSON cannot express (NaN, infinity, a lone surrogate).
     """
     if isinstance(text, bytes):
-        text = text.decode()
+        text = text.decode("utf-8-sig")
     try:
         value = _DECODER.decode(text)
         if "\\u" in text:

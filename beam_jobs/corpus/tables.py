@@ -24,6 +24,7 @@ class Row(NamedTuple):
       value: The path, URI or text; empty if the row has none.
       id: The row's id, or None.
       metadata: The row's other columns or keys.
+      metadata_error: Why `metadata` is empty although the row has other columns; else empty.
       reject: Reason why the row cannot be used; else empty.
       detail: Details of the reject, for people.
     """
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     metadata: dict[str, Any] = {}  # noqa: RUF012 (never mutated)
     reject: str = ""
     detail: str = ""
+    metadata_error: str = ""
 
 
 def read_rows(stream: BinaryIO, path: str, names: Sequence[str]) -> Iterator[Row]:
@@ -152,7 +154,7 @@ def _table(path: str, records: Iterator[tuple[int, list[str] | str]], names: Seq
 def _row(line: int, value: str, id: str, metadata: dict[str, Any], length: int, raw: str = "") -> Row:
     row = _require_utf8(Row(line, value, id or None, metadata), raw)
     if row.metadata and is_too_long(row.metadata, length):
-        return Row(line, value, row.id, reject="bad_metadata", detail=f"more than {MAX_METADATA} bytes")
+        return row._replace(metadata={}, metadata_error=f"more than {MAX_METADATA} bytes")
     return row
 
 

@@ -28,6 +28,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import UsageError
 from searchforge.hashing import ID_LENGTH, canonical_json, sha256_bytes
 from searchforge.image_decoding import RejectedInput
+from searchforge.storage.base import Storage
 
 _MAX_FRAGMENTATION = 4
 """Factor by which a run may exceed the number of shard files it needs before its records are rewritten."""
@@ -67,7 +68,7 @@ class CorpusListing:
             """
             CREATE TABLE items(
                 id TEXT PRIMARY KEY, uri TEXT, file TEXT, version TEXT, size INTEGER, offset INTEGER, content TEXT,
-                metadata TEXT, reject TEXT, detail TEXT, text TEXT,
+                metadata TEXT, reject TEXT, detail TEXT, text TEXT, metadata_error TEXT,
                 state INTEGER, base INTEGER, shard INTEGER, owner TEXT
             ) WITHOUT ROWID;
             CREATE TABLE base(
@@ -96,7 +97,7 @@ class CorpusListing:
             with self._transaction():
                 for row in rows:
                     added = self._db.execute(
-                        "INSERT OR IGNORE INTO items VALUES(?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)", row
+                        "INSERT OR IGNORE INTO items VALUES(?,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)", row
                     ).rowcount
                     if not added:
                         (uri,) = self._db.execute("SELECT uri FROM items WHERE id = ?", row[:1]).fetchone()
@@ -106,7 +107,7 @@ class CorpusListing:
     def add_base(self, manifest: Manifest) -> None:
         """Adds the items of an earlier run, as it recorded them; call `read_base` first."""
         self._db.execute(
-            "INSERT INTO items SELECT id, uri, '', version, -1, NULL, content, metadata, '', '', NULL, "
+            "INSERT INTO items SELECT id, uri, '', version, -1, NULL, content, metadata, '', '', NULL, '', "
             f"{_COPIED}, number, NULL, NULL FROM base"
         )
         self.count = manifest.inputs
@@ -114,8 +115,9 @@ class CorpusListing:
     def digest(self) -> str:
         """Returns a hash that changes when any item is added, removed or changed."""
         digest = hashlib.sha256()
-        for row in self._db.execute("SELECT id, uri, version, metadata, reject, content FROM items ORDER BY id"):
-            digest.update(canonical_json(row) + b"\n")
+        columns = "id, uri, version, metadata, reject, content"
+        for *row, error in self._db.execute(f"SELECT {columns}, metadata_error FROM items ORDER BY id"):
+            digest.update(canonical_json([*row, error] if error else row) + b"\n")
         return digest.hexdigest()[:ID_LENGTH]
 
     def read_base(self, workspace: Workspace, manifest: Manifest) -> None:
@@ -295,6 +297,20 @@ class CorpusListing:
                 location = RecordLocation(info.run or base.id, info.name, offset, size)
             yield Task(items, location)
 
+    def upload_metadata_errors(self, storage: Storage, path: str) -> int:
+        """Writes the items whose metadata could not be read as JSON Lines, if there are any; returns their number."""
+        local, count = Path(self._folder.name) / "metadata-errors.jsonl", 0
+        with local.open("w", encoding="utf-8") as file:
+            for id, uri, detail in self._db.execute(
+                "SELECT id, uri, metadata_error FROM items WHERE metadata_error != '' AND reject = '' ORDER BY id"
+            ):
+                line = json.dumps({"id": id, "uri": uri, "detail": detail}, ensure_ascii=False, sort_keys=True)
+                file.write(f"{line}\n")
+                count += 1
+        if count:
+            storage.upload(local, path)
+        return count
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN")
@@ -317,6 +333,7 @@ def _row(item: Item) -> tuple[Any, ...]:
         item.reject,
         item.detail,
         item.text,
+        item.metadata_error,
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from beam_jobs.planning.listing import CorpusListing
 from beam_jobs.planning.shards import Shard, write_plan
-from searchforge.artifacts.manifest import Manifest, ShardInfo
+from searchforge.artifacts.manifest import METADATA_ERRORS, Manifest, ShardInfo
 from searchforge.artifacts.workspace import Workspace
 
 PLAN = "PLAN.json"
@@ -23,6 +23,7 @@ class EmbedPlan(BaseModel):
       inputs: Number of listed items.
       carried: Shard files of earlier runs that stay in use, with their dead records.
       sizes: Number of items in each shard to write.
+      metadata_errors: Number of items whose metadata could not be read, which METADATA_ERRORS lists.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +32,7 @@ class EmbedPlan(BaseModel):
     inputs: int
     carried: tuple[ShardInfo, ...]
     sizes: tuple[int, ...]
+    metadata_errors: int = 0
 
     @property
     def shards(self) -> list[Shard]:
@@ -96,7 +98,13 @@ def _commit(
     shards: int | None,
 ) -> EmbedPlan:
     sizes = listing.assign_shards(shards)
-    plan = EmbedPlan(base=base.id if base else None, inputs=listing.count, carried=carried, sizes=sizes)
+    plan = EmbedPlan(
+        base=base.id if base else None,
+        inputs=listing.count,
+        carried=carried,
+        sizes=sizes,
+        metadata_errors=listing.upload_metadata_errors(workspace.storage, f"{folder}/{METADATA_ERRORS}"),
+    )
     for shard in plan.shards:
         # A report left by another plan would make workers skip the shard.
         workspace.storage.delete(f"{folder}/{shard.name('done', 'json')}")

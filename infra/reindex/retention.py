@@ -21,6 +21,7 @@ from infra.reindex import journal, lease
 from infra.reindex.plan import PROVENANCE_KINDS
 from infra.releases import channels
 from infra.releases.pruning import prune as prune_releases
+from searchforge.artifacts.manifest import METADATA_ERRORS
 from searchforge.artifacts.workspace import MARKERS, Kind, Workspace
 from searchforge.captions.dataset import has_captions, image_folder
 from searchforge.config import Config
@@ -172,7 +173,7 @@ def _delete_leftovers(workspace: Workspace, artifacts: Iterable[Artifact], limit
         if kind == "embeddings" and workspace.committed(kind, id):
             marker = workspace.marker(kind, id)
             own_shards = {shard["name"] for shard in marker["shards"] if not shard["run"]}
-            keep = {MARKERS[kind], "report.json", *marker["rejects"], *own_shards}
+            keep = {MARKERS[kind], "report.json", METADATA_ERRORS, *marker["rejects"], *own_shards}
             with workspace.storage.snapshot(f"{kind}/{id}") as snapshot:
                 old = {name for name, found in snapshot.objects.items() if found.modified <= limit}
             for name in old - keep:

@@ -49,6 +49,10 @@ class ShardInfo(BaseModel):
         return self.count - len(self.dead)
 
 
+METADATA_ERRORS = "metadata-errors.jsonl"
+"""Name of the file in a run's folder that lists the items whose metadata could not be read, if there are any."""
+
+
 class Manifest(BaseModel):
     """Inputs and outputs of an embedding run, with `inputs = embedded + reused + rejected`.
 
@@ -70,6 +74,8 @@ class Manifest(BaseModel):
       rejected_by_reason: Number of rejected items by reason.
       shards: Files with the records; those of earlier runs are in the folders of those runs.
       rejects: Names of the files that list the rejected items.
+      metadata_errors: Number of items without the part of their metadata that could not be read; the file
+        METADATA_ERRORS lists them.
       created: Creation time in UTC, ISO 8601.
       seconds: Wall time of the job.
     """
@@ -95,6 +101,7 @@ class Manifest(BaseModel):
     rejected_by_reason: dict[str, int]
     shards: tuple[ShardInfo, ...]
     rejects: tuple[str, ...]
+    metadata_errors: int = 0
     created: str = ""
     seconds: float
 
@@ -119,9 +126,10 @@ class Manifest(BaseModel):
     def summary(self) -> str:
         """Human-readable summary in one line."""
         reasons = "".join(f", {count} {reason}" for reason, count in self.rejected_by_reason.items())
+        without = f"; {self.metadata_errors} without unreadable metadata" if self.metadata_errors else ""
         return (
             f"embeddings/{self.id}: {self.inputs} {self.modality} = {self.embedded} embedded + {self.reused} reused + "
-            f"{self.rejected} rejected{reasons}; {self.seconds:.1f} s"
+            f"{self.rejected} rejected{reasons}{without}; {self.seconds:.1f} s"
         )
 
     def require_fingerprint(self, fingerprint: str, of: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from beam_jobs.planning.listing import CorpusListing
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
+from tests.beam_jobs.corpus.test_archives import tar_bytes
 from tests.beam_jobs.photos import draw_photos, embed_config, png, records, shard_bytes
 from tests.opened_files import opened_files
 from tests.tiny_bundle import write_bundle
@@ -61,6 +63,29 @@ def test_only_changed_items_are_embedded(workspace: Workspace, photos: Path, tmp
     for id, record in records(other, full).items():
         found = records(workspace, second)[id]
         assert found.to_bytes() == record.to_bytes(), id
+
+
+def test_every_run_lists_the_items_without_unreadable_metadata(workspace: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    members = [("a.png", png(1)), ("a.json", b'{"x": NaN}'), ("b.png", png(2)), ("b.json", b'{"x": 1}')]
+    (folder / "1.tar").write_bytes(tar_bytes(members))
+    config = embed_config(workspace, folder)
+    runs = [embed_images(config, "tiny")]
+    (folder / "new.png").write_bytes(png(3))
+    runs.append(embed_images(config, "tiny"))
+    runs.append(compact(config, runs[1].id))
+    assert [_counts(run) for run in runs] == [(2, 2, 0, 0), (3, 1, 2, 0), (3, 0, 3, 0)]
+    for run in runs:
+        assert run.metadata_errors == 1
+        assert "1 without unreadable metadata" in run.summary
+        assert json.loads(workspace.storage.read(f"embeddings/{run.id}/report.json"))["metadata_errors"] == 1
+        (line,) = workspace.storage.read(f"embeddings/{run.id}/metadata-errors.jsonl").splitlines()
+        assert json.loads(line) == {
+            "id": "1.tar/a.png",
+            "uri": f"{folder}/1.tar!a.png",
+            "detail": "a.json: NaN is not JSON",
+        }
 
 
 def test_unchanged_files_are_not_read(workspace: Workspace, photos: Path) -> None:

@@ -115,16 +115,28 @@ def test_members_with_the_same_stem_become_metadata(tmp_path: Path) -> None:
     "data",
     [b"[1]", b"{", b"", b'{"a": NaN}', b'{"a": 1e999}', b'{"a": "\xff"}', b'{"a": "\\ud800"}', b"[" * 50_000],
 )
-def test_bad_metadata_rejects_its_image(tmp_path: Path, data: bytes) -> None:
-    items = _list(tmp_path, tar_bytes([("1.jpg", b"1"), ("1.json", data), ("2.jpg", b"2")]))
-    assert _rejects(items) == {"1.jpg": "bad_metadata"}
-    assert "1.json" in items["1.jpg"].detail
+def test_an_image_is_kept_without_unreadable_metadata(tmp_path: Path, data: bytes) -> None:
+    members = [("1.jpg", b"1"), ("1.json", data), ("1.txt", b"caf\xe9"), ("1.cls", b"7"), ("2.jpg", b"2")]
+    items = _list(tmp_path, tar_bytes(members))
+    assert not _rejects(items)
+    assert (items["1.jpg"].metadata, items["2.jpg"].metadata) == ({"cls": "7"}, {})
+    assert "1.json: " in items["1.jpg"].metadata_error
+    assert "1.txt: not UTF-8" in items["1.jpg"].metadata_error
+    assert items["2.jpg"].metadata_error == ""
 
 
-def test_oversized_metadata_is_rejected(tmp_path: Path) -> None:
+def test_metadata_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    bom = b"\xef\xbb\xbf"
+    items = _list(tmp_path, tar_bytes([("1.jpg", b"1"), ("1.json", bom + b'{"a": 1}'), ("1.txt", bom + b"x")]))
+    assert (items["1.jpg"].metadata, items["1.jpg"].metadata_error) == ({"a": 1, "text": "x"}, "")
+
+
+def test_an_image_is_kept_without_oversized_metadata(tmp_path: Path) -> None:
     fits, too_long = (f'{{"a": "{"x" * size}"}}'.encode() for size in (60_000, 65_536))
     items = _list(tmp_path, tar_bytes([("1.jpg", b"1"), ("1.json", too_long), ("2.jpg", b"2"), ("2.json", fits)]))
-    assert _rejects(items) == {"1.jpg": "bad_metadata"}
+    assert not _rejects(items)
+    assert items["1.jpg"].metadata == {}
+    assert items["1.jpg"].metadata_error == "1.json: more than 65536 bytes"
     assert len(items["2.jpg"].metadata["a"]) == 60_000
 
 
@@ -246,11 +258,12 @@ def test_images_in_a_tfrecord_are_byte_ranges(tmp_path: Path) -> None:
 
 def test_records_without_an_image_are_rejected(tmp_path: Path) -> None:
     payloads = [tf_example(other=b"x"), b"no example", tf_example(image=[b"1", b"2"]), tf_example(image=b"x")]
-    payloads.append(tf_example(image=b"x", **{f"text{index}": b"x" * 1000 for index in range(70)}))
+    payloads.append(tf_example(image=b"x", id=b"k", **{f"text{index}": b"x" * 1000 for index in range(70)}))
     items = _list(tmp_path, tfrecord_bytes(payloads), "a.tfrecords")
-    rejects = {"#0": "no_image", "#1": "not_an_example", "#2": "no_image", "#4": "bad_metadata"}
+    rejects = {"#0": "no_image", "#1": "not_an_example", "#2": "no_image"}
     assert _rejects(items) == rejects
     assert "other" in items["#0"].detail
+    assert (items["k"].metadata, items["k"].metadata_error) == ({}, "more than 65536 bytes of text")
 
 
 def test_archives_are_opened_in_folders_and_lists(tmp_path: Path) -> None:

@@ -184,11 +184,14 @@ def test_malformed_lines_are_rejected_with_their_number(tmp_path: Path) -> None:
     assert _rejects(_images(tmp_path / "list.txt")) == {f"list.txt:{line}": "bad_line" for line in (2, 3)}
 
 
-def test_oversized_row_metadata_is_rejected(tmp_path: Path) -> None:
+def test_an_image_is_kept_without_oversized_row_metadata(tmp_path: Path) -> None:
     _write(tmp_path, "a.jpg", "b.jpg")
     rows = [{"path": "a.jpg", "x": "y" * 70_000}, {"path": "b.jpg", "x": "y" * 60_000}]
     (tmp_path / "list.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    assert _rejects(_images(tmp_path / "list.jsonl")) == {"list.jsonl:1": "bad_metadata"}
+    items = _images(tmp_path / "list.jsonl")
+    assert not _rejects(items)
+    assert (items["a.jpg"].metadata, items["a.jpg"].metadata_error) == ({}, "more than 65536 bytes")
+    assert (len(items["b.jpg"].metadata["x"]), items["b.jpg"].metadata_error) == (60_000, "")
 
 
 def test_a_table_without_a_path_column_is_refused(tmp_path: Path) -> None:
@@ -282,8 +285,9 @@ def test_the_text_in_metadata_is_truncated_between_characters(tmp_path: Path) ->
 def test_bad_texts_are_rejected(tmp_path: Path) -> None:
     rows = [json.dumps({"text": "x", "more": "y" * 70_000}).encode(), b'{"text": "\xff"}', b'{"text": 1}', b"{}"]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
-    rejects = {"1": "bad_metadata", "2": "bad_line", "3": "bad_line", "4": "empty"}
-    assert _rejects(_texts(tmp_path / "a.jsonl")) == rejects
+    items = _texts(tmp_path / "a.jsonl")
+    assert _rejects(items) == {"2": "bad_line", "3": "bad_line", "4": "empty"}
+    assert (items["1"].metadata, items["1"].metadata_error) == ({"text": "x"}, "more than 65536 bytes")
     (tmp_path / "a.csv").write_text("title,year\nx,1\n")
     with pytest.raises(UsageError, match=r"a.csv has the columns 'title', 'year'; expected one of text, caption"):
         _texts(tmp_path / "a.csv")
