@@ -1,8 +1,8 @@
 """Shards of an embedding run and their files: plan, records, rejects, and the report that marks a shard as done.
 
 A shard is the unit of work, one Beam element. Its report is written last, so that a restarted job repeats at most the
-shards that were in flight, on any runner. Records are sorted by id, so that the same plan gives equal bytes on
-one kind of CPU (instruction set) and one version of the libraries.
+shards that were in flight, on any runner. Records are sorted by id, so that the same plan gives
+byte-identical shards, given the same CPU instruction set and library versions.
 """
 
 from __future__ import annotations

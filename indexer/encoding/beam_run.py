@@ -48,7 +48,7 @@ def encode_with_beam(
 ) -> None:
     """Encodes every shard of an embedding run like `encode_shards`.
 
-    The bytes are equal on one kind of CPU (instruction set) and one version of the libraries.
+    The result is byte-identical, given the same CPU instruction set and library versions.
 
     Args:
       quantizer: Sent to the workers with the job.

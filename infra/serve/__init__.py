@@ -5,9 +5,9 @@ application.py     the HTTP routes
 guard.py           middlewares: host and origin checks, errors as JSON, security headers
 parameters.py      query-string parameters of each route
 search_service.py  searches: deduplicated, cached, filtered by metadata
+request_error.py   errors that a client receives, with their HTTP status
 pool.py            worker threads whose searchers run in child processes, behind a bounded queue
 served_release.py  the releases to search
 thumbnails.py      JPEG thumbnails of a release's images
-source_table.py    SQLite table that maps item ids to their images
 static/            the web page
 """

@@ -69,7 +69,7 @@ def _retried(method: Method) -> Method:
 def _explain(url: str, error: Exception) -> str:
     cause = error.__cause__ if isinstance(error, _RetryableError) and error.__cause__ else error
     if isinstance(cause, (Forbidden, Unauthorized)):
-        advice = "the account needs the role roles/storage.objectAdmin on the bucket"
+        advice = "the account needs the role roles/storage.objectUser on the bucket"
     elif isinstance(cause, NotFound):
         advice = "check the bucket's name and your permissions"
     else:

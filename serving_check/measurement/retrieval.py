@@ -144,15 +144,16 @@ def compare_with_exact(results: SearchResults, queries: Queries, corpus: Corpus)
     recall_at_1, recall_at_10, recall_at_100: share of the exact top k that the searcher returned.
     r_at_1, r_at_5, r_at_10: share of queries whose own item is among the searcher's first k hits.
     exact_r_at_1, exact_r_at_5, exact_r_at_10: the same for exact search; ties count against the query.
-    median_rank: median rank of the own item in exact search; 1 is best.
-    own_or_equal_at_10: like r_at_10, but an item with the same score, such as a duplicate, counts as the own item.
+    median_rank: median rank of the query's own item in exact search; 1 is best.
+    own_or_equal_at_10: like r_at_10, but an item with the same score, such as a duplicate, counts as the query's own
+      item.
 
     All but recall are measured on the queries that describe an item of the corpus, and absent if none does.
     """
     count, depth = len(corpus.ids), min(K, len(corpus.ids))
     recall: dict[int, list[float]] = {1: [], K: [], WIDE: []}
     exact_rows, exact_scores = np.empty((len(queries), depth), np.int64), np.empty((len(queries), depth), np.float32)
-    # Ranks of the own item in the searcher's and in the exact results, and whether it or an equal item was returned.
+    # Ranks of each query's own item in the searcher's and in the exact results, and whether it or an equal item was returned.
     own: list[tuple[int, int, bool]] = []
     for start in range(0, len(queries), _BATCH):
         for query, scores in enumerate(results.embeddings[start : start + _BATCH] @ corpus.vectors.T, start):

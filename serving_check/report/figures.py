@@ -15,7 +15,7 @@ LABELS = {
     "exact_r_at_1": "R@1 of exact search",
     "exact_r_at_5": "R@5 of exact search",
     "exact_r_at_10": "R@10 of exact search",
-    "median_rank": "Median rank of the own item",
+    "median_rank": "Median rank of the query's own item",
     "own_or_equal_at_10": "Own item, or its equal, in the first ten",
     "overlap_at_10": "Overlap of the first ten",
     "latency_p50_ms": "Latency, median",

@@ -33,7 +33,7 @@ _CARDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
         (("image_recall_at_1", "@1"), ("image_recall_at_100", "@100")),
     ),
     "r_at_10": ("R@10", "", (("r_at_1", "@1"), ("r_at_5", "@5"), ("exact_r_at_10", "exact search"))),
-    "median_rank": ("Median rank", "of the own item", ()),
+    "median_rank": ("Median rank", "of the query's own item", ()),
     "latency_p50_ms": (
         "Latency, median",
         "text searcher",

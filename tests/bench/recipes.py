@@ -27,7 +27,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ mirror images": {**PLAIN, "views": 2},
     "+ crops": {**PLAIN, "views": 6},
     "+ four pairs of heads": {"hubness_correction": 0.0},
-    "+ hub correction (best)": {},
+    "+ hubness correction (best)": {},
 }
 """Training settings of each row."""
 

@@ -18,7 +18,7 @@ logger = logging.getLogger("infra.deploy.beam.dataflow.template")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--encoder", required=True, help="Encoder bundle id.")
+@click.option("--encoder", required=True, help="Id of the encoder bundle.")
 @click.option("--corpus", "corpus__source", required=True, help="Folder, glob, archive or list of images.")
 @click.option("--shards", "embed__shards", type=int, help="Number of output shards.")
 @click.option("--reuse_from", "embed__reuse_from", help="Id of an earlier run to build on, auto or none.")
