@@ -153,7 +153,7 @@ def compare_with_exact(results: SearchResults, queries: Queries, corpus: Corpus)
     count, depth = len(corpus.ids), min(K, len(corpus.ids))
     recall: dict[int, list[float]] = {1: [], K: [], WIDE: []}
     exact_rows, exact_scores = np.empty((len(queries), depth), np.int64), np.empty((len(queries), depth), np.float32)
-    # Ranks of each query's own item in the searcher's and in the exact results, and whether it or an equal item was returned.
+    # Ranks of each query's own item in the searcher's and in the exact results; whether it or an equal item was found.
     own: list[tuple[int, int, bool]] = []
     for start in range(0, len(queries), _BATCH):
         for query, scores in enumerate(results.embeddings[start : start + _BATCH] @ corpus.vectors.T, start):
