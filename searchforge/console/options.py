@@ -87,8 +87,8 @@ def repeated_options() -> list[str]:
 def reports_errors(function: Command) -> Command:
     """Prepares the process for a command; prints an error as one message and exits with its code.
 
-    Errors are SearchforgeErrors and that of a full disk. Before the command runs, the Python version is checked, libraries are silenced, and connections to this machine
-    bypass an HTTP proxy.
+    Errors are SearchforgeErrors and that of a full disk. Before the command runs, the Python version is checked,
+    libraries are silenced, and connections to this machine bypass an HTTP proxy.
     """
 
     @functools.wraps(function)
