@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,10 @@ from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import Counter
 
-from infra.reindex import cron, journal, metrics
+from infra.reindex import cron, journal, lease, metrics
 from infra.stages import require_publishable
 from searchforge.config import Config
+from searchforge.errors import SearchforgeError
 from searchforge.storage.factory import open_storage
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,10 @@ def schedule(
         counter.inc()
         logger.info(f"skipping a scheduled run: {reason}; the next one is at {_format_time(next_due())}")
 
-    child = _ChildProcess(command, counters.failures)
+    def skip_overlap(holder: str) -> None:
+        skip(counters.overlaps, f"{holder} is in progress")
+
+    child = _ChildProcess(command, config.workspace, counters.failures, skip_overlap)
     logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # relevant events are logged here
     scheduler = BackgroundScheduler(timezone=timezone.utc)
     scheduler.add_listener(
@@ -111,8 +115,11 @@ def schedule(
 class _ChildProcess:
     """Runs the command that re-indexes, one process at a time."""
 
-    def __init__(self, command: Sequence[str], failures: Counter) -> None:
-        self._command, self._failures = command, failures
+    def __init__(
+        self, command: Sequence[str], workspace: str, failures: Counter, skip_overlap: Callable[[str], None]
+    ) -> None:
+        self._command, self._workspace = command, workspace
+        self._failures, self._skip_overlap = failures, skip_overlap
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -131,10 +138,22 @@ class _ChildProcess:
         code = self._process.wait()
         with contextlib.suppress(ProcessLookupError):  # descendants that outlived a crash
             os.killpg(self._process.pid, signal.SIGKILL)
-        if code and not self._stopped:
+        if not code or self._stopped:
+            return
+        if code == 1 and (holder := self._other_holder()):
+            self._skip_overlap(holder)
+        else:
             self._failures.inc()
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
             logger.info(f"the scheduled run {how}; see `searchforge status`")
+
+    def _other_holder(self) -> str:
+        """Returns the run that holds the workspace's lease now that the command has ended; empty if there is none."""
+        try:
+            held = lease.read(open_storage(self._workspace))
+        except (SearchforgeError, OSError):
+            return ""
+        return held.holder if held and held.state == "held" and not held.holder_is_dead else ""
 
     def stop(self, grace_seconds: float) -> None:
         """Terminates a process in progress, kills it after the grace period, and prevents further ones."""

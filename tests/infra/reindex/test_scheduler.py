@@ -21,6 +21,7 @@ import pytest
 from apscheduler.triggers.interval import IntervalTrigger
 from click.testing import CliRunner
 
+from infra.reindex import lease
 from infra.reindex.scheduler import schedule
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
@@ -163,6 +164,16 @@ def test_a_run_due_during_another_one_is_skipped(behind: Path) -> None:
         url = running.wait_for("metrics: ").split()[-1]
         running.wait_for("skipping a scheduled run: the previous one is in progress; the next one is at")
         assert _metric(url, "searchforge_schedule_overlaps_total") >= 1
+        assert _metric(url, "searchforge_schedule_failures_total") == 0
+        running.stop()
+
+
+def test_a_run_refused_because_another_process_holds_the_lease_is_skipped(behind: Path) -> None:
+    storage = Workspace(str(behind)).storage
+    with lease.acquire(storage, "manual", lease_seconds=60), _schedule(behind, "exit 1") as running:
+        url = running.wait_for("metrics: ").split()[-1]
+        running.wait_for("skipping a scheduled run: run manual (process")
+        assert _metric(url, "searchforge_schedule_overlaps_total") == 1
         assert _metric(url, "searchforge_schedule_failures_total") == 0
         running.stop()
 
