@@ -199,11 +199,17 @@ def _prune_caches(
     builds = [workspace.marker(*one) for one in needed if one.kind == "searchers" and workspace.committed(*one)]
     quantizers = {str(build.get("quantizer")) for build in builds}
     runs = {id for kind, id in needed if kind == "embeddings"}
+    manifests = [workspace.marker("embeddings", id) for id in runs if workspace.committed("embeddings", id)]
+    shards = {shard["sha256"] for manifest in manifests for shard in manifest["shards"]}
     unpacked = image_folder(config).parent.name if has_captions(config.data) else ""
     for storage in storages.values():
         for name in storage.list_folders("cache/parts"):
             if name not in quantizers:
                 _delete_old(storage, f"cache/parts/{name}", limit)
+                continue
+            for file in storage.list_files(f"cache/parts/{name}"):
+                if file.partition(".")[0] not in shards:
+                    _delete_old(storage, f"cache/parts/{name}/{file}", limit)
         for name in storage.list_files("cache/folded"):
             if name.partition(".")[0].rpartition("-")[2] not in quantizers:
                 _delete_old(storage, f"cache/folded/{name}", limit)

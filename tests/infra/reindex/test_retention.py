@@ -183,8 +183,21 @@ def test_what_an_unfinished_embedding_run_builds_on_is_kept(workspace: Workspace
 
 
 def test_unused_cache_entries_are_deleted(workspace: Workspace) -> None:
-    kept = ("parts/qd/part", "folded/abc-qd.tflite", "sources/d.sqlite", "captions/content-hashes.json")
-    gone = ("parts/qa/part", "folded/abc-qa.tflite", "sources/z.sqlite", "queries/abc.npy", "captions/abc/1.jpg")
+    manifest = Manifest.model_validate(workspace.marker("embeddings", "d"))
+    kept = (
+        f"parts/qd/{manifest.shards[0].sha256}.v1.safetensors",
+        "folded/abc-qd.tflite",
+        "sources/d.sqlite",
+        "captions/content-hashes.json",
+    )
+    gone = (
+        "parts/qa/part",
+        f"parts/qd/{'0' * 64}.v1.safetensors",
+        "folded/abc-qa.tflite",
+        "sources/z.sqlite",
+        "queries/abc.npy",
+        "captions/abc/1.jpg",
+    )
     gone += ("training/abc-heads/state", "features/tower/chunk.npz")
     for name in (*kept, *gone):
         workspace.storage.write(f"cache/{name}", b"cached")
