@@ -12,7 +12,7 @@ from beam_jobs.corpus.archives import is_archive, list_archive
 from beam_jobs.corpus.files import File, describe_file, find_files
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import open_file
-from beam_jobs.corpus.tables import Row, read_rows
+from beam_jobs.corpus.tables import Row, is_table, read_rows
 from searchforge.errors import UsageError
 from searchforge.hashing import sha256_bytes
 from searchforge.image_decoding import RejectedInput
@@ -63,7 +63,9 @@ def list_texts(source: str) -> Iterator[Item]:
     found = find_files(source)
     if isinstance(found, File):
         expected = "a file with one text per line, a CSV, TSV or JSONL file, or a folder of such files"
-        return _require_readable(_texts_in(found, ""), source, expected)
+        # Row numbers alone could equal ids that other rows of the table have.
+        prefix = f"{found.id}:" if is_table(found.path) else ""
+        return _require_readable(_texts_in(found, prefix), source, expected)
     return (item for file in found for item in _texts_in_member(file))
 
 

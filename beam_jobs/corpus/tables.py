@@ -38,6 +38,14 @@ class Row(NamedTuple):
     metadata_error: str = ""
 
 
+_TABLES = ("csv", "tsv", "jsonl", "ndjson")
+
+
+def is_table(path: str) -> bool:
+    """Returns whether a file, judging by its extension, is a table, whose rows can have ids of their own."""
+    return path.lower().rpartition(".")[2] in _TABLES
+
+
 def read_rows(stream: BinaryIO, path: str, names: Sequence[str]) -> Iterator[Row]:
     """Yields the rows of an open file, skipping blank lines.
 

@@ -100,8 +100,8 @@ class CorpusListing:
                         "INSERT OR IGNORE INTO items VALUES(?,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)", row
                     ).rowcount
                     if not added:
-                        (uri,) = self._db.execute("SELECT uri FROM items WHERE id = ?", row[:1]).fetchone()
-                        raise UsageError(f"id {row[0]!r} names two items, {uri} and {row[1]}; ids must be unique")
+                        found = self._db.execute("SELECT uri, offset FROM items WHERE id = ?", row[:1]).fetchone()
+                        raise _duplicate(row[0], _place(*found), _place(row[1], row[5]))
             self.count += len(rows)
 
     def add_base(self, manifest: Manifest) -> None:
@@ -316,6 +316,16 @@ class CorpusListing:
         self._db.execute("BEGIN")
         yield
         self._db.execute("COMMIT")
+
+
+def _duplicate(id: str, first: str, second: str) -> UsageError:
+    if first == second:
+        return UsageError(f"id {id!r} is listed twice, both times for {first}; list each item once")
+    return UsageError(f"id {id!r} names two items, {first} and {second}; ids must be unique, so rename one of them")
+
+
+def _place(uri: str, offset: int | None) -> str:
+    return uri if offset is None else f"{uri} at byte {offset}"
 
 
 def _row(item: Item) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from beam_jobs.planning.listing import CorpusListing
 from beam_jobs.planning.shards import Shard
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
+from tests.beam_jobs.corpus.test_archives import tar_bytes
 from tests.beam_jobs.photos import draw_photos, embed_config, png, records, shard_bytes
 from tests.tiny_bundle import DIM, write_bundle
 
@@ -160,6 +161,18 @@ def test_a_duplicate_id_shows_both_sources(workspace: Workspace, photos: Path) -
     (photos / "list.csv").write_text("id,path\na,00.png\nb,02.png\na,sub/01.png\n")
     with pytest.raises(UsageError, match=r"id 'a' names two items, \S+00.png and \S+01.png"):
         embed_images(embed_config(workspace, photos / "list.csv"), "tiny")
+
+
+def test_duplicate_members_of_an_archive_are_told_apart(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("1.png", png(1)), ("1.png", png(2))]))
+    with pytest.raises(UsageError, match=r"\S+a.tar!1.png at byte 512 and \S+a.tar!1.png at byte \d{4}"):
+        embed_images(embed_config(workspace, tmp_path / "a.tar"), "tiny")
+
+
+def test_an_item_that_is_listed_twice_is_named(workspace: Workspace, photos: Path) -> None:
+    (photos / "list.txt").write_text("00.png\n01.png\n00.png\n")
+    with pytest.raises(UsageError, match=r"id '00.png' is listed twice, both times for \S+00.png"):
+        embed_images(embed_config(workspace, photos / "list.txt"), "tiny")
 
 
 def test_columns_of_a_list_become_metadata_of_the_record(workspace: Workspace, photos: Path) -> None:

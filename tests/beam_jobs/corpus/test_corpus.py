@@ -275,6 +275,15 @@ def test_each_row_of_several_files_is_a_text(tmp_path: Path) -> None:
     assert _texts(f"{tmp_path}/*.tsv").keys() == {"b.tsv:2"}
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("a.csv", "id,text\n,one\n2,two\n,three\n"), ("a.jsonl", '\n{"text": "one"}\n{"text": "two", "id": 2}\n{}\n')],
+)
+def test_rows_without_an_id_do_not_take_that_of_another_row(tmp_path: Path, name: str, rows: str) -> None:
+    (tmp_path / name).write_text(rows)
+    assert [item.id for item in list_texts(str(tmp_path / name))] == [f"{name}:2", "2", f"{name}:4"]
+
+
 def test_the_text_in_metadata_is_truncated_between_characters(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x" + "ü" * 4000)
     (item,) = _texts(tmp_path / "a.txt").values()
@@ -286,8 +295,8 @@ def test_bad_texts_are_rejected(tmp_path: Path) -> None:
     rows = [json.dumps({"text": "x", "more": "y" * 70_000}).encode(), b'{"text": "\xff"}', b'{"text": 1}', b"{}"]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
     items = _texts(tmp_path / "a.jsonl")
-    assert _rejects(items) == {"2": "bad_line", "3": "bad_line", "4": "empty"}
-    assert (items["1"].metadata, items["1"].metadata_error) == ({"text": "x"}, "more than 65536 bytes")
+    assert _rejects(items) == {"a.jsonl:2": "bad_line", "a.jsonl:3": "bad_line", "a.jsonl:4": "empty"}
+    assert (items["a.jsonl:1"].metadata, items["a.jsonl:1"].metadata_error) == ({"text": "x"}, "more than 65536 bytes")
     (tmp_path / "a.csv").write_text("title,year\nx,1\n")
     with pytest.raises(UsageError, match=r"a.csv has the columns 'title', 'year'; expected one of text, caption"):
         _texts(tmp_path / "a.csv")
