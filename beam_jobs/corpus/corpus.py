@@ -37,8 +37,8 @@ def list_images(source: str) -> Iterator[Item]:
         .jsonl); local, gs://, or in any file system that Beam supports. Archives in folders and lists are opened.
 
     Raises:
-      UsageError: The source does not exist, contains a compressed archive or a file name that is not UTF-8, or is a
-        list that is not text or has no column of paths.
+      UsageError: The source does not exist, contains a compressed archive, or is a list that is not text or has no
+        column of paths.
       JobError: A folder or a bucket cannot be listed.
     """
     found = find_files(source)
@@ -71,6 +71,9 @@ def list_texts(source: str) -> Iterator[Item]:
 
 def _texts_in_member(file: File) -> Iterator[Item]:
     """Yields the texts of one file of a folder; a file that cannot be read becomes a reject."""
+    if file.reject:
+        yield _rejected_file(file)
+        return
     try:
         yield from _texts_in(file, f"{file.id}:")
     except RejectedInput as error:
@@ -87,6 +90,8 @@ def _require_readable(items: Iterator[Item], source: str, expected: str) -> Iter
 
 
 def _images_in(file: File, metadata: dict[str, object]) -> Iterator[Item]:
+    if file.reject:
+        return iter((_rejected_file(file),))
     if is_archive(file.path):
         return list_archive(file, metadata)
     return iter((Item(file.id, file.path, file.path, file.version, file.size, None, file.content, metadata),))
@@ -146,6 +151,10 @@ def _texts_in(file: File, prefix: str) -> Iterator[Item]:
             text=row.value,
             metadata_error=row.metadata_error,
         )
+
+
+def _rejected_file(file: File) -> Item:
+    return Item(file.id, file.path, file.path, reject=file.reject, detail=file.detail)
 
 
 def _rejected_row(file: File, id: str, row: Row, reason: str, detail: str) -> Item:

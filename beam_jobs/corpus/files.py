@@ -19,17 +19,19 @@ from beam_jobs.corpus import buckets
 from searchforge.errors import JobError, UsageError
 from searchforge.storage.base import GCS_SCHEME
 
+_NO_PERMISSION = "no permission to list the folder, whose files are left out; change its permissions or move it"
+
 _WILDCARD = re.compile(r"[*?\[]")
 
 
 class File(NamedTuple):
-    """One file.
+    """One file, or a folder that may not be listed.
 
     Attributes:
       id: Path relative to the folder or to the fixed part of the glob; the name of a single file.
       path: Absolute path or URI.
       size: Size in bytes; -1 if the file is missing.
-      version, content: See `Item`.
+      version, content, reject, detail: See `Item`. In an id and path that are not UTF-8, the other bytes are escaped.
     """
 
     id: str
@@ -37,6 +39,8 @@ class File(NamedTuple):
     size: int = -1
     version: str = ""
     content: str = ""
+    reject: str = ""
+    detail: str = ""
 
 
 def find_files(source: str) -> File | Iterator[File]:
@@ -45,8 +49,10 @@ def find_files(source: str) -> File | Iterator[File]:
     In a glob, `*` and `?` match within a folder, `**` across folders, and `[...]` matches one of several characters.
     A path that exists is not treated as a glob, and neither are the leading folders of a local glob that exist.
 
+    Below a folder, a file whose path is not UTF-8 and a subfolder that may not be listed are yielded as rejects.
+
     Raises:
-      UsageError: The file, folder or bucket does not exist, or the name of a file is not UTF-8.
+      UsageError: The file, folder or bucket does not exist, or `source` is not UTF-8.
       JobError: A folder or a bucket cannot be listed.
     """
     if source.startswith(GCS_SCHEME):
@@ -54,7 +60,8 @@ def find_files(source: str) -> File | Iterator[File]:
     if "://" in source:
         return _beam_source(source)
     path = os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111 (Path.resolve would follow links)
-    _check_utf8(path)
+    if not _is_utf8(path):
+        raise UsageError(f"corpus {_printable(path)} is not UTF-8; rename the file or folder")
     if os.path.isdir(path):  # noqa: PTH112
         return _walk(path.rstrip("/"), None)
     root = _existing_root(path)
@@ -158,6 +165,9 @@ def _walk(root: str, pattern: _Glob | None) -> Iterator[File]:
                     elif pattern is None or pattern.matches(name):
                         yield _local_file(name, entry)
         except OSError as error:
+            if folder and isinstance(error, PermissionError):
+                yield _rejected(folder[:-1], f"{root}/{folder[:-1]}", "unlisted_folder", _NO_PERMISSION)
+                continue
             raise JobError(
                 f"folder {root}/{folder} cannot be listed: {error.strerror}; change its permissions"
             ) from None
@@ -165,8 +175,8 @@ def _walk(root: str, pattern: _Glob | None) -> Iterator[File]:
 
 
 def _local_file(id: str, entry: os.DirEntry[str]) -> File:
-    if not id.isascii():
-        _check_utf8(entry.path)
+    if not id.isascii() and not _is_utf8(entry.path):
+        return _rejected(id, entry.path, "not_utf8", "the name of the file or of its folder is not UTF-8; rename it")
     try:
         status = entry.stat()
     except OSError:
@@ -178,11 +188,20 @@ def _local_version(status: os.stat_result) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def _check_utf8(path: str) -> None:
+def _rejected(id: str, path: str, reason: str, detail: str) -> File:
+    return File(_printable(id), _printable(path), reject=reason, detail=detail)
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _is_utf8(path: str) -> bool:
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"file name {path!r} is not UTF-8; rename the file") from None
+        return False
+    return True
 
 
 def _local_source(source: str, path: str) -> File:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -205,6 +206,17 @@ def test_a_link_to_a_folder_is_rejected(workspace: Workspace, photos: Path, tmp_
     (tmp_path / "elsewhere").mkdir()
     (photos / "link").symlink_to(tmp_path / "elsewhere")
     assert embed_images(embed_config(workspace, photos), "tiny").rejected_by_reason == {"not_a_file": 1}
+
+
+def test_a_name_that_is_not_utf8_is_rejected(workspace: Workspace, photos: Path) -> None:
+    (photos / "00.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(JobError, match="1 not_utf8"):
+        embed_images(embed_config(workspace, photos, corpus__max_reject_fraction=0.0), "tiny")
+    manifest = embed_images(embed_config(workspace, photos), "tiny")
+    assert manifest.rejected_by_reason == {"not_utf8": 1}
+    (name,) = manifest.rejects
+    reject = json.loads(workspace.storage.read(f"embeddings/{manifest.id}/{name}"))
+    assert (reject["id"], reject["uri"]) == ("caf\\xe9.png", f"{photos}/caf\\xe9.png")
 
 
 def test_a_compressed_file_is_not_decompressed(workspace: Workspace, photos: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -223,18 +224,49 @@ def test_a_missing_corpus_is_refused(tmp_path: Path) -> None:
         _images("nothing://here")
 
 
-def test_file_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).touch()
-    with pytest.raises(UsageError, match="is not UTF-8; rename the file"):
-        _images(tmp_path)
+def test_file_names_that_are_not_utf8_are_rejected(tmp_path: Path) -> None:
+    _write(tmp_path, "a.txt", "b.txt", "d/b.txt")
+    (tmp_path / "b.txt").rename(tmp_path / os.fsdecode(b"caf\xe9.txt"))
+    (tmp_path / "d").rename(tmp_path / os.fsdecode(b"d\xe9"))
+    for items in (_images(tmp_path), _texts(tmp_path)):
+        assert _rejects(items) == {"caf\\xe9.txt": "not_utf8", "d\\xe9/b.txt": "not_utf8"}
+        assert items["caf\\xe9.txt"].uri == f"{tmp_path}/caf\\xe9.txt"
+        assert len(items) == 3
+    with pytest.raises(UsageError, match=r"caf\\xe9.txt is not UTF-8; rename the file"):
+        _images(tmp_path / os.fsdecode(b"caf\xe9.txt"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
-def test_a_folder_that_cannot_be_listed_fails(tmp_path: Path) -> None:
-    _write(tmp_path, "a.jpg", "private/b.jpg")
-    (tmp_path / "private").chmod(0)
-    assert _images(f"{tmp_path}/*.jpg").keys() == {"a.jpg"}
-    with pytest.raises(JobError, match=r"private.* cannot be listed"):
+def _fail_to_list(folder: Path, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes listing a folder fail, also for root, who has every permission."""
+    scandir = os.scandir
+
+    def failing(path: str) -> Iterator[os.DirEntry[str]]:
+        if os.path.normpath(path) == str(folder):
+            raise OSError(error, os.strerror(error), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+
+
+def test_a_folder_without_permission_to_list_it_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, "a.txt", "lost+found/b.txt", "z/c.txt")
+    _fail_to_list(tmp_path / "lost+found", errno.EACCES, monkeypatch)
+    for items in (_images(tmp_path), _texts(tmp_path)):
+        assert _rejects(items) == {"lost+found": "unlisted_folder"}
+        assert items["lost+found"].uri == f"{tmp_path}/lost+found"
+        assert len(items) == 3
+    assert _images(f"{tmp_path}/*.txt").keys() == {"a.txt"}
+
+
+def test_a_folder_that_cannot_be_listed_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, "a.jpg", "sub/b.jpg")
+    with monkeypatch.context() as patch:
+        _fail_to_list(tmp_path / "sub", errno.EIO, patch)
+        assert _images(f"{tmp_path}/*.jpg").keys() == {"a.jpg"}
+        with pytest.raises(JobError, match=r"sub.* cannot be listed"):
+            _images(tmp_path)
+    _fail_to_list(tmp_path, errno.EACCES, monkeypatch)
+    with pytest.raises(JobError, match=r"cannot be listed"):
         _images(tmp_path)
 
 
