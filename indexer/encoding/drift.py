@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from indexer.corpus.corpus_scan import SCORE_TOLERANCE
 from indexer.encoding.encoded_shards import EncodedCorpus
-from indexer.quantization.block_allocation import expected_error
 from indexer.quantization.codes import decode
 from searchforge.artifacts.manifest import Manifest
 
@@ -21,7 +20,7 @@ NEGLIGIBLE_ERROR = 0.002
 """Mean squared error, as a fraction of the vectors' variance, that hardly affects recall."""
 
 _SAMPLE = 16_384
-"""Number of codes from which the variances of the vectors are estimated."""
+"""Number of codes from which the variance of the vectors is estimated."""
 
 
 def index_statistics(encoded: EncodedCorpus, codebooks: Sequence[npt.NDArray[np.float32]]) -> dict[str, float]:
@@ -32,18 +31,15 @@ def index_statistics(encoded: EncodedCorpus, codebooks: Sequence[npt.NDArray[np.
 
     Returns:
       squared_error: Mean squared error of the codes.
-      expected_error: Least error that can be expected of codes of this size (`block_allocation.expected_error`), or the
-        negligible one if that is more.
+      negligible_error: Mean squared error that hardly affects recall.
       imbalance: Mean size of an item's own partition, as a multiple of the mean partition size.
     """
     sizes = encoded.partition_sizes.astype(np.float64)
     sample = encoded.codes[:: -(-len(encoded.codes) // _SAMPLE)]
-    variances = np.var(decode(sample, codebooks), axis=0, dtype=np.float64)
-    variance = float(variances.sum()) + encoded.squared_error
-    widths = [codebook.shape[1] for codebook in codebooks]
+    variance = float(np.var(decode(sample, codebooks), axis=0, dtype=np.float64).sum()) + encoded.squared_error
     return {
         "squared_error": encoded.squared_error,
-        "expected_error": max(expected_error(variances, widths), NEGLIGIBLE_ERROR * variance),
+        "negligible_error": NEGLIGIBLE_ERROR * variance,
         "imbalance": float(np.sum(sizes**2) * len(sizes) / np.sum(sizes) ** 2),
     }
 
@@ -52,17 +48,17 @@ def measure_drift(trained: Mapping[str, float], current: Mapping[str, float], ch
     """Compares an index with the one that its quantizer was trained for.
 
     Codes of a small corpus, or of an easy one, may have been almost exact at training time. Their error is therefore
-    compared with the expected one if that is more.
+    compared with the negligible one if that is more.
 
     Args:
-      trained: `index_statistics` of the index at training time; the expected error is not used.
+      trained: `index_statistics` of the index at training time; the negligible error is not used.
       current: `index_statistics` of the index now.
       changed: Result of `share_changed`.
 
     Returns:
       Growth of squared error and imbalance, the share changed, and `drift`: the maximum, with the share weighted.
     """
-    error = max(trained["squared_error"], current["expected_error"], SCORE_TOLERANCE**2)
+    error = max(trained["squared_error"], current["negligible_error"], SCORE_TOLERANCE**2)
     growth = {
         "squared_error_growth": current["squared_error"] / error - 1,
         "imbalance_growth": current["imbalance"] / trained["imbalance"] - 1,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -46,17 +44,6 @@ def block_widths(variances: npt.NDArray[np.floating], blocks: int) -> list[int]:
         widths.append(end - start)
         end = start
     return widths[::-1]
-
-
-def expected_error(variances: npt.ArrayLike, widths: Sequence[int]) -> float:
-    """Returns the least mean squared error of codes with 8 bits for each block of independent Gaussian dimensions.
-
-    Args:
-      variances: Variance of each dimension.
-      widths: Number of dimensions of each block, in order.
-    """
-    blocks = np.split(np.asarray(variances, np.float64), np.cumsum(widths)[:-1])
-    return float(sum(_errors_of_prefixes(-np.sort(-block))[-1] for block in blocks))
 
 
 def _errors_of_prefixes(variances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -10,13 +10,12 @@ import pytest
 
 from indexer.encoding.drift import NEGLIGIBLE_ERROR, SHARE_WEIGHT, index_statistics, measure_drift, share_changed
 from indexer.encoding.encoded_shards import EncodedCorpus
-from indexer.quantization.block_allocation import expected_error
 from searchforge.artifacts.manifest import Manifest, ShardInfo
 from searchforge.config import IndexConfig
 from tests.indexer.shards import records, workspace_with_encoder
 from tests.indexer.tiny_corpus import commit_embeddings
 
-TRAINED = {"squared_error": 0.2, "expected_error": 0.1, "imbalance": 1.5}
+TRAINED = {"squared_error": 0.2, "negligible_error": 0.1, "imbalance": 1.5}
 
 CODEBOOKS = [np.array([[0, 0], [2, 4]] + [[9, 9]] * 254, np.float32), np.array([[0], [2]] + [[9]] * 254, np.float32)]
 """Two blocks, of two dimensions and of one."""
@@ -39,25 +38,17 @@ def test_the_error_is_that_of_the_index() -> None:
     assert index_statistics(index_of([3, 4], squared_error=0.125), CODEBOOKS)["squared_error"] == 0.125
 
 
-def test_the_expected_error_is_that_of_codes_of_this_size() -> None:
-    codes = np.repeat([[0, 0], [1, 0]], 2, axis=0).astype(np.uint8)
-    index = dataclasses.replace(index_of([4]), codes=codes)
-    expected = expected_error([1, 4, 0], [2, 1])  # the variances of the reconstructed vectors
-    assert index_statistics(index, CODEBOOKS)["expected_error"] == pytest.approx(expected)
-
-
-def test_a_negligible_error_is_always_expected() -> None:
+def test_the_negligible_error_is_relative_to_the_variance_of_the_vectors() -> None:
     codes = np.repeat([[0, 0], [0, 1]], 2, axis=0).astype(np.uint8)
     index = dataclasses.replace(index_of([4], squared_error=0.5), codes=codes)
-    assert index_statistics(index, CODEBOOKS)["expected_error"] == pytest.approx(NEGLIGIBLE_ERROR * (1 + 0.5))
+    assert index_statistics(index, CODEBOOKS)["negligible_error"] == pytest.approx(NEGLIGIBLE_ERROR * (1 + 0.5))
 
 
-def test_the_expected_error_of_many_codes_is_estimated() -> None:
+def test_the_variance_of_many_vectors_is_estimated() -> None:
     count = 100_000
     codes = np.random.default_rng(0).integers(0, 2, (count, 2), np.uint8)
     index = dataclasses.replace(index_of([count], squared_error=0.0), codes=codes)
-    expected = expected_error([1, 4, 1], [2, 1])
-    assert index_statistics(index, CODEBOOKS)["expected_error"] == pytest.approx(expected, rel=0.03)
+    assert index_statistics(index, CODEBOOKS)["negligible_error"] == pytest.approx(NEGLIGIBLE_ERROR * 6, rel=0.03)
 
 
 def test_an_index_equal_to_the_trained_one_has_not_drifted() -> None:
@@ -90,21 +81,21 @@ def test_by_default_two_fifths_of_a_corpus_may_change() -> None:
 
 
 @pytest.mark.parametrize("before", [0.0, 1e-15, 0.01])
-def test_errors_of_codes_that_were_almost_exact_are_compared_with_the_expected_one(before: float) -> None:
-    exact = {"squared_error": before, "expected_error": 0.1, "imbalance": 1.0}
+def test_errors_of_codes_that_were_almost_exact_are_compared_with_the_negligible_one(before: float) -> None:
+    exact = {"squared_error": before, "negligible_error": 0.1, "imbalance": 1.0}
     assert measure_drift(exact, exact, 0.0)["drift"] == 0
     assert measure_drift(exact, {**exact, "squared_error": 0.1}, 0.0)["drift"] == 0
     assert measure_drift(exact, {**exact, "squared_error": 0.15}, 0.0)["drift"] == pytest.approx(0.5)
 
 
 def test_rounding_errors_of_equal_vectors_are_no_drift() -> None:
-    equal = {"squared_error": 0.0, "expected_error": 0.0, "imbalance": 1.0}
+    equal = {"squared_error": 0.0, "negligible_error": 0.0, "imbalance": 1.0}
     assert measure_drift(equal, equal, 0.0)["drift"] == 0
     assert measure_drift(equal, {**equal, "squared_error": 1e-14}, 0.0)["drift"] == 0
 
 
 def test_an_index_of_an_earlier_version_can_be_compared() -> None:
-    """Its statistics have no expected error."""
+    """Its statistics have no negligible error."""
     found = measure_drift({"squared_error": 0.2, "imbalance": 1.5}, {**TRAINED, "squared_error": 0.25}, 0.0)
     assert found["drift"] == pytest.approx(0.25)
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from indexer.quantization.block_allocation import block_widths, expected_error
+from indexer.quantization.block_allocation import block_widths
 
 SPECTRA = {
     "geometric": 0.9 ** np.arange(64.0),
@@ -46,13 +46,6 @@ def test_no_cut_has_a_smaller_expected_error(seed: int, blocks: int) -> None:
     errors = {widths: water_filling(variances, widths) for widths in all_cuts(9, blocks)}
     chosen = errors[tuple(block_widths(variances, blocks))]
     assert chosen == pytest.approx(min(errors.values()), rel=1e-6)
-
-
-@pytest.mark.parametrize("widths", [(1, 3, 5), (9,), (1,) * 9])
-def test_the_expected_error_is_the_rate_distortion_bound_in_any_order(widths: tuple[int, ...]) -> None:
-    variances = np.exp(np.random.default_rng(0).normal(size=9))
-    assert expected_error(variances, widths) == pytest.approx(water_filling(variances, widths), rel=1e-6)
-    assert expected_error(np.zeros(9), widths) == pytest.approx(0, abs=1e-20)
 
 
 def test_with_as_many_blocks_as_dimensions_each_has_its_own() -> None:
