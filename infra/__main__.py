@@ -1,5 +1,5 @@
 """Runs the `searchforge` command line as `python -m infra`."""
 
-from infra.cli.commands import main
+from infra.cli.main import main
 
 main()

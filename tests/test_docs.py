@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from click import Group
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from searchforge.config import Config, load_config
 from tests import layout
 

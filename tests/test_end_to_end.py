@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.demo.scenes import write_scenes
 from searchforge.artifacts.workspace import Workspace
 

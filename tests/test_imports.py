@@ -43,7 +43,7 @@ def test_no_folder_has_too_many_files() -> None:
 def test_the_command_line_starts_without_heavy_imports() -> None:
     for name in (
         "infra/__init__.py",
-        "infra/cli/commands.py",
+        "infra/cli/main.py",
         "infra/cli/operation_commands.py",
         "infra/cli/option_groups.py",
         "infra/cli/pipeline_commands.py",

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from infra.cli.commands import main
 from infra.cli.doctor import check_proxy
+from infra.cli.main import main
 from searchforge.proxy import bypass_proxy, proxies
 
 _ECHO = "/test/echo"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.cli.summaries import hits
 from searchforge.artifacts.workspace import Workspace
 from serving_check.measurement.search import Hit

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.datasets.coco import DATASETS, Archive, Dataset
 from infra.datasets.download import ATTEMPTS
 from infra.datasets.fetch import FetchReport, fetch, summary

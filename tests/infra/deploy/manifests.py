@@ -49,7 +49,7 @@ def parse_command(words: list[str]) -> dict[str, Any]:
       click.UsageError: The options are invalid.
     """
     if words[0] == "searchforge":
-        group = importlib.import_module("infra.cli.commands").main
+        group = importlib.import_module("infra.cli.main").main
         name, arguments = words[1], words[2:]
         assert name in group.commands, f"there is no command {name}"
         command: click.Command = group.commands[name]

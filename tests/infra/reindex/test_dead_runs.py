@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.reindex import journal, lease, metrics
 from infra.reindex.journal import Run
 from infra.reindex.run import StageFunctions, reindex

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.reindex import journal, lease, metrics
 from infra.reindex.journal import ItemsEntry
 from searchforge.artifacts.workspace import Workspace

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from infra.cli import summaries
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.reindex import metrics
 from infra.reindex.journal import ItemsEntry
 from infra.reindex.status import read_status

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from infra import api
 from infra.cli import summaries
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.reindex import journal, lease
 from infra.reindex.journal import Run
 from infra.reindex.run import StageFunctions, Stopped, reindex

@@ -198,7 +198,7 @@ def test_the_command_starts_runs_with_its_own_configuration(tmp_path: Path) -> N
     ],
 )
 def test_an_invalid_schedule_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
-    from infra.cli.commands import main
+    from infra.cli.main import main
 
     result = CliRunner().invoke(main, ["schedule", "--workspace", str(tmp_path), *options])
     assert result.exit_code == 2 and message in result.output

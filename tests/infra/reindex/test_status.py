@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.reindex import journal, lease
 from infra.reindex.status import Lag, parse_age, read_status
 from infra.releases.releases import rollback

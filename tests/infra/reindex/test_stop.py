@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.reindex import journal, lease
 from searchforge.config import TrainConfig
 from searchforge.native_output import import_quietly

@@ -57,7 +57,7 @@ def test_a_wrong_clock_deletes_neither_too_much_nor_too_little(tmp_path: Path, y
     pruning = ["prune", "--keep", "1", "--min-age", "7d", "--json", "--workspace", workspace.root]
     code = f"""
 import time
-from infra.cli.commands import main
+from infra.cli.main import main
 main({publishing!r}, standalone_mode=False)
 print("|", time.time(), "|")
 main({pruning!r}, standalone_mode=False)

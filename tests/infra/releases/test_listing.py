@@ -6,7 +6,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.releases.releases import list_releases, publish, rollback
 from searchforge.artifacts.workspace import Workspace
 from tests.infra.releases.sample_artifacts import commit_checked

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from indexer.build import build_index
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.serve.server import serve
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import load_config

@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from infra.serve.application import MAX_BODY
 from infra.serve.parameters import MAX_CONDITIONS, MAX_HITS, MAX_QUERY
 from searchforge.hashing import sha256_bytes

@@ -8,7 +8,7 @@ import socket
 import pytest
 from click.testing import CliRunner
 
-from infra.cli.commands import main
+from infra.cli.main import main
 from searchforge.errors import JobError
 from searchforge.storage import patience
 from searchforge.storage.gcs import GcsStorage

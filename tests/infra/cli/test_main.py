@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from infra.cli.commands import main
 from infra.cli.doctor import Finding, check_packages, diagnose
+from infra.cli.main import main
 from infra.cli.summaries import printable
 from infra.releases.releases import list_releases
 from searchforge.artifacts.workspace import Workspace
