@@ -124,7 +124,7 @@ def test_the_command_builds_a_searcher_and_reports_errors(tmp_path: Path) -> Non
     assert "partitions is 21, but the corpus has 20 images" in refused.output
     unknown = CliRunner().invoke(main, ["--workspace", corpus.workspace.root, "--embeddings", "other"])
     assert unknown.exit_code == 2
-    assert "there: corpus" in unknown.output
+    assert "existing: corpus" in unknown.output
 
 
 def test_a_modified_encoder_file_is_rejected(tmp_path: Path) -> None:
