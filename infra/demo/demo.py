@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRAIN_DEFAULTS = {"ensemble_size": 1, "views": 1}
-"""Training settings unless the configuration sets them: drawn scenes need no more."""
+DEFAULTS: dict[str, dict[str, int]] = {
+    "train": {"ensemble_size": 1, "views": 1},
+    "index": {"queries": 2_000},
+}
+"""Settings by section, unless the configuration sets them: drawn scenes need no more."""
 
 QUERIES = 5
 HITS = 5
@@ -62,8 +65,11 @@ def run_demo(config: Config, scenes: int, seed: int) -> DemoReport:
     corpus = Path(config.workspace) / "corpus"
     captions = write_scenes(corpus, scenes, seed)
     data = config.data.model_copy(update={"captions": (str(captions),), "images": str(corpus / "images")})
-    settings = {key: value for key, value in TRAIN_DEFAULTS.items() if key not in config.train.model_fields_set}
-    config = config.model_copy(update={"data": data, "train": config.train.model_copy(update=settings)})
+    config = config.model_copy(update={"data": data})
+    for name, defaults in DEFAULTS.items():
+        section = getattr(config, name)
+        settings = {key: value for key, value in defaults.items() if key not in section.model_fields_set}
+        config = config.model_copy(update={name: section.model_copy(update=settings)})
     run = api.run(config)
     heldout = split_heldout(load_captions(config), config).heldout
     chosen = heldout[:: max(1, len(heldout) // QUERIES)][:QUERIES]
