@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import apache_beam as beam
 import pytest
@@ -34,6 +34,15 @@ def _run(function: Callable[[int], None]) -> None:
         _ = pipeline | beam.Create([1]) | beam.Map(function)
 
 
+@pytest.fixture
+def python_sigint() -> Iterator[None]:
+    """Python's own handler: a process that was started in the background may ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_sigint")
 @pytest.mark.parametrize(
     ("function", "request_type", "text"), [(_interrupt, KeyboardInterrupt, ""), (_stop, Stop, "SIGTERM")]
 )
