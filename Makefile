@@ -3,7 +3,7 @@
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin
 CODE := searchforge trainer beam_jobs indexer serving_check infra tests setup.py
-SCENES ?= 2000
+SCENES ?= 1600
 # Two test processes keep two cores busy: threads of the one would only wait for those of the other.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest --numprocesses logical
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python --no-deps

@@ -168,7 +168,7 @@ def fetch_command(
 
 
 @click.command()
-@click.option("--scenes", type=click.IntRange(100), default=2000, show_default=True, help="Number of images to draw.")
+@click.option("--scenes", type=click.IntRange(100), default=1600, show_default=True, help="Number of images to draw.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random scenes.")
 @reports_errors
 @config_options
