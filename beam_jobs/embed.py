@@ -231,7 +231,7 @@ class _EmbedRun(EmbedMethod):
             f"into {workspace.url('embeddings', id)}"
         )
         if plan.sizes:
-            run_pipeline(plan.sizes, options, config.embed, workspace.storage)
+            run_pipeline(plan, options, config.embed, workspace.storage)
         reports = [read_report(workspace.storage, folder, shard) for shard in plan.shards]
         written = [report for report in reports if report is not None]
         if len(written) < len(reports):

@@ -19,7 +19,8 @@ from indexer.device import worker
 from indexer.device.index_writer import write_index
 from indexer.device.partitioned import write_partitioned
 from indexer.encoding.local_run import delete_unused
-from indexer.encoding.reuse import NON_TRAINING_KEYS, QUANTIZER, find_reusable_build, training_config
+from indexer.encoding.reuse import QUANTIZER, find_reusable_build
+from indexer.identity import FORMAT_VERSION, NON_TRAINING_KEYS, training_config
 from indexer.quantization.quantizer import Quantizer
 from indexer.quantization.query_map import inverse_transpose
 from indexer.stopwatch import Stopwatch
@@ -36,9 +37,6 @@ from searchforge.hashing import content_id, sha256_file
 from searchforge.processes import isolated
 
 logger = logging.getLogger(__name__)
-
-FORMAT_VERSION = 2
-"""Version of build.json and USER_INFO. Part of a searcher's id, so that a change of the packing changes the id."""
 
 
 def build_index(config: Config, embeddings: str, encoder: str | None = None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def build_table(workspace: Workspace, embeddings: str) -> Path:
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when the holder dies
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
+            temporary = path.with_suffix(".tmp")  # SQLite writes to a path, not to an open file
             temporary.unlink(missing_ok=True)  # left by a killed process
             rows = (
                 (record.id, record.uri, record.byte_range, record.content_hash)

@@ -25,7 +25,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 ArtifactId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,79}$")]
-ChannelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+CHANNEL_NAME = r"[a-z][a-z0-9-]{0,31}"
+"""Regular expression of the name of a release channel."""
+
+ChannelName = Annotated[str, Field(pattern=f"^{CHANNEL_NAME}$")]
 
 LutType = Literal["float", "int16", "int8"]
 """Element type of the look-up tables used for asymmetric distance computation on the device."""

@@ -18,7 +18,7 @@ from beam_jobs.corpus.files import File
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.metadata import MAX_METADATA, is_too_long, parse_object
 from beam_jobs.corpus.reading import open_file
-from searchforge.artifacts.records import example_bytes, iterate_tfrecords
+from searchforge.artifacts.records import TFRECORD_FRAMING, TFRECORD_HEADER, example_bytes, iterate_tfrecords
 from searchforge.errors import UsageError
 from searchforge.hashing import sha256_bytes
 from searchforge.image_decoding import RejectedInput
@@ -359,11 +359,8 @@ def _list_tfrecord(archive: File, metadata: dict[str, Any], stream: BinaryIO) ->
             raise _DamagedError(str(error)) from None
         if payload is None:
             return
-        yield _example_item(archive, metadata, index, payload, start + _RECORD_HEADER)
-        start += _RECORD_HEADER + len(payload) + _RECORD_FOOTER
-
-
-_RECORD_HEADER, _RECORD_FOOTER = 12, 4
+        yield _example_item(archive, metadata, index, payload, start + TFRECORD_HEADER)
+        start += len(payload) + TFRECORD_FRAMING
 
 
 def _example_item(archive: File, metadata: dict[str, Any], index: int, payload: bytes, start: int) -> Item:

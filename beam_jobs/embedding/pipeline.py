@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import apache_beam as beam
@@ -13,6 +12,7 @@ from apache_beam.utils.shared import Shared
 
 from beam_jobs.embedding.embedder import Embedder, EmbedOptions, Outcome, write_outcome
 from beam_jobs.embedding.shard_progress import report_progress
+from beam_jobs.planning.plan import EmbedPlan
 from beam_jobs.planning.shards import Shard, ShardReport, read_plan, read_report, write_report
 from searchforge.artifacts.workspace import Workspace
 from searchforge.beam_runner import interruptible, runner_option
@@ -78,27 +78,23 @@ def _update_metrics(report: ShardReport) -> None:
             Metrics.distribution(NAMESPACE, name).update(round(observed.mean))
 
 
-def run_pipeline(sizes: Sequence[int], options: EmbedOptions, config: EmbedConfig, storage: Storage) -> None:
+def run_pipeline(plan: EmbedPlan, options: EmbedOptions, config: EmbedConfig, storage: Storage) -> None:
     """Embeds every unfinished shard of a plan.
-
-    Args:
-      sizes: Number of items in each shard.
 
     Raises:
       JobError: The job failed; finished shards are kept.
     """
-    shards = [Shard(index, len(sizes)) for index in range(len(sizes))]
     arguments = [runner_option(config.runner), *config.beam_options]
     bypass_proxy()
     try:
         with (
-            report_progress(shards, sizes, options.folder, storage),
+            report_progress(plan.shards, plan.sizes, options.folder, storage),
             interruptible(),
             beam.Pipeline(options=PipelineOptions(arguments)) as pipeline,
         ):
             _ = (
                 pipeline
-                | "Shards" >> beam.Create(shards)
+                | "Shards" >> beam.Create(plan.shards)
                 | "Spread" >> beam.Reshuffle()
                 | "Embed" >> beam.ParDo(EmbedShard(options))
             )

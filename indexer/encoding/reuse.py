@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from indexer.identity import changed_settings
 from indexer.quantization.quantizer import Quantizer
 from indexer.tuning.parameters import IndexParameters
 from searchforge.artifacts.manifest import Manifest
@@ -14,9 +15,6 @@ from searchforge.errors import UsageError
 
 QUANTIZER = "quantizer.safetensors"
 """File name of a searcher's quantizer."""
-
-NON_TRAINING_KEYS = {"reuse_from", "max_drift", "runner", "beam_options"}
-"""Configuration keys that do not affect what is trained."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,6 @@ class ReusableBuild:
     trained_on: Manifest
     statistics: dict[str, float]
     tuning: dict[str, Any]
-
-
-def training_config(config: IndexConfig) -> dict[str, Any]:
-    """Returns the settings that affect what is trained."""
-    return config.model_dump(mode="json", exclude=NON_TRAINING_KEYS)
 
 
 def find_reusable_build(
@@ -63,7 +56,7 @@ def find_reusable_build(
     for build in builds:
         wanted = {"encoder": encoder, "fingerprint": manifest.fingerprint}
         differing = [key for key, value in wanted.items() if build.get(key) != value]
-        if config.changed_since(build.get("config"), NON_TRAINING_KEYS):
+        if changed_settings(build, config):
             differing.append("config")
         if not differing and workspace.committed("embeddings", build["training"]["embeddings"]):
             matching.append(build)

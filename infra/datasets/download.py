@@ -1,7 +1,7 @@
 """Resumable HTTP download of a large file of known size.
 
 No dependency offers this: an interrupted download continues from the bytes it already has, in the same run or in a
-later one, but only while the server has the same version of the file (If-Range; RFC 9110, 13.1.5).
+later one, but only if the server still has the same version of the file (If-Range; RFC 9110, 13.1.5).
 """
 
 from __future__ import annotations

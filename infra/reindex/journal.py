@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from searchforge.artifacts.manifest import Manifest, describe_rejects
-from searchforge.storage.base import Storage
+from searchforge.storage.base import Storage, list_records
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def write(storage: Storage, run: Run) -> None:
 
 def ids(storage: Storage) -> list[str]:
     """Returns the ids of all runs, most recent first."""
-    return sorted((name.removesuffix(".json") for name in storage.list_files(FOLDER) if _is_entry(name)), reverse=True)
+    return [name.removesuffix(".json") for name in reversed(list_records(storage, FOLDER))]
 
 
 def read(storage: Storage, id: str) -> Run | None:
@@ -230,7 +230,3 @@ def prune(storage: Storage, keep: int) -> None:
 
 def _path(id: str) -> str:
     return f"{FOLDER}/{id}.json"
-
-
-def _is_entry(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(".")

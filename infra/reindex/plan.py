@@ -51,7 +51,7 @@ class KnownRelease:
 
 @dataclass(frozen=True)
 class ReindexPlan:
-    """What a run has to do.
+    """Work that a run has to do.
 
     Attributes:
       entry: Plan as the journal records it.
@@ -204,11 +204,7 @@ def _differences(config: Config, release: Release, manifest: Manifest) -> list[s
 
 
 def _changed_settings(config: Config, release: Release) -> list[str]:
-    from indexer.compiled_code import offer_cache
-
-    offer_cache(config.workspace)
-    from indexer.build import FORMAT_VERSION
-    from indexer.encoding.reuse import NON_TRAINING_KEYS
+    from indexer.identity import FORMAT_VERSION, changed_settings
     from serving_check.schema import REPORT_VERSION
 
     workspace = Workspace(config.workspace)
@@ -216,11 +212,7 @@ def _changed_settings(config: Config, release: Release) -> list[str]:
     report = workspace.marker("checks", release.provenance["check"])
     found = []
     for name, version, keys in (
-        (
-            "index",
-            (build.get("version"), FORMAT_VERSION),
-            config.index.changed_since(build.get("config"), NON_TRAINING_KEYS),
-        ),
+        ("index", (build.get("version"), FORMAT_VERSION), changed_settings(build, config.index)),
         ("check", (report.get("version"), REPORT_VERSION), config.check.changed_since(report.get("config") or {})),
     ):
         if version[0] != version[1]:

@@ -2,10 +2,9 @@
 
 Needed artifacts are those that remaining releases were built from, those of the current run, encoders that were rolled
 back, and their dependencies: an embedding run refers to shards of earlier runs, and so does the plan of an unfinished
-one. Everything else, including unfinished
-artifacts, is deleted once it has not been written to for some time. An artifact's marker is deleted first, so that a
-partly deleted folder never counts as an artifact; a retention that is killed is completed by the next one. Encoders
-that no embedding run ever used are kept, since they were trained manually.
+one. Everything else, including unfinished artifacts, is deleted once it has not been written to for some time. An
+artifact's marker is deleted first, so that a partly deleted folder never counts as an artifact; the next run completes
+an interrupted deletion. Encoders that no embedding run ever used are kept, since they were trained manually.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from searchforge.artifacts.workspace import MARKERS, Kind, Workspace
 from searchforge.captions.dataset import has_captions, image_folder
 from searchforge.config import Config
 from searchforge.errors import JobError
-from searchforge.storage.base import Storage
+from searchforge.storage.base import Storage, list_abandoned
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def prune(
       The artifacts that were deleted from the workspace.
 
     Raises:
-      JobError: The storage is unavailable, or a damaged marker leaves it unknown what is needed.
+      JobError: The storage is unavailable, or a damaged marker makes it impossible to tell what is needed.
     """
     settings = config.reindex
     if settings.keep_releases is None:
@@ -82,7 +81,8 @@ def prune(
             snapshot.delete(first=MARKERS[artifact.kind])
     _delete_leftovers(workspace, needed, limit)
     for folder in (journal.FOLDER, str(Path(lease.LEASE).parent)):
-        _delete_temporary_files(workspace.storage, folder, limit)
+        for path in list_abandoned(workspace.storage, folder, limit):
+            workspace.storage.delete(path)
     _prune_caches(config, workspace, needed, now, limit)
     if unneeded:
         counts = (f"{sum(artifact.kind == kind for artifact in unneeded)} {kind}" for kind in KINDS)
@@ -168,7 +168,7 @@ def _unneeded(workspace: Workspace, existing: Collection[Artifact], needed: Coll
 
 
 def _delete_leftovers(workspace: Workspace, artifacts: Iterable[Artifact], limit: datetime) -> None:
-    """Deletes files that embedding runs killed after their commit left: plans, shard reports, partial files."""
+    """Deletes what embedding runs that were killed after their commit left behind: plans, reports, partial files."""
     for kind, id in artifacts:
         if kind == "embeddings" and workspace.committed(kind, id):
             marker = workspace.marker(kind, id)
@@ -178,12 +178,6 @@ def _delete_leftovers(workspace: Workspace, artifacts: Iterable[Artifact], limit
                 old = {name for name, found in snapshot.objects.items() if found.modified <= limit}
             for name in old - keep:
                 workspace.storage.delete(f"{kind}/{id}/{name}")
-
-
-def _delete_temporary_files(storage: Storage, folder: str, limit: datetime) -> None:
-    for name in storage.list_files(folder):
-        if name.startswith(".") and name.endswith(".tmp") and storage.modified(f"{folder}/{name}") <= limit:
-            storage.delete(f"{folder}/{name}")
 
 
 def _prune_caches(

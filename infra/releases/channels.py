@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
-from searchforge.config import ChannelName
+from searchforge.config import CHANNEL_NAME, ChannelName
 from searchforge.errors import ConflictError, JobError, UsageError
 from searchforge.storage.base import Storage
 
@@ -32,7 +32,7 @@ WITHDRAWN = 100
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 _FOLDER = "releases"
-_POINTER = re.compile(r"CURRENT(?:\.([a-z][a-z0-9-]{0,31}))?\.json")
+_POINTER = re.compile(rf"CURRENT(?:\.({CHANNEL_NAME}))?\.json")
 
 
 class _Frozen(BaseModel):
@@ -147,7 +147,7 @@ def path_of(channel: str) -> str:
     Raises:
       UsageError: The name is not a valid channel name.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", channel):
+    if not re.fullmatch(CHANNEL_NAME, channel):
         raise UsageError(
             f"{channel!r} is not a valid channel name; expected a lowercase letter, then lowercase letters, "
             "digits or '-'"

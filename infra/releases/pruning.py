@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from infra.releases import channels, tombstones
 from infra.releases.releases import REFUSED
 from searchforge.artifacts.workspace import MARKERS, Workspace
-from searchforge.storage.base import Storage
+from searchforge.storage.base import Storage, is_older, list_abandoned, list_records
 
 ABANDONED_DAYS = 1.0
 """Age in days at which an unfinished upload or temporary file is taken for abandoned."""
@@ -16,7 +16,7 @@ ABANDONED_DAYS = 1.0
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What a prune deleted, or would delete in a dry run.
+    """Counts and ids of what a prune deleted, or would delete in a dry run.
 
     Attributes:
       releases: Ids of complete releases.
@@ -78,7 +78,7 @@ def prune(
     folders = [
         found for id in storage.list_folders("releases") if (found := _read_folder(storage, id, last_live.get(id)))
     ]
-    marked = {name.removesuffix(".json") for name in storage.list_files(tombstones.FOLDER) if _is_record(name)}
+    marked = {name.removesuffix(".json") for name in list_records(storage, tombstones.FOLDER)}
     complete = sorted((folder for folder in folders if folder.complete), key=lambda f: f.last_used, reverse=True)
     age_limit, abandoned = now - timedelta(days=min_age_days), now - timedelta(days=ABANDONED_DAYS)
     releases = {folder.id for folder in complete[keep:] if folder.last_used <= age_limit} - protected
@@ -112,23 +112,14 @@ def _read_folder(storage: Storage, id: str, last_live: datetime | None) -> _Rele
 
 
 def _prune_refusals(storage: Storage, keep: int, age_limit: datetime, dry_run: bool) -> int:
-    names = sorted(filter(_is_record, storage.list_files(REFUSED)), reverse=True)[keep:]  # names begin with their time
-    paths = [path for name in names if _is_older(storage, path := f"{REFUSED}/{name}", age_limit)]
+    names = list_records(storage, REFUSED)[::-1][keep:]  # names begin with their time
+    paths = [path for name in names if is_older(storage, path := f"{REFUSED}/{name}", age_limit)]
     return _delete(storage, paths, dry_run)
 
 
-def _prune_temporary(storage: Storage, abandoned: datetime, dry_run: bool) -> int:
+def _prune_temporary(storage: Storage, limit: datetime, dry_run: bool) -> int:
     folders = ("releases", REFUSED, tombstones.FOLDER)
-    names = [(folder, name) for folder in folders for name in storage.list_files(folder)]
-    paths = [f"{folder}/{name}" for folder, name in names if name.startswith(".") and name.endswith(".tmp")]
-    return _delete(storage, [path for path in paths if _is_older(storage, path, abandoned)], dry_run)
-
-
-def _is_older(storage: Storage, path: str, time: datetime) -> bool:
-    try:
-        return storage.modified(path) <= time
-    except FileNotFoundError:
-        return False
+    return _delete(storage, [path for folder in folders for path in list_abandoned(storage, folder, limit)], dry_run)
 
 
 def _delete(storage: Storage, paths: list[str], dry_run: bool) -> int:
@@ -136,7 +127,3 @@ def _delete(storage: Storage, paths: list[str], dry_run: bool) -> int:
     for path in paths if not dry_run else ():
         storage.delete(path)
     return len(paths)
-
-
-def _is_record(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(".")

@@ -29,6 +29,7 @@ from searchforge.artifacts.workspace import MARKERS, Workspace
 from searchforge.config import Config
 from searchforge.errors import ConflictError, GateError, JobError, SearchforgeError, UsageError
 from searchforge.hashing import content_id, sha256_file
+from searchforge.storage.base import list_records
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Release:
 
     @property
     def live(self) -> bool:
-        """Whether it is live in a channel."""
+        """Whether the release is live in any channel."""
         return bool(self.channels)
 
     @property
@@ -265,9 +266,7 @@ def list_releases(target: Workspace) -> list[Release]:
 def list_refusals(target: Workspace) -> list[Refusal]:
     """Returns the records of refused publications, most recent first; damaged ones are logged and skipped."""
     found = []
-    for name in target.storage.list_files(REFUSED):
-        if name.startswith(".") or not name.endswith(".json"):
-            continue
+    for name in list_records(target.storage, REFUSED):
         try:
             found.append(TypeAdapter(Refusal).validate_json(target.storage.read(f"{REFUSED}/{name}")))
         except FileNotFoundError:

@@ -40,7 +40,7 @@ def median_interval(ranks: Ints, images: Ints) -> tuple[float, float]:
 
 
 def _effective(shares: npt.NDArray[Any], images: Ints, trials: int) -> float:
-    """Returns the number of independent trials whose share has the same variance over samples of images."""
+    """Returns the effective sample size: the number of independent trials that would give a share of this variance."""
     share = float(shares.mean())
     _, rows, counts = np.unique(images, return_inverse=True, return_counts=True)
     if len(counts) < 2:

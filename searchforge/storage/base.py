@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from searchforge.errors import UsageError
+from searchforge.storage.files import is_temporary
 
 GCS_SCHEME = "gs://"
 
@@ -127,6 +128,25 @@ class Storage(ABC):
 
     def __str__(self) -> str:
         return self.root
+
+
+def list_records(storage: Storage, folder: str) -> list[str]:
+    """Returns the sorted names of the JSON objects directly in `folder`, without unfinished writes."""
+    return [name for name in storage.list_files(folder) if name.endswith(".json") and not name.startswith(".")]
+
+
+def list_abandoned(storage: Storage, folder: str, limit: datetime) -> list[str]:
+    """Returns the paths of unfinished writes directly in `folder` that have not been continued since `limit`."""
+    paths = [f"{folder}/{name}" for name in storage.list_files(folder) if is_temporary(name)]
+    return [path for path in paths if is_older(storage, path, limit)]
+
+
+def is_older(storage: Storage, path: str, limit: datetime) -> bool:
+    """Returns whether an object exists and was last written at `limit` or before."""
+    try:
+        return storage.modified(path) <= limit
+    except FileNotFoundError:
+        return False
 
 
 def check_path(path: str) -> str:

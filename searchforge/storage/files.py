@@ -54,6 +54,11 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
         raise
 
 
+def is_temporary(name: str) -> bool:
+    """Returns whether a file's name is that of a temporary file of `atomic_write`."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 def make_folder(path: Path) -> None:
     """Creates a folder and its parents.
 

@@ -155,7 +155,7 @@ def _remaining_durations(uninterrupted: Scenario, stage: str, total: float) -> d
 
 
 def _compare(uninterrupted: Scenario, killed: Scenario) -> None:
-    """Asserts that the killed workspace has the same live release and artifacts, all of them complete."""
+    """Asserts that the live release and the artifacts of the killed workspace are complete and as expected."""
     expected, found = uninterrupted.workspace, killed.workspace
     id = live_release(expected)
     assert id and live_release(found) == id, f"live is {live_release(found)}, expected {id}"

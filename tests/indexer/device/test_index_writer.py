@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +14,10 @@ from indexer.encoding.encoded_shards import EncodedCorpus
 from searchforge.config import LutType
 from searchforge.processes import isolated
 from serving_check.formats.leveldb_reader import read_table
-from tests import lookup_encoder
 
 QUERIES, K = 100, 10
 SEARCH_FRACTION = 0.3
 USER_INFO = '{"city": "Zürich"}'
-
-
-@pytest.fixture(scope="module")
-def task_library() -> Iterator[isolated.Session]:
-    with isolated.Session(lookup_encoder.MODULE) as session:
-        yield session
 
 
 @dataclass(frozen=True)

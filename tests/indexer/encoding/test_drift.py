@@ -117,7 +117,7 @@ AFTER: dict[str, tuple[tuple[tuple[str, int, tuple[int, ...]], ...], float]] = {
 
 @pytest.mark.parametrize("change", AFTER)
 def test_added_and_removed_records_count_as_changed(change: str) -> None:
-    """As a share of the 100 records that were trained on."""
+    """The share is relative to the 100 records that the quantizer was trained on."""
     after, share = AFTER[change]
     assert share_changed(run(*BEFORE), run(*after)) == pytest.approx(share)
 

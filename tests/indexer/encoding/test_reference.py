@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +11,8 @@ import pytest
 from indexer.encoding.reference import ReferenceSearcher, partitions_searched
 from searchforge.config import LutType
 from searchforge.processes import isolated
-from tests import lookup_encoder
 
 QUERIES = 200
-
-
-@pytest.fixture(scope="module")
-def task_library() -> Iterator[isolated.Session]:
-    with isolated.Session(lookup_encoder.MODULE) as session:
-        yield session
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from infra.reindex import journal
+from infra.reindex import journal, lease
 from infra.reindex.journal import PlanEntry, Run, StageEntry
 from infra.releases import releases
 from infra.releases.releases import Release
@@ -29,6 +31,17 @@ def write_run(workspace: Workspace, state: journal.RunState, hours: float, **fie
     run = Run(run=id, state=state, started=started.isoformat(), beat=started.isoformat(), ended=ended, **entry)
     journal.write(workspace.storage, run)
     return run
+
+
+def acquire_lease_and_die(workspace: Workspace, run: str) -> None:
+    """Leaves the lease of a run whose process was killed."""
+    process = os.fork()
+    if process == 0:
+        try:
+            lease.acquire(workspace.storage, run, lease_seconds=3600)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
 
 
 def stage(name: journal.Stage, seconds: float, error: str = "") -> StageEntry:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from indexer.build import FORMAT_VERSION
-from indexer.encoding.reuse import training_config
+from indexer.identity import FORMAT_VERSION, training_config
 from infra.reindex.run import StageFunctions
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config

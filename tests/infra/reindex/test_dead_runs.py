@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from infra.reindex.status import read_status
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, ReindexConfig
 from searchforge.errors import JobError
-from tests.infra.reindex.sample_journal import PLAN, stage, write_run
+from tests.infra.reindex.sample_journal import PLAN, acquire_lease_and_die, stage, write_run
 
 WORK = PLAN.model_copy(update={"embed": True, "index": True, "check": True, "publish": True})
 
@@ -35,13 +33,7 @@ def _config(workspace: Workspace, max_failures: int = 3) -> Config:
 def _kill_a_run(workspace: Workspace, hours: float, minutes_alive: float, **fields: object) -> Run:
     """Leaves the journal entry and the lease of a run whose process was killed, and which renewed its lease before."""
     run = write_run(workspace, "running", hours, **fields)
-    process = os.fork()
-    if process == 0:
-        try:
-            lease.acquire(workspace.storage, run.run, lease_seconds=3600)
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(process, 0)
+    acquire_lease_and_die(workspace, run.run)
     held = lease.read(workspace.storage)
     assert held
     renewed = (datetime.fromisoformat(run.started) + timedelta(minutes=minutes_alive)).isoformat()

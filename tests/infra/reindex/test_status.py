@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -19,7 +17,7 @@ from infra.releases.releases import rollback
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
 from searchforge.errors import UsageError
-from tests.infra.reindex.sample_journal import PLAN, publish, stage, write_run
+from tests.infra.reindex.sample_journal import PLAN, acquire_lease_and_die, publish, stage, write_run
 from tests.infra.releases.sample_artifacts import commit_encoder
 
 
@@ -122,13 +120,7 @@ def test_a_run_in_progress_is_shown_with_its_holder_and_stage(workspace: Workspa
 def test_a_killed_run_is_shown_as_died(workspace: Workspace) -> None:
     plan = PLAN.model_copy(update={"embed": True, "index": True, "check": True, "publish": True})
     run = write_run(workspace, "running", 0.1, plan=plan)
-    process = os.fork()
-    if process == 0:
-        try:
-            lease.acquire(workspace.storage, run.run, lease_seconds=3600)
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(process, 0)
+    acquire_lease_and_die(workspace, run.run)
     status = read_status(_config(workspace))
     assert status.running and status.running.died and status.state(run) == "died"
     output = _status(workspace).output

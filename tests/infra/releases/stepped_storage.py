@@ -10,7 +10,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.storage.base import FolderSnapshot, Storage
 
 CHANGES = ("write", "delete", "upload", "replace", "now")
-"""Calls that change the storage. A kill before any other call has the same effect as one before the next of these."""
+"""Calls that change the storage. A kill before a read has the same effect as one before the next of these calls."""
 
 CALLS = (*CHANGES, "read", "exists", "list_folders", "list_files", "snapshot", "read_version", "modified")
 

@@ -9,7 +9,7 @@ def test_points_that_a_faster_one_matches_are_left_out() -> None:
     best = [point(ms=1, recall=0.5), point(ms=2, recall=0.7), point(ms=4, recall=0.9)]
     beaten = [
         point(ms=2, recall=0.6),  # a point of the same time has a higher recall
-        point(ms=3, recall=0.7),  # a faster point has the same recall
+        point(ms=3, recall=0.7),  # dominated: a faster point has the same recall
         point(ms=3, recall=0.4),
         point(ms=9, recall=0.9),
     ]
