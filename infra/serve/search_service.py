@@ -111,15 +111,18 @@ class SearchService:
         cached = self._cache.get(key)
         if cached is not None:
             return cached
-        first = key not in self._running
-        if first:
-            self._running[key] = asyncio.ensure_future(search())
-            self._running[key].add_done_callback(lambda _: self._running.pop(key))
-        found = await asyncio.shield(self._running[key])
-        if first:
+
+        async def search_and_cache() -> dict[str, Any]:
+            found = await search()
             with contextlib.suppress(ValueError):  # larger than the whole cache
                 self._cache[key] = _to_json(found, cached=True)
-        return _to_json(found, cached=not first)
+            return found
+
+        first = key not in self._running
+        if first:
+            self._running[key] = asyncio.ensure_future(search_and_cache())
+            self._running[key].add_done_callback(lambda _: self._running.pop(key))
+        return _to_json(await asyncio.shield(self._running[key]), cached=not first)
 
     def _preprocess(self, data: bytes, release: ServedRelease) -> Path:
         """Writes an image as the model sees it to a PNG file, which is small however large the image is."""
