@@ -16,7 +16,6 @@ from queue import SimpleQueue
 import numpy as np
 import numpy.typing as npt
 
-from indexer.corpus import text_embedder
 from searchforge.captions.dataset import (
     CaptionedImage,
     has_captions,
@@ -28,7 +27,7 @@ from searchforge.captions.dataset import (
 from searchforge.config import Config
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes, sha256_file
-from searchforge.processes import isolated
+from searchforge.processes import isolated, task_library
 from searchforge.progress import track
 from searchforge.storage.files import atomic_write
 
@@ -141,14 +140,15 @@ def _embed(encoder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         track("embedding captions", len(texts)) as advance,
     ):
         for _ in range(processes):
-            idle.put(sessions.enter_context(isolated.Session(text_embedder.MODULE)))
+            idle.put(sessions.enter_context(isolated.Session(task_library.MODULE)))
 
         def embed(start: int) -> npt.NDArray[np.float32]:
             output = Path(folder) / f"{start}.npy"
             batch = list(texts[start : start + _BATCH])
             session = idle.get()
             try:
-                session.call({"encoder": str(encoder.resolve()), "texts": batch, "output": str(output)})
+                request = {"do": "embed_texts", "model": str(encoder.resolve()), "texts": batch}
+                session.call({**request, "output": str(output)})
             finally:
                 idle.put(session)
             vectors: npt.NDArray[np.float32] = np.load(output, allow_pickle=False)

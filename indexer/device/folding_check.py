@@ -6,13 +6,12 @@ Runs in the worker process and opens both files with the Task Library, as a devi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer.corpus.text_embedder import embed_text, open_text_embedder
 from searchforge.errors import JobError
+from searchforge.processes.task_library import embed_image, embed_text, open_image_embedder, open_text_embedder
 
 TOLERANCE = 1e-3
 """Maximum difference of dot products with a vector of length 1."""
@@ -50,20 +49,5 @@ def _embed_texts(path: Path) -> npt.NDArray[np.float32]:
 
 
 def _embed_images(path: Path) -> npt.NDArray[np.float32]:
-    from tflite_support.task import core, vision
-
-    try:
-        embedder = vision.ImageEmbedder.create_from_options(
-            vision.ImageEmbedderOptions(core.BaseOptions(file_name=str(path), num_threads=1))
-        )
-    except (RuntimeError, ValueError) as error:
-        raise JobError(f"the Task Library cannot run {path}: {error}") from error
-    generator = np.random.default_rng(0)
-    found: list[Any] = []
-    for side in _SIDES:
-        pixels = generator.integers(
-            0, 256, (side, side, 3), np.uint8
-        )  # must outlive the call, which holds no reference to it
-        result = embedder.embed(vision.TensorImage.create_from_array(pixels))
-        found.append(np.array(result.embeddings[0].feature_vector.value, np.float32))
-    return np.stack(found)
+    embedder, generator = open_image_embedder(path), np.random.default_rng(0)
+    return np.stack([embed_image(embedder, generator.integers(0, 256, (side, side, 3), np.uint8)) for side in _SIDES])

@@ -108,7 +108,11 @@ def import_all() -> None:
     stages = ("beam_jobs.embed", "indexer.build", "serving_check.check", "ai_edge_litert.interpreter")
     for name in (*stages, "infra.reindex.run", "infra.reindex.notify"):
         importlib.import_module(name)
-    for module in ("indexer.device.worker", "indexer.corpus.text_embedder", "serving_check.measurement.task_library"):
+    for module in (
+        "indexer.device.worker",
+        "searchforge.processes.task_library",
+        "serving_check.measurement.task_library",
+    ):
         isolated.Session(module).close()
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from searchforge.artifacts.encoder import TEXT_TFLITE
 from searchforge.errors import JobError
-from searchforge.processes import isolated
+from searchforge.processes import isolated, task_library
 from trainer.evaluation import retrieval
 from trainer.evaluation.report import QuantizationComparison, QuantizedTextEncoder
 from trainer.export.encoders import Quantization, TextEncoder
@@ -75,6 +75,6 @@ def compare_texts(
 
 def _embed(model: Path, texts: list[str], output: Path) -> tuple[Array, float]:
     request = {"do": "embed_texts", "model": str(model), "texts": texts, "output": str(output)}
-    ms: float = isolated.call("trainer.export.tflite_metadata", request)["ms"]
+    ms: float = isolated.call(task_library.MODULE, request)["ms"]
     embedded: Array = np.load(output, allow_pickle=False)
     return embedded, ms

@@ -14,7 +14,7 @@ import tensorflow_text  # noqa: F401  registers the tokenizer's operations, for 
 
 from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, TEXT_TFLITE
 from searchforge.errors import JobError
-from searchforge.processes import isolated
+from searchforge.processes import isolated, task_library
 
 MIN_COSINE = 0.995
 """Minimum mean cosine similarity between TFLite and TensorFlow embeddings."""
@@ -40,7 +40,7 @@ def check_texts(bundle: Path, texts: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "embeddings.npy"
         request = {"do": "embed_texts", "model": str(bundle / TEXT_TFLITE), "texts": list(texts)}
-        answer = isolated.call("trainer.export.tflite_metadata", {**request, "output": str(output)})
+        answer = isolated.call(task_library.MODULE, {**request, "output": str(output)})
         return _compare(TEXT_TFLITE, expected, np.load(output, allow_pickle=False), answer["ms"])
 
 
@@ -58,7 +58,7 @@ def check_images(bundle: Path, images: npt.NDArray[np.uint8]) -> dict[str, Any]:
         pixels, output = Path(folder) / "images.npy", Path(folder) / "embeddings.npy"
         np.save(pixels, images, allow_pickle=False)
         request = {"do": "embed_images", "model": str(bundle / IMAGE_TFLITE), "images": str(pixels)}
-        answer = isolated.call("trainer.export.tflite_metadata", {**request, "output": str(output)})
+        answer = isolated.call(task_library.MODULE, {**request, "output": str(output)})
         return _compare(IMAGE_TFLITE, expected, np.load(output, allow_pickle=False), answer["ms"])
 
 

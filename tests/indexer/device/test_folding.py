@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from tensorflow_lite_support.metadata import schema_py_generated as schema
 
-from indexer.corpus import text_embedder
 from indexer.device.folding import fold_matrix, read_model, write_model
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
 from searchforge.errors import JobError
-from searchforge.processes import isolated
+from searchforge.processes import isolated, task_library
 from tests.indexer.tiny_corpus import DIM, tiny_encoder
 
 TEXTS = ["w1", "w2 w3", "w17 w4 w8", "unknown"]
@@ -43,7 +42,7 @@ def test_images_are_embedded_and_then_mapped(tmp_path: Path, dim_out: int) -> No
     np.save(tmp_path / "images.npy", images[:5])
     output = tmp_path / "embeddings.npy"
     request = {"model": str(path), "images": str(tmp_path / "images.npy"), "output": str(output)}
-    isolated.call("trainer.export.tflite_metadata", {"do": "embed_images", **request})
+    isolated.call(task_library.MODULE, {"do": "embed_images", **request})
     expected = np.stack([encoder.image(pixels) for pixels in images[:5]]) @ matrix.T
     np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
 
@@ -188,5 +187,6 @@ def _with_files(model: bytes, encoder: Path, folder: Path) -> Path:
 
 def _embed_texts(encoder: Path, folder: Path) -> np.ndarray:
     output = folder / "embeddings.npy"
-    isolated.call(text_embedder.MODULE, {"encoder": str(encoder), "texts": TEXTS, "output": str(output)})
+    request = {"do": "embed_texts", "model": str(encoder), "texts": TEXTS, "output": str(output)}
+    isolated.call(task_library.MODULE, request)
     return np.load(output)

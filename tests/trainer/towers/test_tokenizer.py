@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from searchforge.processes import isolated
+from searchforge.processes import isolated, task_library
 from trainer.towers import TextTower, TowerSpec
 
 LENGTH = 16
@@ -49,7 +49,7 @@ def test_tokens_match_the_task_library(shared_text_tower: Callable[[TowerSpec], 
         "trainer.export.tflite_metadata", {"do": "describe_text", "model": str(model), "vocabulary": vocabulary}
     )
     request = {"do": "embed_texts", "model": str(model), "texts": TEXTS, "output": str(output)}
-    isolated.call("trainer.export.tflite_metadata", request)
+    isolated.call(task_library.MODULE, request)
 
     device = np.load(output).astype(np.int32)
     ours = tf.concat(tokenizer(tf.constant(TEXTS), LENGTH), 1).numpy()
