@@ -1,4 +1,4 @@
-"""Builds a searcher: indexes an embedding run and packs the index into the text and the image encoder."""
+"""Builds a searcher: indexes an embedding run and packs the index into the bundle's encoders."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from indexer.stopwatch import Stopwatch
 from indexer.train_or_reuse import CorpusEncoder, IndexContent
 from indexer.tuning.parameters import IndexParameters, require_valid_settings
 from indexer.tuning.tradeoff import write_tradeoff
-from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.artifacts.encoder import TFLITE_FILES, EncoderInfo
 from searchforge.artifacts.manifest import Manifest
-from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, SEARCHERS, TEXT_SEARCHER
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, IndexConfig
 from searchforge.errors import JobError
@@ -60,7 +60,7 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
     manifest.require_fingerprint(bundle.fingerprint, of=bundle.id)
     require_images(manifest)
     require_valid_settings(config.index, manifest.records, manifest.dim)
-    texts = choose_texts(config)
+    texts = choose_texts(config) if "text" in bundle.kinds else None
     id = _searcher_id(config, manifest, bundle, texts)
     if workspace.committed("searchers", id):
         logger.info(f"searcher {id} already exists: same embeddings, encoder, settings and captions")
@@ -71,7 +71,7 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
         f"{_estimated_seconds(manifest.records, texts):.0f} s on two cores"
     )
     stopwatch = Stopwatch()
-    corpus = CorpusEncoder(config.index, workspace, manifest, texts, encoders[TEXT_SEARCHER], stopwatch)
+    corpus = CorpusEncoder(config.index, workspace, manifest, texts, encoders.get(TEXT_SEARCHER), stopwatch)
     with workspace.create("searchers", id) as staging:
         scratch = staging.path / "scratch"
         scratch.mkdir()
@@ -110,11 +110,13 @@ def summary(report: dict[str, Any]) -> str:
     """Returns a one-line summary of a build."""
     measured = report["training"]["tuning"].get("recall_at_10")
     recall = f"recall@10 {measured['verification']['recall_at_10']:.3f}, " if measured else ""
+    sizes = {kind: report["sizes"].get(name) for kind, name in SEARCHERS.items()}
+    searchers = ", ".join(f"{kind} searcher {size / 1e6:.1f} MB" for kind, size in sizes.items() if size)
     return (
         f"searchers/{report['id']}: {report['images']:,} images, {recall}"
         f"{IndexParameters(**report['parameters']).summary}, "
         f"{report['bytes_per_image']:.0f} bytes per image, "
-        f"text searcher {report['sizes'][TEXT_SEARCHER] / 1e6:.1f} MB; {report['seconds']['total']:.1f} s"
+        f"{searchers}; {report['seconds']['total']:.1f} s"
     )
 
 
@@ -207,13 +209,13 @@ def _searcher_id(config: Config, manifest: Manifest, bundle: EncoderInfo, texts:
 
 def _verified_encoders(directory: Path, bundle: EncoderInfo) -> dict[str, Path]:
     """Returns the encoder's TFLite file for each searcher, after comparing hashes with encoder.json."""
-    encoders = {TEXT_SEARCHER: directory / TEXT_TFLITE, IMAGE_SEARCHER: directory / IMAGE_TFLITE}
+    encoders = {SEARCHERS[kind]: directory / TFLITE_FILES[kind] for kind in bundle.kinds}
     for path in encoders.values():
         if not path.is_file():
-            raise JobError(f"encoder {bundle.id} has no {path.name}; delete {directory} and train again")
-        listed = bundle.files.get(path.name)
-        if listed and (found := sha256_file(path)) != listed:
+            raise JobError(f"encoder {bundle.id} has no {path.name}; delete {directory} and train or import it again")
+        if (found := sha256_file(path)) != (listed := bundle.files[path.name]):
             raise JobError(
-                f"{path} has SHA-256 {found}, but encoder.json lists {listed}; delete {directory} and train again"
+                f"{path} has SHA-256 {found}, but encoder.json lists {listed}; delete {directory} and train or "
+                "import it again"
             )
     return encoders

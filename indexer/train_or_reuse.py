@@ -56,7 +56,7 @@ class CorpusEncoder:
 
     Args:
       texts: Captions to tune with, or None.
-      text_encoder: TFLite file that embeds the captions.
+      text_encoder: TFLite file that embeds the captions; needed if there are any.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class CorpusEncoder:
         workspace: Workspace,
         manifest: Manifest,
         texts: QueryTexts | None,
-        text_encoder: Path,
+        text_encoder: Path | None,
         stopwatch: Stopwatch,
     ) -> None:
         self._config, self._workspace, self._manifest = config, workspace, manifest
@@ -138,6 +138,7 @@ class CorpusEncoder:
         config, records = self._config, self._manifest.records
         queries = None
         if self._texts:
+            assert self._text_encoder
             with self._time("embed_queries"):
                 queries = embed_queries(self._text_encoder, self._texts, self._workspace.cache("queries"))
         with self._time("survey"):

@@ -38,7 +38,8 @@ from infra.stages import (
     require_publishable,
     train,
 )
-from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from searchforge.artifacts.encoder import EncoderInfo, InputKind
+from searchforge.artifacts.searcher import IMAGE_SEARCHER, SEARCHERS, TEXT_SEARCHER
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
 from searchforge.errors import JobError, UsageError
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from infra.reindex.status import Status
     from infra.releases.pruning import PruneResult
     from serving_check.measurement.search import Hit
+    from trainer.importing.requirements import EncoderFiles
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,10 @@ __all__ = [
     "compact",
     "corpus_images",
     "embed",
+    "encoders",
     "estimate",
     "evaluate",
+    "import_encoder",
     "index",
     "is_image_query",
     "metrics",
@@ -98,6 +102,20 @@ class RunReport:
     reports: dict[str, dict[str, Any]]
 
 
+def import_encoder(config: Config, files: EncoderFiles) -> EncoderInfo:
+    """Commits an encoder bundle from TFLite files that were made elsewhere; see trainer.importing.import_encoder."""
+    from trainer.importing.import_encoder import import_encoder as import_files
+
+    return import_files(Workspace(config.workspace), files)
+
+
+def encoders(config: Config, id: str | None = None) -> list[EncoderInfo]:
+    """Returns the encoder bundles of the workspace, or the one with this id."""
+    workspace = Workspace(config.workspace)
+    ids = [id] if id else workspace.ids("encoders")
+    return [EncoderInfo.model_validate(workspace.marker("encoders", id)) for id in ids]
+
+
 def publish(config: Config, check: str | None = None, channel: str = PRODUCTION) -> Release:
     """Publishes a searcher that passed its check and makes it live in a channel."""
     workspace = Workspace(config.workspace)
@@ -133,7 +151,7 @@ def releases(config: Config) -> ReleaseListing:
 
 
 def run(config: Config, allow_removal: bool = False) -> RunReport:
-    """Trains, embeds, indexes, checks and publishes.
+    """Trains unless `encoder` is configured, embeds, indexes, checks and publishes.
 
     Args:
       allow_removal: Whether the index may have fewer items than `check.max_items_drop` allows.
@@ -143,20 +161,20 @@ def run(config: Config, allow_removal: bool = False) -> RunReport:
       GateError: The searcher did not pass its check; nothing was published.
     """
     require_publishable(config)
-    if (code_bytes := config.index.code_bytes) and code_bytes > config.train.dim:
-        raise UsageError(
-            f"index.code_bytes is {code_bytes}, but train.dim is {config.train.dim}; "
-            f"set it to at most {config.train.dim}"
-        )
-    logger.info(f"train, embed, index, check and publish into {config.workspace}; finished stages are reused")
     workspace, target = Workspace(config.workspace), _releases.open_target(config)
+    bundle = EncoderInfo.model_validate(workspace.marker("encoders", config.encoder)) if config.encoder else None
+    dim, source = (bundle.dim, f"encoder {bundle.id} has") if bundle else (config.train.dim, "train.dim is")
+    if (code_bytes := config.index.code_bytes) and code_bytes > dim:
+        raise UsageError(f"index.code_bytes is {code_bytes}, but {source} {dim}; set it to at most {dim}")
+    names = [*([] if bundle else ["train"]), "embed", "index", "check"]
+    logger.info(f"{', '.join(names)} and publish into {config.workspace}; finished stages are reused")
     for each in (workspace, target):
         each.require_writable()  # fails before the training rather than after it
     seconds: dict[str, float] = {}
     reports: dict[str, dict[str, Any]] = {}
 
     def stage(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        logger.info(f"\n[{len(seconds) + 1}/5] {name}")
+        logger.info(f"\n[{len(seconds) + 1}/{len(names) + 1}] {name}")
         start = time.monotonic()
         reports[name] = work()
         seconds[name] = round(time.monotonic() - start, 1)
@@ -164,11 +182,11 @@ def run(config: Config, allow_removal: bool = False) -> RunReport:
         logger.info(f"  {name} finished in {seconds[name]:.1f} s: {url}")
         return reports[name]
 
-    encoder = stage("train", lambda: train(config))
-    manifest = stage("embed", lambda: embed(config, encoder["id"]))
-    build = stage("index", lambda: index(config, manifest["id"], encoder["id"]))
+    encoder = bundle.id if bundle else stage("train", lambda: train(config))["id"]
+    manifest = stage("embed", lambda: embed(config, encoder))
+    build = stage("index", lambda: index(config, manifest["id"], encoder))
     report = stage("check", lambda: check(config, build["id"], allow_removal=allow_removal))
-    logger.info("\n[5/5] publish")
+    logger.info(f"\n[{len(names) + 1}/{len(names) + 1}] publish")
     release = _releases.publish(workspace, target, report["id"], revive=False)
     return RunReport(seconds, release, reports)
 
@@ -228,6 +246,17 @@ def preview_reindex(config: Config) -> ReindexPlan:
     return preview(config)
 
 
+def _require_searcher(folder: Path, kind: InputKind) -> None:
+    """Raises UsageError if a release searches by the other kind of query only."""
+    found = [other for other, name in SEARCHERS.items() if (folder / name).is_file()]
+    if found and kind not in found:
+        example = "a text" if kind == "image" else "the path of an image"
+        raise UsageError(
+            f"release {folder.name} searches by {found[0]} only, because its encoder does not embed {kind}s; give "
+            f"{example} as the query"
+        )
+
+
 def search(config: Config, query: str, k: int = 10, release: str | None = None, channel: str = PRODUCTION) -> list[Hit]:
     """Searches a release with the Task Library.
 
@@ -257,6 +286,7 @@ def search_many(
             image = is_image_query(query)
             name = IMAGE_SEARCHER if image else TEXT_SEARCHER
             if name not in opened:
+                _require_searcher(folder, "image" if image else "text")
                 opened[name] = stack.enter_context(Searcher(folder / name))
             results.append(opened[name].search_image(Path(query), k) if image else opened[name].search_text(query, k))
     return results

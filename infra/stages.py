@@ -62,7 +62,7 @@ def embed(
     import_quietly("apache_beam")
     from beam_jobs.embed import embed as embed_corpus
 
-    return embed_corpus(config, choose_artifact(config, "encoders", encoder), modality, listing).model_dump()
+    return embed_corpus(config, _choose_encoder(config, encoder), modality, listing).model_dump()
 
 
 def compact(config: Config, embeddings: str | None = None) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def estimate(
     import_quietly("apache_beam")
     from beam_jobs.estimate import estimate as estimate_run
 
-    return estimate_run(config, choose_artifact(config, "encoders", encoder), modality, workers, sample)
+    return estimate_run(config, _choose_encoder(config, encoder), modality, workers, sample)
 
 
 def index(config: Config, embeddings: str | None = None, encoder: str | None = None) -> dict[str, Any]:
@@ -113,6 +113,10 @@ def check(
         release, folder = releases.find_release(target, channel=channel)
         live = LiveRelease(release.id, release.created, release.provenance["searcher"], folder, release.figures)
     return check_searcher(config, choose_artifact(config, "searchers", searcher), live, allow_removal)
+
+
+def _choose_encoder(config: Config, id: str | None) -> str:
+    return choose_artifact(config, "encoders", id or config.encoder)
 
 
 def choose_artifact(config: Config, kind: Kind, id: str | None) -> str:

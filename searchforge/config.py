@@ -230,7 +230,8 @@ class EmbedConfig(Section):
         `none`.
       max_dead_fraction: Largest fraction of unused records in reused shards; above it all shards are rewritten.
       shards: Number of shards to write; derived from the size of the corpus by default.
-      backend: Runtime of the encoder; `auto` selects TensorFlow on a GPU and for texts, LiteRT on a CPU.
+      backend: Runtime of the encoder; `auto` selects LiteRT for images on a CPU, the Task Library for texts if the
+        encoder has no SavedModel, and TensorFlow otherwise.
       batch_size: Inputs per TensorFlow call. LiteRT embeds one image at a time on every core.
       threads: Threads per worker process; its share of the cores by default.
       runner: Any Beam runner; DirectRunner runs in the current process.
@@ -240,7 +241,7 @@ class EmbedConfig(Section):
     reuse_from: ArtifactId = "auto"
     max_dead_fraction: Fraction = 0.3
     shards: Count | None = None
-    backend: Literal["auto", "litert", "tensorflow"] = "auto"
+    backend: Literal["auto", "litert", "tensorflow", "task_library"] = "auto"
     batch_size: Count = 64
     threads: Count | None = None
     runner: str = "DirectRunner"
@@ -460,10 +461,12 @@ class Config(Section):
     Attributes:
       workspace: Folder or gs://bucket/prefix of all artifacts.
       releases: Folder or URL that releases are published to; the workspace by default.
+      encoder: Id of an encoder of the workspace that is used instead of training one.
     """
 
     workspace: str = "workspace"
     releases: str | None = None
+    encoder: ArtifactId | None = None
     data: DataConfig = DataConfig()
     corpus: CorpusConfig = CorpusConfig()
     train: TrainConfig = TrainConfig()

@@ -14,16 +14,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
+from searchforge.artifacts.encoder import EncoderInfo, InputKind
 from searchforge.artifacts.manifest import Manifest
-from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from searchforge.artifacts.searcher import SEARCHERS
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import CheckConfig, Config
 from searchforge.errors import UsageError
 from searchforge.hashing import content_id, sha256_file
 from serving_check.gate import Gate, at_least, at_most
 from serving_check.gates.live_comparison import LiveRelease, compare_with_live, live_gates
-from serving_check.inspection import CheckedArtifacts, Inspection, Kind
+from serving_check.inspection import CheckedArtifacts, Inspection
 from serving_check.measurement.corpus import Corpus, load_corpus
 from serving_check.measurement.queries import (
     PROBE_TEXTS,
@@ -33,6 +33,7 @@ from serving_check.measurement.queries import (
     image_queries,
     probe_images,
     text_queries,
+    unrelated_queries,
 )
 from serving_check.report.html import render
 from serving_check.schema import REPORT_VERSION, CorpusCounts, LiveComparison, Report
@@ -40,12 +41,6 @@ from serving_check.schema import REPORT_VERSION, CorpusCounts, LiveComparison, R
 logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
-
-FILES: dict[Kind, tuple[str, str]] = {
-    "text": (TEXT_SEARCHER, TEXT_TFLITE),
-    "image": (IMAGE_SEARCHER, IMAGE_TFLITE),
-}
-"""Names of the searcher file and of the encoder file in the bundle."""
 
 _TRADEOFF = "tradeoff.json"
 _VERSIONS = ("numpy", "tflite-support", "searchforge")
@@ -82,7 +77,7 @@ def check(
     folder = workspace.local("searchers", searcher)
     files: dict[str, dict[str, Any]] = {
         name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for name, _ in FILES.values()
+        for name in (SEARCHERS[kind] for kind in bundle.kinds)
         if (path := folder / name).is_file()
     }
     live = live if live and live.searcher != searcher else None
@@ -156,21 +151,27 @@ def _inspect(
     config, corpus = artifacts.config, artifacts.corpus
     with _timed(seconds, "files"):
         inspection = Inspection(artifacts, scratch)
-        inspection.inspect_files(FILES)
-    with _timed(seconds, "text_searcher"):
-        inspection.inspect_searcher("text", *FILES["text"], texts, PROBE_TEXTS)
-    with _timed(seconds, "image_searcher"):
-        # Recall is measured with images if there are no captions.
-        count = config.images if len(texts) else max(config.images, config.queries)
-        images, sampled = (
-            (Queries([], [], []), 0) if corpus.texts else image_queries(corpus, count, config.seed, scratch)
-        )
-        inspection.inspect_searcher("image", *FILES["image"], images, probe_images(scratch))
+        inspection.inspect_files()
+    kinds, images, sampled = artifacts.bundle.kinds, Queries([], [], []), 0
+    if "text" in kinds:
+        with _timed(seconds, "text_searcher"):
+            inspection.inspect_searcher("text", texts, PROBE_TEXTS)
+    if "image" in kinds:
+        with _timed(seconds, "image_searcher"):
+            if not corpus.texts:
+                # Recall is measured with images if there are no captions.
+                count = config.images if len(texts) else max(config.images, config.queries)
+                images, sampled = image_queries(corpus, count, config.seed, scratch)
+            inspection.inspect_searcher("image", images, probe_images(scratch))
     inspection.finish(sampled)
     comparison = None
     if live:
         with _timed(seconds, "live_release"):
-            comparison = compare_with_live(live, artifacts.folder, texts, corpus, inspection.figures)
+            queries: dict[InputKind, Queries] = {
+                "text": texts if len(texts) else unrelated_queries(PROBE_TEXTS),
+                "image": images if len(images) else unrelated_queries(probe_images(scratch)),
+            }
+            comparison = compare_with_live(live, artifacts.folder, queries, corpus, inspection.figures)
     gates = inspection.gates() + _configured_gates(config, inspection.figures)
     if comparison:
         gates += live_gates(comparison, config, artifacts.manifest.rejected_by_reason, allow_removal)

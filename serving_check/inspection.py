@@ -1,4 +1,4 @@
-"""Inspects the text and the image searcher of an index: evaluates the gates of every check and measures all figures."""
+"""Inspects the searchers of an index: evaluates the gates of every check and measures all figures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.artifacts.encoder import EncoderInfo
+from searchforge.artifacts.encoder import TFLITE_FILES, EncoderInfo, InputKind
 from searchforge.artifacts.manifest import Manifest
+from searchforge.artifacts.searcher import SEARCHERS
 from searchforge.config import CheckConfig
 from searchforge.errors import SearchforgeError
 from serving_check.formats.index_file import Index, read_index, require_parameters
@@ -40,8 +41,6 @@ from serving_check.schema import Example, Histogram, HostileQuery
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["text", "image"]
-
 MIN_SELF_HITS = 0.8
 """Minimum share of the corpus' images, or texts, that find themselves; fewer indicate shuffled ids."""
 
@@ -58,21 +57,21 @@ _RETRIEVAL = ("r_at_", "exact_r_at_", "median_rank")
 """Prefixes of figures that mean nothing if the texts of a text corpus are their own queries."""
 
 _THREADS_QUERIES = 50
-_EXAMPLES: dict[Kind, int] = {"text": 12, "image": 2}
-_PREFIX: dict[Kind, str] = {"text": "", "image": "image_"}
+_EXAMPLES: dict[InputKind, int] = {"text": 12, "image": 2}
+_PREFIX: dict[InputKind, str] = {"text": "", "image": "image_"}
 
 _GATES = {
-    "files": "both searchers are the files that the build committed",
-    "opens": "the Task Library opens both searchers",
-    "model": "both models are the bundle's encoders with one more layer",
+    "files": "every searcher is the file that the build committed",
+    "opens": "the Task Library opens every searcher",
+    "model": "every model is the bundle's encoder with one more layer",
     "metadata": "TFLite metadata, normalization and vocabulary are those of the encoders",
-    "index": "every checksum, offset and length of the index is valid, and both searchers contain the same index",
+    "index": "every checksum, offset and length of the index is valid, and every searcher contains the same index",
     "fingerprint": "index, build, embeddings and bundle are of the same encoder",
     "items": "the index contains every item of the manifest once, and no others",
     "item_metadata": "every item's metadata equals that of its embedding record",
     "codes": "every code represents its own item's embedding",
     "partitions": "every centroid is close to the items of its partition",
-    "encoders": "both searchers embed queries like the encoder of the corpus",
+    "encoders": "every searcher embeds queries like the encoder of the corpus",
     "embeddings": "items embedded again match their stored embeddings",
     "answers": "every query was answered",
     "hostile_queries": "hostile queries are answered, or refused with a reason",
@@ -101,7 +100,7 @@ class CheckedArtifacts:
 
 
 class Inspection:
-    """Collects faults and figures of both searchers. A fault of one does not end the inspection.
+    """Collects faults and figures of all searchers. A fault of one does not end the inspection.
 
     Attributes:
       figures, intervals, latency, sizes, hostile, examples: see serving_check.schema.Report.
@@ -112,37 +111,33 @@ class Inspection:
         self._artifacts, self._scratch = artifacts, scratch
         self._faults: dict[str, list[str]] = {name: [] for name in _GATES}
         self._details = dict(_GATES)
-        self._queries: dict[Kind, Queries] = {}
-        self._files: dict[Kind, SearcherFile] = {}
+        self._queries: dict[InputKind, Queries] = {}
+        self._files: dict[InputKind, SearcherFile] = {}
         self._index: Index | None = None
-        self._query_maps: dict[Kind, npt.NDArray[np.float32]] = {}
-        self._transforms: dict[Kind, npt.NDArray[np.float32]] = {}
+        self._query_maps: dict[InputKind, npt.NDArray[np.float32]] = {}
+        self._transforms: dict[InputKind, npt.NDArray[np.float32]] = {}
         self.figures: dict[str, Any] = {}
         self.intervals: dict[str, tuple[float, float]] = {}
-        self.latency: dict[Kind, Histogram] = {}
+        self.latency: dict[InputKind, Histogram] = {}
         self.sizes: dict[str, dict[str, int]] = {}
         self.hostile: list[HostileQuery] = []
         self.examples: list[Example] = []
 
-    def inspect_files(self, names: Mapping[Kind, tuple[str, str]]) -> None:
-        """Inspects everything that can be verified without running a searcher.
-
-        Args:
-          names: file names of the searcher and of the bundle's encoder, by kind.
-        """
+    def inspect_files(self) -> None:
+        """Inspects everything that can be verified without running a searcher."""
         artifacts, faults = self._artifacts, self._faults
-        searchers, encoders = ([pair[side] for pair in names.values()] for side in (0, 1))
+        searchers, encoders = ([names[kind] for kind in artifacts.bundle.kinds] for names in (SEARCHERS, TFLITE_FILES))
         faults["files"] += structure.file_faults(artifacts.folder, searchers, artifacts.build)
         faults["fingerprint"] += structure.bundle_faults(artifacts.encoders, encoders, artifacts.bundle)
         faults["fingerprint"] += structure.encoder_faults(artifacts.build, artifacts.manifest, artifacts.bundle)
-        for kind, (name, encoder) in names.items():
-            self._inspect_file(kind, artifacts.folder / name, artifacts.encoders / encoder)
+        for kind in artifacts.bundle.kinds:
+            self._inspect_file(kind, artifacts.folder / SEARCHERS[kind], artifacts.encoders / TFLITE_FILES[kind])
         if self._index is not None:
             rows = self._inspect_items(self._index)
             if len(rows) and not (rows == NO_ITEM).any():
-                self._inspect_fidelity(self._index, artifacts.corpus.vectors[rows], names)
+                self._inspect_fidelity(self._index, artifacts.corpus.vectors[rows])
 
-    def _inspect_file(self, kind: Kind, path: Path, encoder_path: Path) -> None:
+    def _inspect_file(self, kind: InputKind, path: Path, encoder_path: Path) -> None:
         faults = self._faults
         try:
             searcher, encoder = open_file(path), open_file(encoder_path)
@@ -207,12 +202,10 @@ class Inspection:
                 faults["items"].append(f"{len(ids)} items {problem}, for example {min(ids)!r}")
         return rows
 
-    def _inspect_fidelity(
-        self, index: Index, vectors: npt.NDArray[np.float32], names: Mapping[Kind, tuple[str, str]]
-    ) -> None:
-        """Compares codes and centroids with the items' vectors, and the query maps of both searchers with the codes."""
-        fidelities: dict[Kind, Fidelity] = {}
-        errors: dict[Kind, CodeErrors] = {}
+    def _inspect_fidelity(self, index: Index, vectors: npt.NDArray[np.float32]) -> None:
+        """Compares codes and centroids with the items' vectors, and the query maps of all searchers with the codes."""
+        fidelities: dict[InputKind, Fidelity] = {}
+        errors: dict[InputKind, CodeErrors] = {}
         for kind, query_map in self._query_maps.items():
             twin = next((other for other in errors if np.array_equal(self._query_maps[other], query_map)), None)
             if twin is not None:
@@ -221,7 +214,7 @@ class Inspection:
             try:
                 fidelities[kind] = Fidelity(index, vectors, query_map)
             except ValueError as error:
-                self._faults["encoders"].append(f"{names[kind][0]}: {error}")
+                self._faults["encoders"].append(f"{SEARCHERS[kind]}: {error}")
             else:
                 errors[kind] = fidelities[kind].codes(self._artifacts.config.seed)
         if not errors:
@@ -229,7 +222,7 @@ class Inspection:
         self._transforms = {kind: fidelity.transform for kind, fidelity in fidelities.items()}
         best = min(errors, key=lambda kind: errors[kind].median_loss)
         self._faults["encoders"] += [
-            f"{names[kind][0]} maps queries for a different index; build the index again"
+            f"{SEARCHERS[kind]} maps queries for a different index; build the index again"
             for kind in errors
             if errors[kind] is not errors[best]
         ]
@@ -256,15 +249,15 @@ class Inspection:
                 f"of partition {wrong[0]}"
             )
 
-    def inspect_searcher(self, kind: Kind, name: str, encoder: str, queries: Queries, probes: list[str]) -> None:
+    def inspect_searcher(self, kind: InputKind, queries: Queries, probes: list[str]) -> None:
         """Opens a searcher and runs queries, first ordinary ones, then hostile ones.
 
         Args:
-          name, encoder: file names of the searcher and of the bundle's encoder.
           queries: queries with known answers.
           probes: texts or images without known answers, which fill up if there are too few queries.
         """
-        path, encoder_path = self._artifacts.folder / name, self._artifacts.encoders / encoder
+        name = SEARCHERS[kind]
+        path, encoder_path = self._artifacts.folder / name, self._artifacts.encoders / TFLITE_FILES[kind]
         prefix, faults = _PREFIX[kind], self._faults
         self._queries[kind] = queries
         logger.info(f"  {name}: {len(queries)} queries with known answers")
@@ -301,7 +294,7 @@ class Inspection:
             if not any(fault.startswith(name) for fault in self._faults["opens"]):
                 self._faults["opens"].append(f"{name}: {error}")
 
-    def _record_results(self, kind: Kind, queries: Queries, results: retrieval.SearchResults) -> None:
+    def _record_results(self, kind: InputKind, queries: Queries, results: retrieval.SearchResults) -> None:
         prefix, corpus, config = _PREFIX[kind], self._artifacts.corpus, self._artifacts.config
         ids = {id for ids in results.wide for id in ids} | {hit.id for hits in results.hits for hit in hits}
         self._faults["known_ids"] += [f"unknown id {id!r}" for id in sorted(ids - corpus.row_of.keys())]
@@ -333,7 +326,7 @@ class Inspection:
             )
 
     def _inspect_encoder(
-        self, kind: Kind, name: str, exact: npt.NDArray[np.float32], mapped: npt.NDArray[np.float32]
+        self, kind: InputKind, name: str, exact: npt.NDArray[np.float32], mapped: npt.NDArray[np.float32]
     ) -> None:
         """Verifies that a searcher embeds queries like the bundle's encoder, apart from the query map."""
         transform = self._transforms.get(kind)
@@ -351,13 +344,15 @@ class Inspection:
 
     def finish(self, images_sampled: int) -> None:
         """Completes the figures; without enough captions, recall of the image searcher is the recall of the index."""
-        text, image = self._queries["text"], self._queries["image"]
+        text, image = (self._queries.get(kind, Queries([], [], [])) for kind in ("text", "image"))
         corpus = self._artifacts.corpus
         if "embedded_again_cosine" not in self.figures:
             self._details["embeddings"] = (
                 f"not verified: none of {images_sampled} sampled images of the corpus can be read"
+                if "image" in self._artifacts.bundle.kinds
+                else "not verified: the encoder does not embed images"
             )
-        kind: Kind = "text" if len(text) >= min(MIN_CAPTIONS, len(image)) and len(text) else "image"
+        kind: InputKind = "text" if len(text) >= min(MIN_CAPTIONS, len(image)) and len(text) else "image"
         if kind == "image":
             for name in ("recall_at_1", "recall_at_10", "recall_at_100"):
                 self.figures[name] = self.figures.get(f"image_{name}")
@@ -387,7 +382,7 @@ class Inspection:
                     "not verified: an item of the index is unknown, or neither searcher has a usable query map"
                 )
         gates = [no_faults(name, self._faults[name], detail) for name, detail in self._details.items()]
-        kind: Kind = "text" if self._artifacts.corpus.texts else "image"
+        kind: InputKind = "text" if self._artifacts.corpus.texts else "image"
         if self._queries.get(kind):
             share = self.figures.get(f"{_PREFIX[kind]}own_or_equal_at_{retrieval.K}")
             gates.append(at_least(f"{kind}s_find_themselves", share, MIN_SELF_HITS))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, EncoderInfo
-from searchforge.artifacts.workspace import Workspace
+from searchforge.artifacts.workspace import Staging, Workspace
+from searchforge.hashing import sha256_file
 from tests.cached import cached, source, versions
 
 PREPROCESSING = "decode|resize(8,8,bilinear)|scale(-1,1)"
@@ -28,7 +29,7 @@ def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0, tfl
         image_tower="random",
         text_tower="none",
         sequence_length=0,
-        files={IMAGE_TFLITE: ""} if tflite else {},
+        files={},
         report={"agreement": {"image": {"min_cosine": 1.0}}} if tflite else {},
     )
     with workspace.create("encoders", encoder) as staging:
@@ -36,8 +37,7 @@ def write_bundle(workspace: Workspace, encoder: str = "tiny", seed: int = 0, tfl
         shutil.copytree(folder / IMAGE_SAVED_MODEL, staging.path / IMAGE_SAVED_MODEL)
         if tflite:
             shutil.copy(folder / IMAGE_TFLITE, staging.path)
-        staging.commit(info.model_dump())
-    return info
+        return _commit(staging, info)
 
 
 def write_colour_bundle(
@@ -57,7 +57,14 @@ def write_colour_bundle(
     )
     with workspace.create("encoders", encoder) as staging:
         shutil.copytree(cached("colour-encoders", _key(), _save_colour_encoders), staging.path, dirs_exist_ok=True)
-        staging.commit(info.model_dump())
+        return _commit(staging, info)
+
+
+def _commit(staging: Staging, info: EncoderInfo) -> EncoderInfo:
+    paths = (path for path in staging.path.rglob("*") if path.is_file())
+    files = {path.relative_to(staging.path).as_posix(): sha256_file(path) for path in paths}
+    info = info.model_copy(update={"files": files})
+    staging.commit(info.model_dump())
     return info
 
 

@@ -1,13 +1,16 @@
-"""Inference backends: the image encoder on LiteRT or TensorFlow, the text encoder on TensorFlow.
+"""Inference backends: the image encoder on LiteRT or TensorFlow, the text encoder on TensorFlow or the Task Library.
 
 LiteRT, the runtime of TensorFlow Lite, is the fastest on a CPU: it starts in a fraction of TensorFlow's time and
 memory, gives each thread its own interpreter, and runs one image at a time, so that an embedding does not depend on the
-rest of a batch. TensorFlow can use a GPU, and runs images in batches.
+rest of a batch. TensorFlow can use a GPU, and runs images in batches. The Task Library runs text encoders that have no
+SavedModel, one text at a time, in a process for each thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +19,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, EncoderInfo
+from searchforge.artifacts.encoder import SAVED_MODELS, TFLITE_FILES, EncoderInfo, InputKind
 from searchforge.artifacts.manifest import Modality
 from searchforge.errors import JobError, UsageError
 from searchforge.native_output import discarded_stderr, import_quietly
 from searchforge.preprocessing import Preprocessing
+from searchforge.processes import isolated, task_library
 
-Backend = Literal["litert", "tensorflow"]
+Backend = Literal["litert", "tensorflow", "task_library"]
 
 MIN_COSINE = 0.999
 """Minimum cosine similarity between the outputs of a bundle's TFLite and SavedModel image encoders for using LiteRT."""
+
+_KINDS: dict[Modality, InputKind] = {"images": "image", "texts": "text"}
 
 _GPU_DEVICE = Path("/dev/nvidiactl")
 
@@ -67,12 +73,13 @@ class LiteRTImageModel(Model):
             interpreter = self._idle.get_nowait()
         except queue.Empty:
             interpreter = self._new_interpreter()
-        input_index = interpreter.get_input_details()[0]["index"]
+        source = interpreter.get_input_details()[0]
         output_index = interpreter.get_output_details()[0]["index"]
         try:
             embeddings = []
             for image in inputs:
-                interpreter.set_tensor(input_index, self._preprocessing.scale(image)[None])
+                scaled = self._preprocessing.scale(image)[None]
+                interpreter.set_tensor(source["index"], scaled.astype(source["dtype"], copy=False))
                 interpreter.invoke()
                 embeddings.append(interpreter.get_tensor(output_index)[0])
         finally:
@@ -83,6 +90,35 @@ class LiteRTImageModel(Model):
         interpreter = self._create()
         interpreter.allocate_tensors()
         return interpreter
+
+
+class TaskLibraryTextModel(Model):
+    """A bundle's text_encoder.tflite, run by the Task Library in one process for each concurrent call."""
+
+    batch_size = 64
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sessions = contextlib.ExitStack()
+        self._idle: queue.SimpleQueue[isolated.Session] = queue.SimpleQueue()
+        self._idle.put(self._new_session())
+
+    def __call__(self, inputs: Sequence[Any]) -> npt.NDArray[np.float32]:
+        try:
+            session = self._idle.get_nowait()
+        except queue.Empty:
+            session = self._new_session()
+        try:
+            with tempfile.NamedTemporaryFile(suffix=".npy") as output:
+                request = {"do": "embed_texts", "model": str(self._path), "texts": list(inputs)}
+                session.call({**request, "output": output.name})
+                embeddings: npt.NDArray[np.float32] = np.load(output.name, allow_pickle=False)
+                return embeddings
+        finally:
+            self._idle.put(session)
+
+    def _new_session(self) -> isolated.Session:
+        return self._sessions.enter_context(isolated.Session(task_library.MODULE))
 
 
 class TensorFlowModel(Model):
@@ -119,22 +155,41 @@ class TensorFlowModel(Model):
 
 
 def choose_backend(requested: str, modality: Modality, bundle: EncoderInfo) -> Backend:
-    """Resolves `auto` to LiteRT on a CPU if the bundle's TFLite and SavedModel encoders agree, else to TensorFlow.
+    """Returns the requested backend; for `auto`, the fastest one that runs the bundle's encoder.
+
+    That is LiteRT for images on a CPU, if the TFLite encoder agrees with the SavedModel or there is no SavedModel, and
+    TensorFlow otherwise; texts without a SavedModel are embedded by the Task Library.
 
     Raises:
-      UsageError: LiteRT was requested but cannot run this encoder.
+      UsageError: The bundle does not embed this modality, or not with the requested backend.
     """
-    has_tflite = modality == "images" and IMAGE_TFLITE in bundle.files
-    if requested == "litert" and not has_tflite:
-        reason = "texts are tokenized in TensorFlow" if modality == "texts" else f"it has no {IMAGE_TFLITE}"
+    kind = _KINDS[modality]
+    available = _available_backends(kind, bundle)
+    if not available:
         raise UsageError(
-            f"embed.backend litert cannot embed {modality} with encoder {bundle.id}: {reason}; set it to auto"
+            f"encoder {bundle.id} does not embed {modality}, only {' and '.join(f'{kind}s' for kind in bundle.kinds)}"
         )
     if requested != "auto":
-        return "litert" if requested == "litert" else "tensorflow"
-    agreement = (bundle.report.get("agreement") or {}).get("image") or {}
+        if requested not in available:
+            raise UsageError(
+                f"embed.backend {requested} cannot embed {modality} with encoder {bundle.id}, which runs on "
+                f"{' or '.join(available)}; set it to auto"
+            )
+        return next(backend for backend in available if backend == requested)
+    if "tensorflow" not in available:
+        return available[0]
+    agreement = (bundle.report.get("agreement") or {}).get(kind) or {}
     agrees = agreement.get("min_cosine", 0.0) >= MIN_COSINE
-    return "litert" if has_tflite and agrees and not has_gpu() else "tensorflow"
+    return "litert" if "litert" in available and agrees and not has_gpu() else "tensorflow"
+
+
+def _available_backends(kind: InputKind, bundle: EncoderInfo) -> list[Backend]:
+    found: list[Backend] = []
+    if kind in bundle.kinds:
+        found.append("litert" if kind == "image" else "task_library")
+    if any(name.startswith(f"{SAVED_MODELS[kind]}/") for name in bundle.files):
+        found.append("tensorflow")
+    return found
 
 
 def has_gpu() -> bool:
@@ -154,10 +209,12 @@ def load_model(folder: Path, modality: Modality, backend: Backend, preprocessing
     Raises:
       JobError: The encoder cannot be loaded.
     """
-    name = {"images": IMAGE_SAVED_MODEL, "texts": TEXT_SAVED_MODEL}[modality]
+    kind = _KINDS[modality]
     try:
         if backend == "litert":
-            return LiteRTImageModel(folder / IMAGE_TFLITE, Preprocessing.parse(preprocessing))
-        return TensorFlowModel(folder / name, modality, batch_size)
+            return LiteRTImageModel(folder / TFLITE_FILES[kind], Preprocessing.parse(preprocessing))
+        if backend == "task_library":
+            return TaskLibraryTextModel(folder / TFLITE_FILES[kind])
+        return TensorFlowModel(folder / SAVED_MODELS[kind], modality, batch_size)
     except (OSError, ValueError) as error:
-        raise JobError(f"the encoder in {folder} cannot be loaded ({error}); train it again") from error
+        raise JobError(f"the encoder in {folder} cannot be loaded ({error}); train or import it again") from error

@@ -10,20 +10,18 @@ from __future__ import annotations
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer.device.folding import fold_matrix, read_model, write_model
+from indexer.device.folding import fold_matrix
 from searchforge.artifacts.associated_files import EPOCH, split, write_files
+from searchforge.artifacts.tflite_graph import metadata_of, read_model, set_metadata, write_model
 from searchforge.errors import JobError, UsageError
 
 INDEX_NAME = "on_device_scann_index.ldb"
 """File name of the index inside the searcher, the same as Model Maker's."""
 
-_METADATA_NAME = b"TFLITE_METADATA"
-_METADATA_IDENTIFIER = b"M001"
 _MAX_BYTES = 2**32 - 1
 """Maximum size of a searcher: the largest offset in a ZIP archive without Zip64."""
 _ZIP_OVERHEAD = 1 << 10
@@ -82,11 +80,9 @@ def _with_index_entry(model: bytes, name: str, listed: bool) -> bytes:
     from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
 
     parsed = read_model(model)
-    buffers = [entry.buffer for entry in parsed.metadata or [] if entry.name == _METADATA_NAME]
-    if not buffers or parsed.buffers[buffers[0]].data is None:
+    metadata = metadata_of(parsed)
+    if metadata is None:
         raise JobError(f"{name} has no TFLite metadata; train the encoder again")
-    buffer = parsed.buffers[buffers[0]]
-    metadata = schema.ModelMetadataT.InitFromObj(schema.ModelMetadata.GetRootAs(buffer.data.tobytes(), 0))
     outputs = [tensor for graph in metadata.subgraphMetadata or [] for tensor in graph.outputTensorMetadata or []]
     if len(outputs) != 1:
         raise JobError(f"{name} has metadata of {len(outputs)} output tensors, expected 1; train it again")
@@ -100,21 +96,5 @@ def _with_index_entry(model: bytes, name: str, listed: bool) -> bytes:
     entry.description = "On-device ScaNN index in LevelDB format."
     entry.type = schema.AssociatedFileType.SCANN_INDEX_FILE
     outputs[0].associatedFiles = [*files, entry]
-    buffer.data = np.frombuffer(_versioned(metadata), np.uint8)
+    set_metadata(parsed, metadata)
     return write_model(parsed, len(model))
-
-
-def _versioned(metadata: Any) -> bytes:
-    """Returns the metadata's flatbuffer with the minimum parser version that can read it."""
-    from tensorflow_lite_support.metadata.cc.python import _pywrap_metadata_version
-
-    metadata.minParserVersion = _pywrap_metadata_version.GetMinimumMetadataParserVersion(_serialized(metadata))
-    return _serialized(metadata)
-
-
-def _serialized(metadata: Any) -> bytes:
-    import flatbuffers
-
-    builder = flatbuffers.Builder(0)
-    builder.Finish(metadata.Pack(builder), _METADATA_IDENTIFIER)
-    return bytes(builder.Output())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from infra.cli import operation_commands, pipeline_commands, release_commands
+from infra.cli import encoder_commands, operation_commands, pipeline_commands, release_commands
 from searchforge import __version__
 
 
@@ -17,6 +17,7 @@ def main() -> None:
     """Turn a corpus of photos into a verified on-device search model."""
 
 
+main.add_command(encoder_commands.encoder)
 for _module in (pipeline_commands, release_commands, operation_commands):
     for _command in vars(_module).values():
         if isinstance(_command, click.Command):

@@ -50,6 +50,9 @@ TRAIN = (
     click.option("--workers", "train__workers", type=int, help="Number of Ray Train workers."),
     click.option("--ray-address", "train__ray_address", help="Address of a running Ray cluster; default: start one."),
 )
+ENCODER = (
+    click.option("--encoder", "__encoder", help="Id of an encoder to use, instead of training one (`encoder import`)."),
+)
 CORPUS = (
     click.option("--corpus", "corpus__source", help="Folder, glob or list of images; default: --images."),
     click.option(

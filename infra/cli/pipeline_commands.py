@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from infra.cli.option_groups import ALLOW_REMOVAL, BEAM, CORPUS, DATA, INDEX, PUBLISH, TEXTS, TRAIN, options
+from infra.cli.option_groups import ALLOW_REMOVAL, BEAM, CORPUS, DATA, ENCODER, INDEX, PUBLISH, TEXTS, TRAIN, options
 from searchforge.console.options import config_options, reports_errors, show
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@options(*DATA, *TRAIN, *CORPUS, *BEAM, *INDEX, *PUBLISH)
+@options(*DATA, *TRAIN, *ENCODER, *CORPUS, *BEAM, *INDEX, *PUBLISH)
 @ALLOW_REMOVAL
 @reports_errors
 @config_options
 def run(config: Config, as_json: bool, allow_removal: bool) -> None:
-    """Train, embed, index, check and publish in one command."""
+    """Train, embed, index, check and publish in one command; `--encoder` replaces the training."""
     from infra import api
     from infra.cli import summaries
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infra.reindex.status import seconds_between
+from searchforge.artifacts.encoder import TFLITE_FILES, EncoderInfo
 from searchforge.artifacts.manifest import describe_rejects
 
 if TYPE_CHECKING:
@@ -43,6 +44,24 @@ def reindex(done: Run) -> str:
         if done.plan and done.plan.mode == "nothing":
             reason = done.plan.reason
     return f"{outcome}: {reason}{items}\n  time            {stages}"
+
+
+def encoder(info: EncoderInfo) -> str:
+    """Returns what an encoder embeds, and the size, speed and origin of its files."""
+    license = info.license or "no license stated"
+    lines = [f"encoder {info.id}: {' and '.join(info.kinds)}, {info.dim} dimensions, {license}"]
+    for kind in info.kinds:
+        facts = [info.text_tower if kind == "text" else info.image_tower]
+        if size := info.report.get("tflite_bytes", {}).get(TFLITE_FILES[kind]):
+            facts.append(f"{size / 1e6:.1f} MB")
+        if milliseconds := (info.report.get("agreement", {}).get(kind) or {}).get("ms"):
+            facts.append(f"{milliseconds:.1f} ms a query on one thread")
+        if kind == "text":
+            facts.append(f"{info.sequence_length} tokens" if info.sequence_length else "tokenizer in the model")
+        lines.append(f"  {kind:<14}  {', '.join(facts)}")
+    if "image" in info.kinds:
+        lines.append(f"  preprocessing   {info.preprocessing}")
+    return "\n".join(lines)
 
 
 def release(found: Release) -> str:

@@ -150,11 +150,14 @@ def choose_encoder(
       that the configuration asks for, else empty.
 
     Raises:
-      UsageError: There are several encoders, none of which is in use.
+      UsageError: There are several encoders, none of which is in use, or the configured one does not exist.
     """
     workspace, retrain = Workspace(config.workspace), config.reindex.retrain
-    existing = workspace.ids("encoders")
     used = [release.release.provenance["encoder"] for release in known]
+    if config.encoder:
+        workspace.marker("encoders", config.encoder)  # raises if it does not exist
+        return config.encoder, _replacement(config.encoder, used)
+    existing = workspace.ids("encoders")
     candidates = list(dict.fromkeys([*used, *_embedding_encoders(workspace), *existing]))
     candidates = [id for id in candidates if id in existing]
     accepted = [id for id in candidates if id not in withdrawn]
@@ -184,7 +187,11 @@ def choose_encoder(
         return accepted[0], (
             f"encoder {encoder} has the configured settings but was rolled back, so encoder {accepted[0]} stays in use"
         )
-    return encoder, f"encoder {encoder} replaces {used[0]}" if used and used[0] != encoder else ""
+    return encoder, _replacement(encoder, used)
+
+
+def _replacement(encoder: str, used: Sequence[str]) -> str:
+    return f"encoder {encoder} replaces {used[0]}" if used and used[0] != encoder else ""
 
 
 def find_matching_release(config: Config, known: Sequence[KnownRelease], manifest: Manifest) -> KnownRelease | None:

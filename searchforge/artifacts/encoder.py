@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,11 +11,20 @@ TEXT_SAVED_MODEL = "text_encoder"
 IMAGE_TFLITE = "image_encoder.tflite"
 TEXT_TFLITE = "text_encoder.tflite"
 
+InputKind = Literal["text", "image"]
+"""Kind of input of an encoder, and of the queries of a searcher."""
+
+SAVED_MODELS: dict[InputKind, str] = {"text": TEXT_SAVED_MODEL, "image": IMAGE_SAVED_MODEL}
+"""Name of the SavedModel for each kind of input."""
+
+TFLITE_FILES: dict[InputKind, str] = {"text": TEXT_TFLITE, "image": IMAGE_TFLITE}
+"""Name of the TFLite encoder for each kind of input."""
+
 
 class EncoderInfo(BaseModel):
     """Contents of encoder.json.
 
-    The bundle's SavedModels have one signature each, `serving_default`:
+    A bundle embeds texts, images or both. A trained one also has SavedModels with one signature, `serving_default`:
       image_encoder: images uint8 [n, h, w, 3] (decoded and resized) -> embedding float32 [n, dim], L2-normalised.
       text_encoder: texts string [n] -> embedding float32 [n, dim], L2-normalised.
 
@@ -23,9 +32,12 @@ class EncoderInfo(BaseModel):
       fingerprint: Hash of both towers' weights and the preprocessing string; it identifies the embedding space.
       preprocessing: Preprocessing string, see searchforge.preprocessing.
       dim: Dimension of the embedding space.
+      image_tower, text_tower: Origin of each encoder: the tower that was trained, or the imported file's name; empty if
+        the bundle does not embed this kind of input.
       sequence_length: Number of tokens that the text encoder reads; 0 if the model contains its tokenizer.
       files: SHA-256 of every file of the bundle by path.
-      report: Training report: settings, seconds, losses, retrieval of held-out captions.
+      report: Report of the training (settings, seconds, losses, retrieval of held-out captions) or of the import.
+      license: License of the encoder, as its author or importer states it; empty if unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,3 +52,9 @@ class EncoderInfo(BaseModel):
     sequence_length: int = Field(ge=0)
     files: dict[str, str]
     report: dict[str, Any]
+    license: str = ""
+
+    @property
+    def kinds(self) -> tuple[InputKind, ...]:
+        """Kinds of input that the bundle embeds."""
+        return tuple(kind for kind, name in TFLITE_FILES.items() if name in self.files)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from searchforge.artifacts.encoder import InputKind
+
 TEXT_SEARCHER = "text_searcher.tflite"
 IMAGE_SEARCHER = "image_searcher.tflite"
 INDEX = "index.ldb"
+
+SEARCHERS: dict[InputKind, str] = {"text": TEXT_SEARCHER, "image": IMAGE_SEARCHER}
+"""Name of the searcher for each kind of query."""

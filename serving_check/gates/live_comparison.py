@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from searchforge.artifacts.searcher import TEXT_SEARCHER
+from searchforge.artifacts.encoder import InputKind
+from searchforge.artifacts.searcher import SEARCHERS
 from searchforge.config import CheckConfig
 from searchforge.errors import SearchforgeError
 from serving_check.formats.index_file import read_index
 from serving_check.formats.searcher_file import open_file
 from serving_check.gate import Gate, at_least, at_most
 from serving_check.measurement.corpus import Corpus
-from serving_check.measurement.queries import NO_ITEM, PROBE_TEXTS, Queries
+from serving_check.measurement.queries import NO_ITEM, Queries
 from serving_check.measurement.retrieval import K
 from serving_check.measurement.search import Searcher
 from serving_check.schema import FigurePair, LiveComparison
@@ -26,7 +27,7 @@ from serving_check.schema import FigurePair, LiveComparison
 logger = logging.getLogger(__name__)
 
 QUERIES = 200
-"""Maximum number of text queries."""
+"""Maximum number of queries."""
 
 _MIN_SHARED = 50
 """Minimum number of queries whose own item is in both for R@k to be compared."""
@@ -54,21 +55,34 @@ class LiveRelease:
 
 
 def compare_with_live(
-    live: LiveRelease, candidate: Path, queries: Queries, corpus: Corpus, figures: Mapping[str, Any]
+    live: LiveRelease,
+    candidate: Path,
+    queries: Mapping[InputKind, Queries],
+    corpus: Corpus,
+    figures: Mapping[str, Any],
 ) -> LiveComparison:
     """Compares the candidate with the live release. An unreachable live release is logged and fails no gate.
 
+    The text searchers are compared if both have one, else the image searchers.
+
     Args:
       candidate: folder of the candidate's searcher.
-      queries: text queries; without any, latency and overlap are measured with PROBE_TEXTS.
+      queries: queries of each kind.
       figures: figures of the candidate, as measured in this check.
     """
     logger.info(f"  comparing with the live release {live.id}")
-    texts = [*zip(queries.values, queries.targets, strict=True)][:QUERIES] or [(text, NO_ITEM) for text in PROBE_TEXTS]
+    folders = candidate, live.folder
+    kind = next((k for k, name in SEARCHERS.items() if all((folder / name).is_file() for folder in folders)), None)
+    if kind is None:
+        expected = " or ".join(SEARCHERS[k] for k in queries)
+        note = f"the live release could not be queried: it has no {expected}"
+        logger.warning(f"  {note}")
+        return _comparison(live, figures, note=note)
+    asked = [*zip(queries[kind].values, queries[kind].targets, strict=True)][:QUERIES]
     try:
-        live_ids = _ids(live.folder / TEXT_SEARCHER)
-        with Searcher(candidate / TEXT_SEARCHER) as ours, Searcher(live.folder / TEXT_SEARCHER) as theirs:
-            results = [_search(i, text, (ours, theirs)) for i, (text, _) in enumerate(texts)]
+        live_ids = _ids(live.folder / SEARCHERS[kind])
+        with Searcher(candidate / SEARCHERS[kind]) as ours, Searcher(live.folder / SEARCHERS[kind]) as theirs:
+            results = [_search(i, query, (ours, theirs)) for i, (query, _) in enumerate(asked)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SearchforgeError) as error:
         reason = str(error).partition("\n")[0]
         note = f"the live release could not be queried: {reason}"
@@ -76,14 +90,14 @@ def compare_with_live(
         return _comparison(live, figures, note=note)
     hits = [tuple([hit.id for hit in found] for found, _ in pair) for pair in results]
     overlap = [len({*a} & {*b}) / len(b) for a, b in hits if b]
-    shared = [i for i, (_, row) in enumerate(texts) if row != NO_ITEM and corpus.ids[row] in live_ids]
+    shared = [i for i, (_, row) in enumerate(asked) if row != NO_ITEM and corpus.ids[row] in live_ids]
     measured: dict[str, tuple[float, float]] = {}
     for name, p in (("latency_p50_ms", 50), ("latency_p95_ms", 95)):
         a, b = (float(np.percentile([pair[side][1] for pair in results], p)) for side in (0, 1))
         measured[name] = a, b
     if shared:
         for k in (1, K):
-            a, b = (float(np.mean([corpus.ids[texts[i][1]] in hits[i][side][:k] for i in shared])) for side in (0, 1))
+            a, b = (float(np.mean([corpus.ids[asked[i][1]] in hits[i][side][:k] for i in shared])) for side in (0, 1))
             measured[f"r_at_{k}"] = a, b
     few = (
         f"only {len(shared)} queries describe items of both, fewer than the {_MIN_SHARED} needed to compare R@10"
@@ -159,11 +173,11 @@ def _comparison(
     )
 
 
-def _search(turn: int, text: str, searchers: Sequence[Searcher]) -> list[Any]:
+def _search(turn: int, query: str, searchers: Sequence[Searcher]) -> list[Any]:
     """Returns the results of both searchers, which go first in turns."""
     results: list[Any] = [None, None]
     for side in (0, 1) if turn % 2 else (1, 0):
-        results[side] = searchers[side].timed_search(text, K)
+        results[side] = searchers[side].timed_search(query, K)
     return results
 
 

@@ -157,7 +157,8 @@ def _image_faults(searcher: SearcherFile, metadata: dict[str, Any], preprocessin
     ]
     if len(units) != 1:
         return [*faults, f"{len(units)} normalizations of the input, expected 1"]
-    for name, value in (("mean", expected.mean), ("std", expected.std)):
-        if any(abs(found - value) > 1e-3 for found in units[0][name]):
-            faults.append(f"the input's {name} is {units[0][name]}, expected {value:g} for {preprocessing}")
+    for name, values in (("mean", expected.mean), ("std", expected.std)):
+        found = np.ravel(units[0][name])
+        if len(found) not in (1, 3) or np.abs(found - values).max() > 1e-3:
+            faults.append(f"the input's {name} is {units[0][name]}, expected {values.tolist()} for {preprocessing}")
     return faults

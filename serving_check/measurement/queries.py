@@ -139,6 +139,11 @@ def text_queries(corpus: Corpus, count: int, seed: int) -> Queries:
     return Queries([corpus.texts[row] for row in rows], rows, rows)
 
 
+def unrelated_queries(values: list[str]) -> Queries:
+    """Returns texts or image files as queries that describe no item of the corpus."""
+    return Queries(values, [NO_ITEM] * len(values), list(range(len(values))))
+
+
 def image_queries(corpus: Corpus, count: int, seed: int, folder: Path) -> tuple[Queries, int]:
     """Copies a seeded sample of the corpus' images into `folder`.
 

@@ -113,7 +113,7 @@ def test_litert_is_not_used_without_a_verified_tflite_encoder(photos: Path, tmp_
     other = Workspace(str(tmp_path / "workspace"))
     write_bundle(other, tflite=False)
     assert embed_images(embed_config(other, photos), "tiny").backend == "tensorflow"
-    with pytest.raises(UsageError, match=r"it has no image_encoder\.tflite"):
+    with pytest.raises(UsageError, match="litert cannot embed images with encoder tiny, which runs on tensorflow"):
         embed_images(embed_config(other, photos, embed__backend="litert"), "tiny")
 
 

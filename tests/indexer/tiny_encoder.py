@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from searchforge.hashing import sha256_bytes
+from searchforge.hashing import sha256_bytes, sha256_file
 from searchforge.processes.fork_server import python_path
 from searchforge.processes.tflite_support import prepare
 from tests.cached import cached, source, versions
@@ -71,7 +71,7 @@ class TinyEncoder:
                 "image_tower": "tiny",
                 "text_tower": "tiny",
                 "sequence_length": SEQUENCE,
-                "files": {},
+                "files": {path.name: sha256_file(path) for path in folder.glob("*.tflite")},
                 "report": {},
             }
             (folder / "encoder.json").write_text(json.dumps(info))

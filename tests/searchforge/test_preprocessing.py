@@ -47,6 +47,15 @@ def test_mean_and_std_match_the_task_library(low: float, high: float, mean: floa
     assert ((0 - scale.mean) / scale.std, (255 - scale.mean) / scale.std) == (low, high)
 
 
+def test_values_of_each_channel_are_scaled_separately() -> None:
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    preprocessing = Preprocessing.standardizing(6, 4, mean, std)
+    assert Preprocessing.parse(str(preprocessing)) == preprocessing
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
+    np.testing.assert_allclose(preprocessing.scale(pixels), (pixels - mean) / np.array(std), atol=1e-4)
+    assert str(Preprocessing.standardizing(6, 4, [127.5], [127.5])) == "decode|resize(6,4,bilinear)|scale(-1,1)"
+
+
 def test_images_are_stretched_not_cropped() -> None:
     image = Image.new("RGB", (40, 20), "red")
     image.paste("blue", (20, 0, 40, 20))

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from indexer.device.folding import fold_matrix, read_model, write_model
+from indexer.device.folding import fold_matrix
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, TEXT_SEARCHER
+from searchforge.artifacts.tflite_graph import read_model, write_model
 from tests.indexer.tiny_corpus import DIM
 from tests.serving_check.searcher_parts import SearcherFile, weights
 from tests.serving_check.specimen import Specimen, caught_by

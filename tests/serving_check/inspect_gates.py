@@ -5,12 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from searchforge.artifacts.encoder import EncoderInfo
+from searchforge.artifacts.encoder import EncoderInfo, InputKind
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
-from serving_check.check import FILES
-from serving_check.inspection import CheckedArtifacts, Inspection, Kind
+from serving_check.inspection import CheckedArtifacts, Inspection
 from serving_check.measurement.corpus import load_corpus
 from serving_check.measurement.queries import PROBE_TEXTS, caption_queries, held_out, image_queries, probe_images
 
@@ -18,7 +17,7 @@ FILE_GATES = {"files", "model", "metadata", "index", "fingerprint", "items", "it
 """Gates that read files only."""
 
 
-def failed_gates(config: Config, searcher: str, *run: Kind) -> dict[str, str]:
+def failed_gates(config: Config, searcher: str, *run: InputKind) -> dict[str, str]:
     """Returns the details of the failed gates by name.
 
     Args:
@@ -35,12 +34,12 @@ def failed_gates(config: Config, searcher: str, *run: Kind) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         inspection = Inspection(artifacts, scratch)
-        inspection.inspect_files(FILES)
+        inspection.inspect_files()
         for kind in run:
             if kind == "text":
                 captions = caption_queries(held_out(config, config.index.seed), corpus, settings.queries, settings.seed)
-                inspection.inspect_searcher(kind, *FILES[kind], captions, PROBE_TEXTS)
+                inspection.inspect_searcher(kind, captions, PROBE_TEXTS)
             else:
                 images, _ = image_queries(corpus, settings.images, settings.seed, scratch)
-                inspection.inspect_searcher(kind, *FILES[kind], images, probe_images(scratch))
+                inspection.inspect_searcher(kind, images, probe_images(scratch))
         return {gate.name: gate.detail for gate in inspection.gates() if not gate.passed}

@@ -17,9 +17,9 @@ import flatbuffers
 import numpy as np
 from tensorflow_lite_support.metadata import metadata_schema_py_generated as metadata_schema
 
-from indexer.device.folding import read_model, write_model
 from indexer.device.leveldb_writer import TableWriter
 from indexer.device.packing import INDEX_NAME
+from searchforge.artifacts.tflite_graph import read_model, write_model
 from searchforge.protobuf import read_varint, varint
 from serving_check.formats.leveldb_reader import read_table
 from serving_check.formats.scann_schema import scann_on_device_config

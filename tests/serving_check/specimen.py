@@ -18,12 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from indexer.build import build_index
+from searchforge.artifacts.encoder import InputKind
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, TEXT_SEARCHER
 from searchforge.artifacts.workspace import MARKERS, Kind, Workspace
 from searchforge.config import Config
 from searchforge.hashing import sha256_file
 from serving_check.check import check
-from serving_check.inspection import Kind as SearcherKind
 from tests.indexer.tiny_corpus import commit_embeddings, make_corpus, tiny_encoder
 from tests.indexer.tiny_encoder import random_images
 from tests.serving_check.inspect_gates import FILE_GATES, failed_gates
@@ -118,7 +118,7 @@ class Specimen:
         """Returns the report of a check."""
         return check(self.config, self.searcher)
 
-    def failed_gates(self, *run: SearcherKind) -> dict[str, str]:
+    def failed_gates(self, *run: InputKind) -> dict[str, str]:
         """Returns the failed gates; see tests.serving_check.inspect_gates."""
         return failed_gates(self.config, self.searcher, *run)
 

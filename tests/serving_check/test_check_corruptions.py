@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from infra.releases.releases import list_releases, publish
+from searchforge.artifacts.encoder import InputKind
 from searchforge.errors import GateError
-from serving_check.inspection import Kind as SearcherKind
 from tests.serving_check.corruptions import CORRUPTIONS
 from tests.serving_check.inspect_gates import FILE_GATES
 from tests.serving_check.specimen import BOTH, Specimen, copy_of, make_template, rebuilt
@@ -86,7 +86,7 @@ def _failed(report: Report) -> set[str]:
     return {gate["name"] for gate in report["gates"] if not gate["passed"]}
 
 
-def _damaged(template: Specimen, specimen: Specimen) -> SearcherKind:
+def _damaged(template: Specimen, specimen: Specimen) -> InputKind:
     """Returns which searcher was damaged; the image searcher if both or neither were."""
     text, image = (specimen.path(name).read_bytes() == template.path(name).read_bytes() for name in BOTH)
     return "text" if image and not text else "image"

@@ -28,6 +28,7 @@ import tensorflow as tf
 from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL
 from searchforge.errors import JobError, UsageError
 from searchforge.processes import isolated
+from trainer.export.tflite_metadata import SENTENCEPIECE, TASK_LIBRARY_SENTENCEPIECE
 from trainer.towers import ImageTower, TextTower
 from trainer.towers.layers import ActivationRanges, observe_ranges, trace_for_device
 
@@ -38,9 +39,6 @@ Projection = Callable[[tf.Tensor], tf.Tensor]
 """Projection head: maps features, float32 [n, d], to embeddings, float32 [n, dim]."""
 
 _METADATA = "trainer.export.tflite_metadata"
-
-_SENTENCEPIECE = "TFText>FastSentencepieceTokenize"
-_TASK_LIBRARY_SENTENCEPIECE = "TFSentencepieceTokenizeOp"
 
 
 class ImageEncoder(tf.Module):
@@ -70,7 +68,7 @@ class ImageEncoder(tf.Module):
 
         path.write_bytes(_convert(self, embed, "float16", "image tower"))
         preprocessing = self._tower.preprocessing
-        scaling = {"mean": preprocessing.mean, "std": preprocessing.std}
+        scaling = {"mean": preprocessing.mean.tolist(), "std": preprocessing.std.tolist()}
         isolated.call(_METADATA, {"do": "describe_image", "model": str(path), **scaling})
 
     @property
@@ -213,12 +211,12 @@ def _renamed_tokenizer(model: bytes) -> bytes:
     """Renames the SentencePiece operation to its name in the Task Library."""
     from tensorflow.lite.tools import flatbuffer_utils
 
-    if _SENTENCEPIECE.encode() not in model:
+    if SENTENCEPIECE not in model:
         return model
     parsed = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
     for code in parsed.operatorCodes:
-        if code.customCode == _SENTENCEPIECE.encode():
-            code.customCode = _TASK_LIBRARY_SENTENCEPIECE.encode()
+        if code.customCode == SENTENCEPIECE:
+            code.customCode = TASK_LIBRARY_SENTENCEPIECE
     return bytes(flatbuffer_utils.convert_object_to_bytearray(parsed))
 
 

@@ -3,7 +3,7 @@
 Runs in a separate process without TensorFlow (`searchforge.processes.isolated`). Each request is a JSON object:
 
     {"do": "describe_text", "model": path, "vocabulary": path or null}
-    {"do": "describe_image", "model": path, "mean": pixel value, "std": pixel values}
+    {"do": "describe_image", "model": path, "mean": [pixel values], "std": [pixel values]}
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from searchforge.processes import isolated
 
 IMPORTS = ("tensorflow_lite_support.metadata.python.metadata_writers.bert_nl_classifier",)
 """Modules that the fork server imports once for all processes; see searchforge.processes.fork_server."""
+
+SENTENCEPIECE, TASK_LIBRARY_SENTENCEPIECE = b"TFText>FastSentencepieceTokenize", b"TFSentencepieceTokenizeOp"
+"""Name of the SentencePiece operation in models that TensorFlow converts, and in the Task Library."""
 
 
 def describe_text(model: Path, vocabulary: Path | None) -> None:
@@ -44,7 +47,7 @@ def describe_text(model: Path, vocabulary: Path | None) -> None:
     model.write_bytes(without_dates(writer.populate()))
 
 
-def describe_image(model: Path, mean: float, std: float) -> None:
+def describe_image(model: Path, mean: list[float], std: list[float]) -> None:
     """Adds the metadata of an image encoder, by which the device computes (pixel - mean) / std."""
     from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
     from tensorflow_lite_support.metadata import schema_py_generated as model_schema
@@ -53,8 +56,8 @@ def describe_image(model: Path, mean: float, std: float) -> None:
     image = metadata_info.InputImageTensorMd(
         "image",
         "The image to embed, stretched to the input size.",
-        [mean],
-        [std],
+        mean,
+        std,
         schema.ColorSpaceType.RGB,
         model_schema.TensorType.FLOAT32,
     )

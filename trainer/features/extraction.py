@@ -357,7 +357,7 @@ class TowerRunner:
         def flush() -> None:
             for i, name in enumerate(names):
                 pixels = np.stack([augmented[i] for augmented in batch.values()]).astype(np.float32)
-                scaled = (pixels - preprocessing.mean) / np.float32(preprocessing.std)
+                scaled = (pixels - preprocessing.mean) / preprocessing.std
                 values[name][list(batch)] = self._call(scaled).numpy()
             batch.clear()
 

@@ -328,4 +328,4 @@ def _run_on_pixels(tower: Any, pixels: Any) -> Any:
     import tensorflow as tf
 
     preprocessing: Preprocessing = tower.preprocessing
-    return tower((tf.cast(pixels, tf.float32) - preprocessing.mean) / np.float32(preprocessing.std))
+    return tower((tf.cast(pixels, tf.float32) - preprocessing.mean) / preprocessing.std)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from tensorflow_lite_support.metadata import schema_py_generated as schema
 
-from indexer.device.folding import fold_matrix, read_model, write_model
+from indexer.device.folding import fold_matrix
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
+from searchforge.artifacts.tflite_graph import read_model, write_model
 from searchforge.errors import JobError
 from searchforge.processes import isolated, task_library
 from tests.indexer.tiny_corpus import DIM, tiny_encoder

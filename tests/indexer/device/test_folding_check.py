@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.device.folding import read_model, write_model
 from indexer.device.folding_check import TOLERANCE, require_equal_dot_products
 from indexer.device.packing import pack_searcher
 from indexer.quantization.query_map import inverse_transpose
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
+from searchforge.artifacts.tflite_graph import read_model, write_model
 from searchforge.errors import JobError
 from searchforge.processes import isolated
 from tests.indexer.tiny_corpus import DIM, tiny_encoder

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from tensorflow_lite_support.metadata import metadata_schema_py_generated as metadata_schema
 
-from indexer.device.folding import read_model, write_model
 from indexer.device.packing import INDEX_NAME, pack_searcher
+from searchforge.artifacts.tflite_graph import read_model, write_model
 from searchforge.errors import JobError, UsageError
 from searchforge.processes import isolated
 from tests import lookup_encoder

@@ -1,0 +1,1 @@
+"""Imports encoders that were made elsewhere: TFLite files become encoder bundles."""
