@@ -1,5 +1,7 @@
 """Image preprocessing described by one string, such as `decode|resize(224,224,bilinear)|scale(-1,1)`.
 
+Values of `scale` that differ between red, green and blue are lists: `scale([-2.12,-2.04,-1.8],[2.25,2.43,2.64])`.
+
 Training, batch embedding and the device use the same string. `Preprocessing.pixels` decodes and resizes, ignoring the
 aspect ratio as the Task Library does; the exported encoders scale.
 """
@@ -7,6 +9,7 @@ aspect ratio as the Task Library does; the exported encoders scale.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +20,12 @@ from searchforge.errors import UsageError
 from searchforge.image_decoding import decode
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_NUMBER = r"(-?\d+(?:\.\d+)?)"
-_PATTERN = re.compile(rf"decode\|resize\((\d+),(\d+),({'|'.join(_FILTERS)})\)\|scale\({_NUMBER},{_NUMBER}\)")
+_NUMBER = r"-?\d+(?:\.\d+)?"
+_VALUES = rf"({_NUMBER}|\[{_NUMBER},{_NUMBER},{_NUMBER}\])"
+_PATTERN = re.compile(rf"decode\|resize\((\d+),(\d+),({'|'.join(_FILTERS)})\)\|scale\({_VALUES},{_VALUES}\)")
+
+Channels = float | tuple[float, ...]
+"""One value for all channels, or one each for red, green and blue."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,8 @@ class Preprocessing:
     height: int
     width: int
     filter: str = "bilinear"
-    low: float = -1.0
-    high: float = 1.0
+    low: Channels = -1.0
+    high: Channels = 1.0
 
     @classmethod
     def parse(cls, text: str) -> Preprocessing:
@@ -50,20 +57,28 @@ class Preprocessing:
                 f"invalid preprocessing {text!r}; expected the form decode|resize(224,224,bilinear)|scale(-1,1)"
             )
         height, width, filter_name, low, high = match.groups()
-        return cls(int(height), int(width), filter_name, float(low), float(high))
+        return cls(int(height), int(width), filter_name, _parse_channels(low), _parse_channels(high))
+
+    @classmethod
+    def standardizing(cls, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
+        """Returns the preprocessing that computes (value - mean) / std, given one value or one per channel of each."""
+        means, stds = (np.ravel(np.asarray(values, np.float64)) for values in (mean, std))
+        low, high = (_simplified((value - means) / stds) for value in (0, 255))
+        return cls.parse(str(cls(height, width, "bilinear", low, high)))  # with the precision of the string
 
     def __str__(self) -> str:
-        return f"decode|resize({self.height},{self.width},{self.filter})|scale({self.low:g},{self.high:g})"
+        low, high = _format_channels(self.low), _format_channels(self.high)
+        return f"decode|resize({self.height},{self.width},{self.filter})|scale({low},{high})"
 
     @property
-    def mean(self) -> float:
-        """Pixel value that is scaled to 0; the Task Library computes (value - mean) / std."""
-        return -self.low * self.std
+    def mean(self) -> npt.NDArray[np.float32]:
+        """Pixel values that are scaled to 0, [1] or [3] float32; the Task Library computes (value - mean) / std."""
+        return np.atleast_1d(np.negative(self.low) * (255.0 / np.subtract(self.high, self.low))).astype(np.float32)
 
     @property
-    def std(self) -> float:
-        """Difference of pixel values that is scaled to 1."""
-        return 255.0 / (self.high - self.low)
+    def std(self) -> npt.NDArray[np.float32]:
+        """Differences of pixel values that are scaled to 1, [1] or [3] float32."""
+        return np.atleast_1d(255.0 / np.subtract(self.high, self.low)).astype(np.float32)
 
     def pixels(self, data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
         """Decodes and resizes an image, applies its EXIF orientation and replaces transparency with white.
@@ -96,4 +111,17 @@ class Preprocessing:
 
     def scale(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Scales pixel values to float32 from `low` to `high`, the input range of the image tower."""
-        return (pixels.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
+        return (pixels.astype(np.float32) - self.mean) / self.std
+
+
+def _parse_channels(text: str) -> Channels:
+    return tuple(map(float, text[1:-1].split(","))) if text.startswith("[") else float(text)
+
+
+def _format_channels(values: Channels) -> str:
+    return f"{values:g}" if isinstance(values, float | int) else f"[{','.join(f'{value:g}' for value in values)}]"
+
+
+def _simplified(values: npt.NDArray[np.float64]) -> Channels:
+    """Returns one value if all channels have the same."""
+    return float(values[0]) if (values == values[0]).all() else tuple(values.tolist())
