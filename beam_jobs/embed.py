@@ -59,10 +59,14 @@ def embed(config: Config, encoder: str, modality: Modality, listing: CorpusListi
         digest = run.digest_of(listing)
         earlier = run.earlier_runs()
         base = run.choose_base(earlier)
-        if same := [manifest for manifest in earlier if manifest.digest == digest]:
-            logger.info(f"embeddings/{same[-1].id} is complete")
-            return same[-1]
         id = content_id([digest, config.embed.shards])
+        if finished := run.finished(earlier, digest):
+            if not finished.retryable:
+                logger.info(f"embeddings/{finished.id} is complete")
+                return finished
+            unread = f"{finished.retryable} of {finished.inputs} items"
+            logger.info(f"{unread} could not be read for embeddings/{finished.id}, and are tried again")
+            id, base = content_id([id, "retry", finished.id]), finished
         plan = _resumable_plan(run.workspace, id, config, base)
         if plan is None:
             plan = planning.write(
@@ -75,7 +79,7 @@ def embed(config: Config, encoder: str, modality: Modality, listing: CorpusListi
                 max_bytes=config.corpus.max_bytes,
                 max_dead_fraction=config.embed.max_dead_fraction,
             )
-    return run.execute(id, digest, plan)
+    return run.execute(id, digest, plan, retried=finished)
 
 
 def compact(config: Config, embeddings: str) -> Manifest:
@@ -103,7 +107,7 @@ def compact(config: Config, embeddings: str) -> Manifest:
 
 
 def finished_run(config: Config, encoder: str, modality: Modality, listing: CorpusListing) -> Manifest | None:
-    """Returns the finished run that `embed` would return, or None if there is work to do.
+    """Returns the finished run of the listed corpus, or None; `embed` tries its retryable rejects again.
 
     Args:
       encoder: Id of a committed encoder bundle.
@@ -111,7 +115,7 @@ def finished_run(config: Config, encoder: str, modality: Modality, listing: Corp
     """
     run = _EmbedRun(config, encoder, modality)
     digest = run.digest_of(listing)
-    return next((manifest for manifest in reversed(run.earlier_runs()) if manifest.digest == digest), None)
+    return run.finished(run.earlier_runs(), digest)
 
 
 def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
@@ -197,6 +201,10 @@ class _EmbedRun(EmbedMethod):
                 found.append(Manifest.model_validate(self.workspace.marker("embeddings", id)))
         return sorted((one for one in found if one.method == self.digest), key=lambda one: (one.created, one.id))
 
+    def finished(self, earlier: Sequence[Manifest], digest: str) -> Manifest | None:
+        """Returns the latest of the earlier runs with this digest, or None."""
+        return next((manifest for manifest in reversed(earlier) if manifest.digest == digest), None)
+
     def choose_base(self, earlier: Sequence[Manifest]) -> Manifest | None:
         """Returns the run to reuse: the configured one, else the latest of this corpus, else the latest of any."""
         requested = self.config.embed.reuse_from
@@ -216,11 +224,20 @@ class _EmbedRun(EmbedMethod):
         same_source = [manifest for manifest in earlier if manifest.source == source]
         return next(reversed(same_source or list(earlier)), None)
 
-    def execute(self, id: str, digest: str, plan: EmbedPlan, compacted: Manifest | None = None) -> Manifest:
+    def execute(
+        self,
+        id: str,
+        digest: str,
+        plan: EmbedPlan,
+        compacted: Manifest | None = None,
+        retried: Manifest | None = None,
+    ) -> Manifest:
         """Executes the plan and commits the manifest.
 
         Args:
           compacted: The run that the plan compacts, if any.
+          retried: The run of the same corpus whose retryable rejects the plan tries again, if any. It is returned if
+            none of them can be embedded, and this run leaves nothing behind.
         """
         config, workspace, folder = self.config, self.workspace, _folder(id)
         options = self.options(folder)
@@ -240,6 +257,12 @@ class _EmbedRun(EmbedMethod):
                 f"{workspace.url('embeddings', id)}; run the command again"
             )
         manifest = self._manifest(id, digest, plan, written, kept, compacted)
+        if retried and manifest.records == retried.records:
+            unread = f"{manifest.retryable} of {manifest.inputs} items"
+            logger.info(f"  {unread} still cannot be read; embeddings/{retried.id} stays in use")
+            with workspace.storage.snapshot(folder) as snapshot:
+                snapshot.delete()
+            return retried
         self._require_few_rejects(manifest, plan, written)
         if workspace.committed("embeddings", id):  # another process finished first
             return Manifest.model_validate(workspace.marker("embeddings", id))
@@ -281,6 +304,7 @@ class _EmbedRun(EmbedMethod):
             reused=kept + sum(report.reused for report in reports),
             rejected=sum(rejected.values()),
             rejected_by_reason=rejected,
+            retryable=compacted.retryable if compacted else sum(report.retryable for report in reports),
             shards=(*plan.carried, *(ShardInfo.model_validate(report.shard) for report in reports)),
             rejects=rejects,
             metadata_errors=compacted.metadata_errors if compacted else plan.metadata_errors,
@@ -289,18 +313,29 @@ class _EmbedRun(EmbedMethod):
         )
 
     def _require_few_rejects(self, manifest: Manifest, plan: EmbedPlan, reports: Sequence[ShardReport]) -> None:
-        allowed = self.config.corpus.max_reject_fraction
-        if manifest.records and manifest.rejected <= allowed * manifest.inputs:
+        """Raises JobError if too many items were rejected; the next run processes their shards again."""
+        corpus = self.config.corpus
+        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected_by_reason.items())
+        listed = f"rejects-*.jsonl in {self.workspace.url('embeddings', manifest.id)} lists each of them"
+        fault = ""
+        if not manifest.records or manifest.rejected > corpus.max_reject_fraction * manifest.inputs:
+            fault = (
+                f"{manifest.rejected} of {manifest.inputs} inputs were rejected ({reasons}); at most "
+                f"{corpus.max_reject_fraction:.0%} (corpus.max_reject_fraction) may be, and at least one must remain; "
+                f"{listed}"
+            )
+        elif manifest.retryable > max(1, corpus.max_unread_fraction * manifest.inputs):
+            fault = (
+                f"{manifest.retryable} of {manifest.inputs} inputs cannot be read at the moment ({reasons}); at most "
+                f"{corpus.max_unread_fraction:.0%} (corpus.max_unread_fraction) may be missing or unreadable: check "
+                f"that folders are mounted and buckets can be reached, and run the command again; {listed}"
+            )
+        if not fault:
             return
         for shard, report in zip(plan.shards, reports, strict=True):
-            if report.rejects:  # retried by the next run: the cause may be fixed by then
+            if report.rejects:  # the cause may be fixed by then
                 self.workspace.storage.delete(f"{_folder(manifest.id)}/{shard.name('done', 'json')}")
-        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected_by_reason.items())
-        raise JobError(
-            f"{manifest.rejected} of {manifest.inputs} inputs were rejected ({reasons}); at most {allowed:.0%} "
-            "(corpus.max_reject_fraction) may be, and at least one must remain; rejects-*.jsonl in "
-            f"{self.workspace.url('embeddings', manifest.id)} lists each of them"
-        )
+        raise JobError(fault)
 
 
 def _resumable_plan(workspace: Workspace, id: str, config: Config, base: Manifest | None) -> EmbedPlan | None:

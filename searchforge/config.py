@@ -144,6 +144,8 @@ class CorpusConfig(Section):
       splits: Splits of `data.captions` to keep; all if empty.
       max_bytes, max_pixels: Limits above which files and images are rejected without being decoded.
       max_reject_fraction: Largest accepted fraction of rejected items.
+      max_unread_fraction: Largest accepted fraction of items that cannot be read for a reason that may pass, such as a
+        file that is missing or a bucket that cannot be reached; a single one is always accepted.
     """
 
     source: str | None = None
@@ -151,6 +153,7 @@ class CorpusConfig(Section):
     max_bytes: Count = 64 * 2**20
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = DEFAULT_MAX_PIXELS
     max_reject_fraction: Fraction = 0.5
+    max_unread_fraction: Fraction = 0.05
 
 
 class TrainConfig(Section):

@@ -45,12 +45,15 @@ class RejectedInput(Exception):
       reason: Kind of the fault, for example `empty`, `too_large`, `not_an_image`, `truncated`, `unreadable` or
         `too_many_pixels`.
       detail: Description of the fault.
+      may_pass: Whether the fault is not one of the content, and another attempt may succeed: a file that is missing, a
+        storage that cannot be reached.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, may_pass: bool = False) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.may_pass = may_pass
 
 
 def decode(data: bytes, max_pixels: int, enough: int | None = None) -> Image.Image:

@@ -70,13 +70,23 @@ def list_archive(archive: File, metadata: dict[str, Any]) -> Iterator[Item]:
             try:
                 yield from list_members(archive, metadata, stream)
             except _DamagedError as error:
-                yield _rejected_archive(archive, "damaged_archive", f"{error}; later members were not listed")
+                detail = f"{error}; later members were not listed"
+                yield _rejected_archive(archive, RejectedInput("damaged_archive", detail))
     except RejectedInput as error:
-        yield _rejected_archive(archive, error.reason, error.detail)
+        yield _rejected_archive(archive, error)
 
 
-def _rejected_archive(archive: File, reason: str, detail: str) -> Item:
-    return Item(archive.id, archive.path, archive.path, archive.version, archive.size, reject=reason, detail=detail)
+def _rejected_archive(archive: File, error: RejectedInput) -> Item:
+    return Item(
+        archive.id,
+        archive.path,
+        archive.path,
+        archive.version,
+        archive.size,
+        reject=error.reason,
+        detail=error.detail,
+        may_pass=error.may_pass,
+    )
 
 
 def _item(archive: File, name: str, offset: int, size: int, **others: Any) -> Item:

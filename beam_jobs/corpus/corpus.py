@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from beam_jobs.corpus.archives import is_archive, list_archive
-from beam_jobs.corpus.files import File, describe_file, find_files
+from beam_jobs.corpus.files import UNLISTED_FOLDER, File, describe_file, find_files
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import open_file
 from beam_jobs.corpus.tables import Row, is_table, read_rows
@@ -77,8 +77,8 @@ def _texts_in_member(file: File) -> Iterator[Item]:
     try:
         yield from _texts_in(file, f"{file.id}:")
     except RejectedInput as error:
-        detail = error.detail
-        yield Item(file.id, file.path, file.path, file.version, file.size, reject=error.reason, detail=detail)
+        rejected = Item(file.id, file.path, file.path, file.version, file.size)
+        yield replace(rejected, reject=error.reason, detail=error.detail, may_pass=error.may_pass)
 
 
 def _require_readable(items: Iterator[Item], source: str, expected: str) -> Iterator[Item]:
@@ -154,7 +154,8 @@ def _texts_in(file: File, prefix: str) -> Iterator[Item]:
 
 
 def _rejected_file(file: File) -> Item:
-    return Item(file.id, file.path, file.path, reject=file.reject, detail=file.detail)
+    may_pass = file.reject == UNLISTED_FOLDER
+    return Item(file.id, file.path, file.path, reject=file.reject, detail=file.detail, may_pass=may_pass)
 
 
 def _rejected_row(file: File, id: str, row: Row, reason: str, detail: str) -> Item:

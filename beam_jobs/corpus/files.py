@@ -19,6 +19,9 @@ from beam_jobs.corpus import buckets
 from searchforge.errors import JobError, UsageError
 from searchforge.storage.base import GCS_SCHEME
 
+UNLISTED_FOLDER = "unlisted_folder"
+"""Reason of the reject of a folder that may not be listed."""
+
 _NO_PERMISSION = "no permission to list the folder, whose files are left out; change its permissions or move it"
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -166,7 +169,7 @@ def _walk(root: str, pattern: _Glob | None) -> Iterator[File]:
                         yield _local_file(name, entry)
         except OSError as error:
             if folder and isinstance(error, PermissionError):
-                yield _rejected(folder[:-1], f"{root}/{folder[:-1]}", "unlisted_folder", _NO_PERMISSION)
+                yield _rejected(folder[:-1], f"{root}/{folder[:-1]}", UNLISTED_FOLDER, _NO_PERMISSION)
                 continue
             raise JobError(
                 f"folder {root}/{folder} cannot be listed: {error.strerror}; change its permissions"

@@ -21,7 +21,8 @@ class Item:
       content: Hash of the content, if known from listing: `sha256:<hex>` or `md5:<hex>`; else empty.
       metadata: JSON object with the item's other attributes, which travels with its record to the device.
       reject: Reason why the item cannot be used, if known from listing; else empty.
-      detail: Details of the reject, for people.
+      detail: Human-readable details of the reject.
+      may_pass: Whether the cause of the reject may pass; see `RejectedInput`.
       text: The text, in a text corpus; None for images.
       metadata_error: Why `metadata` lacks a part that could not be read; else empty.
     """
@@ -36,6 +37,7 @@ class Item:
     metadata: dict[str, Any] = field(default_factory=dict)
     reject: str = ""
     detail: str = ""
+    may_pass: bool = False
     text: str | None = None
     metadata_error: str = ""
 

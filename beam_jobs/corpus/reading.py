@@ -5,6 +5,7 @@ Nothing is decompressed, whatever the name of the file.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -21,6 +22,8 @@ from searchforge.image_decoding import RejectedInput
 from searchforge.storage.base import GCS_SCHEME
 
 _BUFFER = 2**18
+
+_INVALID_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 def read_bytes(file: str, max_bytes: int, offset: int | None = None, size: int = -1) -> bytes:
@@ -67,17 +70,23 @@ def open_file(file: str, version: str) -> Iterator[BinaryIO]:
             try:
                 yield local
             except OSError as error:
-                raise RejectedInput("unreadable", str(error)) from error
+                raise unreadable(error) from error
     elif file.startswith(GCS_SCHEME):
         with buckets.converted_errors(file):
             try:
                 with buckets.open_object(file, version) as stream:
                     yield io.BufferedReader(stream, _BUFFER)  # type: ignore[type-var]
             except NotFound as error:
-                raise RejectedInput("missing", str(error)) from error
+                raise RejectedInput("missing", str(error), may_pass=True) from error
     else:
         with _open_with_beam(file) as other:
             yield other
+
+
+def unreadable(error: Exception) -> RejectedInput:
+    """Returns the reject of an input whose reading raised `error`; it may pass unless the name itself is invalid."""
+    invalid = isinstance(error, ValueError) or getattr(error, "errno", None) in _INVALID_NAME
+    return RejectedInput("unreadable", str(error), may_pass=not invalid)
 
 
 def _open_local(path: str, buffering: int) -> BinaryIO:
@@ -86,9 +95,9 @@ def _open_local(path: str, buffering: int) -> BinaryIO:
             raise RejectedInput("not_a_file", path)
         return open(path, "rb", buffering=buffering)  # noqa: PTH123 (constructing a Path doubles the cost)
     except (FileNotFoundError, NotADirectoryError):
-        raise RejectedInput("missing", path) from None
+        raise RejectedInput("missing", path, may_pass=True) from None
     except (OSError, ValueError) as error:  # ValueError: the path contains a NUL byte
-        raise RejectedInput("unreadable", str(error)) from error
+        raise unreadable(error) from error
 
 
 def _read_local(path: str, start: int, stop: int) -> bytes:
@@ -103,7 +112,7 @@ def _read_local(path: str, start: int, stop: int) -> bytes:
             ):
                 data += more
         except OSError as error:
-            raise RejectedInput("unreadable", str(error)) from error
+            raise unreadable(error) from error
     return data
 
 
@@ -113,9 +122,9 @@ def _read_object(uri: str, start: int, stop: int) -> bytes:
     try:
         return buckets.read_object(uri, start, stop)
     except NotFound as error:
-        raise RejectedInput("missing", str(error)) from error
+        raise RejectedInput("missing", str(error), may_pass=True) from error
     except (*buckets.ERRORS, ValueError) as error:  # ValueError: the URI has no bucket
-        raise RejectedInput("unreadable", str(error)) from error
+        raise unreadable(error) from error
 
 
 def _read_with_beam(uri: str, start: int, stop: int) -> bytes:
@@ -124,14 +133,14 @@ def _read_with_beam(uri: str, start: int, stop: int) -> bytes:
             file.seek(start)
             return file.read(stop - start)
         except (BeamIOError, OSError) as error:
-            raise RejectedInput("unreadable", str(error)) from error
+            raise unreadable(error) from error
 
 
 def _open_with_beam(uri: str) -> BinaryIO:
     try:
         file: BinaryIO = FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
     except FileNotFoundError as error:
-        raise RejectedInput("missing", str(error)) from error
+        raise RejectedInput("missing", str(error), may_pass=True) from error
     except (BeamIOError, OSError, ValueError) as error:  # ValueError: Beam does not know the scheme
-        raise RejectedInput("unreadable", str(error)) from error
+        raise unreadable(error) from error
     return file

@@ -69,7 +69,7 @@ class Outcome:
     """Result of some tasks; its attributes correspond to those of ShardReport."""
 
     records: list[EmbeddingRecord] = field(default_factory=list)
-    rejects: list[dict[str, str]] = field(default_factory=list)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
     embedded: int = 0
     bytes_read: int = 0
     batch_sizes: list[float] = field(default_factory=list)
@@ -85,9 +85,10 @@ class Outcome:
         self.batch_sizes += other.batch_sizes
         self.batch_ms += other.batch_ms
 
-    def reject(self, items: Sequence[Item], reason: str, detail: str) -> None:
+    def reject(self, items: Sequence[Item], error: RejectedInput) -> None:
         """Records that items cannot be embedded."""
-        self.rejects += [{"id": item.id, "uri": item.uri, "reason": reason, "detail": detail} for item in items]
+        why = {"reason": error.reason, "detail": error.detail, "may_pass": error.may_pass}
+        self.rejects += [{"id": item.id, "uri": item.uri, **why} for item in items]
 
 
 def write_outcome(storage: Storage, folder: str, shard: Shard, outcome: Outcome) -> ShardReport:
@@ -102,6 +103,7 @@ def write_outcome(storage: Storage, folder: str, shard: Shard, outcome: Outcome)
         embedded=outcome.embedded,
         reused=len(outcome.records) - outcome.embedded,
         rejected=dict(sorted(Counter(reject["reason"] for reject in outcome.rejects).items())),
+        retryable=sum(reject["may_pass"] for reject in outcome.rejects),
         rejects=rejects,
         bytes_read=outcome.bytes_read,
         batch_size=Distribution.from_values(outcome.batch_sizes),
@@ -197,13 +199,13 @@ class Embedder:
         """Reads and decodes the content that the items share, and adds rejects to `outcome`."""
         first = items[0]
         if first.reject:
-            outcome.reject(items, first.reject, first.detail)
+            outcome.reject(items, RejectedInput(first.reject, first.detail, first.may_pass))
             return []
         try:
             data = read.result() if read else self._read(first)
         except RejectedInput as error:
             if len(items) == 1:
-                outcome.reject(items, error.reason, error.detail)
+                outcome.reject(items, error)
                 return []
             data = None
         if len(items) > 1 and (data is None or not _has_content(data, first.content)):
@@ -214,7 +216,7 @@ class Embedder:
         try:
             value = data.decode() if first.text is not None else self._pixels(data)
         except RejectedInput as error:
-            outcome.reject(items, error.reason, error.detail)
+            outcome.reject(items, error)
             return []
         return [_Input(items, value, sha256_bytes(data))]
 

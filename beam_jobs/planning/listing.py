@@ -68,7 +68,7 @@ class CorpusListing:
             """
             CREATE TABLE items(
                 id TEXT PRIMARY KEY, uri TEXT, file TEXT, version TEXT, size INTEGER, offset INTEGER, content TEXT,
-                metadata TEXT, reject TEXT, detail TEXT, text TEXT, metadata_error TEXT,
+                metadata TEXT, reject TEXT, detail TEXT, may_pass INTEGER, text TEXT, metadata_error TEXT,
                 state INTEGER, base INTEGER, shard INTEGER, owner TEXT
             ) WITHOUT ROWID;
             CREATE TABLE base(
@@ -97,7 +97,7 @@ class CorpusListing:
             with self._transaction():
                 for row in rows:
                     added = self._db.execute(
-                        "INSERT OR IGNORE INTO items VALUES(?,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)", row
+                        "INSERT OR IGNORE INTO items VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)", row
                     ).rowcount
                     if not added:
                         found = self._db.execute("SELECT uri, offset FROM items WHERE id = ?", row[:1]).fetchone()
@@ -107,7 +107,7 @@ class CorpusListing:
     def add_base(self, manifest: Manifest) -> None:
         """Adds the items of an earlier run, as it recorded them; call `read_base` first."""
         self._db.execute(
-            "INSERT INTO items SELECT id, uri, '', version, -1, NULL, content, metadata, '', '', NULL, '', "
+            "INSERT INTO items SELECT id, uri, '', version, -1, NULL, content, metadata, '', '', 0, NULL, '', "
             f"{_COPIED}, number, NULL, NULL FROM base"
         )
         self.count = manifest.inputs
@@ -277,7 +277,8 @@ class CorpusListing:
         rows = self._db.execute(
             """
             SELECT items.owner, items.id, items.uri, items.file, items.version, items.size, items.offset, items.content,
-                items.metadata, items.reject, items.detail, items.text, base.shard, base.offset, base.size
+                items.metadata, items.reject, items.detail, items.may_pass, items.text, base.shard, base.offset,
+                base.size
             FROM items LEFT JOIN base ON base.number = items.base
             WHERE items.shard = ? ORDER BY items.owner, items.id
             """,
@@ -285,10 +286,7 @@ class CorpusListing:
         )
         for _, group in itertools.groupby(rows, key=lambda row: row[0]):
             members = list(group)
-            items = tuple(
-                Item(id, uri, file, version, size, offset, content, json.loads(metadata), reject, detail, text)
-                for _, id, uri, file, version, size, offset, content, metadata, reject, detail, text, *_ in members
-            )
+            items = tuple(_item(*row[1:-3]) for row in members)
             number, offset, size = members[0][-3:]
             location = None
             if number is not None:
@@ -342,9 +340,17 @@ def _row(item: Item) -> tuple[Any, ...]:
         metadata,
         item.reject,
         item.detail,
+        item.may_pass,
         item.text,
         item.metadata_error,
     )
+
+
+def _item(*row: Any) -> Item:
+    """Returns the item of a row of the items table, from `id` to `text`."""
+    id, uri, file, version, size, offset, content, metadata, reject, detail, may_pass, text = row
+    parsed = json.loads(metadata)
+    return Item(id, uri, file, version, size, offset, content, parsed, reject, detail, bool(may_pass), text)
 
 
 def _base_rows(workspace: Workspace, manifest: Manifest) -> Iterator[tuple[Any, ...]]:

@@ -92,6 +92,7 @@ class ShardReport:
       embedded: Number of contents that went through the encoder.
       reused: Number of items whose embedding came from another item of the same content or from an earlier run.
       rejected: Number of rejects by reason.
+      retryable: Number of rejects whose cause may pass.
       rejects: Name of the JSONL file that lists the rejects; empty if there are none.
       bytes_read: Number of input bytes read.
       batch_size, batch_ms: Distributions over the encoder's calls.
@@ -102,6 +103,7 @@ class ShardReport:
     embedded: int = 0
     reused: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    retryable: int = 0
     rejects: str = ""
     bytes_read: int = 0
     batch_size: Distribution = field(default_factory=Distribution)
@@ -133,7 +135,7 @@ def read_plan(storage: Storage, folder: str, shard: Shard) -> list[Task]:
 
 
 def write_records(
-    storage: Storage, folder: str, shard: Shard, records: Iterable[EmbeddingRecord], rejects: Sequence[dict[str, str]]
+    storage: Storage, folder: str, shard: Shard, records: Iterable[EmbeddingRecord], rejects: Sequence[dict[str, Any]]
 ) -> tuple[ShardInfo, str]:
     """Writes a shard's records and rejects; returns the records file and the name of the rejects file, "" if none."""
     buffer = io.BytesIO()

@@ -57,7 +57,8 @@ class ReindexPlan:
       entry: Plan as the journal records it.
       encoder: Id of the encoder that embeds the corpus; None if one has to be trained.
       matching_release: Id of a release that matches the corpus, in which case there is no work; None if there is none.
-      manifest: Finished embedding run of the corpus; None if the corpus has to be embedded.
+      manifest: Finished embedding run of the corpus, whose retryable rejects are tried again; None if the corpus has to
+        be embedded.
       known: Releases that the corpus was compared with, the most relevant first.
     """
 
@@ -97,7 +98,8 @@ def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Reind
     known = find_known_releases(config, pointer)
     encoder, why = choose_encoder(config, known, pointer.withdrawn_encoders)
     manifest = finished_run(config, encoder, MODALITY, listing) if encoder else None
-    if manifest and (match := find_matching_release(config, known, manifest)):
+    unread = manifest.retryable if manifest else 0
+    if manifest and not unread and (match := find_matching_release(config, known, manifest)):
         counts = {"items": listing.count, **vars(Changes(0, 0, 0, listing.count))}
         entry = PlanEntry(mode="nothing", reason=_reason_for_no_work(match), **counts)
         return ReindexPlan(entry, encoder, match.release.id, manifest, known)
@@ -107,10 +109,10 @@ def make_plan(config: Config, listing: CorpusListing, pointer: Pointer) -> Reind
     full = encoder is None or base is None or base.encoder != encoder
     entry = PlanEntry(
         mode="full" if full else "delta",
-        reason=why if why and full else "; ".join(filter(None, (_reason(config, known, counts), why))),
+        reason=why if why and full else "; ".join(filter(None, (_reason(config, known, counts, unread), why))),
         **counts,
         train=encoder is None,
-        embed=manifest is None,
+        embed=manifest is None or unread > 0,
         index=True,
         check=True,
         publish=True,
@@ -229,11 +231,12 @@ def _changed_settings(config: Config, release: Release) -> list[str]:
     return found
 
 
-def _reason(config: Config, known: Sequence[KnownRelease], counts: dict[str, int]) -> str:
+def _reason(config: Config, known: Sequence[KnownRelease], counts: dict[str, int], unread: int) -> str:
     if not known:
         return f"channel {config.reindex.channel} has no release that was built in this workspace yet"
     changes = [f"{counts[key]:,} {key}" for key in ("added", "changed", "removed") if counts[key]]
     found = ([f"images {', '.join(changes)}"] if changes else []) + _changed_settings(config, known[0].release)
+    found += [f"{unread:,} of {counts['items']:,} items could not be read and are tried again"] if unread else []
     return f"since release {known[0].release.id}: {'; '.join(found) or 'files were rewritten'}"
 
 

@@ -179,7 +179,7 @@ def _run_stages(runner: _StageRunner) -> tuple[Literal["published", "unchanged"]
         listings = iter(() if plan.entry.train else (listing,))
         manifest = runner.run("embed", lambda: functions.embed(config, encoder, MODALITY, next(listings, None)))
     embedded = Manifest.model_validate(manifest)
-    items = ItemsEntry.of(embedded, finished=plan.manifest is not None)
+    items = ItemsEntry.of(embedded, finished=plan.manifest is not None and plan.manifest.id == embedded.id)
     entry.update(items=items)
     logger.info(f"  {items.summary}")
     if match := find_matching_release(config, plan.known, embedded):

@@ -72,6 +72,7 @@ class Manifest(BaseModel):
       reused: Number of items whose embedding was known: unchanged since the base, or with the content of another item.
       rejected: Number of items that could not be embedded.
       rejected_by_reason: Number of rejected items by reason.
+      retryable: Number of rejected items whose cause may pass, such as a missing file; the next run tries them again.
       shards: Files with the records; those of earlier runs are in the folders of those runs.
       rejects: Names of the files that list the rejected items.
       metadata_errors: Number of items without the part of their metadata that could not be read; the file
@@ -99,6 +100,7 @@ class Manifest(BaseModel):
     reused: int
     rejected: int
     rejected_by_reason: dict[str, int]
+    retryable: int = 0
     shards: tuple[ShardInfo, ...]
     rejects: tuple[str, ...]
     metadata_errors: int = 0

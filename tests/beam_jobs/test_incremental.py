@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,10 @@ def photos(tmp_path: Path) -> Path:
 
 def _counts(manifest: Manifest) -> tuple[int, int, int, int]:
     return manifest.inputs, manifest.embedded, manifest.reused, manifest.rejected
+
+
+def _read(workspace: Workspace, manifest: Manifest, name: str) -> str:
+    return workspace.storage.read(f"embeddings/{manifest.id}/{name}").decode()
 
 
 def _full_run(photos: Path, tmp_path: Path) -> tuple[Workspace, Manifest]:
@@ -147,6 +152,68 @@ def test_rejects_are_retried(workspace: Workspace, photos: Path) -> None:
     second = embed_images(embed_config(workspace, photos), "tiny")
     assert _counts(first) == (21, 20, 0, 1)
     assert _counts(second) == (22, 1, 20, 1)
+
+
+def _embed_while_missing(workspace: Workspace, photos: Path, *names: str, **settings: Any) -> Manifest:
+    """Embeds while some photos are missing, as if their file server had failed after the corpus was listed."""
+    config = embed_config(workspace, photos, **settings)
+    with CorpusListing() as listing:
+        listing.add(list_corpus(config, "images"))
+        for name in names:
+            (photos / name).rename(photos.parent / name)
+        try:
+            return embed(config, "tiny", "images", listing)
+        finally:
+            for name in names:
+                (photos.parent / name).rename(photos / name)
+
+
+@pytest.mark.parametrize("settings", [{}, {"embed__reuse_from": "none"}])
+def test_what_could_not_be_read_is_tried_again_by_the_next_run(
+    settings: dict[str, Any], workspace: Workspace, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "bad.png").write_bytes(b"not an image")
+    first = _embed_while_missing(workspace, photos, "06.png", **settings)
+    assert (_counts(first), first.retryable) == ((21, 19, 0, 2), 1)
+    rejects = [json.loads(line) for name in first.rejects for line in _read(workspace, first, name).splitlines()]
+    assert {(reject["id"], reject["reason"], reject["may_pass"]) for reject in rejects} == {
+        ("06.png", "missing", True),
+        ("bad.png", "not_an_image", False),
+    }
+    second = embed_images(embed_config(workspace, photos, **settings), "tiny")
+    assert (_counts(second), second.retryable, second.base) == ((21, 1, 19, 1), 0, first.id)
+    other, full = _full_run(photos, tmp_path)
+    assert {id: record.to_bytes() for id, record in records(workspace, second).items()} == {
+        id: record.to_bytes() for id, record in records(other, full).items()
+    }
+    assert embed_images(embed_config(workspace, photos, **settings), "tiny") == second
+
+
+def test_an_attempt_in_vain_leaves_nothing_behind(workspace: Workspace, photos: Path) -> None:
+    (photos / "list.txt").write_text("00.png\n02.png\ngone.png\n")
+    config = embed_config(workspace, photos / "list.txt")
+    first = embed_images(config, "tiny")
+    assert (_counts(first), first.retryable) == ((3, 2, 0, 1), 1)
+    assert embed_images(config, "tiny") == embed_images(config, "tiny") == first
+    assert workspace.all_ids("embeddings") == [first.id]
+
+
+def test_rejected_contents_are_not_read_again(workspace: Workspace, photos: Path) -> None:
+    (photos / "bad.png").write_bytes(b"not an image")
+    first = embed_images(embed_config(workspace, photos), "tiny")
+    with opened_files(photos) as opened:
+        assert embed_images(embed_config(workspace, photos), "tiny") == first
+    assert opened == []
+
+
+def test_a_job_fails_if_more_than_a_few_items_cannot_be_read(workspace: Workspace, photos: Path) -> None:
+    message = r"2 of 20 inputs cannot be read at the moment \(2 missing\); at most 5% \(corpus\.max_unread_fraction\)"
+    with pytest.raises(JobError, match=message):
+        _embed_while_missing(workspace, photos, "00.png", "06.png")
+    assert workspace.ids("embeddings") == []
+    accepted = _embed_while_missing(workspace, photos, "00.png", "06.png", corpus__max_unread_fraction=0.1)
+    assert (accepted.retryable, accepted.records) == (2, 18)
+    assert _counts(embed_images(embed_config(workspace, photos), "tiny")) == (20, 2, 18, 0)
 
 
 def test_incremental_runs_can_be_chained(workspace: Workspace, photos: Path, tmp_path: Path) -> None:

@@ -12,11 +12,16 @@ import pytest
 from beam_jobs.corpus.corpus import list_images, list_texts
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import read_bytes
+from beam_jobs.embed_images import embed_images
+from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
 from searchforge.image_decoding import RejectedInput
 from searchforge.storage.factory import open_storage
 from searchforge.storage.gcs_client import gcs_client
 from tests.beam_jobs.corpus.test_archives import tar_bytes, tf_example, tfrecord_bytes
+from tests.beam_jobs.photos import embed_config, png
+from tests.integration.faulty_proxy import faulty_proxy
+from tests.tiny_bundle import write_bundle
 
 pytestmark = pytest.mark.integration
 
@@ -130,3 +135,22 @@ def test_a_missing_bucket_is_reported(bucket: str) -> None:
     assert _images(f"{bucket}/none") == {}
     with pytest.raises((UsageError, JobError)):
         _images("gs://No Bucket/x")
+
+
+def test_what_a_bucket_refused_is_embedded_by_the_next_run(
+    bucket: str, gcs_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(str(tmp_path / "workspace"))
+    write_bundle(workspace)
+    _write(bucket, {f"photos/{index:02}.png": png(index) for index in range(20)})
+    config = embed_config(workspace, f"{bucket}/photos")
+    with faulty_proxy(gcs_host) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        proxy.reset(lambda request: "403" if "07.png" in request.path else "")
+        first = embed_images(config, "tiny")
+        assert (first.rejected_by_reason, first.retryable, first.records) == ({"unreadable": 1}, 1, 19)
+        proxy.reset(lambda request: "403" if "alt=media" in request.path else "")
+        assert embed_images(config, "tiny") == first
+        proxy.reset(lambda request: "")
+        second = embed_images(config, "tiny")
+    assert (second.embedded, second.reused, second.rejected) == (1, 19, 0)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from infra import api, stages
 from infra.cli import summaries
 from infra.cli.main import main
 from infra.reindex import metrics
 from infra.reindex.journal import ItemsEntry
+from infra.reindex.run import StageFunctions, reindex
 from infra.reindex.status import read_status
 from infra.releases.releases import publish, read_release
 from searchforge.artifacts.workspace import Workspace
-from searchforge.config import Config
+from searchforge.config import Config, load_config
 from tests.infra.reindex.sample_journal import write_run
+from tests.infra.reindex.scenario import make_scenario
 from tests.infra.releases.sample_artifacts import commit_check, commit_searcher
 
 REJECTED = {"truncated": 2, "not_an_image": 1}
@@ -58,3 +63,44 @@ def test_releases_show_which_items_they_lack(workspace: Workspace) -> None:
     assert 'searchforge_release_rejected_items{channel="production"} 3.0' in metrics.text(
         Config(workspace=workspace.root)
     )
+
+
+def test_what_could_not_be_read_is_released_once_it_can_be(tmp_path: Path) -> None:
+    """A photo is missing while the first run embeds, as if its file server had failed after the listing."""
+    scenario = make_scenario(tmp_path)
+    photo, away = scenario.images / "007.png", tmp_path / "away.png"
+
+    def embed_without_photo(config: Config, *arguments: Any) -> dict[str, Any]:
+        photo.rename(away)
+        try:
+            return stages.embed(config, *arguments)
+        finally:
+            away.rename(photo)
+
+    first = reindex(scenario.config, functions=replace(StageFunctions(), embed=embed_without_photo))
+    assert first.items and (first.items.items, first.items.rejected) == (40, {"missing": 1})
+    preview = api.preview_reindex(scenario.config)
+    assert preview.entry.embed and not preview.entry.train
+    assert preview.entry.reason.endswith("1 of 40 items could not be read and are tried again")
+    second = reindex(scenario.config)
+    assert (second.state, second.items and second.items.rejected) == ("published", {})
+    assert second.release != first.release
+    assert reindex(scenario.config).plan == preview.entry.model_copy(
+        update={
+            "mode": "nothing",
+            "reason": f"the live release {second.release} matches the corpus",
+            **dict.fromkeys(("embed", "index", "check", "publish"), False),
+        }
+    )
+
+
+def test_a_file_that_stays_missing_does_not_make_every_run_publish(tmp_path: Path) -> None:
+    scenario = make_scenario(tmp_path)
+    listing = tmp_path / "list.txt"
+    listing.write_text("".join(f"images/{number:03}.png\n" for number in range(41)))
+    config = load_config(None, {**scenario.config.model_dump(), "corpus": {"source": str(listing)}})
+    first = reindex(config)
+    again = reindex(config)
+    assert (first.state, again.state) == ("published", "unchanged")
+    assert again.release == first.release
+    assert again.items and again.items.rejected == {"missing": 1}
