@@ -13,18 +13,17 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import read_bytes
 from beam_jobs.embedding.models import Backend, Model, load_model
+from beam_jobs.embedding.stored_records import read_records
 from beam_jobs.planning.distributions import Distribution
-from beam_jobs.planning.shards import RecordLocation, Shard, ShardReport, Task, write_records
+from beam_jobs.planning.shards import Shard, ShardReport, Task, write_records
 from searchforge.artifacts.manifest import Modality
 from searchforge.artifacts.records import EmbeddingRecord
 from searchforge.artifacts.workspace import Workspace
-from searchforge.errors import JobError, SearchforgeError
 from searchforge.hashing import sha256_bytes
 from searchforge.image_decoding import RejectedInput
 from searchforge.preprocessing import Preprocessing
@@ -131,20 +130,27 @@ class Embedder:
     def __init__(self, options: EmbedOptions) -> None:
         self._options, self._model = options, options.load_model()
         self._preprocessing = Preprocessing.parse(options.preprocessing)
-        self._stored = _StoredRecords(Workspace(options.workspace))
+        self._storage = Workspace(options.workspace).storage
         self.threads = options.threads or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="embed")
         self._readers = ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read")
 
     def embed(self, tasks: Sequence[Task]) -> Outcome:
-        """Embeds the tasks. Batches and results follow the order of the tasks, independent of thread scheduling.
+        """Embeds the tasks, or copies the records of earlier runs where these hold the embedding.
+
+        Batches and results do not depend on the scheduling of threads.
 
         Raises:
           JobError: An earlier run's record cannot be read, or the encoder fails.
         """
         start, total = time.monotonic(), Outcome()
+        stored = read_records(self._storage, (task.stored_at for task in tasks if task.stored_at), self._readers)
+        for task in tasks:
+            if task.stored_at:
+                total.records += _copies(stored[task.stored_at], task.items)
+        fresh = [task for task in tasks if not task.stored_at]
         size = self._model.batch_size
-        batches = [tasks[first : first + size] for first in range(0, len(tasks), size)]
+        batches = [fresh[first : first + size] for first in range(0, len(fresh), size)]
         for outcome in self._outcomes(batches):
             total.add(outcome)
         total.seconds = time.monotonic() - start
@@ -167,7 +173,7 @@ class Embedder:
 
     def _read_ahead(self, task: Task) -> Future[bytes] | None:
         item = task.items[0]
-        if task.stored_at or item.reject or item.text is not None or "://" not in item.file:
+        if item.reject or item.text is not None or "://" not in item.file:
             return None
         return self._readers.submit(self._read, item)
 
@@ -175,10 +181,7 @@ class Embedder:
         outcome = Outcome()
         inputs: list[_Input] = []
         for task, read in zip(batch, reads, strict=True):
-            if task.stored_at:
-                outcome.records += self._stored.copies(task.stored_at, task.items)
-            else:
-                inputs += self._inputs(task.items, read, outcome)
+            inputs += self._inputs(task.items, read, outcome)
         if not inputs:
             return outcome
         start = time.perf_counter()
@@ -236,42 +239,16 @@ def _has_content(data: bytes, content: str) -> bool:
     )
 
 
-class _StoredRecords:
-    """Reads single records from the shards of earlier runs."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        self._folders: dict[str, Path] = {}
-
-    def copies(self, location: RecordLocation, items: Sequence[Item]) -> list[EmbeddingRecord]:
-        """Returns a copy of the record at `location` for each item.
-
-        Raises:
-          JobError: The record cannot be read.
-        """
-        try:
-            path = self._folder(location.run) / location.name
-            with path.open("rb") as file:
-                file.seek(location.offset)
-                record = EmbeddingRecord.from_bytes(file.read(location.size))
-        except (OSError, SearchforgeError) as error:
-            raise JobError(
-                f"the record of {items[0].id!r} in embeddings {location.run} cannot be read ({error}); run again, with "
-                "--set embed.reuse_from=none if embeddings were deleted"
-            ) from error
-        return [
-            replace(
-                record,
-                id=item.id,
-                uri=item.uri,
-                metadata=item.metadata,
-                version=item.version,
-                byte_range=item.byte_range if item.file else record.byte_range,
-            )
-            for item in items
-        ]
-
-    def _folder(self, run: str) -> Path:
-        if run not in self._folders:
-            self._folders[run] = self._workspace.local("embeddings", run)
-        return self._folders[run]
+def _copies(record: EmbeddingRecord, items: Sequence[Item]) -> list[EmbeddingRecord]:
+    """Returns a copy of an earlier run's record for each item."""
+    return [
+        replace(
+            record,
+            id=item.id,
+            uri=item.uri,
+            metadata=item.metadata,
+            version=item.version,
+            byte_range=item.byte_range if item.file else record.byte_range,
+        )
+        for item in items
+    ]

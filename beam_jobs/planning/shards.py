@@ -40,9 +40,12 @@ class Shard:
         return f"{kind}-{self.index:05d}-of-{self.total:05d}.{suffix}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class RecordLocation:
-    """Location of an earlier run's record: `size` bytes at `offset` in shard file `name` of run `run`."""
+    """Location of an earlier run's record: `size` bytes at `offset` in shard file `name` of run `run`.
+
+    Locations are sorted by file, then by offset.
+    """
 
     run: str
     name: str

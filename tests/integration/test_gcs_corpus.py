@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import random
 from pathlib import Path
 
@@ -12,14 +13,18 @@ import pytest
 from beam_jobs.corpus.corpus import list_images, list_texts
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import read_bytes
+from beam_jobs.embed import EmbedMethod
 from beam_jobs.embed_images import embed_images
+from beam_jobs.embedding.embedder import Embedder
+from beam_jobs.planning.shards import RecordLocation, Task
+from searchforge.artifacts.records import TFRECORD_HEADER, EmbeddingRecord, iterate_tfrecords
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
 from searchforge.image_decoding import RejectedInput
 from searchforge.storage.factory import open_storage
 from searchforge.storage.gcs_client import gcs_client
 from tests.beam_jobs.corpus.test_archives import tar_bytes, tf_example, tfrecord_bytes
-from tests.beam_jobs.photos import embed_config, png
+from tests.beam_jobs.photos import draw_photos, embed_config, png
 from tests.integration.faulty_proxy import faulty_proxy
 from tests.tiny_bundle import write_bundle
 
@@ -154,3 +159,25 @@ def test_what_a_bucket_refused_is_embedded_by_the_next_run(
         proxy.reset(lambda request: "")
         second = embed_images(config, "tiny")
     assert (second.embedded, second.reused, second.rejected) == (1, 19, 0)
+
+
+def test_a_worker_reads_only_the_records_that_it_copies(
+    bucket: str, gcs_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(f"{bucket}/workspace")
+    write_bundle(workspace)
+    config = embed_config(workspace, draw_photos(tmp_path / "photos"))
+    manifest = embed_images(config, "tiny")
+    shard, other = manifest.shards[:2]
+    path = f"embeddings/{manifest.id}/{shard.name}"
+    record = next(iterate_tfrecords(io.BytesIO(workspace.storage.read(path))))
+    location = RecordLocation(manifest.id, shard.name, TFRECORD_HEADER, len(record))
+    item = Item("moved", "photos/moved.png", "photos/moved.png")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "worker"))
+    with faulty_proxy(gcs_host) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        outcome = Embedder(EmbedMethod(config, "tiny", "images").options("unused")).embed([Task((item,), location)])
+        read = [request.path for request in proxy.requests if "embeddings" in request.path]
+    (copied,) = outcome.records
+    assert (copied.id, copied.embedding.tobytes()) == ("moved", EmbeddingRecord.from_bytes(record).embedding.tobytes())
+    assert len(read) == 1 and shard.name in read[0] and other.name not in read[0]
