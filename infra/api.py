@@ -46,6 +46,7 @@ from searchforge.errors import JobError, UsageError
 from searchforge.storage.factory import open_storage
 
 if TYPE_CHECKING:
+    from beam_jobs.exchange.export import ExportReport, Format
     from infra.reindex.journal import Run
     from infra.reindex.plan import ReindexPlan
     from infra.reindex.status import Status
@@ -64,6 +65,7 @@ __all__ = [
     "encoders",
     "estimate",
     "evaluate",
+    "export_embeddings",
     "import_encoder",
     "index",
     "is_image_query",
@@ -114,6 +116,15 @@ def encoders(config: Config, id: str | None = None) -> list[EncoderInfo]:
     workspace = Workspace(config.workspace)
     ids = [id] if id else workspace.ids("encoders")
     return [EncoderInfo.model_validate(workspace.marker("encoders", id)) for id in ids]
+
+
+def export_embeddings(
+    config: Config, embeddings: str | None = None, format: Format = "parquet", folder: Path | None = None
+) -> ExportReport:
+    """Writes an embedding run, by default the workspace's only one, for other tools; see beam_jobs.exchange.export."""
+    from beam_jobs.exchange.export import export
+
+    return export(config, choose_artifact(config, "embeddings", embeddings), format, folder)
 
 
 def publish(config: Config, check: str | None = None, channel: str = PRODUCTION) -> Release:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from infra.cli import encoder_commands, operation_commands, pipeline_commands, release_commands
+from infra.cli import embeddings_commands, encoder_commands, operation_commands, pipeline_commands, release_commands
 from searchforge import __version__
 
 
@@ -18,6 +18,7 @@ def main() -> None:
 
 
 main.add_command(encoder_commands.encoder)
+main.add_command(embeddings_commands.embeddings)
 for _module in (pipeline_commands, release_commands, operation_commands):
     for _command in vars(_module).values():
         if isinstance(_command, click.Command):
