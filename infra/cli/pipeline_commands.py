@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @reports_errors
 @config_options
 def run(config: Config, as_json: bool, allow_removal: bool) -> None:
-    """Train, embed, index, check and publish; `--encoder` replaces training."""
+    """Train, embed, index, check and publish; `--encoder` skips training."""
     from infra import api
     from infra.cli import summaries
 
