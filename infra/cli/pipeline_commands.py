@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @reports_errors
 @config_options
 def run(config: Config, as_json: bool, allow_removal: bool) -> None:
-    """Train, embed, index, check and publish; `--encoder` skips training."""
+    """Train (or take `--encoder`), embed, index, check and publish."""
     from infra import api
     from infra.cli import summaries
 
