@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from infra.reindex.plan import ReindexPlan
     from infra.reindex.status import Status
     from infra.releases.pruning import PruneResult
+    from searchforge.artifacts.manifest import Manifest, Modality
     from serving_check.measurement.search import Hit
     from trainer.importing.requirements import EncoderFiles
 
@@ -66,6 +67,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "export_embeddings",
+    "import_embeddings",
     "import_encoder",
     "index",
     "is_image_query",
@@ -125,6 +127,15 @@ def export_embeddings(
     from beam_jobs.exchange.export import export
 
     return export(config, choose_artifact(config, "embeddings", embeddings), format, folder)
+
+
+def import_embeddings(
+    config: Config, files: Sequence[Path], encoder: str, modality: Modality | None = None, ids: Sequence[Path] = ()
+) -> Manifest:
+    """Commits embeddings that were computed elsewhere as a run; see beam_jobs.exchange.import_run.import_embeddings."""
+    from beam_jobs.exchange.import_run import import_embeddings as import_files
+
+    return import_files(config, files, encoder, modality, ids)
 
 
 def publish(config: Config, check: str | None = None, channel: str = PRODUCTION) -> Release:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -93,3 +95,26 @@ def test_an_encoder_that_does_not_embed_the_corpus_is_refused_before_work(photos
     refused = CliRunner().invoke(main, ["run", "--encoder", "none", *command[3:]])
     assert refused.exit_code == 2
     assert f"encoders/none is not in workspace {tmp_path}; existing: {encoder}" in refused.output
+
+
+def test_a_text_encoder_and_embeddings(tmp_path: Path) -> None:
+    workspace, random = tmp_path / "workspace", np.random.default_rng(0)
+    encoder = _import("--text", files() / "regex.tflite", workspace=workspace)
+    (tmp_path / "colours.txt").write_text("".join(f"{colour}\n" for colour in COLOURS))
+    _searchforge("embed", "--texts", "--corpus", tmp_path / "colours.txt", workspace=workspace)
+    _searchforge("embeddings", "export", "--output", tmp_path / "export", workspace=workspace)
+    exported = pq.read_table(tmp_path / "export")
+    of_colour = dict(zip(exported["text"].to_pylist(), exported["embedding"].to_pylist(), strict=True))
+    names = [f"{colour}-{number:03}" for number in range(PHOTOS // len(COLOURS)) for colour in COLOURS]
+    colours = [name.split("-")[0] for name in names]
+    vectors = [np.array(of_colour[colour]) + random.normal(0, 0.02, 96) for colour in colours]
+    pq.write_table(pa.table({"id": names, "embedding": vectors, "text": colours}), tmp_path / "photos.parquet")
+    arguments = ("embeddings", "import", tmp_path / "photos.parquet", "--encoder", encoder, "--modality", "texts")
+    run = json.loads(_searchforge(*arguments, "--json", workspace=workspace))["id"]
+    _searchforge("index", "--embeddings", run, workspace=workspace)
+    _searchforge("check", workspace=workspace)
+    _searchforge("publish", workspace=workspace)
+    for colour in COLOURS:
+        found = _search(colour, workspace)
+        assert [hit["id"].split("-")[0] for hit in found] == [colour] * 10
+        assert found[0]["metadata"]["text"] == colour

@@ -44,3 +44,38 @@ def export_command(
 
     report = api.export_embeddings(config, run, file_format, output)
     show(report, as_json, report.summary)
+
+
+@embeddings.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--encoder", required=True, help="Id of the encoder that computed the embeddings.")
+@click.option(
+    "--modality",
+    type=click.Choice(["images", "texts"]),
+    help="What was embedded; default: that of an exported run, otherwise images.",
+)
+@click.option(
+    "--ids",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="File with the ids of a .npy file, .jsonl or .txt; repeatable. Default: the one beside it.",
+)
+@reports_errors
+@config_options
+def import_command(
+    config: Config,
+    as_json: bool,
+    files: tuple[Path, ...],
+    encoder: str,
+    modality: Literal["images", "texts"] | None,
+    ids: tuple[Path, ...],
+) -> None:
+    """Import embeddings as an embedding run, which `index` takes: FILES are Parquet, .npy or TFRecords.
+
+    Parquet files have the columns id and embedding; all other columns become metadata. An exported folder comes
+    back as the run that it was. Nothing is stored unless every row can be.
+    """
+    from infra import api
+
+    manifest = api.import_embeddings(config, files, encoder, modality, ids)
+    show(manifest, as_json, manifest.summary)

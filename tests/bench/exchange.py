@@ -25,7 +25,7 @@ from searchforge.config import load_config
 from searchforge.storage.local import LocalStorage
 from tests.bench.peak_memory import peak_memory
 
-STEPS = ("export parquet", "export npy")
+STEPS = ("export parquet", "import parquet", "export npy", "import npy")
 
 
 @click.command()
