@@ -247,15 +247,14 @@ class _EmbedRun(EmbedMethod):
             f"{len(plan.sizes)} shards on {config.embed.runner} with {self.backend}, "
             f"into {workspace.url('embeddings', id)}"
         )
-        if plan.sizes:
-            run_pipeline(plan, options, config.embed, workspace.storage)
-        reports = [read_report(workspace.storage, folder, shard) for shard in plan.shards]
-        written = [report for report in reports if report is not None]
-        if len(written) < len(reports):
-            raise JobError(
-                f"{len(reports) - len(written)} of {len(reports)} shards were not written to "
-                f"{workspace.url('embeddings', id)}; run the command again"
-            )
+        try:
+            written = self._run(plan, options)
+        except JobError:
+            if workspace.committed("embeddings", id):  # another process finished first and deleted the plan
+                return self._committed(id)
+            if retried and planning.read(workspace, folder) is None:  # another process tried in vain
+                return retried
+            raise
         manifest = self._manifest(id, digest, plan, written, kept, compacted)
         if retried and manifest.records == retried.records:
             unread = f"{manifest.retryable} of {manifest.inputs} items"
@@ -265,15 +264,35 @@ class _EmbedRun(EmbedMethod):
             return retried
         self._require_few_rejects(manifest, plan, written)
         if workspace.committed("embeddings", id):  # another process finished first
-            return Manifest.model_validate(workspace.marker("embeddings", id))
+            return self._committed(id)
         if compacted:
             for name in (*compacted.rejects, *((METADATA_ERRORS,) if compacted.metadata_errors else ())):
                 workspace.storage.write(f"{folder}/{name}", workspace.storage.read(f"{_folder(compacted.id)}/{name}"))
         report = _report(manifest, written, options, config)
         workspace.storage.write(f"{folder}/{REPORT}", canonical_json(report))
-        workspace.storage.write(f"{folder}/{_MARKER}", manifest.model_dump_json(indent=2).encode())
+        workspace.storage.create(f"{folder}/{_MARKER}", manifest.model_dump_json(indent=2).encode())
+        return self._committed(id)
+
+    def _run(self, plan: EmbedPlan, options: EmbedOptions) -> list[ShardReport]:
+        """Embeds the unfinished shards of the plan; returns the report of each shard."""
+        storage = self.workspace.storage
+        if plan.sizes:
+            run_pipeline(plan, options, self.config.embed, storage)
+        reports = [read_report(storage, options.folder, shard) for shard in plan.shards]
+        written = [report for report in reports if report is not None]
+        if len(written) < len(reports):
+            raise JobError(
+                f"{len(reports) - len(written)} of {len(reports)} shards were not written to "
+                f"{storage.root}/{options.folder}; run the command again"
+            )
+        return written
+
+    def _committed(self, id: str) -> Manifest:
+        """Returns the manifest of a committed run, and deletes the other files in its folder."""
+        manifest = Manifest.model_validate(self.workspace.marker("embeddings", id))
         own = (shard.name for shard in manifest.shards if not shard.run)
-        remove_temporary_files(workspace.storage, folder, (_MARKER, REPORT, METADATA_ERRORS, *own, *manifest.rejects))
+        kept = (_MARKER, REPORT, METADATA_ERRORS, *own, *manifest.rejects)
+        remove_temporary_files(self.workspace.storage, _folder(id), kept)
         return manifest
 
     def _manifest(
@@ -334,7 +353,7 @@ class _EmbedRun(EmbedMethod):
             return
         for shard, report in zip(plan.shards, reports, strict=True):
             if report.rejects:  # the cause may be fixed by then
-                self.workspace.storage.delete(f"{_folder(manifest.id)}/{shard.name('done', 'json')}")
+                self.workspace.storage.delete(f"{_folder(manifest.id)}/{shard.report_name}")
         raise JobError(fault)
 
 

@@ -28,7 +28,7 @@ def report_progress(shards: Sequence[Shard], sizes: Sequence[int], folder: str, 
     Args:
       sizes: Number of items in each shard.
     """
-    pending = {shard.name("done", "json"): size for shard, size in zip(shards, sizes, strict=True)}
+    pending = {shard.report_name: size for shard, size in zip(shards, sizes, strict=True)}
     for name in pending.keys() & set(storage.list_files(folder)):
         del pending[name]
     if len(pending) < len(shards):

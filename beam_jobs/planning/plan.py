@@ -1,9 +1,12 @@
 """Plans an embedding run and stores the plan in the run's folder, with one plan file per output shard.
 
-PLAN.json is written last and commits the plan. A worker reads only the plan file of its shard.
+PLAN.json is written last and commits the plan. Of concurrent processes that plan the same run, the first commits its
+plan and the others follow it. A worker reads only the plan file of its shard.
 """
 
 from __future__ import annotations
+
+import secrets
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +14,7 @@ from beam_jobs.planning.listing import CorpusListing
 from beam_jobs.planning.shards import Shard, write_plan
 from searchforge.artifacts.manifest import METADATA_ERRORS, Manifest, ShardInfo
 from searchforge.artifacts.workspace import Workspace
+from searchforge.errors import ConflictError
 
 PLAN = "PLAN.json"
 
@@ -19,6 +23,7 @@ class EmbedPlan(BaseModel):
     """Plan of an embedding run; the content of PLAN.json.
 
     Attributes:
+      token: Random part of the names of the plan's files, which tells them apart from those of another plan of the run.
       base: Id of the earlier run that is reused.
       inputs: Number of listed items.
       carried: Shard files of earlier runs that stay in use, with their dead records.
@@ -28,6 +33,7 @@ class EmbedPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    token: str
     base: str | None
     inputs: int
     carried: tuple[ShardInfo, ...]
@@ -37,7 +43,7 @@ class EmbedPlan(BaseModel):
     @property
     def shards(self) -> list[Shard]:
         """The shards to write."""
-        return [Shard(index, len(self.sizes)) for index in range(len(self.sizes))]
+        return [Shard(index, len(self.sizes), self.token) for index in range(len(self.sizes))]
 
 
 def write(
@@ -97,8 +103,10 @@ def _commit(
     carried: tuple[ShardInfo, ...],
     shards: int | None,
 ) -> EmbedPlan:
+    _, version = workspace.storage.read_version(f"{folder}/{PLAN}")
     sizes = listing.assign_shards(shards)
     plan = EmbedPlan(
+        token=secrets.token_hex(4),
         base=base.id if base else None,
         inputs=listing.count,
         carried=carried,
@@ -106,8 +114,9 @@ def _commit(
         metadata_errors=listing.upload_metadata_errors(workspace.storage, f"{folder}/{METADATA_ERRORS}"),
     )
     for shard in plan.shards:
-        # A report left by another plan would make workers skip the shard.
-        workspace.storage.delete(f"{folder}/{shard.name('done', 'json')}")
         write_plan(workspace.storage, folder, shard, listing.tasks(shard.index, base))
-    workspace.storage.write(f"{folder}/{PLAN}", plan.model_dump_json().encode())
+    try:
+        workspace.storage.replace(f"{folder}/{PLAN}", plan.model_dump_json().encode(), version)
+    except ConflictError:
+        return read(workspace, folder) or plan
     return plan

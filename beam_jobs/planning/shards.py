@@ -3,6 +3,10 @@
 A shard is the unit of work, one Beam element. Its report is written last, so that a restarted job repeats at most the
 shards that were in flight, on any runner. Records are sorted by id, so that the same plan gives
 byte-identical shards, given the same CPU instruction set and library versions.
+
+No two writers give different contents to one file: the names of records and rejects contain a hash of the content, and
+those of plans and reports the token of the plan. A late worker, or a concurrent run of the same corpus, can thus not
+change what a manifest vouches for.
 """
 
 from __future__ import annotations
@@ -27,17 +31,38 @@ MAX_SHARDS = 10_000
 USUAL_SHARDS = 8
 """Number of shards of a small corpus, which lets several workers share it; fewer below MIN_ITEMS_PER_SHARD each."""
 
+_HASH_LENGTH = 12
+"""Number of hexadecimal digits of a content hash in a file name."""
+
 
 @dataclass(frozen=True)
 class Shard:
-    """Shard `index` of `total`."""
+    """Shard `index` of `total` of a plan.
+
+    Attributes:
+      plan: Token of the plan; empty if the shard is written without one.
+    """
 
     index: int
     total: int
+    plan: str = ""
 
-    def name(self, kind: str, suffix: str) -> str:
-        """Returns the name of the shard's file of a kind, for example `data-00000-of-00008.tfrecord`."""
-        return f"{kind}-{self.index:05d}-of-{self.total:05d}.{suffix}"
+    @property
+    def plan_name(self) -> str:
+        """Name of the shard's plan file."""
+        return self._name("plan", self.plan, "jsonl")
+
+    @property
+    def report_name(self) -> str:
+        """Name of the shard's report."""
+        return self._name("done", self.plan, "json")
+
+    def content_name(self, kind: str, suffix: str, data: bytes) -> str:
+        """Returns the name of a file with this content, for example `data-00000-of-00008-0123456789ab.tfrecord`."""
+        return self._name(kind, sha256_bytes(data)[:_HASH_LENGTH], suffix)
+
+    def _name(self, kind: str, tag: str, suffix: str) -> str:
+        return f"{kind}-{self.index:05d}-of-{self.total:05d}-{tag}.{suffix}"
 
 
 @dataclass(frozen=True, order=True)
@@ -128,12 +153,12 @@ def shard_of(id: str, total: int) -> int:
 def write_plan(storage: Storage, folder: str, shard: Shard, tasks: Iterable[Task]) -> None:
     """Writes the plan file of a shard."""
     lines = "".join(f"{task.to_json()}\n" for task in tasks)
-    storage.write(f"{folder}/{shard.name('plan', 'jsonl')}", lines.encode())
+    storage.write(f"{folder}/{shard.plan_name}", lines.encode())
 
 
 def read_plan(storage: Storage, folder: str, shard: Shard) -> list[Task]:
     """Reads the plan file of a shard."""
-    text = storage.read(f"{folder}/{shard.name('plan', 'jsonl')}").decode()
+    text = storage.read(f"{folder}/{shard.plan_name}").decode()
     return [Task.from_json(line) for line in text.split("\n") if line]
 
 
@@ -145,28 +170,28 @@ def write_records(
     payloads = [record.to_bytes() for record in sorted(records, key=lambda record: record.id)]
     write_tfrecords(buffer, payloads)
     data = buffer.getvalue()
-    info = ShardInfo(
-        name=shard.name("data", "tfrecord"), count=len(payloads), bytes=len(data), sha256=sha256_bytes(data)
-    )
+    name = shard.content_name("data", "tfrecord", data)
+    info = ShardInfo(name=name, count=len(payloads), bytes=len(data), sha256=sha256_bytes(data))
     storage.write(f"{folder}/{info.name}", data)
     if not rejects:
         return info, ""
-    name = shard.name("rejects", "jsonl")
     ordered = sorted(rejects, key=lambda reject: reject["id"])
     lines = (json.dumps(reject, ensure_ascii=False, sort_keys=True) + "\n" for reject in ordered)
-    storage.write(f"{folder}/{name}", "".join(lines).encode())
+    listed = "".join(lines).encode()
+    name = shard.content_name("rejects", "jsonl", listed)
+    storage.write(f"{folder}/{name}", listed)
     return info, name
 
 
 def write_report(storage: Storage, folder: str, shard: Shard, report: ShardReport) -> None:
     """Writes a shard's report, which marks the shard as done."""
-    storage.write(f"{folder}/{shard.name('done', 'json')}", json.dumps(asdict(report)).encode())
+    storage.write(f"{folder}/{shard.report_name}", json.dumps(asdict(report)).encode())
 
 
 def read_report(storage: Storage, folder: str, shard: Shard) -> ShardReport | None:
     """Returns the report of a finished shard, or None if the shard is not finished."""
     try:
-        value = json.loads(storage.read(f"{folder}/{shard.name('done', 'json')}"))
+        value = json.loads(storage.read(f"{folder}/{shard.report_name}"))
     except FileNotFoundError:
         return None
     for name in ("batch_size", "batch_ms"):

@@ -30,7 +30,7 @@ class ShardInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^data-\d{5}-of-\d{5}\.tfrecord$")
+    name: str = Field(pattern=r"^data-\d{5}-of-\d{5}(-[0-9a-f]{12})?\.tfrecord$")
     run: str = Field(default="", pattern=r"^([0-9A-Za-z][0-9A-Za-z._-]{0,79})?$")
     count: int = Field(ge=0)
     bytes: int = Field(ge=0)

@@ -189,9 +189,18 @@ class Workspace:
             return
         if self.committed(kind, id):
             return
+        self._upload(kind, id, path)
+        if self.storage.create(_path(kind, id, name), content):
+            return
+        # Another process committed the same artifact meanwhile. If its files have other bytes, as from another kind of
+        # CPU, the upload may have replaced some of them: the artifact then becomes this process' one as a whole.
+        if self.marker(kind, id).get("files") != marker.get("files"):
+            self._upload(kind, id, path)
+            self.storage.write(_path(kind, id, name), content)
+
+    def _upload(self, kind: Kind, id: str, path: Path) -> None:
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
             self.storage.upload(file, _path(kind, id, file.relative_to(path).as_posix()))
-        self.storage.write(_path(kind, id, name), content)
 
 
 def _user_cache() -> Path:

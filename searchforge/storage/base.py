@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from searchforge.errors import UsageError
+from searchforge.errors import ConflictError, UsageError
 from searchforge.storage.files import is_temporary
 
 GCS_SCHEME = "gs://"
@@ -105,6 +105,17 @@ class Storage(ABC):
         Raises:
           ConflictError: Another writer replaced it first.
         """
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Writes an object unless there is one; returns whether it was written."""
+        found, version = self.read_version(path)
+        if found is not None:
+            return False
+        try:
+            self.replace(path, data, version)
+        except ConflictError:
+            return False
+        return True
 
     @abstractmethod
     def modified(self, path: str) -> datetime:

@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from beam_jobs.embed import embed, list_corpus
 from beam_jobs.embed_images import embed_images, main
 from beam_jobs.planning.listing import CorpusListing
-from beam_jobs.planning.shards import Shard
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
 from tests.beam_jobs.corpus.test_archives import tar_bytes
@@ -119,19 +118,21 @@ def test_litert_is_not_used_without_a_verified_tflite_encoder(photos: Path, tmp_
 
 def test_a_failed_job_keeps_its_finished_shards(photos: Path, tmp_path: Path) -> None:
     """A folder with the name of the last shard file makes the job fail after the other shards are done."""
-    other = Workspace(str(tmp_path / "workspace"))
-    write_bundle(other)
+    twin, other = (Workspace(str(tmp_path / name)) for name in ("twin", "workspace"))
+    for each in (twin, other):
+        write_bundle(each)
+    names = [shard.name for shard in embed_images(embed_config(twin, photos), "tiny").shards]
     config = embed_config(other, photos)
     with pytest.raises(JobError, match=r"Finished shards are kept in .*; run the command again"):
         embed_images(embed_config(other, photos, embed__runner="NoSuchRunner"), "tiny")
     (folder,) = (tmp_path / "workspace" / "embeddings").iterdir()
-    blocked = folder / Shard(2, 3).name("data", "tfrecord")
+    blocked = folder / names[2]
     blocked.mkdir()
     with pytest.raises(JobError, match="cannot be used: Is a directory"):
         embed_images(config, "tiny")
     assert other.ids("embeddings") == []
-    finished = [folder / Shard(index, 3).name("data", "tfrecord") for index in (0, 1)]
-    assert all((folder / Shard(index, 3).name("done", "json")).is_file() for index in (0, 1))
+    finished = [folder / name for name in names[:2]]
+    assert len(list(folder.glob("done-*.json"))) == 2
     written = [path.stat() for path in finished]
 
     blocked.rmdir()

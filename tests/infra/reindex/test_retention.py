@@ -172,7 +172,7 @@ def test_what_an_unfinished_embedding_run_builds_on_is_kept(workspace: Workspace
     first = Manifest.model_validate(workspace.marker("embeddings", "first"))
     commit_on(workspace, first, "second", {"8"}, _records("10"))
     second = Manifest.model_validate(workspace.marker("embeddings", "second"))
-    plan = EmbedPlan(base="second", inputs=3, carried=tuple(s for s in second.shards if s.run), sizes=(1,))
+    plan = EmbedPlan(token="0", base="second", inputs=3, carried=tuple(s for s in second.shards if s.run), sizes=(1,))
     workspace.storage.write("embeddings/under-way/PLAN.json", plan.model_dump_json().encode())
     written = _later(29.5).timestamp()
     os.utime(Path(workspace.root, "embeddings/under-way/PLAN.json"), (written, written))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from searchforge.artifacts.encoder import EncoderInfo
+from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE, EncoderInfo
 from searchforge.artifacts.workspace import Workspace
 from searchforge.hashing import sha256_file
 
@@ -21,7 +21,7 @@ def commit_encoder(workspace: Workspace, id: str, dim: int = 4) -> None:
         image_tower="none",
         text_tower="none",
         sequence_length=0,
-        files={},
+        files={TEXT_TFLITE: "", IMAGE_TFLITE: ""},
         report={},
     )
     with workspace.create("encoders", id) as staging:

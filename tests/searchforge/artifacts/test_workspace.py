@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
+from searchforge.hashing import sha256_bytes, sha256_file
+from searchforge.storage.base import Storage
+from tests.infra.memory_storage import MemoryStorage
 
 
 def test_a_committed_artifact_is_complete(tmp_path: Path) -> None:
@@ -52,6 +58,36 @@ def test_the_first_commit_of_an_id_is_kept(tmp_path: Path) -> None:
         with workspace.create("searchers", "same") as staging:
             staging.commit({"writer": writer})
     assert workspace.marker("searchers", "same") == {"writer": 1}
+
+
+@pytest.mark.parametrize("other_at", range(3))
+def test_two_commits_of_an_id_to_a_bucket_leave_one_whole_artifact(other_at: int, tmp_path: Path) -> None:
+    """The other process, whose files have other bytes, commits before the write number `other_at` of this one."""
+    bucket = MemoryStorage()
+
+    def commit(storage: Storage, content: str) -> None:
+        workspace = Workspace(str(tmp_path / content), storage)
+        with workspace.create("encoders", "a") as staging:
+            for name in ("x", "y"):
+                (staging.path / name).write_text(f"{content} {name}")
+            staging.commit({"files": {name: sha256_file(staging.path / name) for name in ("x", "y")}})
+
+    storage, writes = bucket.another_client(), itertools.count()
+
+    def interrupted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any) -> Any:
+            if next(writes) == other_at:
+                commit(bucket, "other")
+            return method(*arguments)
+
+        return wrapper
+
+    for name in ("upload", "create"):
+        setattr(storage, name, interrupted(getattr(storage, name)))
+    commit(storage, "own")
+    assert next(writes) > other_at
+    stored = {name: sha256_bytes(bucket.read(f"encoders/a/{name}")) for name in ("x", "y")}
+    assert Workspace(str(tmp_path / "third"), bucket).marker("encoders", "a")["files"] == stored
 
 
 def test_staging_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
