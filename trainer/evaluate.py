@@ -71,12 +71,17 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
         trainer.export.quantization_comparison). This needs the text tower and the training captions.
 
     Raises:
-      UsageError: the encoder does not exist, no image is held out or readable, or the text encoder cannot be restored
-        for the comparison.
+      UsageError: the encoder does not exist or was imported, no image is held out or readable, or the text encoder
+        cannot be restored for the comparison.
       JobError: the bundle cannot be loaded, or its embeddings are not finite.
     """
     workspace = Workspace(config.workspace)
     info = EncoderInfo.model_validate(workspace.marker("encoders", encoder or choose_encoder(workspace, config)))
+    if not (info.has_saved_model("image") and info.has_saved_model("text")):
+        raise UsageError(
+            f"encoder {info.id} lacks the SavedModels of a trained encoder, which this command evaluates; `searchforge "
+            "check` measures a searcher made with it on the same held-out captions"
+        )
     split = split_heldout(load_captions(config), config, training=False)
     images = split.heldout
     if not images:

@@ -187,7 +187,7 @@ def _available_backends(kind: InputKind, bundle: EncoderInfo) -> list[Backend]:
     found: list[Backend] = []
     if kind in bundle.kinds:
         found.append("litert" if kind == "image" else "task_library")
-    if any(name.startswith(f"{SAVED_MODELS[kind]}/") for name in bundle.files):
+    if bundle.has_saved_model(kind):
         found.append("tensorflow")
     return found
 

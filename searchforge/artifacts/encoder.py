@@ -58,3 +58,7 @@ class EncoderInfo(BaseModel):
     def kinds(self) -> tuple[InputKind, ...]:
         """Kinds of input that the bundle embeds."""
         return tuple(kind for kind, name in TFLITE_FILES.items() if name in self.files)
+
+    def has_saved_model(self, kind: InputKind) -> bool:
+        """Returns whether the bundle has a SavedModel for a kind of input, as trained ones do."""
+        return any(name.startswith(f"{SAVED_MODELS[kind]}/") for name in self.files)

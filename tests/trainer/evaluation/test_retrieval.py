@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from searchforge.artifacts.encoder import TEXT_SAVED_MODEL
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
 from searchforge.errors import JobError, UsageError
@@ -162,9 +163,17 @@ def test_no_readable_heldout_image_is_an_error(config: Config, corpus: Path) -> 
         evaluate_bundle(config)
 
 
-def test_an_incomplete_bundle_is_an_error(config: Config) -> None:
+def test_a_damaged_bundle_is_an_error(config: Config) -> None:
+    workspace = Workspace(config.workspace)
+    write_colour_bundle(workspace)
+    (workspace.local("encoders", "colours") / TEXT_SAVED_MODEL / "saved_model.pb").unlink()
+    with pytest.raises(JobError, match=r"text_encoder of encoder colours cannot be loaded.*train it again"):
+        evaluate_bundle(config)
+
+
+def test_a_bundle_without_both_saved_models_is_refused(config: Config) -> None:
     write_bundle(Workspace(config.workspace))  # without a text encoder
-    with pytest.raises(JobError, match=r"text_encoder of encoder tiny cannot be loaded.*train it again"):
+    with pytest.raises(UsageError, match="encoder tiny lacks the SavedModels of a trained encoder"):
         evaluate_bundle(config)
 
 
