@@ -216,7 +216,7 @@ class _TarMember(NamedTuple):
     Attributes:
       name: Decoded name; bytes that are not UTF-8 are escaped.
       utf8: Whether the name is valid UTF-8.
-      kind: Kind of a special member, for people; empty for a regular file.
+      kind: Human-readable kind of a special member; empty for a regular file.
       offset, size: Byte range of the data in the archive.
     """
 

@@ -26,7 +26,7 @@ class Row(NamedTuple):
       metadata: The row's other columns or keys.
       metadata_error: Why `metadata` is empty although the row has other columns; else empty.
       reject: Reason why the row cannot be used; else empty.
-      detail: Details of the reject, for people.
+      detail: Human-readable details of the reject.
     """
 
     line: int

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchforge.console.options import config_options, reports_errors, show
+from searchforge.console.options import answers_soon, config_options, reports_errors, show
 
 if TYPE_CHECKING:
     from searchforge.config import Config
@@ -62,6 +62,7 @@ def import_command(
 
 @encoder.command("list")
 @reports_errors
+@answers_soon
 @config_options
 def list_command(config: Config, as_json: bool) -> None:
     """List the encoders of the workspace."""
@@ -76,6 +77,7 @@ def list_command(config: Config, as_json: bool) -> None:
 @encoder.command("show")
 @click.argument("id")
 @reports_errors
+@answers_soon
 @config_options
 def show_command(config: Config, as_json: bool, id: str) -> None:
     """Describe an encoder."""

@@ -32,6 +32,7 @@ def publish(config: Config, as_json: bool, check_id: str | None, channel: str) -
 @options(*PUBLISH, *CHANNEL)
 @click.option("--to", help="Id of the release; default: the previously live one.")
 @reports_errors
+@answers_soon
 @config_options
 def rollback(config: Config, as_json: bool, to: str | None, channel: str) -> None:
     """Make an earlier release live again."""
@@ -48,6 +49,7 @@ def rollback(config: Config, as_json: bool, to: str | None, channel: str) -> Non
 @click.option("--to", "target", default="production", show_default=True, help="Target channel.")
 @click.option("--release", help="Id of the release; default: the source channel's live one.")
 @reports_errors
+@answers_soon
 @config_options
 def promote(config: Config, as_json: bool, source: str, target: str, release: str | None) -> None:
     """Make the live release of one channel live in another channel."""
@@ -102,6 +104,7 @@ def prune(config: Config, as_json: bool, dry_run: bool) -> None:
 @click.option("--release", help="Id of a release, or folder or URL of releases; default: the live one.")
 @click.option("--open", "open_sheet", is_flag=True, help="Write a contact sheet of the hits and open it.")
 @reports_errors
+@answers_soon
 @config_options
 def search(
     config: Config, as_json: bool, query: str, count: int, release: str | None, channel: str, open_sheet: bool

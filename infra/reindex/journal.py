@@ -94,7 +94,7 @@ class ItemsEntry(_Entry):
 
     @property
     def summary(self) -> str:
-        """Counts in one line, for people."""
+        """Human-readable counts in one line."""
         listed = f", listed in embeddings/{self.embeddings}/rejects-*.jsonl" if self.rejected else ""
         rejects = describe_rejects(self.rejected)
         return f"{self.items:,} items: {self.embedded:,} embedded, {self.reused:,} reused, {rejects}{listed}"

@@ -48,9 +48,9 @@ class LeaseState(BaseModel):
       run, host, pid: Run id, host name and process id of the holder.
       machine: Machine, boot and process namespace of the holder; tells whether its process is visible from here.
       process: Start time of the holder's process; distinguishes it from a later process with the same pid.
-      since: UTC time of the acquisition, ISO 8601, for people only.
+      since: UTC time of the acquisition, ISO 8601; shown, but not relied on.
       beat: Renewal counter.
-      renewed: UTC time of the latest renewal, ISO 8601, for people only.
+      renewed: UTC time of the latest renewal, ISO 8601; shown, but not relied on.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,7 +70,7 @@ class LeaseState(BaseModel):
 
     @property
     def holder(self) -> str:
-        """Description of the holder for people."""
+        """Human-readable description of the holder."""
         return f"run {self.run} (process {self.pid} on {self.host}, since {self.since})"
 
     @property

@@ -70,7 +70,7 @@ class ReindexPlan:
 
     @property
     def summary(self) -> str:
-        """Description of the changes and of the work, for people."""
+        """Human-readable description of the changes and of the work."""
         entry = self.entry
         rejects = f", {describe_rejects(self.manifest.rejected_by_reason)}" if self.manifest else ""
         return (

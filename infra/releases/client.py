@@ -66,7 +66,7 @@ class Outcome:
     Attributes:
       state: `updated`, `unchanged` (the live release is already installed) or `kept` (it could not be installed).
       release: Id of the installed release, None if there is none.
-      reason: Why nothing was installed, for people.
+      reason: Human-readable reason why nothing was installed.
     """
 
     state: Literal["updated", "unchanged", "kept"]

@@ -56,7 +56,7 @@ class Release:
       provenance: Ids of the encoder, embeddings, searcher and check that the release was made from.
       reason: Why it was published, as a sentence.
       gates: Result of each gate that it passed, by gate name.
-      documents: Like `files`, but for people; pointers do not list them, so apps do not download them.
+      documents: Like `files`, for documents that apps do not need; pointers do not list them, so no app downloads them.
       rejected: Number of corpus items that are not in it because they could not be used, by reason.
       channels: Channels in which it is live, among those that were read.
       withdrawn: Channels in which it was rolled back and has not been live since, among those that were read.
@@ -100,7 +100,7 @@ class Refusal:
     Attributes:
       time: UTC time, ISO 8601, by the storage's clock.
       check: Id of the check.
-      reason: Why it was refused, for people.
+      reason: Human-readable reason of the refusal.
       release: Id of the stored release; empty if none was stored.
       gates: Result of each gate that failed, by gate name.
       figures: Measurements of the check.

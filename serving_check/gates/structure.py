@@ -118,7 +118,7 @@ def user_info_faults(user_info: bytes, build: Mapping[str, Any], manifest: Manif
         start = user_info[:80].decode(errors="replace")
         return [f"USER_INFO is {start!r}, expected JSON with searcher, embeddings, encoder, fingerprint and images"]
     return [
-        f"USER_INFO says {key} {found[key]!r}, expected {value!r}"
+        f"USER_INFO says {key} {found[key]!r}, expected {value!r}; build the index again"
         for key, value in expected.items()
         if found[key] != value
     ]
@@ -127,7 +127,8 @@ def user_info_faults(user_info: bytes, build: Mapping[str, Any], manifest: Manif
 def encoder_faults(build: Mapping[str, Any], manifest: Manifest, bundle: EncoderInfo) -> list[str]:
     """Returns whether the embeddings or the build belong to a different encoder from the bundle."""
     return [
-        f"{artifact} is of encoder {str(found)[:16]}, the bundle is encoder {bundle.fingerprint[:16]}"
+        f"{artifact} is of encoder {str(found)[:16]}, the bundle is encoder {bundle.fingerprint[:16]}; embed and index "
+        "again with one encoder"
         for artifact, found in (("the manifest", manifest.fingerprint), ("the build", build["fingerprint"]))
         if found != bundle.fingerprint
     ]

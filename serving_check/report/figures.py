@@ -1,4 +1,4 @@
-"""Formats figures for people: labels, units, and which direction is better."""
+"""Formats figures for display: labels, units, and which direction is better."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class GateRow:
 
     Attributes:
       name: key of the gate in report.json.
-      title: name for people.
+      title: human-readable name.
       measured: measured value with its unit; empty if there is nothing to show.
       limit: requirement, such as "at least 90 %"; empty if there is nothing to show.
       detail: sentence about the gate; empty if it would repeat the value and the limit.

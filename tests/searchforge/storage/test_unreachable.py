@@ -36,12 +36,12 @@ def test_retries_are_logged_and_end_with_one_message(port: int, caplog: pytest.L
     assert "check the network" in message and "\n" not in message and "Caused by" not in message
 
 
-@pytest.mark.parametrize("command", ["status", "releases"])
+@pytest.mark.parametrize("command", ["status", "releases", "rollback", "promote", "search dog", "encoder list"])
 def test_a_command_that_a_person_waits_for_gives_up_soon(
     port: int, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "COMMAND_SECONDS", 0.2)
-    result = CliRunner().invoke(main, [command, "--workspace", "gs://bucket/apps"])
+    result = CliRunner().invoke(main, [*command.split(), "--workspace", "gs://bucket/apps"])
     assert result.exit_code == JobError.exit_code
     assert result.output.count("cannot be used") == 1 and "Traceback" not in result.output
 
