@@ -57,7 +57,12 @@ class Preprocessing:
                 f"invalid preprocessing {text!r}; expected the form decode|resize(224,224,bilinear)|scale(-1,1)"
             )
         height, width, filter_name, low, high = match.groups()
-        return cls(int(height), int(width), filter_name, _parse_channels(low), _parse_channels(high))
+        parsed = cls(int(height), int(width), filter_name, _parse_channels(low), _parse_channels(high))
+        if not (min(parsed.height, parsed.width) > 0 and np.all(np.not_equal(parsed.low, parsed.high))):
+            raise UsageError(
+                f"invalid preprocessing {text!r}; expected a size of at least 1 x 1, and two different values in scale"
+            )
+        return parsed
 
     @classmethod
     def standardizing(cls, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:

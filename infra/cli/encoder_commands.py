@@ -47,9 +47,9 @@ def import_command(
     image_output: str | None,
     license: str | None,
 ) -> None:
-    """Import TFLite encoders that were made elsewhere: a text encoder, an image encoder, or both.
+    """Import TFLite encoders of texts, images or both.
 
-    Both run with the Task Library before anything is stored.
+    They are run with the Task Library before anything is stored.
     """
     from infra import api
     from infra.cli import summaries

@@ -47,6 +47,13 @@ def test_mean_and_std_match_the_task_library(low: float, high: float, mean: floa
     assert ((0 - scale.mean) / scale.std, (255 - scale.mean) / scale.std) == (low, high)
 
 
+@pytest.mark.parametrize("part", ["scale(1,1)", "scale([0,1,2],[1,1,3])", "resize(0,4,bilinear)"])
+def test_a_string_that_loses_the_image_is_rejected(part: str) -> None:
+    parts = {"resize": "resize(6,4,bilinear)", "scale": "scale(-1,1)"} | {part.partition("(")[0]: part}
+    with pytest.raises(UsageError, match=r"expected a size of at least 1 x 1, and two different values"):
+        Preprocessing.parse(f"decode|{parts['resize']}|{parts['scale']}")
+
+
 def test_values_of_each_channel_are_scaled_separately() -> None:
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     preprocessing = Preprocessing.standardizing(6, 4, mean, std)

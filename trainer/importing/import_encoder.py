@@ -133,7 +133,8 @@ def _rewrite_and_probe(kind: InputKind, request: dict[str, Any], folder: Path, p
         if not np.isfinite(lengths).all():
             raise UsageError(f"{source} embeds ordinary {kind}s as numbers that are not finite; give a working encoder")
         if not lengths.all():
-            raise UsageError(f"{source} embeds ordinary {kind}s as vectors of zeros; give a working encoder")
+            advice = ", and its own vocabulary and delimiters" if request.get("vocabulary") else ""
+            raise UsageError(f"{source} embeds ordinary {kind}s as vectors of zeros; give a working encoder{advice}")
         if (np.abs(lengths - 1) <= _UNIT).all():
             break
     if (vectors @ vectors.T / np.outer(lengths, lengths)).min() > _SAME:
