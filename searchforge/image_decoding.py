@@ -12,12 +12,14 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
 """Image formats to decode; everything else is rejected as `not_an_image`."""
 
 # Warnings about large or damaged images are redundant: such images are rejected or decoded in part. The filter is set
 # once because all threads share it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _UPRIGHT = 1
 _TRANSPOSE = {
@@ -88,12 +90,19 @@ def decode(data: bytes, max_pixels: int, enough: int | None = None) -> Image.Ima
         raise
 
 
+def _is_heic(data: bytes) -> bool:
+    """Returns whether the data begin as a HEIC file (ISO/IEC 23008-12), by the brand in their first box."""
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
+
+
 def _decode(data: bytes, max_pixels: int, enough: int | None, exif: bytes | None = None) -> Image.Image:
     """Decodes an image; `exif` replaces its EXIF data unless it is None, and the other arguments are as in `decode`."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise RejectedInput("not_an_image", f"{len(data)} bytes, not one of {', '.join(FORMATS)}") from error
+        advice = ", but a HEIC photo; convert it to JPEG or AVIF" if _is_heic(data) else ""
+        detail = f"{len(data)} bytes, not one of {', '.join(FORMATS)}{advice}"
+        raise RejectedInput("not_an_image", detail) from error
     except Image.DecompressionBombError as error:
         raise RejectedInput("too_many_pixels", str(error)) from error
     except Exception as error:  # Pillow's decoders raise many kinds of errors on hostile bytes

@@ -115,7 +115,7 @@ class _Searcher:
             raise UsageError(f"query image {query} cannot be read: {error.strerror}") from None
         except RejectedInput as error:
             raise UsageError(
-                f"query image {query} cannot be used ({error}); give a JPEG, PNG, WEBP, BMP or GIF"
+                f"query image {query} cannot be used ({error}); give a JPEG, PNG, WEBP, AVIF, BMP or GIF"
             ) from None
         return TensorImage.create_from_array(self._pixels)  # does not keep the array alive
 

@@ -174,3 +174,32 @@ def test_other_formats_need_no_end_marker(format: str, end: int) -> None:
     assert np.array_equal(_pixels(data[:-end]), _pixels(data))
     with pytest.raises(RejectedInput, match="truncated"):
         decode(data[: len(data) // 2], MAX_PIXELS)
+
+
+def test_the_rotation_of_an_avif_is_applied_once() -> None:
+    """Phones state it as a property of the image, which Pillow also reports as EXIF data."""
+    exif = Image.Exif()
+    exif[ROTATED[0]] = 6
+    upright = np.asarray(_photo().transpose(Image.Transpose.ROTATE_270), int)
+    found = _pixels(_encode("AVIF", exif=exif.tobytes(), quality=95, subsampling="4:4:4"))
+    assert found.shape == upright.shape
+    assert np.abs(found - upright).mean() < 5
+
+
+def test_a_damaged_avif_is_rejected_or_decoded_but_never_crashes() -> None:
+    random, data = np.random.default_rng(0), _encode("AVIF")
+    rejected = 0
+    for _ in range(300):
+        damaged = bytearray(data[: random.integers(1, len(data) + 1)])
+        for position in random.integers(0, len(damaged), 3):
+            damaged[position] = random.integers(256)
+        try:
+            _pixels(bytes(damaged))
+        except RejectedInput:
+            rejected += 1
+    assert rejected > 100
+
+
+def test_a_heic_photo_is_rejected_with_advice() -> None:
+    with pytest.raises(RejectedInput, match=r"not_an_image.*a HEIC photo; convert it to JPEG or AVIF"):
+        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), MAX_PIXELS)
