@@ -108,7 +108,7 @@ def compact(config: Config, as_json: bool, embeddings: str | None) -> None:
 
 
 @click.command()
-@options(*INDEX)
+@options(*DATA, *INDEX)
 @click.option("--embeddings", help="Id of the embedding run; default: the only one in the workspace.")
 @reports_errors
 @config_options
