@@ -34,7 +34,7 @@ from searchforge.artifacts.tflite_graph import (
     unused_name,
     write_model,
 )
-from searchforge.errors import JobError, UsageError
+from searchforge.errors import JobError, SearchforgeError, UsageError
 from searchforge.preprocessing import Preprocessing
 from searchforge.processes import isolated
 from trainer.export.tflite_metadata import SENTENCEPIECE, TASK_LIBRARY_SENTENCEPIECE
@@ -137,13 +137,11 @@ def rewrite_image(path: Path, target: Path, output: str, normalize: bool, prepro
 
 def _read(path: Path) -> tuple[Any, dict[str, bytes]]:
     data = path.read_bytes()
+    model, files = split(data)
     try:
-        model, files = split(data)
         return read_model(model), files
     except JobError:
         raise UsageError(f"{path.name} starts with {data[:8]!r}; expected a TFLite model") from None
-    except Exception as error:  # damaged offsets make the generated readers raise errors of any type
-        raise UsageError(f"{path.name} is damaged ({type(error).__name__}: {error}); expected a TFLite model") from None
 
 
 def _write(model: Any, metadata: Any, files: dict[str, bytes], target: Path) -> None:
@@ -244,6 +242,17 @@ def _tensor_metadata(name: str, description: str) -> Any:
 
 def _handle(request: dict[str, Any]) -> dict[str, Any]:
     model = Path(request["model"])
+    try:
+        return _answer(request, model)
+    except SearchforgeError:
+        raise
+    except Exception as error:  # damaged offsets make the generated readers raise errors of any type
+        raise UsageError(
+            f"{model.name} cannot be read ({type(error).__name__}: {error}); expected a TFLite model"
+        ) from None
+
+
+def _answer(request: dict[str, Any], model: Path) -> dict[str, Any]:
     if request["do"] == "describe":
         return describe(model)
     common = model, Path(request["target"]), request["output"], request["normalize"]

@@ -128,7 +128,8 @@ def _rewrite_and_probe(kind: InputKind, request: dict[str, Any], folder: Path, p
             isolated.call(foreign_model.MODULE, {**request, "target": str(target), "normalize": normalize})
             vectors, ms = _embed(kind, target, folder, images)
         except JobError as error:
-            raise UsageError(f"{source} cannot be used as a {kind} encoder: {error}") from None
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"{source} cannot be used as a {kind} encoder: {reason}") from None
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         if not np.isfinite(lengths).all():
             raise UsageError(f"{source} embeds ordinary {kind}s as numbers that are not finite; give a working encoder")

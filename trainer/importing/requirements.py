@@ -62,6 +62,8 @@ def chosen_output(path: Path | None, described: dict[str, Any], name: str | None
     assert path
     outputs = {tensor["name"]: tensor for tensor in described["outputs"]}
     listed = ", ".join(f"{name} {tensor['type']}{tensor['shape']}" for name, tensor in outputs.items())
+    if not outputs:
+        raise UsageError(f"{path.name} has no output; expected one vector for each input")
     if name is None and len(outputs) > 1:
         raise UsageError(f"{path.name} has {len(outputs)} outputs ({listed}); name the embedding with {option}")
     if name is not None and name not in outputs:
