@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.releases import channels
 from infra.releases import releases as _releases
 from infra.releases.channels import PRODUCTION, STAGING
 from infra.releases.releases import Release, ReleaseListing
@@ -179,7 +180,7 @@ def run(config: Config, allow_removal: bool = False) -> RunReport:
       allow_removal: Whether the index may have fewer items than `check.max_items_drop` allows.
 
     Raises:
-      UsageError: The configuration describes a searcher that cannot be published.
+      UsageError: The configuration describes a searcher that cannot be published, or an encoder that was rolled back.
       GateError: The searcher did not pass its check; nothing was published.
     """
     require_publishable(config)
@@ -204,13 +205,27 @@ def run(config: Config, allow_removal: bool = False) -> RunReport:
         logger.info(f"  {name} finished in {seconds[name]:.1f} s: {url}")
         return reports[name]
 
-    encoder = bundle.id if bundle else stage("train", lambda: train(config))["id"]
+    if bundle:
+        encoder = bundle.id
+    else:
+        encoder = stage("train", lambda: train(config))["id"]
+        _require_not_withdrawn(encoder, channels.read(target.storage, PRODUCTION).pointer)
     manifest = stage("embed", lambda: embed(config, encoder))
     build = stage("index", lambda: index(config, manifest["id"], encoder))
     report = stage("check", lambda: check(config, build["id"], allow_removal=allow_removal))
     logger.info(f"\n[{len(names) + 1}/{len(names) + 1}] publish")
     release = _releases.publish(workspace, target, report["id"], revive=False)
     return RunReport(seconds, release, reports)
+
+
+def _require_not_withdrawn(encoder: str, pointer: channels.Pointer) -> None:
+    """Raises UsageError if the encoder that the settings stand for was rolled back."""
+    if encoder in pointer.withdrawn_encoders:
+        raise UsageError(
+            f"encoder {encoder}, which has the configured settings, was rolled back in channel {PRODUCTION}; change the "
+            "training settings or the captions to train another one, or use it after all with "
+            f"`--encoder {encoder}`"
+        )
 
 
 def status(config: Config, count: int = 10, lag: bool = False) -> Status:

@@ -255,6 +255,21 @@ def test_an_encoder_that_was_rolled_back_stays_withdrawn_until_its_release_is_ma
     assert api.preview_reindex(config).encoder == "bad"
 
 
+def test_run_uses_an_encoder_that_was_rolled_back_only_if_it_is_asked_for(
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _with(scenario, reindex__retrain="settings", train__epochs=7)
+    write_encoder(scenario.workspace, "bad", config.train)
+    monkeypatch.setattr(api, "train", lambda _: scenario.workspace.marker("encoders", "bad"))  # finds it trained
+    reindex(config, functions=STUBS)
+    api.rollback(config)
+    scenario.change(random.Random(0), 1)
+    with pytest.raises(UsageError, match=r"encoder bad, .* was rolled back in channel production; .* `--encoder bad`"):
+        api.run(config)
+    report = api.run(_with(scenario, encoder="bad"))
+    assert report.release.provenance["encoder"] == "bad"
+
+
 def test_an_encoder_with_other_settings_is_trained_after_a_rollback(scenario: Scenario) -> None:
     config = _with(scenario, reindex__retrain="settings", train__epochs=7)
     write_encoder(scenario.workspace, "bad", config.train)
