@@ -222,8 +222,8 @@ def _require_not_withdrawn(encoder: str, pointer: channels.Pointer) -> None:
     """Raises UsageError if the encoder that the settings stand for was rolled back."""
     if encoder in pointer.withdrawn_encoders:
         raise UsageError(
-            f"encoder {encoder}, which has the configured settings, was rolled back in channel {PRODUCTION}; change the "
-            "training settings or the captions to train another one, or use it after all with "
+            f"encoder {encoder}, which has the configured settings, was rolled back in channel {PRODUCTION}; change "
+            "the training settings or the captions to train another one, or use it after all with "
             f"`--encoder {encoder}`"
         )
 
