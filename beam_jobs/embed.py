@@ -60,7 +60,7 @@ def embed(config: Config, encoder: str, modality: Modality, listing: CorpusListi
         earlier = run.earlier_runs()
         base = run.choose_base(earlier)
         id = content_id([digest, config.embed.shards])
-        if finished := run.finished(earlier, digest):
+        if finished := _latest_with(digest, earlier):
             if not finished.retryable:
                 logger.info(f"embeddings/{finished.id} is complete")
                 return finished
@@ -115,7 +115,7 @@ def finished_run(config: Config, encoder: str, modality: Modality, listing: Corp
     """
     run = _EmbedRun(config, encoder, modality)
     digest = run.digest_of(listing)
-    return run.finished(run.earlier_runs(), digest)
+    return _latest_with(digest, run.earlier_runs())
 
 
 def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
@@ -201,10 +201,6 @@ class _EmbedRun(EmbedMethod):
                 found.append(Manifest.model_validate(self.workspace.marker("embeddings", id)))
         return sorted((one for one in found if one.method == self.digest), key=lambda one: (one.created, one.id))
 
-    def finished(self, earlier: Sequence[Manifest], digest: str) -> Manifest | None:
-        """Returns the latest of the earlier runs with this digest, or None."""
-        return next((manifest for manifest in reversed(earlier) if manifest.digest == digest), None)
-
     def choose_base(self, earlier: Sequence[Manifest]) -> Manifest | None:
         """Returns the run to reuse: the configured one, else the latest of this corpus, else the latest of any."""
         requested = self.config.embed.reuse_from
@@ -232,13 +228,26 @@ class _EmbedRun(EmbedMethod):
         compacted: Manifest | None = None,
         retried: Manifest | None = None,
     ) -> Manifest:
-        """Executes the plan and commits the manifest.
+        """Executes the plan and commits the manifest, or returns that of the process that finished the same run first.
 
         Args:
           compacted: The run that the plan compacts, if any.
           retried: The run of the same corpus whose retryable rejects the plan tries again, if any. It is returned if
             none of them can be embedded, and this run leaves nothing behind.
         """
+        try:
+            return self._execute(id, digest, plan, compacted, retried)
+        except (JobError, FileNotFoundError):
+            # A process that finishes first deletes the plan and the other files that this one reads and writes.
+            if self.workspace.committed("embeddings", id):
+                return self._committed(id)
+            if retried and planning.read(self.workspace, _folder(id)) is None:
+                return retried
+            raise
+
+    def _execute(
+        self, id: str, digest: str, plan: EmbedPlan, compacted: Manifest | None, retried: Manifest | None
+    ) -> Manifest:
         config, workspace, folder = self.config, self.workspace, _folder(id)
         options = self.options(folder)
         kept = plan.inputs - sum(plan.sizes) - (compacted.rejected if compacted else 0)
@@ -247,20 +256,12 @@ class _EmbedRun(EmbedMethod):
             f"{len(plan.sizes)} shards on {config.embed.runner} with {self.backend}, "
             f"into {workspace.url('embeddings', id)}"
         )
-        try:
-            written = self._run(plan, options)
-        except JobError:
-            if workspace.committed("embeddings", id):  # another process finished first and deleted the plan
-                return self._committed(id)
-            if retried and planning.read(workspace, folder) is None:  # another process tried in vain
-                return retried
-            raise
+        written = self._run(plan, options)
         manifest = self._manifest(id, digest, plan, written, kept, compacted)
         if retried and manifest.records == retried.records:
             unread = f"{manifest.retryable} of {manifest.inputs} items"
             logger.info(f"  {unread} still cannot be read; embeddings/{retried.id} stays in use")
-            with workspace.storage.snapshot(folder) as snapshot:
-                snapshot.delete()
+            workspace.storage.delete_folder(folder)
             return retried
         self._require_few_rejects(manifest, plan, written)
         if workspace.committed("embeddings", id):  # another process finished first
@@ -355,6 +356,11 @@ class _EmbedRun(EmbedMethod):
             if report.rejects:  # the cause may be fixed by then
                 self.workspace.storage.delete(f"{_folder(manifest.id)}/{shard.report_name}")
         raise JobError(fault)
+
+
+def _latest_with(digest: str, runs: Sequence[Manifest]) -> Manifest | None:
+    """Returns the latest of the runs, which are sorted by age, with this digest; None if there is none."""
+    return next((manifest for manifest in reversed(runs) if manifest.digest == digest), None)
 
 
 def _resumable_plan(workspace: Workspace, id: str, config: Config, base: Manifest | None) -> EmbedPlan | None:

@@ -24,6 +24,7 @@ from searchforge.artifacts.manifest import ShardInfo
 from searchforge.artifacts.records import EmbeddingRecord, write_tfrecords
 from searchforge.hashing import sha256_bytes
 from searchforge.storage.base import Storage
+from searchforge.storage.files import is_temporary
 
 ITEMS_PER_SHARD = 1024
 MIN_ITEMS_PER_SHARD = 32
@@ -208,6 +209,10 @@ def rejected_by_reason(reports: Iterable[ShardReport]) -> dict[str, int]:
 
 
 def remove_temporary_files(storage: Storage, folder: str, keep: Iterable[str]) -> None:
-    """Deletes the files of a finished run except `keep`: plans, shard reports, and leftovers of killed writers."""
+    """Deletes the files of a finished run except `keep`: plans, shard reports, and shards of other attempts.
+
+    Files that are being written are spared, since another process may have planned the same run.
+    """
     for name in set(storage.list_files(folder)) - set(keep):
-        storage.delete(f"{folder}/{name}")
+        if not is_temporary(name):
+            storage.delete(f"{folder}/{name}")

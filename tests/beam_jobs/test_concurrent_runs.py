@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from beam_jobs.embed_images import embed_images
-from beam_jobs.planning.shards import Shard, write_records
+from beam_jobs.planning.shards import Shard, remove_temporary_files, write_records
 from searchforge.artifacts.manifest import verified_shards
 from searchforge.artifacts.records import EmbeddingRecord
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
+from searchforge.storage.files import atomic_write
 from searchforge.storage.local import LocalStorage
 from tests.beam_jobs.photos import draw_photos, embed_config, png, shard_bytes
 from tests.tiny_bundle import write_bundle
@@ -75,3 +76,12 @@ def test_a_late_writer_of_a_shard_does_not_replace_it(tmp_path: Path) -> None:
     assert write(0.5) == first
     assert not {*write(0.25)} & {*first}
     assert [storage.read(f"run/{name}") for name in first] == written
+
+
+def test_a_run_that_finishes_spares_what_another_one_is_writing(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    storage.write("run/plan", b"plan")
+    with atomic_write(tmp_path / "run" / "report.json") as file:
+        file.write(b"{}")
+        remove_temporary_files(storage, "run", ())
+    assert storage.list_files("run") == ["report.json"]
