@@ -153,24 +153,24 @@ def _inspect(
         inspection = Inspection(artifacts, scratch)
         inspection.inspect_files()
     kinds, images, sampled = artifacts.bundle.kinds, Queries([], [], []), 0
+    probes: dict[InputKind, list[str]] = {"text": PROBE_TEXTS}
     if "text" in kinds:
         with _timed(seconds, "text_searcher"):
-            inspection.inspect_searcher("text", texts, PROBE_TEXTS)
+            inspection.inspect_searcher("text", texts, probes["text"])
     if "image" in kinds:
         with _timed(seconds, "image_searcher"):
+            probes["image"] = probe_images(scratch)
             if not corpus.texts:
                 # Recall is measured with images if there are no captions.
                 count = config.images if len(texts) else max(config.images, config.queries)
                 images, sampled = image_queries(corpus, count, config.seed, scratch)
-            inspection.inspect_searcher("image", images, probe_images(scratch))
+            inspection.inspect_searcher("image", images, probes["image"])
     inspection.finish(sampled)
     comparison = None
     if live:
         with _timed(seconds, "live_release"):
-            queries: dict[InputKind, Queries] = {
-                "text": texts if len(texts) else unrelated_queries(PROBE_TEXTS),
-                "image": images if len(images) else unrelated_queries(probe_images(scratch)),
-            }
+            known: dict[InputKind, Queries] = {"text": texts, "image": images}
+            queries = {kind: known[kind] if len(known[kind]) else unrelated_queries(probes[kind]) for kind in kinds}
             comparison = compare_with_live(live, artifacts.folder, queries, corpus, inspection.figures)
     gates = inspection.gates() + _configured_gates(config, inspection.figures)
     if comparison:

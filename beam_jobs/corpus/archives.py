@@ -77,16 +77,7 @@ def list_archive(archive: File, metadata: dict[str, Any]) -> Iterator[Item]:
 
 
 def _rejected_archive(archive: File, error: RejectedInput) -> Item:
-    return Item(
-        archive.id,
-        archive.path,
-        archive.path,
-        archive.version,
-        archive.size,
-        reject=error.reason,
-        detail=error.detail,
-        may_pass=error.may_pass,
-    )
+    return Item(archive.id, archive.path, archive.path, archive.version, archive.size).rejected(error)
 
 
 def _item(archive: File, name: str, offset: int, size: int, **others: Any) -> Item:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from beam_jobs.corpus.archives import is_archive, list_archive
-from beam_jobs.corpus.files import UNLISTED_FOLDER, File, describe_file, find_files
+from beam_jobs.corpus.files import File, describe_file, find_files
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import open_file
 from beam_jobs.corpus.tables import Row, is_table, read_rows
@@ -77,8 +77,7 @@ def _texts_in_member(file: File) -> Iterator[Item]:
     try:
         yield from _texts_in(file, f"{file.id}:")
     except RejectedInput as error:
-        rejected = Item(file.id, file.path, file.path, file.version, file.size)
-        yield replace(rejected, reject=error.reason, detail=error.detail, may_pass=error.may_pass)
+        yield Item(file.id, file.path, file.path, file.version, file.size).rejected(error)
 
 
 def _require_readable(items: Iterator[Item], source: str, expected: str) -> Iterator[Item]:
@@ -154,8 +153,7 @@ def _texts_in(file: File, prefix: str) -> Iterator[Item]:
 
 
 def _rejected_file(file: File) -> Item:
-    may_pass = file.reject == UNLISTED_FOLDER
-    return Item(file.id, file.path, file.path, reject=file.reject, detail=file.detail, may_pass=may_pass)
+    return Item(file.id, file.path, file.path).rejected(RejectedInput(file.reject, file.detail, file.may_pass))
 
 
 def _rejected_row(file: File, id: str, row: Row, reason: str, detail: str) -> Item:

@@ -19,9 +19,6 @@ from beam_jobs.corpus import buckets
 from searchforge.errors import JobError, UsageError
 from searchforge.storage.base import GCS_SCHEME
 
-UNLISTED_FOLDER = "unlisted_folder"
-"""Reason of the reject of a folder that may not be listed."""
-
 _NO_PERMISSION = "no permission to list the folder, whose files are left out; change its permissions or move it"
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -34,7 +31,8 @@ class File(NamedTuple):
       id: Path relative to the folder or to the fixed part of the glob; the name of a single file.
       path: Absolute path or URI.
       size: Size in bytes; -1 if the file is missing.
-      version, content, reject, detail: See `Item`. In an id and path that are not UTF-8, the other bytes are escaped.
+      version, content, reject, detail, may_pass: See `Item`. In an id and path that are not UTF-8, the other bytes are
+        escaped.
     """
 
     id: str
@@ -44,6 +42,7 @@ class File(NamedTuple):
     content: str = ""
     reject: str = ""
     detail: str = ""
+    may_pass: bool = False
 
 
 def find_files(source: str) -> File | Iterator[File]:
@@ -169,7 +168,7 @@ def _walk(root: str, pattern: _Glob | None) -> Iterator[File]:
                         yield _local_file(name, entry)
         except OSError as error:
             if folder and isinstance(error, PermissionError):
-                yield _rejected(folder[:-1], f"{root}/{folder[:-1]}", UNLISTED_FOLDER, _NO_PERMISSION)
+                yield _rejected(folder[:-1], f"{root}/{folder[:-1]}", "unlisted_folder", _NO_PERMISSION, may_pass=True)
                 continue
             raise JobError(
                 f"folder {root}/{folder} cannot be listed: {error.strerror}; change its permissions"
@@ -191,8 +190,8 @@ def _local_version(status: os.stat_result) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def _rejected(id: str, path: str, reason: str, detail: str) -> File:
-    return File(_printable(id), _printable(path), reject=reason, detail=detail)
+def _rejected(id: str, path: str, reason: str, detail: str, may_pass: bool = False) -> File:
+    return File(_printable(id), _printable(path), reject=reason, detail=detail, may_pass=may_pass)
 
 
 def _printable(path: str) -> str:

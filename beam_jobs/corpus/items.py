@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from searchforge.image_decoding import RejectedInput
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Item:
     may_pass: bool = False
     text: str | None = None
     metadata_error: str = ""
+
+    def rejected(self, error: RejectedInput) -> Item:
+        """Returns the item with the reject that reading it raised."""
+        return replace(self, reject=error.reason, detail=error.detail, may_pass=error.may_pass)
 
     @property
     def byte_range(self) -> str:

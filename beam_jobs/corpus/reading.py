@@ -70,7 +70,7 @@ def open_file(file: str, version: str) -> Iterator[BinaryIO]:
             try:
                 yield local
             except OSError as error:
-                raise unreadable(error) from error
+                raise _unreadable(error) from error
     elif file.startswith(GCS_SCHEME):
         with buckets.converted_errors(file):
             try:
@@ -83,7 +83,7 @@ def open_file(file: str, version: str) -> Iterator[BinaryIO]:
             yield other
 
 
-def unreadable(error: Exception) -> RejectedInput:
+def _unreadable(error: Exception) -> RejectedInput:
     """Returns the reject of an input whose reading raised `error`; it may pass unless the name itself is invalid."""
     invalid = isinstance(error, ValueError) or getattr(error, "errno", None) in _INVALID_NAME
     return RejectedInput("unreadable", str(error), may_pass=not invalid)
@@ -97,7 +97,7 @@ def _open_local(path: str, buffering: int) -> BinaryIO:
     except (FileNotFoundError, NotADirectoryError):
         raise RejectedInput("missing", path, may_pass=True) from None
     except (OSError, ValueError) as error:  # ValueError: the path contains a NUL byte
-        raise unreadable(error) from error
+        raise _unreadable(error) from error
 
 
 def _read_local(path: str, start: int, stop: int) -> bytes:
@@ -112,7 +112,7 @@ def _read_local(path: str, start: int, stop: int) -> bytes:
             ):
                 data += more
         except OSError as error:
-            raise unreadable(error) from error
+            raise _unreadable(error) from error
     return data
 
 
@@ -124,7 +124,7 @@ def _read_object(uri: str, start: int, stop: int) -> bytes:
     except NotFound as error:
         raise RejectedInput("missing", str(error), may_pass=True) from error
     except (*buckets.ERRORS, ValueError) as error:  # ValueError: the URI has no bucket
-        raise unreadable(error) from error
+        raise _unreadable(error) from error
 
 
 def _read_with_beam(uri: str, start: int, stop: int) -> bytes:
@@ -133,7 +133,7 @@ def _read_with_beam(uri: str, start: int, stop: int) -> bytes:
             file.seek(start)
             return file.read(stop - start)
         except (BeamIOError, OSError) as error:
-            raise unreadable(error) from error
+            raise _unreadable(error) from error
 
 
 def _open_with_beam(uri: str) -> BinaryIO:
@@ -142,5 +142,5 @@ def _open_with_beam(uri: str) -> BinaryIO:
     except FileNotFoundError as error:
         raise RejectedInput("missing", str(error), may_pass=True) from error
     except (BeamIOError, OSError, ValueError) as error:  # ValueError: Beam does not know the scheme
-        raise unreadable(error) from error
+        raise _unreadable(error) from error
     return file

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from searchforge.artifacts.encoder import SAVED_MODELS, TFLITE_FILES, EncoderInfo, InputKind
+from searchforge.artifacts.litert import embed_image, open_interpreter
 from searchforge.artifacts.manifest import Modality
 from searchforge.errors import JobError, UsageError
 from searchforge.native_output import discarded_stderr, import_quietly
 from searchforge.preprocessing import Preprocessing
 from searchforge.processes import isolated, task_library
+
+Resource = TypeVar("Resource")
 
 Backend = Literal["litert", "tensorflow", "task_library"]
 
@@ -54,42 +56,40 @@ class Model(ABC):
         """
 
 
+class _Pool(Generic[Resource]):
+    """Resources that one thread at a time uses; there are as many as were in use at once."""
+
+    def __init__(self, create: Callable[[], Resource]) -> None:
+        self._create = create
+        self._idle: queue.SimpleQueue[Resource] = queue.SimpleQueue()
+        self._idle.put(create())
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[Resource]:
+        """Yields an idle resource, or another one if there is none."""
+        try:
+            resource = self._idle.get_nowait()
+        except queue.Empty:
+            resource = self._create()
+        try:
+            yield resource
+        finally:
+            self._idle.put(resource)
+
+
 class LiteRTImageModel(Model):
     """A bundle's image_encoder.tflite, run one image at a time."""
 
     batch_size = 1
 
     def __init__(self, path: Path, preprocessing: Preprocessing) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        self._create = lambda: Interpreter(str(path), num_threads=1)
         self._preprocessing = preprocessing
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with discarded_stderr():  # the first interpreter of a process prints a notice
-            self._idle.put(self._new_interpreter())
+            self._interpreters = _Pool(lambda: open_interpreter(path))
 
     def __call__(self, inputs: Sequence[Any]) -> npt.NDArray[np.float32]:
-        try:
-            interpreter = self._idle.get_nowait()
-        except queue.Empty:
-            interpreter = self._new_interpreter()
-        source = interpreter.get_input_details()[0]
-        output_index = interpreter.get_output_details()[0]["index"]
-        try:
-            embeddings = []
-            for image in inputs:
-                scaled = self._preprocessing.scale(image)[None]
-                interpreter.set_tensor(source["index"], scaled.astype(source["dtype"], copy=False))
-                interpreter.invoke()
-                embeddings.append(interpreter.get_tensor(output_index)[0])
-        finally:
-            self._idle.put(interpreter)
-        return np.stack(embeddings)
-
-    def _new_interpreter(self) -> Any:
-        interpreter = self._create()
-        interpreter.allocate_tensors()
-        return interpreter
+        with self._interpreters.borrowed() as interpreter:
+            return np.stack([embed_image(interpreter, self._preprocessing, image) for image in inputs])
 
 
 class TaskLibraryTextModel(Model):
@@ -99,26 +99,11 @@ class TaskLibraryTextModel(Model):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._sessions = contextlib.ExitStack()
-        self._idle: queue.SimpleQueue[isolated.Session] = queue.SimpleQueue()
-        self._idle.put(self._new_session())
+        self._sessions = _Pool(lambda: isolated.Session(task_library.MODULE))
 
     def __call__(self, inputs: Sequence[Any]) -> npt.NDArray[np.float32]:
-        try:
-            session = self._idle.get_nowait()
-        except queue.Empty:
-            session = self._new_session()
-        try:
-            with tempfile.NamedTemporaryFile(suffix=".npy") as output:
-                request = {"do": "embed_texts", "model": str(self._path), "texts": list(inputs)}
-                session.call({**request, "output": output.name})
-                embeddings: npt.NDArray[np.float32] = np.load(output.name, allow_pickle=False)
-                return embeddings
-        finally:
-            self._idle.put(session)
-
-    def _new_session(self) -> isolated.Session:
-        return self._sessions.enter_context(isolated.Session(task_library.MODULE))
+        with self._sessions.borrowed() as session:
+            return task_library.embed_texts(self._path, inputs, session)[0]
 
 
 class TensorFlowModel(Model):
@@ -170,12 +155,13 @@ def choose_backend(requested: str, modality: Modality, bundle: EncoderInfo) -> B
             f"encoder {bundle.id} does not embed {modality}, only {' and '.join(f'{kind}s' for kind in bundle.kinds)}"
         )
     if requested != "auto":
-        if requested not in available:
-            raise UsageError(
-                f"embed.backend {requested} cannot embed {modality} with encoder {bundle.id}, which runs on "
-                f"{' or '.join(available)}; set it to auto"
-            )
-        return next(backend for backend in available if backend == requested)
+        for backend in available:
+            if backend == requested:
+                return backend
+        raise UsageError(
+            f"embed.backend {requested} cannot embed {modality} with encoder {bundle.id}, which runs on "
+            f"{' or '.join(available)}; set it to auto"
+        )
     if "tensorflow" not in available:
         return available[0]
     agreement = (bundle.report.get("agreement") or {}).get(kind) or {}

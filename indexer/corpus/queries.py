@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -134,25 +133,16 @@ def _embed(encoder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     starts = range(0, len(texts), _BATCH)
     processes = min(len(os.sched_getaffinity(0)), len(starts))
     idle: SimpleQueue[isolated.Session] = SimpleQueue()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ExitStack() as sessions,
-        track("embedding captions", len(texts)) as advance,
-    ):
+    with ExitStack() as sessions, track("embedding captions", len(texts)) as advance:
         for _ in range(processes):
             idle.put(sessions.enter_context(isolated.Session(task_library.MODULE)))
 
         def embed(start: int) -> npt.NDArray[np.float32]:
-            output = Path(folder) / f"{start}.npy"
-            batch = list(texts[start : start + _BATCH])
             session = idle.get()
             try:
-                request = {"do": "embed_texts", "model": str(encoder.resolve()), "texts": batch}
-                session.call({**request, "output": str(output)})
+                return task_library.embed_texts(encoder, texts[start : start + _BATCH], session)[0]
             finally:
                 idle.put(session)
-            vectors: npt.NDArray[np.float32] = np.load(output, allow_pickle=False)
-            return vectors
 
         batches = []
         with ThreadPoolExecutor(processes) as pool:

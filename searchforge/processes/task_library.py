@@ -1,6 +1,7 @@
-"""Worker process that embeds texts and images as a device does: with the TFLite Task Library, on one thread.
+"""Embeds texts and images as a device does: with the TFLite Task Library, on one thread of a worker process.
 
-Each request is a JSON object:
+`embed_texts` and `embed_images` are called by any process; the other functions run in the worker. Each request is a
+JSON object:
 
     {"do": "embed_texts", "model": path, "texts": [...], "output": .npy path}
     {"do": "embed_images", "model": path, "images": .npy path of uint8 [n, h, w, 3], "output": .npy path}
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import functools
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,42 @@ MODULE = "searchforge.processes.task_library"
 
 IMPORTS = ("tflite_support.task",)
 """Modules that the fork server imports once for all sessions (searchforge.processes.fork_server)."""
+
+
+def embed_texts(
+    model: Path, texts: Sequence[str], session: isolated.Session | None = None
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Embeds texts with a text encoder.
+
+    Args:
+      texts: Texts to embed, at least one.
+      session: Session of MODULE; default: one for this call.
+
+    Returns:
+      The embeddings, [n, dim] float32, and the median milliseconds per text.
+
+    Raises:
+      JobError: The Task Library cannot run the file or rejects a text.
+    """
+    return _embed_in_worker({"do": "embed_texts", "model": str(model.absolute()), "texts": list(texts)}, session)
+
+
+def embed_images(model: Path, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], float]:
+    """Embeds decoded images, uint8 [n, h, w, 3], with an image encoder; see `embed_texts`."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/images.npy", images, allow_pickle=False)
+        request = {"do": "embed_images", "model": str(model.absolute()), "images": f"{folder}/images.npy"}
+        return _embed_in_worker(request, None)
+
+
+def _embed_in_worker(
+    request: dict[str, Any], session: isolated.Session | None
+) -> tuple[npt.NDArray[np.float32], float]:
+    with tempfile.TemporaryDirectory() as folder:
+        request = {**request, "output": f"{folder}/embeddings.npy"}
+        reply = session.call(request) if session else isolated.call(MODULE, request)
+        embeddings: npt.NDArray[np.float32] = np.load(request["output"], allow_pickle=False)
+        return embeddings, reply["ms"]
 
 
 def embed_text(embedder: Any, text: str) -> npt.NDArray[np.float32]:

@@ -98,16 +98,6 @@ class LocalStorage(Storage):
                 raise ConflictError(f"{target} was replaced by another writer; read it again and retry")
             self.write(path, data)
 
-    def create(self, path: str, data: bytes) -> bool:
-        target = self.path(path)
-        make_folder(target.parent)
-        with locked(target, self._lock_seconds) as lock:
-            created = not target.exists()
-            if created:
-                self.write(path, data)
-            lock.unlink()
-        return created
-
     def modified(self, path: str) -> datetime:
         with converted_errors(self.path(path)):
             return _time(self.path(path).stat())

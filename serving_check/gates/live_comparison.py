@@ -72,7 +72,7 @@ def compare_with_live(
     """
     logger.info(f"  comparing with the live release {live.id}")
     folders = candidate, live.folder
-    kind = next((k for k, name in SEARCHERS.items() if all((folder / name).is_file() for folder in folders)), None)
+    kind = next((k for k in queries if all((folder / SEARCHERS[k]).is_file() for folder in folders)), None)
     if kind is None:
         expected = " or ".join(SEARCHERS[k] for k in queries)
         note = f"the live release could not be queried: it has no {expected}"

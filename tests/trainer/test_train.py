@@ -18,7 +18,7 @@ from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, TrainConfig, load_config
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import sha256_file
-from searchforge.processes import isolated, task_library
+from searchforge.processes import task_library
 from tests.trainer import tiny_towers
 from trainer.evaluate import evaluate_bundle
 from trainer.evaluation.report import EvaluationReport
@@ -144,8 +144,7 @@ def test_a_text_tower_that_the_task_library_cannot_run_is_refused(tmp_path: Path
     encoder = TextEncoder(tower, ResidualHead(tower.width, 16, 0, "text"))
     with pytest.raises(JobError, match="Task Library"):
         encoder.save_tflite(tmp_path / TEXT_TFLITE, "float32")
-        request = {"do": "embed_texts", "model": str(tmp_path / TEXT_TFLITE), "texts": ["a b"]}
-        isolated.call(task_library.MODULE, {**request, "output": str(tmp_path / "out.npy")})
+        task_library.embed_texts(tmp_path / TEXT_TFLITE, ["a b"])
 
 
 def test_too_few_images_are_refused(config: Config, corpus: Path) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from searchforge.artifacts.encoder import TEXT_TFLITE
 from searchforge.errors import JobError
-from searchforge.processes import isolated, task_library
+from searchforge.processes import task_library
 from trainer.evaluation import retrieval
 from trainer.evaluation.report import QuantizationComparison, QuantizedTextEncoder
 from trainer.export.encoders import Quantization, TextEncoder
@@ -54,7 +54,7 @@ def compare_texts(
             try:
                 if quantization != chosen[0]:
                     encoder.save_tflite(model, quantization, calibration)
-                embedded, ms = _embed(model, texts, Path(folder) / "embeddings.npy")
+                embedded, ms = task_library.embed_texts(model, texts)
             except JobError as error:
                 results[quantization] = QuantizedTextEncoder(error=str(error))
                 continue
@@ -71,10 +71,3 @@ def compare_texts(
         chosen=chosen[0],
         forms=results,
     )
-
-
-def _embed(model: Path, texts: list[str], output: Path) -> tuple[Array, float]:
-    request = {"do": "embed_texts", "model": str(model), "texts": texts, "output": str(output)}
-    ms: float = isolated.call(task_library.MODULE, request)["ms"]
-    embedded: Array = np.load(output, allow_pickle=False)
-    return embedded, ms

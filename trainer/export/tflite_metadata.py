@@ -49,23 +49,29 @@ def describe_text(model: Path, vocabulary: Path | None) -> None:
 
 def describe_image(model: Path, mean: list[float], std: list[float]) -> None:
     """Adds the metadata of an image encoder, by which the device computes (pixel - mean) / std."""
-    from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
     from tensorflow_lite_support.metadata import schema_py_generated as model_schema
     from tensorflow_lite_support.metadata.python.metadata_writers import metadata_info, metadata_writer
 
-    image = metadata_info.InputImageTensorMd(
-        "image",
-        "The image to embed, stretched to the input size.",
-        mean,
-        std,
-        schema.ColorSpaceType.RGB,
-        model_schema.TensorType.FLOAT32,
-    )
+    image = image_input(mean, std, model_schema.TensorType.FLOAT32)
     general = metadata_info.GeneralMd(name="ImageEmbedder", description="Embeds an image for searching images.")
     writer = metadata_writer.MetadataWriter.create_from_metadata_info(
         bytearray(model.read_bytes()), general, [image], [_output(metadata_info)]
     )
     model.write_bytes(writer.populate())
+
+
+def image_input(mean: list[float], std: list[float], tensor_type: int) -> Any:
+    """Returns the InputImageTensorMd of an encoder whose input, of a TensorType, is (pixel - mean) / std."""
+    from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
+    from tensorflow_lite_support.metadata.python.metadata_writers import metadata_info
+
+    description = "The image to embed, stretched to the input size."
+    return metadata_info.InputImageTensorMd("image", description, mean, std, schema.ColorSpaceType.RGB, tensor_type)
+
+
+def plain_name(name: str) -> str:
+    """Returns `ids` for the names that TensorFlow gives to this input, such as `serving_default_ids:0`."""
+    return name.removeprefix("serving_default_").partition(":")[0]
 
 
 def _output(metadata_info: Any) -> Any:
@@ -76,8 +82,7 @@ def _bert_inputs(buffer: bytearray) -> list[str]:
     from tensorflow_lite_support.metadata.python.metadata_writers import writer_utils
 
     names = writer_utils.get_input_tensor_names(buffer)
-    # TensorFlow names an input `serving_default_ids:0` or `ids`. Match whole names: `segment_ids` also ends with `ids`.
-    plain = {name.removeprefix("serving_default_").partition(":")[0]: name for name in names}
+    plain = {plain_name(name): name for name in names}
     return [plain[key] for key in ("ids", "mask", "segment_ids")]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import tensorflow_text  # noqa: F401  registers the tokenizer's operations, for 
 
 from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, IMAGE_TFLITE, TEXT_SAVED_MODEL, TEXT_TFLITE
 from searchforge.errors import JobError
-from searchforge.processes import isolated, task_library
+from searchforge.processes import task_library
 
 MIN_COSINE = 0.995
 """Minimum mean cosine similarity between TFLite and TensorFlow embeddings."""
@@ -37,11 +36,7 @@ def check_texts(bundle: Path, texts: Sequence[str]) -> dict[str, Any]:
     """
     signature = tf.saved_model.load(str(bundle / TEXT_SAVED_MODEL)).signatures["serving_default"]
     expected = signature(tf.constant(list(texts)))["embedding"].numpy()
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "embeddings.npy"
-        request = {"do": "embed_texts", "model": str(bundle / TEXT_TFLITE), "texts": list(texts)}
-        answer = isolated.call(task_library.MODULE, {**request, "output": str(output)})
-        return _compare(TEXT_TFLITE, expected, np.load(output, allow_pickle=False), answer["ms"])
+    return _compare(TEXT_TFLITE, expected, *task_library.embed_texts(bundle / TEXT_TFLITE, texts))
 
 
 def check_images(bundle: Path, images: npt.NDArray[np.uint8]) -> dict[str, Any]:
@@ -54,12 +49,7 @@ def check_images(bundle: Path, images: npt.NDArray[np.uint8]) -> dict[str, Any]:
     """
     signature = tf.saved_model.load(str(bundle / IMAGE_SAVED_MODEL)).signatures["serving_default"]
     expected = signature(tf.constant(images))["embedding"].numpy()
-    with tempfile.TemporaryDirectory() as folder:
-        pixels, output = Path(folder) / "images.npy", Path(folder) / "embeddings.npy"
-        np.save(pixels, images, allow_pickle=False)
-        request = {"do": "embed_images", "model": str(bundle / IMAGE_TFLITE), "images": str(pixels)}
-        answer = isolated.call(task_library.MODULE, {**request, "output": str(output)})
-        return _compare(IMAGE_TFLITE, expected, np.load(output, allow_pickle=False), answer["ms"])
+    return _compare(IMAGE_TFLITE, expected, *task_library.embed_images(bundle / IMAGE_TFLITE, images))
 
 
 def _compare(

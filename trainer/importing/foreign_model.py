@@ -37,7 +37,7 @@ from searchforge.artifacts.tflite_graph import (
 from searchforge.errors import JobError, SearchforgeError, UsageError
 from searchforge.preprocessing import Preprocessing
 from searchforge.processes import isolated
-from trainer.export.tflite_metadata import SENTENCEPIECE, TASK_LIBRARY_SENTENCEPIECE
+from trainer.export.tflite_metadata import SENTENCEPIECE, TASK_LIBRARY_SENTENCEPIECE, image_input, plain_name
 
 MODULE = "trainer.importing.foreign_model"
 """Module that `isolated.call` runs."""
@@ -118,19 +118,10 @@ def rewrite_text(
 
 def rewrite_image(path: Path, target: Path, output: str, normalize: bool, preprocessing: str) -> None:
     """Writes an image encoder in the form of a bundle's; arguments as in `rewrite_text`."""
-    from tensorflow_lite_support.metadata import metadata_schema_py_generated as schema
-    from tensorflow_lite_support.metadata.python.metadata_writers import metadata_info
-
     model, files = _read(path)
     metadata = _with_single_output(model, output, normalize)
-    image = metadata_info.InputImageTensorMd(
-        "image",
-        "The image to embed, stretched to the input size.",
-        Preprocessing.parse(preprocessing).mean.tolist(),
-        Preprocessing.parse(preprocessing).std.tolist(),
-        schema.ColorSpaceType.RGB,
-        model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].type,
-    )
+    scaling, graph = Preprocessing.parse(preprocessing), model.subgraphs[0]
+    image = image_input(scaling.mean.tolist(), scaling.std.tolist(), graph.tensors[graph.inputs[0]].type)
     metadata.subgraphMetadata[0].inputTensorMetadata = [image.create_metadata()]
     _write(model, metadata, files, target)
 
@@ -154,8 +145,11 @@ def _write(model: Any, metadata: Any, files: dict[str, bytes], target: Path) -> 
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:
-    name = (tensor.name or b"").decode(errors="replace")
-    return {"name": name, "shape": shape_of(tensor), "type": type_name(tensor)}
+    return {"name": _name(tensor), "shape": shape_of(tensor), "type": type_name(tensor)}
+
+
+def _name(tensor: Any) -> str:
+    return (tensor.name or b"").decode(errors="replace")
 
 
 def _process_units(metadata: Any) -> list[Any]:
@@ -173,7 +167,7 @@ def _with_single_output(model: Any, output: str, normalize: bool) -> Any:
     from tensorflow_lite_support.metadata import schema_py_generated as schema
 
     graph = model.subgraphs[0]
-    names = [(graph.tensors[number].name or b"").decode(errors="replace") for number in graph.outputs]
+    names = [_name(graph.tensors[number]) for number in graph.outputs]
     graph.outputs = [int(graph.outputs[names.index(output)])]
     for signature in model.signatureDefs or []:
         signature.outputs = [entry for entry in signature.outputs or [] if entry.tensorIndex == graph.outputs[0]]
@@ -206,7 +200,7 @@ def _describe_bert(model: Any, described: Any, _: str | None) -> None:
 
     graph = model.subgraphs[0]
     meanings = {accepted: name for name, names in _BERT_INPUTS.items() for accepted in names}
-    names = [_plain_name(graph.tensors[number].name) for number in graph.inputs]
+    names = [plain_name(_name(graph.tensors[number])) for number in graph.inputs]
     described.inputTensorMetadata = [_tensor_metadata(meanings[name], "") for name in names]
     described.inputProcessUnits = [metadata_info.BertTokenizerMd("vocab.txt").create_metadata()]
 
@@ -221,15 +215,10 @@ def _describe_regex(_: Any, described: Any, regex: str | None) -> None:
 
 def bert_inputs(names: list[str]) -> bool:
     """Returns whether these are the names of a BERT model's three inputs, in any order."""
-    plain = [_plain_name(name.encode()) for name in names]
+    plain = [plain_name(name) for name in names]
     return len(plain) == len(_BERT_INPUTS) and all(
         any(name in accepted for name in plain) for accepted in _BERT_INPUTS.values()
     )
-
-
-def _plain_name(name: bytes | None) -> str:
-    """Returns `ids` for the names that TensorFlow gives to this input, such as `serving_default_ids:0`."""
-    return (name or b"").decode(errors="replace").removeprefix("serving_default_").partition(":")[0]
 
 
 def _tensor_metadata(name: str, description: str) -> Any:

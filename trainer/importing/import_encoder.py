@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from searchforge.artifacts.encoder import TFLITE_FILES, EncoderInfo, InputKind
+from searchforge.artifacts.litert import embed_image, open_interpreter
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id, sha256_bytes, sha256_file
@@ -126,7 +127,10 @@ def _rewrite_and_probe(kind: InputKind, request: dict[str, Any], folder: Path, p
     for normalize in (False, True):
         try:
             isolated.call(foreign_model.MODULE, {**request, "target": str(target), "normalize": normalize})
-            vectors, ms = _embed(kind, target, folder, images)
+            if kind == "text":
+                vectors, ms = task_library.embed_texts(target, PROBE_TEXTS)
+            else:
+                vectors, ms = task_library.embed_images(target, images)
         except JobError as error:
             reason = str(error).partition("\n")[0]
             raise UsageError(f"{source} cannot be used as a {kind} encoder: {reason}") from None
@@ -152,37 +156,12 @@ def _rewrite_and_probe(kind: InputKind, request: dict[str, Any], folder: Path, p
     return _Probed(target, vectors.shape[1], report)
 
 
-def _embed(
-    kind: InputKind, model: Path, folder: Path, images: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.float32], float]:
-    """Returns the embeddings of the probes by the Task Library, and its median milliseconds."""
-    output = folder / "embeddings.npy"
-    request: dict[str, Any] = {"do": f"embed_{kind}s", "model": str(model), "output": str(output)}
-    if kind == "text":
-        request["texts"] = list(PROBE_TEXTS)
-    else:
-        np.save(folder / "images.npy", images, allow_pickle=False)
-        request["images"] = str(folder / "images.npy")
-    ms: float = isolated.call(task_library.MODULE, request)["ms"]
-    vectors: npt.NDArray[np.float32] = np.load(output, allow_pickle=False)
-    return vectors, ms
-
-
 def _embed_with_litert(
     model: Path, images: npt.NDArray[np.uint8], preprocessing: Preprocessing
 ) -> npt.NDArray[np.float32]:
-    from ai_edge_litert.interpreter import Interpreter
-
     with discarded_stderr():  # the first interpreter of a process prints a notice
-        interpreter = Interpreter(str(model), num_threads=1)
-        interpreter.allocate_tensors()
-    source, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]["index"]
-    vectors = []
-    for image in images:
-        interpreter.set_tensor(source["index"], preprocessing.scale(image)[None].astype(source["dtype"]))
-        interpreter.invoke()
-        vectors.append(interpreter.get_tensor(output)[0])
-    return np.stack(vectors)
+        interpreter = open_interpreter(model)
+    return np.stack([embed_image(interpreter, preprocessing, image) for image in images])
 
 
 def _probe_images(preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:

@@ -53,15 +53,19 @@ class EncoderFiles:
         return {kind: path for kind, path in given if path}
 
 
-def chosen_output(path: Path | None, described: dict[str, Any], name: str | None, option: str) -> str:
+def _listed(tensors: list[dict[str, Any]]) -> str:
+    """Returns the name, type and shape of each tensor, for messages."""
+    return ", ".join(f"{tensor['name']} {tensor['type']}{tensor['shape']}" for tensor in tensors)
+
+
+def chosen_output(path: Path, described: dict[str, Any], name: str | None, option: str) -> str:
     """Returns the name of the output with the embedding.
 
     Raises:
       UsageError: There are several outputs, or the output cannot be an embedding.
     """
-    assert path
     outputs = {tensor["name"]: tensor for tensor in described["outputs"]}
-    listed = ", ".join(f"{name} {tensor['type']}{tensor['shape']}" for name, tensor in outputs.items())
+    listed = _listed(described["outputs"])
     if not outputs:
         raise UsageError(f"{path.name} has no output; expected one vector for each input")
     if name is None and len(outputs) > 1:
@@ -85,7 +89,7 @@ def text_request(files: EncoderFiles, described: dict[str, Any]) -> dict[str, An
     assert files.text
     name, inputs = files.text.name, described["inputs"]
     types = [tensor["type"] for tensor in inputs]
-    listed = ", ".join(f"{tensor['name']} {tensor['type']}{tensor['shape']}" for tensor in inputs)
+    listed = _listed(inputs)
     if any(len(tensor["shape"]) == 4 for tensor in inputs):
         raise UsageError(f"{name} takes images ({listed}); give it as the image encoder, with --image")
     regex = files.regex
@@ -145,7 +149,7 @@ def image_preprocessing(files: EncoderFiles, described: dict[str, Any]) -> str:
     """
     assert files.image
     name, inputs = files.image.name, described["inputs"]
-    listed = ", ".join(f"{tensor['name']} {tensor['type']}{tensor['shape']}" for tensor in inputs)
+    listed = _listed(inputs)
     if len(inputs) != 1 or len(inputs[0]["shape"]) != 4:
         raise UsageError(f"{name} takes {listed}; expected one image [1, height, width, 3]")
     (tensor,) = inputs

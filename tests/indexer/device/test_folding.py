@@ -16,7 +16,7 @@ from indexer.device.folding import fold_matrix
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
 from searchforge.artifacts.tflite_graph import read_model, write_model
 from searchforge.errors import JobError
-from searchforge.processes import isolated, task_library
+from searchforge.processes import task_library
 from tests.indexer.tiny_corpus import DIM, tiny_encoder
 
 TEXTS = ["w1", "w2 w3", "w17 w4 w8", "unknown"]
@@ -28,9 +28,9 @@ def test_texts_are_embedded_and_then_mapped(tmp_path: Path, dim_out: int) -> Non
     matrix = _matrix(dim_out)
     expected = np.stack([encoder.text(text) for text in TEXTS[:-1]]) @ matrix.T
     searcher = _with_files(fold_matrix((bundle / TEXT_TFLITE).read_bytes(), matrix), bundle / TEXT_TFLITE, tmp_path)
-    mapped = _embed_texts(searcher, tmp_path)
+    mapped = _embed_texts(searcher)
     np.testing.assert_allclose(mapped[:-1], expected, atol=1e-5)
-    plain = _embed_texts(bundle / TEXT_TFLITE, tmp_path)
+    plain = _embed_texts(bundle / TEXT_TFLITE)
     np.testing.assert_allclose(mapped, plain @ matrix.T, atol=1e-5)
 
 
@@ -40,12 +40,8 @@ def test_images_are_embedded_and_then_mapped(tmp_path: Path, dim_out: int) -> No
     matrix = _matrix(dim_out)
     path = tmp_path / "mapped.tflite"
     path.write_bytes(fold_matrix((bundle / IMAGE_TFLITE).read_bytes(), matrix))
-    np.save(tmp_path / "images.npy", images[:5])
-    output = tmp_path / "embeddings.npy"
-    request = {"model": str(path), "images": str(tmp_path / "images.npy"), "output": str(output)}
-    isolated.call(task_library.MODULE, {"do": "embed_images", **request})
     expected = np.stack([encoder.image(pixels) for pixels in images[:5]]) @ matrix.T
-    np.testing.assert_allclose(np.load(output), expected, atol=1e-5)
+    np.testing.assert_allclose(task_library.embed_images(path, images[:5])[0], expected, atol=1e-5)
 
 
 def test_dot_products_with_mapped_vectors_are_preserved(tmp_path: Path) -> None:
@@ -54,8 +50,8 @@ def test_dot_products_with_mapped_vectors_are_preserved(tmp_path: Path) -> None:
     inverse_transpose = np.linalg.inv(matrix.astype(np.float64)).T.astype(np.float32)
     vectors = np.random.default_rng(1).normal(size=(50, DIM)).astype(np.float32)
     model = fold_matrix((bundle / TEXT_TFLITE).read_bytes(), inverse_transpose)
-    mapped = _embed_texts(_with_files(model, bundle / TEXT_TFLITE, tmp_path), tmp_path)
-    plain = _embed_texts(bundle / TEXT_TFLITE, tmp_path)
+    mapped = _embed_texts(_with_files(model, bundle / TEXT_TFLITE, tmp_path))
+    plain = _embed_texts(bundle / TEXT_TFLITE)
     np.testing.assert_allclose(mapped @ (vectors @ matrix.T).T, plain @ vectors.T, atol=1e-3)
 
 
@@ -186,8 +182,5 @@ def _with_files(model: bytes, encoder: Path, folder: Path) -> Path:
     return path
 
 
-def _embed_texts(encoder: Path, folder: Path) -> np.ndarray:
-    output = folder / "embeddings.npy"
-    request = {"do": "embed_texts", "model": str(encoder), "texts": TEXTS, "output": str(output)}
-    isolated.call(task_library.MODULE, request)
-    return np.load(output)
+def _embed_texts(encoder: Path) -> np.ndarray:
+    return task_library.embed_texts(encoder, TEXTS)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from searchforge.artifacts.encoder import IMAGE_TFLITE, TEXT_TFLITE
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import UsageError
-from searchforge.processes import isolated, task_library
+from searchforge.processes import task_library
 from tests.trainer.importing.foreign_models import DIM, SIDE, files, image_vector, text_vector
 from trainer.importing.import_encoder import import_encoder
 from trainer.importing.requirements import EncoderFiles
@@ -31,19 +30,6 @@ def _given(**names: str) -> EncoderFiles:
     return EncoderFiles(**{key: files() / value if key in paths else value for key, value in names.items()})  # type: ignore[arg-type]
 
 
-def _embed(model: Path, folder: Path, **inputs: Any) -> np.ndarray:
-    output = folder / "embeddings.npy"
-    (kind,) = inputs
-    request = {"do": f"embed_{kind}", "model": str(model), "output": str(output), **inputs}
-    isolated.call(task_library.MODULE, request)
-    return np.load(output)
-
-
-def _embed_pixels(model: Path, folder: Path, pixels: np.ndarray) -> np.ndarray:
-    np.save(folder / "pixels.npy", pixels)
-    return _embed(model, folder, images=str(folder / "pixels.npy"))
-
-
 @pytest.mark.parametrize(
     "names",
     [
@@ -53,41 +39,39 @@ def _embed_pixels(model: Path, folder: Path, pixels: np.ndarray) -> np.ndarray:
         {"text": "two_outputs.tflite", "vocabulary": "regex_vocab.txt", "text_output": "Identity"},
     ],
 )
-def test_a_text_encoder_embeds_as_its_file_does_and_normalises(
-    names: dict[str, str], workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_text_encoder_embeds_as_its_file_does_and_normalises(names: dict[str, str], workspace: Workspace) -> None:
     info = import_encoder(workspace, _given(**names))
     assert (info.kinds, info.dim, info.text_tower, info.image_tower) == (("text",), DIM, names["text"], "")
-    found = _embed(workspace.local("encoders", info.id) / TEXT_TFLITE, tmp_path, texts=TEXTS)
+    found = task_library.embed_texts(workspace.local("encoders", info.id) / TEXT_TFLITE, TEXTS)[0]
     np.testing.assert_allclose(found, [text_vector(text) for text in TEXTS], atol=1e-5)
 
 
-def test_a_text_encoder_that_takes_a_string_runs_with_its_own_tokenizer(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_text_encoder_that_takes_a_string_runs_with_its_own_tokenizer(workspace: Workspace) -> None:
     info = import_encoder(workspace, _given(text="string.tflite"))
     assert (info.kinds, info.sequence_length) == (("text",), 0)
     model = workspace.local("encoders", info.id) / TEXT_TFLITE
-    found = _embed(model, tmp_path, texts=["a red dog", "red a dog", "blue car"])
+    found = task_library.embed_texts(model, ["a red dog", "red a dog", "blue car"])[0]
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)  # the encoder adds up the pieces
     assert found[0] @ found[2] < 0.99
 
 
-def test_an_image_encoder_scales_each_channel_as_its_metadata_states(workspace: Workspace, tmp_path: Path) -> None:
+def test_an_image_encoder_scales_each_channel_as_its_metadata_states(workspace: Workspace) -> None:
     info = import_encoder(workspace, _given(image="image.tflite"))
     assert info.preprocessing == (
         f"decode|resize({SIDE},{SIDE},bilinear)|scale([-2.1179,-2.03571,-1.80444],[2.24891,2.42857,2.64])"
     )
     assert info.license == "Apache-2.0"
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
-    found = _embed_pixels(workspace.local("encoders", info.id) / IMAGE_TFLITE, tmp_path, pixels)
+    found = task_library.embed_images(workspace.local("encoders", info.id) / IMAGE_TFLITE, pixels)[0]
     np.testing.assert_allclose(found, [image_vector(image) for image in pixels], atol=1e-4)
 
 
-def test_a_quantized_image_encoder_gets_a_float_output_of_one_vector(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_quantized_image_encoder_gets_a_float_output_of_one_vector(workspace: Workspace) -> None:
     info = import_encoder(workspace, _given(image="image_uint8.tflite"))
     assert (info.dim, info.preprocessing) == (DIM, f"decode|resize({SIDE},{SIDE},bilinear)|scale(0,255)")
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
     pixels[:2, ..., 0] = 250
-    found = _embed_pixels(workspace.local("encoders", info.id) / IMAGE_TFLITE, tmp_path, pixels)
+    found = task_library.embed_images(workspace.local("encoders", info.id) / IMAGE_TFLITE, pixels)[0]
     assert found.shape == (4, DIM)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert found[0] @ found[1] > 0.99 > found[0] @ found[2]

@@ -42,16 +42,13 @@ def test_tokens_match_the_task_library(shared_text_tower: Callable[[TowerSpec], 
         # The converter drops unused inputs.
         return {"embedding": tf.cast(tf.concat([ids, mask, segment_ids], 1), tf.float32)}
 
-    model, output = tmp_path / "echo.tflite", tmp_path / "tokens.npy"
+    model = tmp_path / "echo.tflite"
     model.write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([echo.get_concrete_function()]).convert())
     vocabulary = str(tokenizer.vocabulary)
     isolated.call(
         "trainer.export.tflite_metadata", {"do": "describe_text", "model": str(model), "vocabulary": vocabulary}
     )
-    request = {"do": "embed_texts", "model": str(model), "texts": TEXTS, "output": str(output)}
-    isolated.call(task_library.MODULE, request)
-
-    device = np.load(output).astype(np.int32)
+    device = task_library.embed_texts(model, TEXTS)[0].astype(np.int32)
     ours = tf.concat(tokenizer(tf.constant(TEXTS), LENGTH), 1).numpy()
     for text, expected, actual in zip(TEXTS, device, ours, strict=True):
         np.testing.assert_array_equal(actual, expected, err_msg=repr(text))
