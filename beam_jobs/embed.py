@@ -48,7 +48,7 @@ def embed(config: Config, encoder: str, modality: Modality, listing: CorpusListi
       The manifest, which is stored with its shards in embeddings/<id>/.
 
     Raises:
-      UsageError: The corpus is empty or has a duplicate id, or the encoder or the base run does not exist.
+      UsageError: The corpus is empty, or the encoder or the base run does not exist.
       JobError: The job failed, or more than `corpus.max_reject_fraction` of the inputs were rejected.
     """
     run = _EmbedRun(config, encoder, modality)

@@ -1,7 +1,7 @@
 """The listing of a corpus, kept in a temporary SQLite file because it may be larger than memory.
 
-It answers what a plan needs to know: duplicate ids, items that an earlier run holds unchanged, items with equal
-contents, and the tasks of each shard.
+It answers what a plan needs to know: items whose id is taken, items that an earlier run holds unchanged, items with
+equal contents, and the tasks of each shard.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from searchforge import progress
 from searchforge.artifacts.manifest import Manifest, ShardInfo, verified_shards
 from searchforge.artifacts.records import TFRECORD_FRAMING, TFRECORD_HEADER, iterate_tfrecords, record_fields
 from searchforge.artifacts.workspace import Workspace
-from searchforge.errors import UsageError
 from searchforge.hashing import ID_LENGTH, canonical_json, sha256_bytes
 from searchforge.image_decoding import RejectedInput
 from searchforge.storage.base import Storage
@@ -41,13 +40,15 @@ _CACHE_KIB = 16 * 1024
 _LISTED_PREFIX = "md5:"
 """Prefix of content hashes that a bucket's listing provides, which are known without reading the objects."""
 
+_DUPLICATE = "duplicate_id"
+
 _CARRIED, _COPIED, _FRESH = 1, 2, 3
 """States of an item: its record in an earlier run stays in use, is copied, or does not exist."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Number of items by their change since an earlier run; items rejected then and still listed count as unchanged."""
+    """Number of ids by their item's change since an earlier run; those rejected then and still listed are unchanged."""
 
     added: int
     changed: int
@@ -67,9 +68,10 @@ class CorpusListing:
         self._db.executescript(
             """
             CREATE TABLE items(
-                id TEXT PRIMARY KEY, uri TEXT, file TEXT, version TEXT, size INTEGER, offset INTEGER, content TEXT,
+                id TEXT, copy INTEGER, uri TEXT, file TEXT, version TEXT, size INTEGER, offset INTEGER, content TEXT,
                 metadata TEXT, reject TEXT, detail TEXT, may_pass INTEGER, text TEXT, metadata_error TEXT,
-                state INTEGER, base INTEGER, shard INTEGER, owner TEXT
+                state INTEGER, base INTEGER, shard INTEGER, owner TEXT,
+                PRIMARY KEY (id, copy)
             ) WITHOUT ROWID;
             CREATE TABLE base(
                 number INTEGER PRIMARY KEY, shard INTEGER, row INTEGER, offset INTEGER, size INTEGER,
@@ -87,27 +89,31 @@ class CorpusListing:
         self._folder.cleanup()
 
     def add(self, items: Iterable[Item]) -> None:
-        """Adds items.
-
-        Raises:
-          UsageError: An id is a duplicate; the message shows both items.
-        """
+        """Adds items; one whose id is taken becomes a reject that names the item that has the id."""
         for chunk in _chunks(items):
-            rows = [_row(item) for item in chunk]
             with self._transaction():
-                for row in rows:
-                    added = self._db.execute(
-                        "INSERT OR IGNORE INTO items VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)", row
-                    ).rowcount
-                    if not added:
-                        found = self._db.execute("SELECT uri, offset FROM items WHERE id = ?", row[:1]).fetchone()
-                        raise _duplicate(row[0], _place(*found), _place(row[1], row[5]))
-            self.count += len(rows)
+                for item in chunk:
+                    if not self._insert(item):
+                        uri, offset, copies = self._db.execute(
+                            "SELECT uri, offset, (SELECT max(copy) FROM items WHERE id = ?1) FROM items "
+                            "WHERE id = ?1 AND copy = 0",
+                            (item.id,),
+                        ).fetchone()
+                        first = uri if offset is None else f"{uri} at byte {offset}"
+                        detail = f"{first} has the same id and comes first; ids must be unique"
+                        self._insert(item.rejected(RejectedInput(_DUPLICATE, detail)), copies + 1)
+            self.count += len(chunk)
+
+    def _insert(self, item: Item, copy: int = 0) -> bool:
+        """Inserts an item and returns True, or returns False if there is one with its id and copy number."""
+        row = (item.id, copy, *_values(item))
+        insert = f"INSERT OR IGNORE INTO items VALUES({', '.join('?' * len(row))}, NULL, NULL, NULL, NULL)"
+        return self._db.execute(insert, row).rowcount == 1
 
     def add_base(self, manifest: Manifest) -> None:
         """Adds the items of an earlier run, as it recorded them; call `read_base` first."""
         self._db.execute(
-            "INSERT INTO items SELECT id, uri, '', version, -1, NULL, content, metadata, '', '', 0, NULL, '', "
+            "INSERT INTO items SELECT id, 0, uri, '', version, -1, NULL, content, metadata, '', '', 0, NULL, '', "
             f"{_COPIED}, number, NULL, NULL FROM base"
         )
         self.count = manifest.inputs
@@ -116,7 +122,7 @@ class CorpusListing:
         """Returns a hash that changes when any item is added, removed or changed."""
         digest = hashlib.sha256()
         columns = "id, uri, version, metadata, reject, content"
-        for *row, error in self._db.execute(f"SELECT {columns}, metadata_error FROM items ORDER BY id"):
+        for *row, error in self._db.execute(f"SELECT {columns}, metadata_error FROM items ORDER BY id, copy"):
             digest.update(canonical_json([*row, error] if error else row) + b"\n")
         return digest.hexdigest()[:ID_LENGTH]
 
@@ -142,15 +148,15 @@ class CorpusListing:
         def count(query: str) -> int:
             return int(self._db.execute(f"SELECT count(*) FROM {query}").fetchone()[0])
 
-        known = "items JOIN base ON base.id = items.id"
+        known = "items JOIN base ON base.id = items.id AND items.copy = 0"
         same = "base.uri = items.uri AND base.version = items.version AND base.metadata = items.metadata"
-        both, unchanged = count(known), count(f"{known} AND {same}")
-        fresh = self._db.execute("SELECT id FROM items WHERE id NOT IN (SELECT id FROM base)")
+        listed, both, unchanged = count("items WHERE copy = 0"), count(known), count(f"{known} AND {same}")
+        fresh = self._db.execute("SELECT id FROM items WHERE copy = 0 AND id NOT IN (SELECT id FROM base)")
         still_rejected = sum(id in rejected for (id,) in fresh)
         held = count("base")
         self._db.execute("DELETE FROM base")
         return Changes(
-            added=self.count - both - still_rejected,
+            added=listed - both - still_rejected,
             changed=both - unchanged,
             removed=held + len(rejected) - both - still_rejected,
             unchanged=unchanged + still_rejected,
@@ -231,7 +237,9 @@ class CorpusListing:
                     contents, (rows[at : at + _HASHED_AT_ONCE] for at in range(0, len(rows), _HASHED_AT_ONCE))
                 )
                 with self._transaction():
-                    self._db.executemany("UPDATE items SET content = ? WHERE id = ?", itertools.chain(*parts))
+                    self._db.executemany(
+                        "UPDATE items SET content = ? WHERE id = ? AND copy = 0", itertools.chain(*parts)
+                    )
                 advance(len(rows))
 
     def deduplicate(self) -> None:
@@ -273,20 +281,20 @@ class CorpusListing:
         return tuple(sizes)
 
     def tasks(self, shard: int, base: Manifest | None) -> Iterator[Task]:
-        """Yields the tasks of a shard, sorted by the id of the owner."""
+        """Yields the tasks of a shard, sorted by the id of the owner; a reject with a taken id is a task of its own."""
         rows = self._db.execute(
             """
-            SELECT items.owner, items.id, items.uri, items.file, items.version, items.size, items.offset, items.content,
-                items.metadata, items.reject, items.detail, items.may_pass, items.text, base.shard, base.offset,
-                base.size
+            SELECT items.owner, items.copy, items.id, items.uri, items.file, items.version, items.size, items.offset,
+                items.content, items.metadata, items.reject, items.detail, items.may_pass, items.text,
+                base.shard, base.offset, base.size
             FROM items LEFT JOIN base ON base.number = items.base
-            WHERE items.shard = ? ORDER BY items.owner, items.id
+            WHERE items.shard = ? ORDER BY items.owner, items.copy, items.id
             """,
             (shard,),
         )
-        for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+        for _, group in itertools.groupby(rows, key=lambda row: row[:2]):
             members = list(group)
-            items = tuple(_item(*row[1:-3]) for row in members)
+            items = tuple(_item(*row[2:-3]) for row in members)
             number, offset, size = members[0][-3:]
             location = None
             if number is not None:
@@ -316,21 +324,11 @@ class CorpusListing:
         self._db.execute("COMMIT")
 
 
-def _duplicate(id: str, first: str, second: str) -> UsageError:
-    if first == second:
-        return UsageError(f"id {id!r} is listed twice, both times for {first}; list each item once")
-    return UsageError(f"id {id!r} names two items, {first} and {second}; ids must be unique, so rename one of them")
-
-
-def _place(uri: str, offset: int | None) -> str:
-    return uri if offset is None else f"{uri} at byte {offset}"
-
-
-def _row(item: Item) -> tuple[Any, ...]:
+def _values(item: Item) -> tuple[Any, ...]:
+    """Returns the columns of an item in the items table, from `uri` to `metadata_error`."""
     metadata = canonical_json(item.metadata).decode() if item.metadata else "{}"
     listed = item.content if item.content.startswith(_LISTED_PREFIX) else ""
     return (
-        item.id,
         item.uri,
         item.file,
         f"{item.version}/{listed}" if listed else item.version,
@@ -373,7 +371,9 @@ def _base_rows(workspace: Workspace, manifest: Manifest) -> Iterator[tuple[Any, 
 def _rejected_ids(workspace: Workspace, manifest: Manifest) -> Iterator[str]:
     for name in manifest.rejects:
         for line in workspace.storage.read(f"embeddings/{manifest.id}/{name}").splitlines():
-            yield json.loads(line)["id"]
+            reject = json.loads(line)
+            if reject["reason"] != _DUPLICATE:
+                yield reject["id"]
 
 
 def _listed_hash(version: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,6 +44,12 @@ def records(workspace: Workspace, manifest: Manifest) -> dict[str, EmbeddingReco
     found = list(read_shards(workspace, manifest))
     assert len({record.id for record in found}) == len(found)
     return {record.id: record for record in found}
+
+
+def rejects(workspace: Workspace, manifest: Manifest) -> list[dict[str, Any]]:
+    """Returns the listed rejects of a run."""
+    contents = [workspace.storage.read(f"embeddings/{manifest.id}/{name}") for name in manifest.rejects]
+    return [json.loads(line) for content in contents for line in content.splitlines()]
 
 
 def shard_bytes(workspace: Workspace, manifest: Manifest) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from beam_jobs.planning.listing import CorpusListing
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
 from tests.beam_jobs.corpus.test_archives import tar_bytes
-from tests.beam_jobs.photos import draw_photos, embed_config, png, records, shard_bytes
+from tests.beam_jobs.photos import draw_photos, embed_config, png, records, rejects, shard_bytes
 from tests.tiny_bundle import DIM, write_bundle
 
 
@@ -60,9 +60,7 @@ def test_bad_inputs_are_rejected_with_their_reason(workspace: Workspace, photos:
     (photos / "big.png").write_bytes(_png_claiming(11_000, 10_000))
     (photos / "long.png").write_bytes(png(2) + b"\0" * 5000)
     manifest = embed_images(embed_config(workspace, photos, corpus__max_bytes=4000), "tiny")
-    folder = workspace.local("embeddings", manifest.id)
-    rejects = [json.loads(line) for name in manifest.rejects for line in (folder / name).read_text().splitlines()]
-    assert {reject["id"]: reject["reason"] for reject in rejects} == {
+    assert {reject["id"]: reject["reason"] for reject in rejects(workspace, manifest)} == {
         "zero.jpg": "empty",
         "text.jpg": "not_an_image",
         "cut.png": "truncated",
@@ -159,22 +157,36 @@ def test_an_empty_corpus_is_refused(workspace: Workspace, tmp_path: Path) -> Non
         embed_images(embed_config(workspace, tmp_path / "empty"), "tiny")
 
 
-def test_a_duplicate_id_shows_both_sources(workspace: Workspace, photos: Path) -> None:
-    (photos / "list.csv").write_text("id,path\na,00.png\nb,02.png\na,sub/01.png\n")
-    with pytest.raises(UsageError, match=r"id 'a' names two items, \S+00.png and \S+01.png"):
-        embed_images(embed_config(workspace, photos / "list.csv"), "tiny")
+def test_of_items_with_one_id_the_first_is_embedded_and_the_others_are_rejects(
+    workspace: Workspace, photos: Path
+) -> None:
+    (photos / "list.csv").write_text("id,path\na,00.png\nb,02.png\na,sub/01.png\na,03.png\n")
+    manifest = embed_images(embed_config(workspace, photos / "list.csv"), "tiny")
+    assert manifest.rejected_by_reason == {"duplicate_id": 2}
+    assert {id: record.uri for id, record in records(workspace, manifest).items()} == {
+        "a": str(photos / "00.png"),
+        "b": str(photos / "02.png"),
+    }
+    first = f"{photos / '00.png'} has the same id and comes first; ids must be unique"
+    assert sorted((reject["id"], reject["uri"], reject["detail"]) for reject in rejects(workspace, manifest)) == [
+        ("a", str(photos / "03.png"), first),
+        ("a", str(photos / "sub/01.png"), first),
+    ]
 
 
 def test_duplicate_members_of_an_archive_are_told_apart(workspace: Workspace, tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(tar_bytes([("1.png", png(1)), ("1.png", png(2))]))
-    with pytest.raises(UsageError, match=r"\S+a.tar!1.png at byte 512 and \S+a.tar!1.png at byte \d{4}"):
-        embed_images(embed_config(workspace, tmp_path / "a.tar"), "tiny")
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("1.png", png(1)), ("2.png", png(2)), ("1.png", png(3))]))
+    manifest = embed_images(embed_config(workspace, tmp_path / "a.tar"), "tiny")
+    assert manifest.records == 2
+    (reject,) = rejects(workspace, manifest)
+    assert reject["reason"] == "duplicate_id"
+    assert f"{tmp_path / 'a.tar'}!1.png at byte 512 has the same id" in reject["detail"]
 
 
-def test_an_item_that_is_listed_twice_is_named(workspace: Workspace, photos: Path) -> None:
-    (photos / "list.txt").write_text("00.png\n01.png\n00.png\n")
-    with pytest.raises(UsageError, match=r"id '00.png' is listed twice, both times for \S+00.png"):
-        embed_images(embed_config(workspace, photos / "list.txt"), "tiny")
+def test_a_repeated_line_of_a_list_is_counted(workspace: Workspace, photos: Path) -> None:
+    (photos / "list.txt").write_text("00.png\n02.png\n00.png\n")
+    manifest = embed_images(embed_config(workspace, photos / "list.txt"), "tiny")
+    assert (manifest.inputs, manifest.records, manifest.rejected_by_reason) == (3, 2, {"duplicate_id": 1})
 
 
 def test_columns_of_a_list_become_metadata_of_the_record(workspace: Workspace, photos: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from beam_jobs.embed import compact, embed, list_corpus
 from beam_jobs.embed_images import embed_images
-from beam_jobs.planning.listing import CorpusListing
+from beam_jobs.planning.listing import Changes, CorpusListing
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import JobError, UsageError
@@ -143,6 +143,24 @@ def test_a_duplicate_is_read_separately_if_the_original_has_changed(workspace: W
     found = records(workspace, manifest)
     assert found["00.png"].content_hash != found["zz.png"].content_hash
     assert found["00.png"].embedding.tobytes() != found["zz.png"].embedding.tobytes()
+
+
+def test_an_item_takes_the_id_over_when_the_first_one_with_it_is_gone(workspace: Workspace, photos: Path) -> None:
+    listed = photos / "list.csv"
+    listed.write_text("id,path\na,00.png\nb,02.png\na,04.png\n")
+    config = embed_config(workspace, listed)
+    first = embed_images(config, "tiny")
+    listed.write_text("id,path\nb,02.png\na,04.png\nb,06.png\n")
+    with CorpusListing() as listing:
+        listing.add(list_corpus(config, "images"))
+        changes = listing.changes(workspace, first)
+    assert changes == Changes(added=0, changed=1, removed=0, unchanged=1)
+    second = embed_images(config, "tiny")
+    assert _counts(second) == (3, 1, 1, 1)
+    assert {id: Path(record.uri).name for id, record in records(workspace, second).items()} == {
+        "a": "04.png",
+        "b": "02.png",
+    }
 
 
 def test_rejects_are_retried(workspace: Workspace, photos: Path) -> None:
