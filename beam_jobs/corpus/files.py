@@ -15,8 +15,8 @@ from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import BadRequest, Forbidden
 
-from beam_jobs.corpus import buckets
 from searchforge.errors import JobError, UsageError
+from searchforge.storage import buckets
 from searchforge.storage.base import GCS_SCHEME
 
 _NO_PERMISSION = "no permission to list the folder, whose files are left out; change its permissions or move it"

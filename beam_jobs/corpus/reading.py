@@ -17,8 +17,8 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import NotFound
 
-from beam_jobs.corpus import buckets
 from searchforge.image_decoding import RejectedInput
+from searchforge.storage import buckets
 from searchforge.storage.base import GCS_SCHEME
 
 _BUFFER = 2**18

@@ -14,13 +14,13 @@ import pytest
 from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.localfilesystem import LocalFileSystem
 
-from beam_jobs.corpus import buckets
 from beam_jobs.corpus.corpus import list_images, list_texts
 from beam_jobs.corpus.items import Item
 from beam_jobs.corpus.reading import read_bytes
 from searchforge.captions.formats import MAX_LINE
 from searchforge.errors import JobError, UsageError
 from searchforge.image_decoding import RejectedInput
+from searchforge.storage import buckets
 from searchforge.storage.gcs_client import RetryPolicy
 
 

@@ -1,4 +1,4 @@
-"""Google Cloud Storage as a corpus: listed page by page, described, and read in ranges."""
+"""Objects in Google Cloud Storage as input: listed page by page, described, and read in ranges."""
 
 from __future__ import annotations
 
