@@ -2,13 +2,13 @@
 
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin
-CODE := searchforge trainer beam_jobs indexer serving_check infra tests setup.py
+CODE := searchforge trainer beam_jobs indexer serving_check infra ondevice tests setup.py
 SCENES ?= 1600
 # Two test processes keep two cores busy: threads of the one would only wait for those of the other.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest --numprocesses logical
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python --no-deps
 
-.PHONY: setup demo test proofs integration lint lock clean
+.PHONY: setup demo test ondevice proofs integration lint lock clean
 
 setup: .venv/.installed
 
@@ -35,6 +35,10 @@ demo: setup  ## from nothing to a published, verified searcher in demo-workspace
 
 test: setup  ## everything that needs nothing but PyPI
 	$(PYTEST) --dist worksteal -m "not integration and not proof"
+
+ondevice: setup  ## builds and tests the reader in ondevice/; needs a C++17 compiler
+	+$(MAKE) --silent -C ondevice library programs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest ondevice/tests
 
 proofs: setup  ## what takes long by nature: kills, races, soaks, every corruption and interleaving
 	$(PYTEST) --dist worksteal -m proof

@@ -1,0 +1,26 @@
+"""The built library loads on devices: its segments are aligned to pages of 16 KB, and it exports only its interface."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+LIBRARY = Path(__file__).parent.parent / "build" / "libsearchforge_reader.so"
+PAGE = 16 * 1024
+_LOAD = 1
+"""Type of a program header that is mapped into memory."""
+
+
+def test_segments_are_aligned_to_pages_of_16_kb() -> None:
+    assert {alignment % PAGE for alignment in _load_alignments(LIBRARY.read_bytes())} == {0}
+
+
+def _load_alignments(elf: bytes) -> list[int]:
+    """Returns p_align of every loaded segment of a 64-bit little-endian ELF file (man 5 elf)."""
+    assert elf[:6] == b"\x7fELF\x02\x01"
+    (start,) = struct.unpack_from("<Q", elf, 32)
+    size, count = struct.unpack_from("<HH", elf, 54)
+    headers = [struct.unpack_from("<II6Q", elf, start + number * size) for number in range(count)]
+    alignments = [header[7] for header in headers if header[0] == _LOAD]
+    assert alignments
+    return alignments
