@@ -2,6 +2,9 @@
 #ifndef SEARCHFORGE_READER_H_
 #define SEARCHFORGE_READER_H_
 
+#include <stddef.h>
+#include <stdint.h>
+
 #if defined(_WIN32)
 #define SF_API __declspec(dllexport)
 #else
@@ -25,6 +28,75 @@ typedef enum sf_status {
 /* Returns the message of the last call that failed on this thread: the value found, what was expected and what to do. UTF-8,
  * valid until the next call that fails on this thread. */
 SF_API const char* sf_error_message(void);
+
+/* An open index. All functions except sf_close may be called on it from several threads at once. */
+typedef struct sf_index sf_index;
+
+/* Opens a searcher (text_searcher.tflite, image_searcher.tflite) or an index (.ldb). The file must not be truncated while it is
+ * open; replace it by renaming another file. */
+SF_API sf_status sf_open_path(const char* path, sf_index** index);
+
+/* Opens a part of an open file, as Android's AssetFileDescriptor describes one. The caller may close the descriptor afterwards. */
+SF_API sf_status sf_open_descriptor(int descriptor, uint64_t offset, uint64_t length, sf_index** index);
+
+/* Opens a file in memory, which must stay unchanged until sf_close. */
+SF_API sf_status sf_open_memory(const void* data, size_t size, sf_index** index);
+
+/* Copies `length` bytes of a file from `offset` on to `target`. Returns 0, or any other number if they cannot be read. It is
+ * called from every thread that uses the index. */
+typedef int (*sf_read_function)(void* context, uint64_t offset, size_t length, void* target);
+
+/* Opens a file of `size` bytes that `read` reads. */
+SF_API sf_status sf_open_callback(sf_read_function read, void* context, uint64_t size, sf_index** index);
+
+/* Closes an index, which no other thread may be using. NULL is allowed. */
+SF_API void sf_close(sf_index* index);
+
+typedef enum sf_lookup_type { SF_LOOKUP_FLOAT = 0, SF_LOOKUP_INT16 = 1, SF_LOOKUP_INT8 = 2 } sf_lookup_type;
+
+typedef struct sf_shape {
+  uint32_t items;
+  uint32_t dim;                 /* of a query */
+  uint32_t partitions;
+  uint32_t partitions_searched; /* by a query that does not say how many */
+  uint32_t code_bytes;          /* of an item */
+  uint32_t lookup_type;         /* sf_lookup_type */
+} sf_shape;
+
+SF_API sf_shape sf_get_shape(const sf_index* index);
+
+/* Returns the text that the indexer stored, JSON of `*length` bytes; valid until sf_close. */
+SF_API const char* sf_user_info(const sf_index* index, size_t* length);
+
+/* A result. */
+typedef struct sf_hit {
+  float score;   /* dot product of query and item as the index approximates it; the Task Library's distance, negated */
+  uint32_t item; /* number of the item in the index */
+} sf_hit;
+
+/* Finds the `k` items with the highest scores, best first.
+ *
+ * query: [dim] floats, the output of the searcher's encoder.
+ * partitions: how many of the nearest partitions are searched; 0 for the index's own number.
+ * hits: room for `k` results. `*found` receives their number, less than `k` if the partitions hold fewer items.
+ */
+SF_API sf_status sf_search(const sf_index* index, const float* query, size_t dim, size_t k, uint32_t partitions, sf_hit* hits,
+                           size_t* found);
+
+/* Copies the metadata of an item, at most `capacity` bytes, to `target`. `*length` receives the length of all of it. */
+SF_API sf_status sf_metadata(const sf_index* index, uint32_t item, void* target, size_t capacity, size_t* length);
+
+/* Reads the whole index and verifies every checksum, every code, and that every item has metadata. */
+SF_API sf_status sf_verify(const sf_index* index);
+
+/* Number of files inside the searcher, such as the tokenizer's vocabulary. 0 for an .ldb file. */
+SF_API size_t sf_file_count(const sf_index* index);
+
+/* Returns the name of a file inside the searcher, valid until sf_close, and its size; NULL if there are fewer files. */
+SF_API const char* sf_file_name(const sf_index* index, size_t number, uint64_t* size);
+
+/* Copies `length` bytes of a file inside the searcher from `offset` on to `target`. */
+SF_API sf_status sf_read_file(const sf_index* index, size_t number, uint64_t offset, size_t length, void* target);
 
 #ifdef __cplusplus
 } /* extern "C" */
