@@ -50,6 +50,7 @@ lint: setup
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+	MYPYPATH=ondevice/python $(BIN)/mypy --package searchforge_reader
 	$(BIN)/lint-imports --no-cache
 
 lock: | $(UV)  ## resolve the locks anew

@@ -1,0 +1,6 @@
+"""Searches the files of a searchforge release, without TensorFlow or the TFLite Task Library."""
+
+from searchforge_reader.errors import DamagedFile, ReaderError, UnsupportedFile
+from searchforge_reader.index import Hit, Index
+
+__all__ = ["DamagedFile", "Hit", "Index", "ReaderError", "UnsupportedFile"]
