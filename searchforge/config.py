@@ -107,12 +107,14 @@ class DataConfig(Section):
     """Captioned images to train on.
 
     Attributes:
-      captions: COCO captions JSON, CSV, TSV, JSON Lines or TFRecord files; file names may contain `*`.
-      images: Folder that the file names in the captions are relative to; TFRecords contain their images.
+      captions: COCO captions JSON, CSV, TSV, JSON Lines or TFRecord files, local or gs://; file names may contain `*`.
+      images: Folder that the file names in the captions are relative to, local or gs://; TFRecords contain their
+        images.
       train_splits, heldout_splits: Values of an image's `split` that select it for training or for evaluation. Images
         of other splits are not used. If no image is held out, `holdout` applies.
       holdout: Fraction of the training images to hold out, chosen by a hash of their content.
       max_reject_fraction: Largest accepted fraction of unusable captions and of unreadable images.
+      max_cache_bytes: Size limit of the cache that each node keeps of images that it reads from a bucket.
     """
 
     captions: tuple[str, ...] = ()
@@ -121,6 +123,7 @@ class DataConfig(Section):
     heldout_splits: tuple[str, ...] = ("dev", "val", "validation", "test", "val2014", "val2017")
     holdout: Fraction = 0.1
     max_reject_fraction: Fraction = 0.1
+    max_cache_bytes: int = Field(default=20_000_000_000, ge=0)
 
     @field_validator("captions", mode="before")
     @classmethod

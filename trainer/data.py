@@ -6,13 +6,20 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.captions.dataset import CaptionedImage, Captions, Split, load_captions, split_heldout
+from searchforge.captions.dataset import (
+    CaptionedImage,
+    Captions,
+    Split,
+    image_reader,
+    load_captions,
+    split_heldout,
+)
+from searchforge.captions.image_reader import ImageReader
 from searchforge.config import DEFAULT_MAX_PIXELS, Config
 from searchforge.errors import JobError, UsageError
 from searchforge.image_decoding import RejectedInput
@@ -53,6 +60,7 @@ class TrainingData:
       train, heldout: images of each side, with their content hashes.
       captions, split: the captions as read, and the result of splitting them.
       rejected: `id`, `reason` and `detail` of each unreadable image.
+      reader: reads the images.
     """
 
     train: list[CaptionedImage]
@@ -60,6 +68,7 @@ class TrainingData:
     captions: Captions
     split: Split
     rejected: list[dict[str, str]]
+    reader: ImageReader
 
     @property
     def images(self) -> list[CaptionedImage]:
@@ -95,11 +104,14 @@ def load_data(config: Config) -> TrainingData:
     captions = load_captions(config)
     split = split_heldout(captions, config)
     unreadable = [{"id": image.id, "reason": "unreadable", "detail": detail} for image, detail in split.unreadable]
-    return TrainingData(split.train, split.heldout, captions, split, unreadable)
+    return TrainingData(split.train, split.heldout, captions, split, unreadable, image_reader(config))
 
 
-def reread_pixels(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def reread_pixels(uri: str, sha256: str, reader: ImageReader, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Reads an image whose features were extracted earlier in the same run.
+
+    Args:
+      uri, sha256: path or URI of the image, and the hash of its bytes.
 
     Returns:
       uint8 [height, width, 3].
@@ -108,9 +120,9 @@ def reread_pixels(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.ui
       JobError: the image has become unreadable.
     """
     try:
-        return preprocessing.pixels(path.read_bytes(), DEFAULT_MAX_PIXELS)
+        return preprocessing.pixels(reader.read(uri, sha256), DEFAULT_MAX_PIXELS)
     except (RejectedInput, OSError) as error:
-        raise JobError(f"{path} changed during training: {error}; run the command again") from error
+        raise JobError(f"{uri} changed during training: {error}; run the command again") from error
 
 
 def subsample(items: Sequence[Item], limit: int) -> Sequence[Item]:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -76,12 +75,12 @@ class Workload:
 
 
 def measure_speed(
-    towers: tuple[ImageTower, TextTower], image: Path, texts: Sequence[str], workers: int
+    towers: tuple[ImageTower, TextTower], read_image: Callable[[], bytes], texts: Sequence[str], workers: int
 ) -> MachineSpeed:
     """Measures this machine; takes a second or two when it is otherwise idle.
 
     Args:
-      image: one of the training images; the decoding time of an unreadable one counts as zero.
+      read_image: reads one of the training images; the decoding time of an unreadable one counts as zero.
       texts: one or more captions.
 
     Raises:
@@ -93,7 +92,7 @@ def measure_speed(
 
     def decode() -> None:
         try:
-            preprocessing.pixels(image.read_bytes(), DEFAULT_MAX_PIXELS)
+            preprocessing.pixels(read_image(), DEFAULT_MAX_PIXELS)
         except (OSError, RejectedInput):
             return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import os
@@ -18,7 +19,8 @@ import numpy.typing as npt
 from searchforge import progress
 from searchforge.artifacts.encoder import IMAGE_SAVED_MODEL, TEXT_SAVED_MODEL, TEXT_TFLITE, EncoderInfo
 from searchforge.artifacts.workspace import Workspace
-from searchforge.captions.dataset import CaptionedImage, Split, load_captions, split_heldout
+from searchforge.captions.dataset import CaptionedImage, Split, image_reader, load_captions, split_heldout
+from searchforge.captions.image_reader import ImageReader
 from searchforge.config import DEFAULT_MAX_PIXELS, Config
 from searchforge.errors import JobError, UsageError
 from searchforge.hashing import content_id
@@ -102,7 +104,8 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
     start = time.monotonic()
     bundle = workspace.local("encoders", info.id)
     comparison = _QuantizationBenchmark(bundle, info, split) if compare_forms else None  # fails early
-    vectors, rejected = _embed_images(bundle, info, images)
+    reader = image_reader(config)
+    vectors, rejected = _embed_images(bundle, info, images, reader)
     rejected += [
         _rejected_image(image, RejectedInput("unreadable", detail))
         for image, detail in split.unreadable
@@ -150,7 +153,7 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
         },
         seconds=seconds,
     )
-    pictures = {image.id: image.path for image in images}
+    pictures = {image.id: functools.partial(reader.read, image.uri, image.content_hash) for image in images}
     with workspace.create("evaluations", id) as staging:
         (staging.path / HTML).write_text(report_html.render(report, pictures), encoding="utf-8")
         staging.commit(report.model_dump(mode="json"))
@@ -286,13 +289,13 @@ def _load_encoder(bundle: Path, name: str, input_name: str) -> Callable[[Any], n
 
 
 def _embed_images(
-    bundle: Path, info: EncoderInfo, images: Sequence[CaptionedImage]
+    bundle: Path, info: EncoderInfo, images: Sequence[CaptionedImage], reader: ImageReader
 ) -> tuple[npt.NDArray[np.float32], list[RejectedImage]]:
     encode = _load_encoder(bundle, IMAGE_SAVED_MODEL, "images")
     preprocessing = Preprocessing.parse(info.preprocessing)
     vectors, rejected = [np.empty((0, info.dim), np.float32)], []
     with progress.track("embedding held-out images", len(images), "image") as advance:
-        for batch in _decode_batches(images, preprocessing):
+        for batch in _decode_batches(images, reader, preprocessing):
             pixels = [result for _, result in batch if not isinstance(result, RejectedInput)]
             rejected += [_rejected_image(image, result) for image, result in batch if isinstance(result, RejectedInput)]
             if pixels:
@@ -304,12 +307,14 @@ def _embed_images(
 _Decoded = tuple[CaptionedImage, npt.NDArray[np.uint8] | RejectedInput]
 
 
-def _decode_batches(images: Sequence[CaptionedImage], preprocessing: Preprocessing) -> Iterator[list[_Decoded]]:
+def _decode_batches(
+    images: Sequence[CaptionedImage], reader: ImageReader, preprocessing: Preprocessing
+) -> Iterator[list[_Decoded]]:
     """Yields batches in order; threads decode the next batch while the model runs on the current one."""
 
     def decode(image: CaptionedImage) -> _Decoded:
         try:
-            return image, preprocessing.pixels(image.path.read_bytes(), DEFAULT_MAX_PIXELS)
+            return image, preprocessing.pixels(reader.read(image.uri, image.content_hash), DEFAULT_MAX_PIXELS)
         except OSError as error:
             return image, RejectedInput("unreadable", str(error.strerror))
         except RejectedInput as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -178,9 +179,15 @@ def _train_encoders(
         heldout = heldout_retrieval(heads, data, features)
         if finetuning.is_enabled(settings):
             start, before = time.monotonic(), heldout
-            paths = [str(image.path) for image in data.train]
             task = finetuning.FinetuningTask(
-                settings, training_set, specs, paths, features.training_texts(data), trained.weights
+                settings,
+                training_set,
+                specs,
+                [image.uri for image in data.train],
+                features.training_texts(data),
+                trained.weights,
+                hashes={image.uri: image.content_hash for image in data.train},
+                reader=data.reader,
             )
             tuned = finetuning.finetune(task, store, bundle, allocation)
             weights = tuned.towers["image"], tuned.towers["text"]
@@ -221,7 +228,8 @@ def _export(folder: Path, settings: TrainConfig, trained: _TrainedEncoders, imag
     export(folder, trained.image_encoder, encoder)
     quantization, parity = _export_text(folder, settings, encoder, calibration_texts(data.train), images)
     sample = subsample(images, tflite_parity.SAMPLES)
-    pixels = np.stack([reread_pixels(image.path, image_tower.preprocessing) for image in sample])
+    preprocessing = image_tower.preprocessing
+    pixels = np.stack([reread_pixels(image.uri, image.content_hash, data.reader, preprocessing) for image in sample])
     return {
         "agreement": {"text": parity, "image": tflite_parity.check_images(folder, pixels)},
         "tflite_bytes": {name: (folder / name).stat().st_size for name in (IMAGE_TFLITE, TEXT_TFLITE)},
@@ -318,8 +326,10 @@ def _log_plan(
     train, heldout, captions = (request.passes(cache) for request in requests)
     work = estimate.Workload(train + heldout, captions, len(data.train), share * settings.workers, steps)
     texts = [text for image in subsample(data.train, estimate.INPUTS) for text in image.captions]
+    first = data.train[0]
+    read_image = functools.partial(data.reader.read, first.uri, first.content_hash)
     try:
-        speed = estimate.measure_speed(towers, data.train[0].path, texts, settings.workers)
+        speed = estimate.measure_speed(towers, read_image, texts, settings.workers)
     except (tf.errors.OpError, ValueError):
         duration = "the duration cannot be estimated with these towers"
     else:

@@ -48,7 +48,7 @@ def open_files(given: Sequence[Path], dim: int, ids: Sequence[Path] = ()) -> Ope
             matrix = NpyEmbeddings(path, dim, of_matrix.get(path))
             files.append(matrix)
             read.append(matrix.ids)
-        elif is_tfrecord(path):
+        elif is_tfrecord(path.name):
             files.append(TFRecordEmbeddings(path, dim))
         else:
             raise UsageError(f"{path} is neither .parquet nor .npy nor .tfrecord; name the file after its format")

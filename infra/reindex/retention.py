@@ -13,7 +13,7 @@ import graphlib
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from infra.reindex import journal, lease
@@ -195,7 +195,7 @@ def _prune_caches(
     runs = {id for kind, id in needed if kind == "embeddings"}
     manifests = [workspace.marker("embeddings", id) for id in runs if workspace.committed("embeddings", id)]
     shards = {shard["sha256"] for manifest in manifests for shard in manifest["shards"]}
-    unpacked = image_folder(config).parent.name if has_captions(config.data) else ""
+    unpacked = PurePosixPath(image_folder(config)).parent.name if has_captions(config.data) else ""
     for storage in storages.values():
         for name in storage.list_folders("cache/parts"):
             if name not in quantizers:
@@ -213,8 +213,9 @@ def _prune_caches(
         for name in storage.list_files("cache/sources"):
             if name.partition(".")[0] not in runs:
                 _delete_old(storage, f"cache/sources/{name}", limit)
-        for name in storage.list_files("cache/queries"):
-            _delete_old(storage, f"cache/queries/{name}", limit)
+        for folder in ("cache/queries", "cache/images"):
+            for name in storage.list_files(folder):
+                _delete_old(storage, f"{folder}/{name}", limit)
         for name in storage.list_folders("cache/training"):
             _delete_old(storage, f"cache/training/{name}", limit)
         for tower in storage.list_folders("cache/features"):

@@ -1,4 +1,4 @@
-"""Content hashes of many files, cached between runs by size and timestamps, so that unchanged files are read once."""
+"""Content hashes of many images, cached between runs by their version, so that unchanged images are read once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from searchforge.hashing import sha256_file
+from searchforge.captions.image_folder import ImageFolder, Version
 from searchforge.progress import track
 from searchforge.storage.files import atomic_write
 
@@ -25,61 +25,66 @@ _Entry = tuple[int, int, int, str]
 
 
 def content_hashes(
-    paths: Iterable[Path], cache: Path, min_age_seconds: float = MIN_AGE_SECONDS
-) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Hashes files in parallel.
+    folder: ImageFolder, uris: Iterable[str], cache: Path, min_age_seconds: float = MIN_AGE_SECONDS
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Hashes images in parallel.
 
     Args:
+      folder: Folder of the images.
+      uris: Paths or URIs of images in the folder.
       cache: File of cached hashes; created if it is missing or damaged.
-      min_age_seconds: Time since its last change after which the hash of a file is cached.
+      min_age_seconds: Time since its last change after which the hash of an image is cached.
 
     Returns:
-      SHA-256 by path, and the reason by path for files that are unreadable or empty.
+      SHA-256 by URI, and the reason by URI for images that are unreadable or empty.
     """
     known, hashes, failed = _load(cache), {}, {}
-    changed: list[tuple[Path, tuple[int, int, int]]] = []
-    for path in dict.fromkeys(paths):
+    changed: list[tuple[str, Version]] = []
+    for uri in dict.fromkeys(uris):
         try:
-            status = path.stat()
+            version = folder.version(uri)
         except OSError as error:
-            failed[path] = error.strerror or str(error)
+            failed[uri] = error.strerror or str(error)
             continue
-        version = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        entry = known.get(str(path.absolute()))
-        if not status.st_size:
-            failed[path] = "0 bytes"
+        entry = known.get(_key(uri))
+        if not version[0]:
+            failed[uri] = "0 bytes"
         elif entry and entry[:3] == version:
-            hashes[path] = entry[3]
+            hashes[uri] = entry[3]
         else:
-            changed.append((path, version))
+            changed.append((uri, version))
     if changed:
         now = time.time_ns()
-        found = _hash([path for path, _ in changed])
-        for (path, version), result in zip(changed, found, strict=True):
+        found = _hash(folder, [uri for uri, _ in changed])
+        for (uri, version), result in zip(changed, found, strict=True):
             if isinstance(result, OSError):
-                failed[path] = result.strerror or str(result)
+                failed[uri] = result.strerror or str(result)
                 continue
-            hashes[path] = result
+            hashes[uri] = result
             if now - max(version[1:]) >= min_age_seconds * 1e9:
-                known[str(path.absolute())] = (*version, result)
+                known[_key(uri)] = (*version, result)
         _save(cache, known)
     return hashes, failed
 
 
-def _hash(paths: list[Path]) -> list[str | OSError]:
-    def one(path: Path) -> str | OSError:
+def _key(uri: str) -> str:
+    return uri if "://" in uri else os.path.abspath(uri)  # noqa: PTH100  constructing a Path doubles the cost
+
+
+def _hash(folder: ImageFolder, uris: list[str]) -> list[str | OSError]:
+    def one(uri: str) -> str | OSError:
         try:
-            return sha256_file(path)
+            return folder.sha256(uri)
         except OSError as error:
             return error
 
     found: list[str | OSError] = []
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        if len(paths) < _TRACKED:
-            return list(pool.map(one, paths))
-        with track("hashing images", len(paths)) as advance:
-            for i in range(0, len(paths), _BATCH):
-                batch = paths[i : i + _BATCH]
+    with ThreadPoolExecutor(folder.readers) as pool:
+        if len(uris) < _TRACKED:
+            return list(pool.map(one, uris))
+        with track("hashing images", len(uris)) as advance:
+            for i in range(0, len(uris), _BATCH):
+                batch = uris[i : i + _BATCH]
                 found += pool.map(one, batch)
                 advance(len(batch))
     return found

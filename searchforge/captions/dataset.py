@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import hashlib
 import json
 import logging
-import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from searchforge.artifacts.workspace import Workspace
+from searchforge.captions.caption_files import CaptionsFile, find_captions_files
 from searchforge.captions.content_hashes import content_hashes
-from searchforge.captions.formats import READERS, CaptionRow, CaptionRows, Reject, reader_for
+from searchforge.captions.formats import CaptionRow, CaptionRows, Reject
+from searchforge.captions.image_folder import ImageFolder, open_image_folder
+from searchforge.captions.image_reader import ImageReader
 from searchforge.captions.tfrecords import is_tfrecord, read_unpacked, unpack
 from searchforge.config import Config, DataConfig
 from searchforge.errors import JobError, UsageError
+from searchforge.storage.bounded_cache import BoundedCache
 from searchforge.storage.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -36,15 +37,15 @@ class CaptionedImage:
 
     Attributes:
       id: Path relative to the image folder.
-      path: Local image file.
+      uri: Path of the image file, or its URI gs://bucket/name.
       split: Split in the captions file, or None.
       captions: One or more distinct, non-empty strings.
       categories: Categories in the captions file, if any.
-      content_hash: SHA-256 of the file, set by `split_heldout`.
+      content_hash: SHA-256 of the image's bytes, set by `split_heldout`.
     """
 
     id: str
-    path: Path
+    uri: str
     split: str | None
     captions: tuple[str, ...]
     categories: tuple[str, ...] = ()
@@ -56,6 +57,7 @@ class Captions:
     """Content of captions files. Every caption is used, repeated or rejected: the counts add up to `rows`.
 
     Attributes:
+      folder: Folder of the images.
       images: Images in the order of their ids; an image with several splits occurs once for each.
       rows: Number of captions in the files.
       repeated: Number of captions that repeat another one of the same image.
@@ -63,6 +65,7 @@ class Captions:
       cut: Number of captions that were longer than MAX_CAPTION.
     """
 
+    folder: ImageFolder
     images: list[CaptionedImage]
     rows: int
     repeated: int
@@ -92,27 +95,28 @@ class Split:
 
 def has_captions(data: DataConfig) -> bool:
     """Returns whether captioned images are configured."""
-    return bool(data.captions and (data.images or all(is_tfrecord(Path(name)) for name in data.captions)))
+    return bool(data.captions and (data.images or all(is_tfrecord(name) for name in data.captions)))
 
 
-def image_folder(config: Config) -> Path:
+def image_folder(config: Config) -> str:
     """Returns the folder of the captioned images: `data.images`, or the folder that TFRecords are unpacked to.
 
     Raises:
-      UsageError: Neither is configured, or the folder does not exist.
+      UsageError: Neither is configured, or a captions file does not exist.
     """
     data = config.data
-    if data.images and not Path(data.images).is_dir():
-        raise UsageError(
-            f"image folder {data.images} does not exist; set data.images (--images) to the captions' folder"
-        )
     if not has_captions(data):
         raise UsageError(
             "captioned images are required; set data.captions (--captions: COCO captions JSON, CSV, TSV, JSON Lines or "
             "TFRecords) and, except for TFRecords, data.images (--images)"
         )
-    files = _files(data)
-    return unpack(files, _cache(config)) if is_tfrecord(files[0]) else Path(str(data.images))
+    files = find_captions_files(data.captions, _cache(config))
+    return _unpacked(files, config) or str(data.images)
+
+
+def image_reader(config: Config) -> ImageReader:
+    """Returns the reader of captioned images."""
+    return ImageReader(BoundedCache(Workspace(config.workspace).cache("images"), config.data.max_cache_bytes))
 
 
 def corpus_source(config: Config) -> str:
@@ -125,7 +129,7 @@ def corpus_source(config: Config) -> str:
     if source:
         return source
     if has_captions(config.data):
-        return str(image_folder(config))
+        return image_folder(config)
     raise UsageError(
         "no corpus is configured; set corpus.source (--corpus) or data.images (--images) to a folder, a glob or a "
         "text file of paths or URIs"
@@ -136,16 +140,16 @@ def load_captions(config: Config) -> Captions:
     """Reads the captions files of `config.data`. Unusable captions are counted, and listed in the workspace's cache.
 
     Raises:
-      UsageError: A file is missing or has an unsupported format, no image has a caption, or more than
-        `data.max_reject_fraction` of the captions are unusable.
+      UsageError: A file or the folder is missing, a file has an unsupported format, no image has a caption, or more
+        than `data.max_reject_fraction` of the captions are unusable.
+      JobError: A bucket may not be read or cannot be reached.
     """
-    root = image_folder(config)
-    folders = _Folders(root)
+    folder = open_image_folder(image_folder(config), image_reader(config))
     found: dict[tuple[str, str | None], _ImageEntry] = {}
     rejects: list[Reject] = []
     rows = repeated = cut = 0
-    for item in _rows(config.data, root, folders):
-        row = _relative_to_root(item, root, folders) if isinstance(item, CaptionRow) else item
+    for item in _rows(config, folder):
+        row = _relative_to_root(item, folder) if isinstance(item, CaptionRow) else item
         if isinstance(row, Reject):
             rows += row.captions
             rejects.append(row)
@@ -159,13 +163,14 @@ def load_captions(config: Config) -> Captions:
         entry.categories.update(dict.fromkeys(row.categories))
     images = []
     for (name, split), entry in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or "")):
-        if fault := folders.fault(PurePosixPath(name)):
+        if fault := folder.fault(PurePosixPath(name)):
             rejects.append(Reject(entry.place, *fault, captions=len(entry.captions)))
         else:
-            images.append(CaptionedImage(name, root / name, split, tuple(entry.captions), tuple(entry.categories)))
+            uri = folder.uri(name)
+            images.append(CaptionedImage(name, uri, split, tuple(entry.captions), tuple(entry.categories)))
     if cut:
         logger.info(f"captions: {cut} longer than {MAX_CAPTION} characters are truncated")
-    return Captions(images, rows, repeated, _report_rejects(rejects, rows, len(images), config), cut)
+    return Captions(folder, images, rows, repeated, _report_rejects(rejects, rows, len(images), config), cut)
 
 
 def split_heldout(captions: Captions, config: Config, training: bool = True) -> Split:
@@ -184,11 +189,12 @@ def split_heldout(captions: Captions, config: Config, training: bool = True) -> 
     data = config.data
     plain = all(image.split is None for image in captions.images)
     used = [image for image in captions.images if plain or image.split in (*data.train_splits, *data.heldout_splits)]
-    hashes, failed = content_hashes([image.path for image in used], _cache(config) / "content-hashes.json")
+    cache = _cache(config) / "content-hashes.json"
+    hashes, failed = content_hashes(captions.folder, [image.uri for image in used], cache)
     contents: dict[str, list[CaptionedImage]] = {}
     for image in used:
-        if image.path in hashes:
-            digest = hashes[image.path]
+        if image.uri in hashes:
+            digest = hashes[image.uri]
             contents.setdefault(digest, []).append(dataclasses.replace(image, content_hash=digest))
     given = any(image.split in data.heldout_splits for images in contents.values() for image in images)
     limit = data.holdout * 2**32
@@ -213,7 +219,7 @@ def split_heldout(captions: Captions, config: Config, training: bool = True) -> 
             + (f"; {leaked} images were dropped because their content is held out too" if leaked else "")
             + (f"; {len(failed)} images cannot be read, such as {min(failed)}" if failed else "")
         )
-    unreadable = [(image, failed[image.path]) for image in used if image.path in failed]
+    unreadable = [(image, failed[image.uri]) for image in used if image.uri in failed]
     return Split(train, heldout, len(captions.images) - len(used), merged, leaked, unreadable)
 
 
@@ -266,51 +272,22 @@ def _cache(config: Config) -> Path:
     return Workspace(config.workspace).cache("captions")
 
 
-def _files(data: DataConfig) -> list[Path]:
-    """Returns the captions files, with patterns expanded unless a file has that very name."""
-    files: list[Path] = []
-    for name in map(Path, data.captions):
-        matches = _matches(name) if "*" in name.name and not name.exists() else [name]
-        if not matches:
-            raise UsageError(f"captions {name} match no file; check the pattern")
-        files += matches
-    for path in files:
-        if not is_tfrecord(path) and not reader_for(path):
-            raise UsageError(
-                f"captions {path} have an unknown format; expected a name that ends in {', '.join(READERS)}, "
-                ".tfrecord, .tfrecords or .tfrec"
-            )
-    if len({is_tfrecord(path) for path in files}) > 1:
-        raise UsageError(
-            f"captions {', '.join(map(str, files[:4]))} mix TFRecords with other formats; "
-            "TFRecords contain their images, so use one or the other"
-        )
-    return files
+def _unpacked(files: Sequence[CaptionsFile], config: Config) -> str | None:
+    """Returns the folder that TFRecords are unpacked to; None for other captions files."""
+    return str(unpack([file.path for file in files], _cache(config))) if is_tfrecord(files[0].name) else None
 
 
-def _matches(pattern: Path) -> list[Path]:
-    try:
-        names = os.listdir(pattern.parent)  # noqa: PTH208  fnmatch needs names
-    except OSError as error:
-        raise UsageError(f"captions {pattern}: {pattern.parent} cannot be read: {error.strerror}") from None
-    return [pattern.parent / name for name in sorted(fnmatch.filter(names, pattern.name))]
-
-
-def _rows(data: DataConfig, root: Path, folders: _Folders) -> CaptionRows:
-    files = _files(data)
-    if is_tfrecord(files[0]):
-        yield from read_unpacked(root)
+def _rows(config: Config, folder: ImageFolder) -> CaptionRows:
+    files = find_captions_files(config.data.captions, _cache(config))
+    if is_tfrecord(files[0].name):
+        yield from read_unpacked(Path(folder.root))
         return
-    for path in files:
-        reader, split = reader_for(path), _split_of(path, data)
-        assert reader
-        try:
-            for item in reader(path):
-                if split and isinstance(item, CaptionRow):
-                    item = dataclasses.replace(item, split=item.split or split, image=folders.locate(split, item.image))
-                yield item
-        except OSError as error:
-            raise UsageError(f"captions {path} cannot be read: {error.strerror}") from None
+    for file in files:
+        split = _split_of(file.path, config.data)
+        for item in file.rows():
+            if split and isinstance(item, CaptionRow):
+                item = dataclasses.replace(item, split=item.split or split, image=folder.locate(split, item.image))
+            yield item
 
 
 def _split_of(path: Path, data: DataConfig) -> str | None:
@@ -319,92 +296,18 @@ def _split_of(path: Path, data: DataConfig) -> str | None:
     return name if name in (*data.train_splits, *data.heldout_splits) else None
 
 
-def _relative_to_root(row: CaptionRow, root: Path, folders: _Folders) -> CaptionRow | Reject:
+def _relative_to_root(row: CaptionRow, folder: ImageFolder) -> CaptionRow | Reject:
     """Makes the image's name relative to the folder and spells it like the file; rejects names outside the folder."""
-    if "/" not in row.image and row.image not in (".", ".."):  # most names; avoids parsing a path
-        name = row.image
-    elif "://" in row.image:
+    name = row.image.removeprefix(f"{folder.root}/") if "://" in row.image else row.image
+    if "://" in name:
         return Reject(row.place, "outside", f"{row.image!r} is a URL; download the image and name its file")
-    else:
-        path = PurePosixPath(row.image)
-        if path.is_absolute():
-            base = PurePosixPath(root.absolute())
-            if base in path.parents:
-                path = path.relative_to(base)
+    if "/" in name or name in (".", ".."):  # most names are neither; avoids parsing a path
+        path = folder.relative(PurePosixPath(name))
         if path.is_absolute() or ".." in path.parts:
-            return Reject(row.place, "outside", f"{row.image!r} leaves the image folder {root}")
+            return Reject(row.place, "outside", f"{row.image!r} leaves the image folder {folder.root}")
         name = str(path)
-    name = folders.spell(name)
+    name = folder.spell(name)
     return dataclasses.replace(row, image=name) if name != row.image else row
-
-
-class _Folders:
-    """Directory listings below the image folder, each read once."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._real_root = root.resolve()
-        self._names: dict[PurePosixPath, dict[str, bool] | None] = {}
-        self._spellings: dict[PurePosixPath, dict[str, str]] = {}
-
-    def locate(self, split: str, name: str) -> str:
-        """Adds the folder named after the split, which COCO's file names lack, if the file is there."""
-        inner = PurePosixPath(split, name)
-        if ".." in inner.parts:
-            return name
-        inner = PurePosixPath(self.spell(str(inner)))
-        return name if self.fault(inner) else str(inner)
-
-    def spell(self, name: str) -> str:
-        """Returns a name as its file and folders spell it, which may be in another Unicode normal form."""
-        if name.isascii():
-            return name
-        folder = PurePosixPath()
-        for part in PurePosixPath(name).parts:
-            if folder not in self._spellings:
-                try:
-                    found = os.listdir(self._root / folder)  # noqa: PTH208  names are enough
-                except OSError:
-                    found = []
-                normal = {unicodedata.normalize("NFC", entry): entry for entry in found}
-                self._spellings[folder] = normal | {entry: entry for entry in found}
-            spellings = self._spellings[folder]
-            folder /= spellings.get(part) or spellings.get(unicodedata.normalize("NFC", part), part)
-        return str(folder)
-
-    def fault(self, name: PurePosixPath) -> tuple[str, str] | None:
-        """Returns reason and detail if a name is not that of a file below the root, else None."""
-        names = self._list(name.parent)
-        if names is None:
-            return "outside", f"{str(name)!r} is reached through a link that leaves the image folder"
-        if name.name not in names:
-            return "missing", repr(str(name))
-        if names[name.name] and not (self._root / name).resolve().is_relative_to(self._real_root):
-            return "outside", f"{str(name)!r} is a link that leaves the image folder"
-        return None
-
-    def _list(self, folder: PurePosixPath) -> dict[str, bool] | None:
-        """Returns the files of a folder, each with whether it is a link; None if the folder is outside the root."""
-        if folder not in self._names:
-            path = self._root / folder
-            names: dict[str, bool] | None = {}
-            try:
-                if not path.resolve().is_relative_to(self._real_root):
-                    names = None
-                elif path.is_dir():
-                    with os.scandir(path) as entries:
-                        names = {entry.name: entry.is_symlink() for entry in entries if _is_file(entry)}
-            except (OSError, RuntimeError):  # an invalid name or an unreadable folder
-                names = {}
-            self._names[folder] = names
-        return self._names[folder]
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a link that points to itself
-        return False
 
 
 def _merge(images: Sequence[CaptionedImage]) -> CaptionedImage:

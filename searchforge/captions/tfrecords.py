@@ -32,9 +32,9 @@ _CAPTIONS, _IMAGES = "captions.jsonl", "images"
 _EXTENSIONS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"), (b"BM", "bmp"))
 
 
-def is_tfrecord(path: Path) -> bool:
+def is_tfrecord(name: str) -> bool:
     """Returns whether a file name or pattern is that of TFRecords: *.tfrecord, *.tfrecords or *.tfrec, also sharded."""
-    return _NAME.search(path.name) is not None
+    return _NAME.search(name.rpartition("/")[2]) is not None
 
 
 def unpack(files: Sequence[Path], cache: Path) -> Path:

@@ -60,8 +60,8 @@ def find_object(uri: str) -> BucketObject | None:
     return _object(bucket, blob) if blob else None
 
 
-def read_object(uri: str, start: int, stop: int) -> bytes:
-    """Returns the bytes from `start` up to `stop`, or fewer if the object ends earlier.
+def read_object(uri: str, start: int = 0, stop: int | None = None) -> bytes:
+    """Returns the bytes from `start` up to `stop`, or fewer if the object ends earlier; by default all of them.
 
     Raises:
       The same errors as `find_object`; a missing object is NotFound, one of `ERRORS`.
@@ -69,10 +69,11 @@ def read_object(uri: str, start: int, stop: int) -> bytes:
     bucket, name = split_uri(uri)
     blob = gcs_client().bucket(bucket).blob(name)
     try:  # raw: objects stored with Content-Encoding gzip are not decompressed
-        data: bytes = blob.download_as_bytes(start=start, end=stop - 1, raw_download=True, **POLICY.options)
+        end = None if stop is None else stop - 1
+        data: bytes = blob.download_as_bytes(start=start, end=end, raw_download=True, **POLICY.options)
     except RequestRangeNotSatisfiable:  # the object ends before `start`
         return b""
-    return data[: stop - start]
+    return data if stop is None else data[: stop - start]
 
 
 def open_object(uri: str, generation: str) -> BinaryIO:

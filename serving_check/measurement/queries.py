@@ -88,7 +88,7 @@ class HeldOutImages:
 
 def _uri(image: CaptionedImage) -> str:
     """Returns the URI of an image as embedding records state it."""
-    return str(image.path.resolve())
+    return image.uri if "://" in image.uri else str(Path(image.uri).resolve())
 
 
 def held_out(config: Config, seed: int) -> HeldOutImages:

@@ -56,7 +56,7 @@ def _compare(config: Config, limit: int, rounds: int) -> dict[str, Any]:
     data = load_data(config)
     data = dataclasses.replace(data, train=data.train[:limit], heldout=[])
     inputs = {
-        "image": {image.content_hash: str(image.path) for image in data.train},
+        "image": {image.content_hash: image.uri for image in data.train},
         "text": {caption_key(text): text for image in data.train for text in image.captions},
     }
     specs = train.tower_specs(config.train, list(inputs["text"].values()))

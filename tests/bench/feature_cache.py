@@ -82,7 +82,7 @@ def _compare(config: Config, limit: int | None) -> dict[str, Any]:
 
     settings, data = config.train, load_data(config)
     data = dataclasses.replace(data, train=data.train[:limit], heldout=[])
-    paths = {image.content_hash: str(image.path) for image in data.train}
+    paths = {image.content_hash: image.uri for image in data.train}
     texts = {caption_key(text): text for image in data.train for text in image.captions}
     specs = train.tower_specs(settings, list(texts.values()))
     towers = load_image_tower(specs[0]), load_text_tower(specs[1])

@@ -1,4 +1,4 @@
-"""Training on a Ray cluster of two nodes: as a submitted job, and with a worker killed during an epoch."""
+"""Training on a Ray cluster of two nodes: with a worker killed during an epoch, and as a submitted job."""
 
 from __future__ import annotations
 
@@ -87,16 +87,43 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_submitted_job_uses_both_nodes_and_commits_a_bundle(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
-    """Submits the command of infra/deploy/ray/rayjob.yaml."""
+def test_a_killed_worker_is_replaced_without_changing_the_result(cluster: Cluster, tmp_path: Path) -> None:
+    process = _train(cluster, tmp_path, "interrupted", 800)
+    while len(_checkpointed_history(tmp_path)) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.3)  # into the next epoch
+    history, workers = _checkpointed_history(tmp_path), _processes("ray::RayTrainWorker", cluster)
+    assert len(workers) == 2 and 0 < len(history) < EPOCHS
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(300) == 0
+    assert _train(cluster, tmp_path, "uninterrupted", 800).wait(300) == 0
+    interrupted, uninterrupted = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("interrupted", "uninterrupted"))
+    # Epochs before the last checkpoint were not repeated: their recorded durations are the same.
+    np.testing.assert_array_equal(interrupted["history"][: len(history)], history)
+    histories = [result.pop("history")[:, :-1] for result in (interrupted, uninterrupted)]  # without the durations
+    np.testing.assert_array_equal(*histories)
+    for name, value in uninterrupted.items():
+        np.testing.assert_array_equal(interrupted[name], value, err_msg=name)
+
+
+def test_the_submitted_job_uses_both_nodes_and_commits_a_bundle(
+    cluster: Cluster, corpus: Path, bucket: str, gcs_host: str, tmp_path: Path
+) -> None:
+    """Submits the command of infra/deploy/ray/rayjob.yaml; captions and images are in a bucket."""
+    storage = open_storage(bucket)
+    for path in (corpus / "captions.json", *sorted((corpus / "images").iterdir())):
+        storage.upload(path, path.relative_to(corpus).as_posix())
     job = yaml.safe_load((ROOT / "infra" / "deploy" / "ray" / "rayjob.yaml").read_text())
     substitutions = {
         "python": sys.executable,
-        "/etc/searchforge/searchforge.yaml": str(_configuration(corpus, tmp_path / "workspace")),
+        "/etc/searchforge/searchforge.yaml": str(_configuration(corpus, tmp_path / "workspace", bucket)),
     }
     command = [substitutions.get(word, word) for word in shlex.split(job["spec"]["entrypoint"])]
     assert set(substitutions.values()) <= set(command)
-    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--", *command]
+    variables = json.dumps({"env_vars": {"STORAGE_EMULATOR_HOST": gcs_host}})
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, "--runtime-env-json", variables]
+    submit += ["--", *command]
     deadline = time.monotonic() + START_SECONDS
     while True:
         result = subprocess.run(
@@ -124,26 +151,6 @@ def test_the_submitted_job_uses_both_nodes_and_commits_a_bundle(cluster: Cluster
         assert len(nodes) == ray_cluster.NODES, kind
 
 
-def test_a_killed_worker_is_replaced_without_changing_the_result(cluster: Cluster, tmp_path: Path) -> None:
-    process = _train(cluster, tmp_path, "interrupted", 800)
-    while len(_checkpointed_history(tmp_path)) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.3)  # into the next epoch
-    history, workers = _checkpointed_history(tmp_path), _processes("ray::RayTrainWorker", cluster)
-    assert len(workers) == 2 and 0 < len(history) < EPOCHS
-    os.kill(workers[0], signal.SIGKILL)
-    assert process.wait(300) == 0
-    assert _train(cluster, tmp_path, "uninterrupted", 800).wait(300) == 0
-    interrupted, uninterrupted = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("interrupted", "uninterrupted"))
-    # Epochs before the last checkpoint were not repeated: their recorded durations are the same.
-    np.testing.assert_array_equal(interrupted["history"][: len(history)], history)
-    histories = [result.pop("history")[:, :-1] for result in (interrupted, uninterrupted)]  # without the durations
-    np.testing.assert_array_equal(*histories)
-    for name, value in uninterrupted.items():
-        np.testing.assert_array_equal(interrupted[name], value, err_msg=name)
-
-
 def test_checkpoints_are_kept_in_a_bucket_and_a_rerun_continues(
     cluster: Cluster, bucket: str, gcs_host: str, tmp_path: Path
 ) -> None:
@@ -168,8 +175,8 @@ def test_an_unreachable_cluster_is_reported_in_one_line(corpus: Path, tmp_path: 
     assert result.stderr.splitlines()[-1].startswith(f"error: the Ray cluster ({address}) cannot be used: ")
 
 
-def _configuration(corpus: Path, workspace: Path) -> Path:
-    """Writes a configuration for training to the folder of the corpus."""
+def _configuration(corpus: Path, workspace: Path, data_root: str | None = None) -> Path:
+    """Writes a configuration to the folder of the corpus: for training on it, or on its copy at `data_root`."""
     path = corpus / f"{workspace.name}.yaml"
     settings = {
         "image_tower": f"saved_model:{corpus / 'tower'}",
@@ -181,7 +188,8 @@ def _configuration(corpus: Path, workspace: Path) -> Path:
         "views": 1,
         "text_quantization": "float32",
     }
-    data = {"captions": str(corpus / "captions.json"), "images": str(corpus / "images")}
+    root = data_root or corpus
+    data = {"captions": f"{root}/captions.json", "images": f"{root}/images"}
     path.write_text(yaml.safe_dump({"workspace": str(workspace), "data": data, "train": settings}))
     return path
 

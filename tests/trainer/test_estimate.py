@@ -44,7 +44,7 @@ def test_this_machine_is_measured(tiny_image_model: Path, tiny_text_model: Path)
         load_image_tower(TowerSpec("image", f"saved_model:{tiny_image_model}")),
         load_text_tower(TowerSpec("text", f"saved_model:{tiny_text_model}")),
     )
-    speed = estimate.measure_speed(towers, Path("no such image"), ["a text"], workers=2)
+    speed = estimate.measure_speed(towers, Path("no such image").read_bytes, ["a text"], workers=2)
     assert all(value > 0 for value in dataclasses.astuple(speed))
 
 

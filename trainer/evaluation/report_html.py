@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from searchforge.reporting.charts import training_curves
@@ -11,11 +10,12 @@ from searchforge.reporting.page import Thumbnails, render_page
 from trainer.evaluation.report import EvaluationReport
 
 
-def render(report: EvaluationReport, pictures: Mapping[str, Path]) -> str:
+def render(report: EvaluationReport, pictures: Mapping[str, Callable[[], bytes]]) -> str:
     """Returns the page.
 
     Args:
-      pictures: image files by id; an image that is absent or cannot be decoded is shown as an empty frame.
+      pictures: functions that read the images, by id; an image that is absent or cannot be decoded is shown as an
+        empty frame.
     """
     return render_page(
         "trainer.evaluation",
@@ -54,8 +54,8 @@ def _provenance(report: EvaluationReport) -> dict[str, Any]:
     }
 
 
-def _read(pictures: Mapping[str, Path], id: str) -> bytes | None:
+def _read(pictures: Mapping[str, Callable[[], bytes]], id: str) -> bytes | None:
     try:
-        return pictures[id].read_bytes()
+        return pictures[id]()
     except (KeyError, OSError):
         return None

@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from searchforge import progress
+from searchforge.captions.image_reader import ImageReader, can_read
 from searchforge.config import DEFAULT_MAX_PIXELS
 from searchforge.errors import JobError, PermanentError
 from searchforge.image_decoding import RejectedInput
@@ -53,9 +53,10 @@ class ExtractionRequest:
     Attributes:
       spec: the tower.
       fingerprint: fingerprint of the tower and its preprocessing; part of the cache folder's name.
-      inputs: image paths or texts, by key (SHA-256 of the content).
+      inputs: paths or URIs of images, or texts, by key (SHA-256 of the content).
       augmentations: names of one or more image augmentations; texts are never augmented.
       weights: weights of a fine-tuned tower (see Tower.assign); the fingerprint must include them.
+      reader: reads the images.
     """
 
     spec: TowerSpec
@@ -63,6 +64,7 @@ class ExtractionRequest:
     inputs: Mapping[str, str]
     augmentations: Sequence[str] = (UNAUGMENTED,)
     weights: Mapping[str, Array] = field(default_factory=dict)
+    reader: ImageReader = field(default_factory=ImageReader)
 
     def names(self, cache: FeatureCache) -> dict[str, str]:
         """Returns the cache folder's name of each augmentation."""
@@ -107,7 +109,7 @@ def extract(
     """Returns the features of each request; call it inside `ray_cluster`.
 
     No workers are started if everything is cached. Workers decode each image once for all augmentations, on the node
-    where the tower runs, so every node must see the images under the same path.
+    where the tower runs, so every node must see the images under the same path or be allowed to read their bucket.
 
     Args:
       allocation: number of workers, spread over the cluster, and their resources.
@@ -155,6 +157,7 @@ class _TowerJob:
     fingerprint: str
     augmentations: tuple[str, ...]
     weights: Mapping[str, Array]
+    reader: ImageReader
     items: Sequence[tuple[str, str]]
 
 
@@ -200,7 +203,7 @@ class _RequestState:
                 missing.setdefault(names, []).append((key, value))
         self._computed = sum(map(len, missing.values()))
         return [
-            _TowerJob(number, request.spec, request.fingerprint, names, request.weights, items)
+            _TowerJob(number, request.spec, request.fingerprint, names, request.weights, request.reader, items)
             for names, items in missing.items()
         ]
 
@@ -265,11 +268,12 @@ def _run(
 
 
 def require_visible_on_workers(rejected: Sequence[Rejection], inputs: Mapping[str, str]) -> None:
-    """Raises JobError if this process can read a file that a worker could not open."""
+    """Raises JobError if this process can read an image that a worker could not read."""
     for item in rejected:
-        if item.reason == UNREADABLE_ON_WORKER and os.access(inputs[item.key], os.R_OK):
+        if item.reason == UNREADABLE_ON_WORKER and can_read(inputs[item.key]):
             raise JobError(
-                f"{item.detail}, a node of the Ray cluster; every node must see the images under the same path"
+                f"{item.detail}, a node of the Ray cluster; every node must see the images under the same path, or "
+                "have permission to read their bucket"
             )
 
 
@@ -289,7 +293,7 @@ class Extractor:
         """Computes the features of a chunk.
 
         Args:
-          chunk: pyarrow table of one row, with lists of n keys (`key`) and n paths or texts (`value`), and the `job`.
+          chunk: pyarrow table of one row, with lists of n keys (`key`) and n URIs or texts (`value`), and the `job`.
 
         Returns:
           Columns `key`, object [n], `job`, int [n] with a constant value, those of TowerRunner, and `seconds`, float
@@ -300,25 +304,32 @@ class Extractor:
         job, count = self._jobs[row["job"]], len(row["key"])
         tower = job.spec, job.fingerprint
         if tower not in self._towers:
-            self._towers[tower] = TowerRunner(job.spec, self._threads, job.weights)
-        columns = self._towers[tower](row["value"], job.augmentations)
+            self._towers[tower] = TowerRunner(job.spec, self._threads, job.weights, job.reader)
+        columns = self._towers[tower](row["value"], job.augmentations, row["key"])
         seconds = np.full(count, time.monotonic() - start)
         return {"key": np.array(row["key"], object), "job": np.full(count, row["job"]), **columns, "seconds": seconds}
 
 
 class TowerRunner:
-    """Loads a tower and runs it on image paths or texts.
+    """Loads a tower and runs it on images or texts.
 
     Args:
       spec: the tower.
       threads: number of threads for TensorFlow and for decoding; None keeps TensorFlow's setting.
       weights: weights of a fine-tuned tower.
+      reader: reads the images.
     """
 
-    def __init__(self, spec: TowerSpec, threads: int | None = None, weights: Mapping[str, Array] | None = None) -> None:
+    def __init__(
+        self,
+        spec: TowerSpec,
+        threads: int | None = None,
+        weights: Mapping[str, Array] | None = None,
+        reader: ImageReader | None = None,
+    ) -> None:
         import tensorflow as tf
 
-        self._spec, self._threads = spec, threads
+        self._spec, self._threads, self._reader = spec, threads, reader or ImageReader()
         if threads:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
             tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -332,12 +343,15 @@ class TowerRunner:
             call = self._text_tower.encode if self._text_tower.tokenizer else self._text_tower.__call__
         self._call = tf.function(call, reduce_retracing=True)
 
-    def __call__(self, inputs: Sequence[str], augmentations: Sequence[str] = (UNAUGMENTED,)) -> dict[str, Array]:
+    def __call__(
+        self, inputs: Sequence[str], augmentations: Sequence[str] = (UNAUGMENTED,), hashes: Sequence[str] = ()
+    ) -> dict[str, Array]:
         """Computes features.
 
         Args:
-          inputs: n paths or texts.
+          inputs: n paths or URIs of images, or n texts.
           augmentations: names of image augmentations.
+          hashes: SHA-256 of each image, if known, by which the reader's cache finds it.
 
         Returns:
           Columns `reason` and `detail`, object [n] each, empty for inputs with features; and by augmentation,
@@ -346,12 +360,12 @@ class TowerRunner:
         if self._spec.modality == "text":
             empty = np.full(len(inputs), "", object)
             return {"reason": empty, "detail": empty, UNAUGMENTED: self._texts(list(inputs))}
-        return self._images(inputs, augmentations)
+        return self._images(inputs, hashes or [""] * len(inputs), augmentations)
 
-    def _images(self, paths: Sequence[str], names: Sequence[str]) -> dict[str, Array]:
+    def _images(self, uris: Sequence[str], hashes: Sequence[str], names: Sequence[str]) -> dict[str, Array]:
         preprocessing, width = self._image_tower.preprocessing, self._image_tower.width
-        reasons, details = np.full(len(paths), "", object), np.full(len(paths), "", object)
-        values = {name: np.zeros((len(paths), width), np.float32) for name in names}
+        reasons, details = np.full(len(uris), "", object), np.full(len(uris), "", object)
+        values = {name: np.zeros((len(uris), width), np.float32) for name in names}
         batch: dict[int, list[Array]] = {}
 
         def flush() -> None:
@@ -362,25 +376,25 @@ class TowerRunner:
             batch.clear()
 
         with ThreadPoolExecutor(self._threads or 1) as pool:  # decodes ahead while the tower runs
-            for row, decoded in enumerate(pool.map(functools.partial(self._decode, names), paths)):
+            for row, decoded in enumerate(pool.map(functools.partial(self._decode, names), uris, hashes)):
                 if isinstance(decoded, tuple):
                     reasons[row], details[row] = decoded
                 else:
                     batch[row] = decoded
-                if len(batch) == BATCH["image"] or (batch and row == len(paths) - 1):
+                if len(batch) == BATCH["image"] or (batch and row == len(uris) - 1):
                     flush()
         return {"reason": reasons, "detail": details, **values}
 
-    def _decode(self, names: Sequence[str], path: str) -> list[Array] | tuple[str, str]:
+    def _decode(self, names: Sequence[str], uri: str, sha256: str) -> list[Array] | tuple[str, str]:
         """Returns uint8 pixels for each augmentation, or the reason and the detail of a rejection."""
         try:
-            data = Path(path).read_bytes()
+            data = self._reader.read(uri, sha256)
         except OSError as error:
-            return UNREADABLE_ON_WORKER, f"{path}: {error.strerror} on {os.uname().nodename}"
+            return UNREADABLE_ON_WORKER, f"{uri}: {error.strerror} on {os.uname().nodename}"
         try:
             image = self._image_tower.preprocessing.decode(data, DEFAULT_MAX_PIXELS)
         except RejectedInput as error:
-            return error.reason, f"{path}: {error}"
+            return error.reason, f"{uri}: {error}"
         return [AUGMENTATIONS[name](image, self._image_tower.preprocessing) for name in names]
 
     def _texts(self, texts: list[str]) -> Array:

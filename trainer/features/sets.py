@@ -118,8 +118,8 @@ def extraction_requests(
     image_weights, text_weights = weights or ({}, {})
 
     def images(side: Sequence[CaptionedImage], names: Sequence[str]) -> ExtractionRequest:
-        paths = {image.content_hash: str(image.path) for image in side}
-        return ExtractionRequest(specs[0], image_key, paths, names, image_weights)
+        uris = {image.content_hash: image.uri for image in side}
+        return ExtractionRequest(specs[0], image_key, uris, names, image_weights, data.reader)
 
     texts = {caption_key(text): text for image in data.images for text in image.captions}
     return (

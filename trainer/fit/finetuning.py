@@ -15,13 +15,13 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from searchforge.captions.image_reader import ImageReader
 from searchforge.config import TrainConfig
 from searchforge.errors import UsageError
 from searchforge.preprocessing import Preprocessing
@@ -105,16 +105,20 @@ class FinetuningTask:
     Attributes:
       data: features of the frozen towers; not used for towers that are fine-tuned.
       specs: image tower and text tower.
-      paths, texts: images and captions, in the order of the rows of `data`.
+      uris, texts: images (paths or URIs) and captions, in the order of the rows of `data`.
       heads: initial weights; see DualEncoder.state.
+      hashes: SHA-256 of each image by URI, by which the reader's cache finds it.
+      reader: reads the images.
     """
 
     config: TrainConfig
     data: TrainingSet
     specs: tuple[TowerSpec, TowerSpec]
-    paths: Sequence[str]
+    uris: Sequence[str]
     texts: Sequence[str]
     heads: Mapping[str, Array]
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    reader: ImageReader = field(default_factory=ImageReader)
     label: str = "fine-tuning towers"
 
     @property
@@ -123,7 +127,7 @@ class FinetuningTask:
 
     @property
     def images(self) -> int:
-        return len(self.paths)
+        return len(self.uris)
 
     def start(self, strategy: Any, steps: int) -> FinetuningRun:
         return FinetuningRun(self, strategy, steps)
@@ -133,7 +137,7 @@ class FinetuningTask:
         if self.config.tune_image == FROZEN:
             images = self.data.images[0][rows[part]]
         else:
-            images = np.array([self.paths[row] for row in rows[part]], object)
+            images = np.array([self.uris[row] for row in rows[part]], object)
         if self.config.tune_text == FROZEN:
             texts = self.data.texts[ids]
         else:
@@ -150,7 +154,7 @@ class FinetuningRun:
         from trainer.model.dual_encoder import DualEncoder
         from trainer.model.optimizer import AdamW, cosine
 
-        config, data = task.config, task.data
+        self._task, config, data = task, task.config, task.data
         self._model = DualEncoder(config, data.images.shape[-1], data.texts.shape[-1])
         self._model.load(task.heads)
         self._towers: dict[str, MicroBatchedTower] = {}
@@ -203,6 +207,9 @@ class FinetuningRun:
         self._apply(gradients)
         return loss
 
+    def _pixels(self, uri: str) -> npt.NDArray[np.uint8]:
+        return reread_pixels(uri, self._task.hashes.get(uri, ""), self._task.reader, self._preprocessing)
+
     def gradients(self, images: Array, texts: Array, text_ids: Array, seed: Array | None) -> tuple[Any, list[Any]]:
         """Returns the global batch's loss, and its gradients for the heads and for each fine-tuned tower.
 
@@ -212,9 +219,7 @@ class FinetuningRun:
         """
         inputs: dict[str, Any] = {}
         if "image" in self._towers:
-            paths = map(Path, images)
-            pixels = self._pool.map(functools.partial(reread_pixels, preprocessing=self._preprocessing), paths)
-            inputs["image"] = images = np.stack(list(pixels))
+            inputs["image"] = images = np.stack(list(self._pool.map(self._pixels, images)))
             images = self._towers["image"].features(images)
         if "text" in self._towers:
             inputs["text"] = texts.reshape(-1)

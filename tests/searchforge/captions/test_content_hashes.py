@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from searchforge.captions.content_hashes import content_hashes
+from searchforge.captions.content_hashes import MIN_AGE_SECONDS, content_hashes
+from searchforge.captions.image_folder import LocalImageFolder
 from searchforge.hashing import sha256_bytes
 from tests.opened_files import opened_files
 
@@ -20,9 +21,11 @@ def _write_old(path: Path, content: bytes) -> Path:
     return path
 
 
-def _hashes(paths: list[Path], cache: Path) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Hashes files and caches all hashes, whatever the age of the file."""
-    return content_hashes(paths, cache, min_age_seconds=0)
+def _hashes(paths: list[Path], cache: Path, min_age_seconds: float = 0) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Hashes files and by default caches all hashes, whatever the age of the file."""
+    folder = LocalImageFolder(paths[0].parent)
+    hashes, failed = content_hashes(folder, map(str, paths), cache, min_age_seconds)
+    return {Path(uri): hash for uri, hash in hashes.items()}, {Path(uri): why for uri, why in failed.items()}
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def test_changed_content_of_the_same_size_and_time_is_detected(tmp_path: Path) -
 def test_the_hash_of_a_recently_written_file_is_not_cached(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"one")
-    content_hashes([path], tmp_path / "cache.json")
+    _hashes([path], tmp_path / "cache.json", MIN_AGE_SECONDS)
     assert (tmp_path / "cache.json").read_text() == "{}"
 
 
@@ -68,7 +71,7 @@ def test_a_damaged_cache_is_replaced(files: Path, tmp_path: Path, content: bytes
 
 def test_missing_and_empty_files_are_reported(tmp_path: Path) -> None:
     empty = _write_old(tmp_path / "empty", b"")
-    hashes, failed = content_hashes([empty, tmp_path / "gone", tmp_path], tmp_path / "cache.json")
+    hashes, failed = _hashes([empty, tmp_path / "gone", tmp_path], tmp_path / "cache.json")
     assert hashes == {}
     assert failed == {
         empty: "0 bytes",

@@ -217,7 +217,7 @@ def test_unusual_file_names_and_scripts_are_kept(tmp_path: Path) -> None:
     _rows(tmp_path, zip(names, texts, strict=True))
     images = load_captions(_config(tmp_path, "captions.jsonl")).images
     assert {image.id: image.captions for image in images} == {n: (t,) for n, t in zip(names, texts, strict=True)}
-    assert all(image.path.read_bytes() == image.id.encode() for image in images)
+    assert all(Path(image.uri).read_bytes() == image.id.encode() for image in images)
 
 
 def test_names_match_whatever_their_unicode_normal_form(tmp_path: Path) -> None:

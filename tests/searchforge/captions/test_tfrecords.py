@@ -52,7 +52,7 @@ def test_images_and_captions_are_unpacked(tmp_path: Path, compression: str) -> N
     ((first,), (second,)) = split.train, split.heldout
     assert (first.id, first.captions) == (f"{sha256_bytes(JPEG)}.jpg", ("eins 犬", "two"))
     assert (second.id, second.captions) == (f"{sha256_bytes(PNG)}.png", ("three",))
-    assert (first.path.read_bytes(), second.path.read_bytes()) == (JPEG, PNG)
+    assert (Path(first.uri).read_bytes(), Path(second.uri).read_bytes()) == (JPEG, PNG)
     corpus = Path(corpus_source(config))
     assert sorted(path.name for path in corpus.iterdir()) == sorted([first.id, second.id])
 
@@ -140,7 +140,7 @@ def test_tfrecords_cannot_be_mixed_with_other_formats(tmp_path: Path) -> None:
     ],
 )
 def test_tfrecords_are_recognised_by_name(name: str, expected: bool) -> None:
-    assert is_tfrecord(Path(name)) is expected
+    assert is_tfrecord(name) is expected
 
 
 def test_bytes_features_are_found_among_other_features() -> None:

@@ -20,7 +20,7 @@ from tests.indexer.tiny_corpus import TinyCorpus, make_corpus
 
 
 def images(*names: str) -> list[CaptionedImage]:
-    return [CaptionedImage(name, Path("/nowhere") / name, "dev", (f"{name} a", f"{name} b")) for name in names]
+    return [CaptionedImage(name, f"/nowhere/{name}", "dev", (f"{name} a", f"{name} b")) for name in names]
 
 
 def opened(made: TinyCorpus) -> Corpus:
@@ -66,7 +66,7 @@ def test_an_item_is_recognized_by_its_uri(tmp_path: Path) -> None:
     path = Path(made.records[4].uri)
     manifest = Manifest.model_validate(made.workspace.marker("embeddings", "corpus"))
     corpus = load_corpus(made.workspace, manifest, {str(path)})
-    other_id = CaptionedImage("album/renamed.png", path, "dev", ("w4",))
+    other_id = CaptionedImage("album/renamed.png", str(path), "dev", ("w4",))
     queries = caption_queries(HeldOutImages([other_id], []), corpus, 5, seed=0)
     assert [corpus.ids[row] for row in queries.targets] == [made.records[4].id]
 

@@ -90,7 +90,7 @@ def test_nothing_is_loaded_and_no_script_may_run(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (300, 200), "red").save(path)
     history = [{"epoch": 1, "loss": 2.0, "learning_rate": 0.1}, {"epoch": 2, "loss": 1.0, "learning_rate": 0.1}]
-    page = Page(render(_report(["a"], {"history": history}), {"a": path}))
+    page = Page(render(_report(["a"], {"history": history}), {"a": path.read_bytes}))
     page.assert_harmless()
     (picture,) = page.style.split("url(data:image/jpeg;base64,")[1:]  # once, however often it is shown
     data = base64.b64decode(picture.partition(")")[0])
@@ -101,7 +101,7 @@ def test_nothing_is_loaded_and_no_script_may_run(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_read_is_an_empty_frame(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"not an image")
-    page = Page(render(_report(["a"]), {"a": tmp_path / "a"}))
+    page = Page(render(_report(["a"]), {"a": (tmp_path / "a").read_bytes}))
     frames = [found.get("aria-label") for _, found in page.tags if "empty" in str(found.get("class")).split()]
     assert frames == ["a", "other", "a"]
 
