@@ -14,12 +14,10 @@ namespace searchforge {
 
 // The part of a source that is a flatbuffer.
 struct FlatRegion {
-  const Source* source;
-  uint64_t offset;
-  uint64_t size;
+  const Source* source = nullptr;
+  uint64_t offset = 0;
+  uint64_t size = 0;
 };
-
-class FlatTable;
 
 // A vector, of which the elements have not been read.
 struct FlatVector {

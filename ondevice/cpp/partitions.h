@@ -15,9 +15,9 @@ namespace searchforge {
 
 // The codes of one partition.
 struct Codes {
-  const uint8_t* data;  // [count, bytes of a code]
-  uint32_t count;
-  uint32_t first;  // number of the first item
+  const uint8_t* data = nullptr;  // [count, bytes of a code]
+  uint32_t count = 0;
+  uint32_t first = 0;  // number of the first item
 };
 
 // May be used by several threads at once, each with a buffer of its own.

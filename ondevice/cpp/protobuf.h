@@ -12,9 +12,9 @@ enum class WireType : uint32_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32
 
 // One field: its value is `number` or, of kBytes, `bytes`.
 struct ProtoField {
-  uint32_t id;
-  WireType type;
-  uint64_t number;
+  uint32_t id = 0;
+  WireType type = WireType::kVarint;
+  uint64_t number = 0;
   Bytes bytes;
 
   bool Is(uint32_t other_id, WireType other_type) const { return id == other_id && type == other_type; }

@@ -37,7 +37,9 @@ Result<Bytes> Source::Read(uint64_t offset, uint64_t length, std::vector<uint8_t
   const size_t count = static_cast<size_t>(length);
   if (memory_ != nullptr) return Bytes{memory_ + offset, count};
   if (buffer.size() < count) buffer.resize(count);
-  SF_RETURN_IF_ERROR(Copy(offset, count, buffer.data()));
+  if (count > 0) {
+    SF_RETURN_IF_ERROR(Copy(offset, count, buffer.data()));
+  }
   return Bytes{buffer.data(), count};
 }
 

@@ -26,7 +26,7 @@ struct TableBuffer {
 // A value of a table.
 struct TableValue {
   Bytes bytes;
-  bool in_place;  // in the memory of the source, rather than in the buffer of the look-up
+  bool in_place = false;  // in the memory of the source, rather than in the buffer of the look-up
 };
 
 // The part of a source that is a table. The source must outlive it. Look-ups with different buffers may run at once.
@@ -51,8 +51,8 @@ class Table {
  private:
   // Position of a block in the table.
   struct Handle {
-    uint64_t offset;
-    uint64_t size;
+    uint64_t offset = 0;
+    uint64_t size = 0;
   };
 
   Table(const Source& source, uint64_t offset, uint64_t size) : source_(&source), offset_(offset), size_(size) {}

@@ -20,9 +20,9 @@ Status DamagedArchive(const char* what) {
 
 // Position of an archive's central directory.
 struct Directory {
-  uint64_t offset;
-  uint64_t size;
-  uint64_t end;  // where the records that end the archive begin
+  uint64_t offset = 0;
+  uint64_t size = 0;
+  uint64_t end = 0;  // where the records that end the archive begin
 };
 
 // Replaces the directory's offset and size by those of Zip64 if the archive has them.
@@ -86,7 +86,7 @@ Result<uint64_t> ContentOffset(const Source& source, uint64_t header) {
 
 Result<std::vector<ArchivedFile>> ReadArchive(const Source& source) {
   std::vector<ArchivedFile> files;
-  Directory directory{};
+  Directory directory;
   bool found;
   SF_ASSIGN_OR_RETURN(found, FindDirectory(source, &directory));
   if (!found) return files;

@@ -15,8 +15,8 @@ namespace searchforge {
 // A file in an archive: its name, and where its bytes lie in the source.
 struct ArchivedFile {
   std::string name;
-  uint64_t offset;
-  uint64_t size;
+  uint64_t offset = 0;
+  uint64_t size = 0;
 };
 
 // Returns the files of the archive at the end of a source, in their order; none if the source does not end with an archive.
