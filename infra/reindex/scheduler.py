@@ -62,13 +62,14 @@ def schedule(
     """
     require_publishable(config)
     settings = config.schedule
-    times = trigger or cron.trigger(settings)
+    times = trigger or cron.CronTrigger(settings)
     registry = metrics.registry(config)
     counters = metrics.schedule_counters(registry)
 
     def next_due() -> datetime:
         now = _now()
-        due: datetime = times.get_next_fire_time(now, now)
+        due = times.get_next_fire_time(now, now)
+        assert due
         return due
 
     def skip(counter: Counter, reason: str) -> None:

@@ -44,19 +44,27 @@ def test_due_times_match_cron(expression: str, due: list[str]) -> None:
     assert _due(expression) == due
 
 
-def test_due_times_follow_daylight_saving_time() -> None:
-    assert _due("30 3 * * *", zone="Europe/Berlin", start=datetime(2026, 10, 24, tzinfo=timezone.utc)) == [
-        "10-24 01:30",
-        "10-25 02:30",
-        "10-26 02:30",
-    ]
+SPRING = datetime(2026, 3, 28, 12, tzinfo=timezone.utc)
+AUTUMN = datetime(2026, 10, 24, 12, tzinfo=timezone.utc)
+"""The days before the clocks of Berlin are set forward from 2:00 to 3:00, and back from 3:00 to 2:00."""
 
 
-def test_a_time_skipped_by_daylight_saving_is_still_due() -> None:
-    assert _due("30 2 * * *", zone="Europe/Berlin", start=datetime(2026, 3, 28, 12, tzinfo=timezone.utc), count=2) == [
-        "03-29 01:30",
-        "03-30 00:30",
-    ]
+@pytest.mark.parametrize(
+    ("expression", "start", "due"),
+    [
+        ("0 0 * * *", SPRING, ["03-28 23:00", "03-29 22:00", "03-30 22:00"]),
+        ("0 0 * * mon", SPRING, ["03-29 22:00", "04-05 22:00", "04-12 22:00"]),
+        ("0 0 1 * *", SPRING, ["03-31 22:00", "04-30 22:00", "05-31 22:00"]),
+        ("30 2 * * *", SPRING, ["03-29 01:00", "03-30 00:30", "03-31 00:30"]),  # at 3:00, right after the skipped time
+        ("15,45 2 * * *", SPRING, ["03-29 01:00", "03-30 00:15", "03-30 00:45"]),
+        ("*/30 1-3 * * *", SPRING, ["03-29 00:00", "03-29 00:30", "03-29 01:00"]),
+        ("30 2 * * *", AUTUMN, ["10-25 00:30", "10-26 01:30", "10-27 01:30"]),  # the first of two
+        ("0 * 25 10 *", AUTUMN.replace(hour=23), ["10-25 00:00", "10-25 01:00", "10-25 02:00"]),
+        ("*/30 2 * * *", AUTUMN, ["10-25 00:00", "10-25 00:30", "10-25 01:00"]),
+    ],
+)
+def test_due_times_when_the_clock_is_changed(expression: str, start: datetime, due: list[str]) -> None:
+    assert _due(expression, start=start, zone="Europe/Berlin") == due
 
 
 @pytest.mark.parametrize(("hours", "due"), [(0.0, True), (0.9, True), (1.0, False), (5.0, False)])
@@ -88,16 +96,16 @@ def test_the_last_due_time_is_limited_by_the_misfire_grace(hours: float, due: bo
 )
 def test_an_invalid_expression_is_refused_with_its_field(expression: str, message: str) -> None:
     with pytest.raises(UsageError) as raised:
-        cron.trigger(ScheduleConfig(cron=expression))
+        cron.CronTrigger(ScheduleConfig(cron=expression))
     assert "schedule.cron" in str(raised.value) and message in str(raised.value)
 
 
 def test_a_missing_expression_is_refused() -> None:
     with pytest.raises(UsageError, match=r"schedule.cron is not set"):
-        cron.trigger(ScheduleConfig())
+        cron.CronTrigger(ScheduleConfig())
 
 
 @pytest.mark.parametrize("zone", ["Mars/Base", "../etc/passwd", "", "/etc/localtime", "Europe"])
 def test_an_unknown_time_zone_is_refused(zone: str) -> None:
     with pytest.raises(UsageError, match=r"schedule.timezone .* is unknown"):
-        cron.trigger(ScheduleConfig(cron="0 3 * * *", timezone=zone))
+        cron.CronTrigger(ScheduleConfig(cron="0 3 * * *", timezone=zone))

@@ -1,0 +1,170 @@
+"""Due times agree, in every time zone, with a calendar that lists what the zone's clock shows in each minute."""
+
+from __future__ import annotations
+
+import itertools
+import zoneinfo
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from infra.reindex import cron
+from searchforge.config import ScheduleConfig
+
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+ZONES = (
+    "Europe/Berlin",
+    "Australia/Lord_Howe",  # half an hour
+    "Antarctica/Troll",  # two hours
+    "Africa/Casablanca",  # around Ramadan
+    "America/Santiago",  # at midnight
+)
+
+ALL = (range(60), range(24), range(1, 32), range(1, 13), range(7))
+
+
+@dataclass(frozen=True)
+class Expression:
+    """An expression and what it means.
+
+    Attributes:
+      text: five fields.
+      fields: minutes, hours, days, months and weekdays (Sunday is 0).
+      either: whether the day of the month or that of the week is enough.
+      dense: whether it is due many times a day; it is then compared in the days around each change of the clock.
+    """
+
+    text: str
+    fields: tuple[set[int], ...]
+    either: bool = False
+    dense: bool = False
+
+    @property
+    def fixed(self) -> bool:
+        return "*" not in "".join(self.text.split()[:2])
+
+
+def _expression(text: str, either: bool = False, dense: bool = False, **given: set[int]) -> Expression:
+    names = ("minutes", "hours", "days", "months", "weekdays")
+    fields = tuple(given.get(name, set(every)) for name, every in zip(names, ALL, strict=True))
+    return Expression(text, fields, either, dense)
+
+
+EXPRESSIONS = (
+    _expression("0 0 * * *", minutes={0}, hours={0}),
+    _expression("30 0 * * *", minutes={30}, hours={0}),
+    _expression("59 23 * * *", minutes={59}, hours={23}),
+    _expression("0 1 * * *", minutes={0}, hours={1}),
+    _expression("30 1 * * *", minutes={30}, hours={1}),
+    _expression("0 2 * * *", minutes={0}, hours={2}),
+    _expression("15,45 2 * * *", minutes={15, 45}, hours={2}),
+    _expression("0 3 * * *", minutes={0}, hours={3}),
+    _expression("0 2,3 * * *", minutes={0}, hours={2, 3}),
+    _expression("0 0,12 * * *", minutes={0}, hours={0, 12}),
+    _expression("10 1-4 * * *", minutes={10}, hours={1, 2, 3, 4}),
+    _expression("0 0-23/6 * * *", minutes={0}, hours={0, 6, 12, 18}),
+    _expression("0 0 * * mon", minutes={0}, hours={0}, weekdays={1}),
+    _expression("30 2 * * sun", minutes={30}, hours={2}, weekdays={0}),
+    _expression("30 2 * * 7", minutes={30}, hours={2}, weekdays={0}),
+    _expression("0 3 * * 1-5", minutes={0}, hours={3}, weekdays={1, 2, 3, 4, 5}),
+    _expression("0 0 1 * *", minutes={0}, hours={0}, days={1}),
+    _expression("30 2 29 3 *", minutes={30}, hours={2}, days={29}, months={3}),
+    _expression("0 0 31 * *", minutes={0}, hours={0}, days={31}),
+    _expression("0 0 29 2 *", minutes={0}, hours={0}, days={29}, months={2}),
+    _expression("0 3 13 * 5", either=True, minutes={0}, hours={3}, days={13}, weekdays={5}),
+    _expression("0 3 */2 * 1", minutes={0}, hours={3}, days=set(range(1, 32, 2)), weekdays={1}),
+    _expression("0 4 1 jan,jul *", minutes={0}, hours={4}, days={1}, months={1, 7}),
+    _expression("*/30 2 * * *", minutes={0, 30}, hours={2}),
+    _expression("*/20 0 * * *", minutes={0, 20, 40}, hours={0}),
+    _expression("0 * * * sun", dense=True, minutes={0}, weekdays={0}),
+    _expression("0 * * * *", dense=True, minutes={0}),
+    _expression("0 */2 * * *", dense=True, minutes={0}, hours=set(range(0, 24, 2))),
+    _expression("*/30 * * * *", dense=True, minutes={0, 30}),
+    _expression("*/7 1-3 * * *", dense=True, minutes=set(range(0, 60, 7)), hours={1, 2, 3}),
+    _expression("* * * * *", dense=True),
+)
+
+
+def _clock(zone: ZoneInfo, days: int) -> npt.NDArray[np.int64]:
+    """Returns what the zone's clock shows in each UTC minute from `START`, in minutes since 1970."""
+    hours = [START + timedelta(hours=hour) for hour in range(24 * days + 1)]
+    offsets = [_offset(zone, hour) for hour in hours]
+    minutes = np.repeat(np.array(offsets[:-1]), 60)
+    for index, (before, after) in enumerate(itertools.pairwise(offsets)):
+        if before != after:
+            inside = [_offset(zone, hours[index] + timedelta(minutes=minute)) for minute in range(60)]
+            minutes[60 * index : 60 * index + 60] = inside
+    return int(START.timestamp()) // 60 + np.arange(len(minutes)) + minutes
+
+
+def _offset(zone: ZoneInfo, time: datetime) -> int:
+    offset = time.astimezone(zone).utcoffset()
+    assert offset is not None
+    return int(offset.total_seconds()) // 60
+
+
+def _matches(expression: Expression, clock: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Returns which of the minutes that a clock shows match the expression's fields."""
+    days, first = np.unique(clock // 1440, return_inverse=True)
+    dates = [datetime(1970, 1, 1) + timedelta(days=int(day)) for day in days]
+    minutes, hours, month_days, months, weekdays = expression.fields
+    either = any if expression.either else all
+    due = [
+        date.month in months and either((date.day in month_days, date.isoweekday() % 7 in weekdays)) for date in dates
+    ]
+    daily = np.zeros(1440, bool)
+    daily[[60 * hour + minute for hour in hours for minute in minutes]] = True
+    return np.array(due)[first] & daily[clock % 1440]
+
+
+def _calendar(expression: Expression, clock: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Returns the UTC minutes, counted from `START`, in which the expression is due."""
+    if not expression.fixed:
+        return np.flatnonzero(_matches(expression, clock))
+    reached = np.maximum.accumulate(clock)  # the latest time that was shown so far
+    shown = np.arange(clock[0], reached[-1] + 1)
+    due = np.unique(np.searchsorted(reached, shown[_matches(expression, shown)]))
+    return due[due > 0]
+
+
+def _changes(clock: npt.NDArray[np.int64], days: int) -> Iterator[tuple[int, int]]:
+    """Yields the first minute of the day before each change of the clock, and the last of the day after it."""
+    for change in [0, *np.flatnonzero(np.diff(clock) != 1)]:
+        yield max(0, int(change) - 1440), min(1440 * (days - 2), int(change) + 1440)
+
+
+def _compare(zone: str, days: int, expressions: tuple[Expression, ...]) -> int:
+    """Compares the due times in a zone; returns their number."""
+    clock, count = _clock(ZoneInfo(zone), days), 0
+    for expression in expressions:
+        calendar = _calendar(expression, clock)
+        trigger = cron.CronTrigger(ScheduleConfig(cron=expression.text, timezone=zone))
+        spans = list(_changes(clock, days)) if expression.dense else [(0, 1440 * (days - 2))]
+        for first, last in spans:
+            wanted = calendar[(calendar > first) & (calendar <= last)]
+            minutes = ((due - START) // timedelta(minutes=1) for due in trigger.times(START + timedelta(minutes=first)))
+            found = list(itertools.takewhile(last.__ge__, minutes))
+            np.testing.assert_array_equal(found, wanted, err_msg=f"{expression.text} in {zone}")
+            count += len(found)
+    return count
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_due_times_agree_with_a_calendar_for_a_year(zone: str) -> None:
+    assert _compare(zone, 366, EXPRESSIONS) > 1000
+
+
+@pytest.mark.proof
+def test_due_times_agree_with_a_calendar_in_all_zones_for_ten_years() -> None:
+    seen = set()
+    for zone in sorted(zoneinfo.available_timezones()):
+        clock = _clock(ZoneInfo(zone), 3653).tobytes()
+        if clock not in seen:  # many names stand for the same clock
+            seen.add(clock)
+            assert _compare(zone, 3653, EXPRESSIONS) > 10_000
+    assert len(seen) > 50
