@@ -109,6 +109,7 @@ Status Index::Search(const float* query, size_t dim, size_t k, uint32_t partitio
   for (uint32_t i = 0; i < searched && shape_.items > 0; ++i) {
     Codes codes;
     SF_ASSIGN_OR_RETURN(codes, partitions_->Read(static_cast<uint32_t>(route[i]), scratch.buffer));
+    if (i + 1 < searched) partitions_->Prefetch(static_cast<uint32_t>(route[i + 1]));
     Scan(codes, scratch);
   }
   const std::vector<Hit>& best = scratch.hits.Sorted();

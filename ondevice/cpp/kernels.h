@@ -4,11 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace searchforge {
 
 // Number of rows of a tile: a matrix [rows, columns] is stored as [tiles, columns, kTileRows], with zeros below the last row.
-inline constexpr uint32_t kTileRows = 32;
+inline constexpr uint32_t kTileRows = 64;
 
 // Number of codes whose bounds are computed at once.
 inline constexpr uint32_t kScanned = 64;
@@ -23,6 +24,9 @@ struct Kernels {
   // Writes the smallest and the largest of 256 numbers.
   void (*range)(const float* numbers, float* low, float* high);
 
+  // Replaces 256 numbers that are at least `low` by the whole part of (number - low) * scale.
+  void (*levels)(float* numbers, float low, float scale);
+
   // Writes `bytes` [256]: the whole part of (number - low) * scale, at most 255, for 256 numbers that are at least `low`.
   void (*bytes)(const float* numbers, float low, float scale, uint8_t* bytes);
 
@@ -31,11 +35,13 @@ struct Kernels {
 };
 
 extern const Kernels kPortableKernels;
-#if defined(__x86_64__)
-extern const Kernels kAvx2Kernels;
-#endif
+extern const Kernels kAvx2Kernels;    // on x86-64 only
+extern const Kernels kAvx512Kernels;  // on x86-64 only
 
-// Returns the fastest kernels that this processor runs.
+// Returns the kernels that this processor runs, the fastest last.
+std::vector<const Kernels*> SupportedKernels();
+
+// Returns the fastest of them.
 const Kernels& ChosenKernels();
 
 }  // namespace searchforge

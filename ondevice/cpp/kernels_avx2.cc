@@ -9,7 +9,7 @@ namespace {
 
 __attribute__((target("avx2"))) void Distances(const float* tiles, size_t tile_count, size_t columns, size_t panel,
                                                const float* query, float* distances) {
-  GenericDistances(tiles, tile_count, columns, panel, query, distances);
+  GenericDistances<Registers32>(tiles, tile_count, columns, panel, query, distances);
 }
 
 __attribute__((target("avx2"))) void Sums(const uint8_t* codes, size_t count, size_t blocks, const uint8_t* entries,
@@ -17,7 +17,9 @@ __attribute__((target("avx2"))) void Sums(const uint8_t* codes, size_t count, si
   GenericSums(codes, count, blocks, entries, sums);
 }
 
-__attribute__((target("avx2"))) void Range(const float* numbers, float* low, float* high) { GenericRange(numbers, low, high); }
+__attribute__((target("avx2"))) void Range(const float* numbers, float* low, float* high) { GenericRange<Registers32>(numbers, low, high); }
+
+__attribute__((target("avx2"))) void Levels(float* numbers, float low, float scale) { GenericLevels(numbers, low, scale); }
 
 __attribute__((target("avx2"))) void ToBytes(const float* numbers, float low, float scale, uint8_t* bytes) {
   GenericBytes(numbers, low, scale, bytes);
@@ -25,7 +27,7 @@ __attribute__((target("avx2"))) void ToBytes(const float* numbers, float low, fl
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", Distances, Range, ToBytes, Sums};
+const Kernels kAvx2Kernels = {"avx2", Distances, Range, Levels, ToBytes, Sums};
 
 }  // namespace searchforge
 

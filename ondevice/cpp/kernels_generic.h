@@ -10,41 +10,66 @@
 
 namespace searchforge {
 
-// Eight numbers, which the compiler keeps in as many registers as the instruction set needs.
-typedef float Vector8 __attribute__((vector_size(32), aligned(4), may_alias));
+// Numbers in a register of 16 or 32 bytes, at any address of a number. Inside structures, because a template drops the
+// attributes of a vector that is its argument.
+struct Registers16 {
+  typedef float Vector __attribute__((vector_size(16), aligned(4), may_alias));
+};
+struct Registers32 {
+  typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
+};
 
-inline constexpr size_t kVectors = kTileRows / 8;
-
+// Eight registers of sums at once hide the latency of the additions.
+template <typename Registers>
 SF_INLINE void GenericDistances(const float* tiles, size_t tile_count, size_t columns, size_t panel, const float* query,
                                 float* distances) {
-  for (size_t tile = 0; tile < tile_count; ++tile, tiles += columns * kTileRows, distances += kTileRows) {
-    Vector8 total[kVectors] = {};
-    for (size_t start = 0; start < columns; start += panel) {
-      const size_t end = columns - start < panel ? columns : start + panel;
-      Vector8 sum[kVectors] = {};
-      for (size_t column = start; column < end; ++column) {
-        const Vector8* rows = reinterpret_cast<const Vector8*>(tiles + column * kTileRows);
-        for (size_t i = 0; i < kVectors; ++i) sum[i] += rows[i] * query[column];
+  using Vector = typename Registers::Vector;
+  constexpr size_t kSums = 8, kRows = kSums * sizeof(Vector) / sizeof(float);
+  for (size_t tile = 0; tile < tile_count; ++tile, tiles += columns * kTileRows) {
+    for (size_t row = 0; row < kTileRows; row += kRows, distances += kRows) {
+      Vector total[kSums] = {};
+      for (size_t start = 0; start < columns; start += panel) {
+        const size_t end = columns - start < panel ? columns : start + panel;
+        Vector sum[kSums] = {};
+        for (size_t column = start; column < end; ++column) {
+          const Vector* rows = reinterpret_cast<const Vector*>(tiles + column * kTileRows + row);
+          for (size_t i = 0; i < kSums; ++i) sum[i] += rows[i] * query[column];
+        }
+        for (size_t i = 0; i < kSums; ++i) total[i] -= sum[i];
       }
-      for (size_t i = 0; i < kVectors; ++i) total[i] -= sum[i];
+      std::memcpy(distances, total, sizeof(total));
     }
-    std::memcpy(distances, total, sizeof(total));
   }
 }
 
+template <typename Registers>
 SF_INLINE void GenericRange(const float* numbers, float* low, float* high) {
-  const Vector8* vectors = reinterpret_cast<const Vector8*>(numbers);
-  Vector8 least = vectors[0], most = vectors[0];
-  for (size_t i = 1; i < 256 / 8; ++i) {
-    least = vectors[i] < least ? vectors[i] : least;
-    most = vectors[i] > most ? vectors[i] : most;
+  using Vector = typename Registers::Vector;
+  constexpr size_t kParts = 4, kLanes = sizeof(Vector) / sizeof(float);
+  const Vector* vectors = reinterpret_cast<const Vector*>(numbers);
+  Vector least[kParts], most[kParts];
+  for (size_t part = 0; part < kParts; ++part) least[part] = most[part] = vectors[part];
+  for (size_t i = kParts; i < 256 / kLanes; i += kParts) {
+    for (size_t part = 0; part < kParts; ++part) {
+      const Vector vector = vectors[i + part];
+      least[part] = vector < least[part] ? vector : least[part];
+      most[part] = vector > most[part] ? vector : most[part];
+    }
   }
-  *low = least[0];
-  *high = most[0];
-  for (size_t i = 1; i < 8; ++i) {
-    *low = least[i] < *low ? least[i] : *low;
-    *high = most[i] > *high ? most[i] : *high;
+  for (size_t part = 1; part < kParts; ++part) {
+    least[0] = least[part] < least[0] ? least[part] : least[0];
+    most[0] = most[part] > most[0] ? most[part] : most[0];
   }
+  *low = least[0][0];
+  *high = most[0][0];
+  for (size_t i = 1; i < kLanes; ++i) {
+    *low = least[0][i] < *low ? least[0][i] : *low;
+    *high = most[0][i] > *high ? most[0][i] : *high;
+  }
+}
+
+SF_INLINE void GenericLevels(float* numbers, float low, float scale) {
+  for (size_t i = 0; i < 256; ++i) numbers[i] = static_cast<float>(static_cast<int32_t>((numbers[i] - low) * scale));
 }
 
 SF_INLINE void GenericBytes(const float* numbers, float low, float scale, uint8_t* bytes) {

@@ -52,17 +52,25 @@ bool LookupTable::Fill(const Codebooks& codebooks, const Kernels& kernels, const
   }
   scale_ = 1;
   offset_ = 0;
-  if (codebooks.type_ != LookupType::kFloat && !Quantize(codebooks.type_)) return false;
+  if (codebooks.type_ != LookupType::kFloat && !Quantize(codebooks.type_, kernels)) return false;
   return FillBytes(kernels);
 }
 
 // Replaces the distances by whole numbers from 0 to Levels, and sets scale and offset.
-bool LookupTable::Quantize(LookupType type) {
-  const auto [low, high] = std::minmax_element(numbers_.begin(), numbers_.end());
-  const float least = *low, levels = Levels(type), range = *high - least;
+bool LookupTable::Quantize(LookupType type, const Kernels& kernels) {
+  float least = numbers_[0], most = least;
+  for (uint32_t block = 0; block < blocks_; ++block) {
+    float low, high;
+    kernels.range(&numbers_[block * size_t{kEntries}], &low, &high);
+    least = std::min(least, low);
+    most = std::max(most, high);
+  }
+  const float levels = Levels(type), range = most - least;
   if (!std::isfinite(range)) return false;
   const float to_level = levels / std::max(range, std::numeric_limits<float>::epsilon());
-  for (float& number : numbers_) number = std::floor(to_level * (number - least));
+  for (uint32_t block = 0; block < blocks_; ++block) {
+    kernels.levels(&numbers_[block * size_t{kEntries}], least, to_level);
+  }
   scale_ = range / levels;
   offset_ = least + scale_ / 2;
   return true;

@@ -44,7 +44,7 @@ class LookupTable {
   const uint8_t* bytes() const { return bytes_.data(); }
 
  private:
-  bool Quantize(LookupType type);
+  bool Quantize(LookupType type, const Kernels& kernels);
   bool FillBytes(const Kernels& kernels);
 
   uint32_t blocks_;

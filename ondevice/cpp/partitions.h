@@ -29,6 +29,9 @@ class Partitions {
   // Number of items.
   uint32_t items() const { return ends_.back(); }
 
+  // Begins to load the codes of a partition into the caches, if they are used in place.
+  void Prefetch(uint32_t partition) const;
+
   // Returns the codes of a partition, valid as long as `buffer` is unchanged. The first time, their checksum is verified,
   // and that every code is an entry of its codebook. Codes that lie in the source's memory are then used in place.
   Result<Codes> Read(uint32_t partition, TableBuffer& buffer) const;

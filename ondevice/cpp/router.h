@@ -17,6 +17,7 @@ class Router {
     explicit Scratch(const Router& router);
     std::vector<float> distances;
     std::vector<uint64_t> keys;
+    std::vector<float> least;
   };
 
   explicit Router(const IndexConfig& config);
@@ -26,6 +27,8 @@ class Router {
   const uint64_t* Route(const Kernels& kernels, const float* query, uint32_t count, Scratch& scratch) const;
 
  private:
+  uint32_t Candidates(uint32_t count, Scratch& scratch) const;
+
   uint32_t partitions_;
   uint32_t dim_;
   std::vector<float> tiles_;

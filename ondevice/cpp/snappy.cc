@@ -8,6 +8,9 @@ namespace {
 
 constexpr uint64_t kMaxExpansion = 64;
 
+// Short pieces are copied with a fixed length, for which the output has this much room behind it.
+constexpr size_t kShort = 16;
+
 Status DamagedStream(const char* what) {
   return Damaged(std::string("a compressed block is damaged (") + what + "); download the file again");
 }
@@ -57,7 +60,7 @@ Result<Bytes> SnappyDecompress(Bytes compressed, std::vector<uint8_t>& buffer) {
   uint32_t size;
   if (!input.Varint32(&size)) return DamagedStream("it has no length");
   if (size > kMaxExpansion * compressed.size) return DamagedStream("its length is impossible");
-  if (buffer.size() < size) buffer.resize(size);
+  if (buffer.size() < size + kShort) buffer.resize(size + kShort);
   uint8_t* const output = buffer.data();
   uint64_t written = 0;
   uint8_t tag;
@@ -67,14 +70,20 @@ Result<Bytes> SnappyDecompress(Bytes compressed, std::vector<uint8_t>& buffer) {
       Bytes literal;
       if (!LiteralLength(tag >> 2, input, &length) || !input.Take(length, &literal)) return DamagedStream("it ends early");
       if (length > size - written) return DamagedStream("it is longer than it says");
-      std::memcpy(output + written, literal.data, literal.size);
+      if (length <= kShort && input.remaining() >= kShort) {
+        std::memcpy(output + written, literal.data, kShort);
+      } else {
+        std::memcpy(output + written, literal.data, literal.size);
+      }
     } else {
       uint64_t distance;
       if (!CopyOperands(tag, input, &length, &distance)) return DamagedStream("it ends early");
       if (length > size - written) return DamagedStream("it is longer than it says");
       if (distance == 0 || distance > written) return DamagedStream("it refers to bytes before its start");
       const uint8_t* from = output + written - distance;
-      if (distance >= length) {
+      if (length <= kShort && distance >= kShort) {
+        std::memcpy(output + written, from, kShort);
+      } else if (distance >= length) {
         std::memcpy(output + written, from, static_cast<size_t>(length));
       } else {  // the copy repeats what it writes
         for (uint64_t i = 0; i < length; ++i) output[written + i] = from[i];

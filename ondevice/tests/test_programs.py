@@ -1,4 +1,4 @@
-"""Damaged files give errors, queries allocate nothing, and every kind of source gives the same answer.
+"""Damaged files give errors, queries allocate nothing, and every kind of source and processor gives the same answer.
 
 The programs beside this file prove it on small files, under AddressSanitizer and UBSan.
 """
@@ -66,6 +66,10 @@ def test_queries_allocate_nothing_once_memory_is_warm(
 @pytest.mark.parametrize("write", KINDS.values(), ids=KINDS)
 def test_every_source_gives_the_same_answer(write: Write, task_library: isolated.Session, tmp_path: Path) -> None:
     run("sources", write(task_library, tmp_path), tmp_path / "larger")
+
+
+def test_all_kernels_give_the_same_results() -> None:
+    run("kernels")
 
 
 def test_a_searcher_contains_its_index_and_its_files(task_library: isolated.Session, tmp_path: Path) -> None:
