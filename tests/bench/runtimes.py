@@ -1,6 +1,7 @@
 """Compares the search times of the reader and of the Task Library on one synthetic index, on one thread; prints JSON.
 
-    make ondevice && python -m tests.bench.runtimes --count 1000000 --code-bytes 96
+    make ondevice
+    PYTHONPATH=ondevice/python python -m tests.bench.runtimes --count 1000000 --code-bytes 96
 
 Both answer the same query vectors, in alternating rounds, and must return the same scores. The Task Library's time
 contains its encoder, a single look-up here; `encoding` is what it takes on an index of one item.
@@ -49,11 +50,8 @@ def main(count: int, code_bytes: int, partitions: int, searched: int, queries: i
             _write(np.concatenate(list(grow(base, count))), code_bytes, partitions, searched, path)
             _write(base[:1], code_bytes, 1, 1, folder / "one.ldb")
         report = _compare(path, folder / "one.ldb", np.load(asked), folder)
-    click.echo(
-        json.dumps(
-            {"items": count, "code_bytes": code_bytes, "searched": f"{searched}/{partitions}", **report}, indent=2
-        )
-    )
+    shape = {"items": count, "code_bytes": code_bytes, "partitions": partitions, "searched": searched}
+    click.echo(json.dumps({**shape, **report}, indent=2))
 
 
 def _compare(path: Path, one: Path, queries: npt.NDArray[np.float32], folder: Path) -> dict[str, Any]:
