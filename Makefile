@@ -37,7 +37,7 @@ test: setup  ## everything that needs nothing but PyPI
 	$(PYTEST) --dist worksteal -m "not integration and not proof"
 
 ondevice: setup  ## builds and tests the reader in ondevice/; needs a C++17 compiler
-	+$(MAKE) --silent -C ondevice library programs
+	+$(MAKE) --silent --jobs=2 -C ondevice library programs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest ondevice/tests
 
 proofs: setup  ## what takes long by nature: kills, races, soaks, every corruption and interleaving
