@@ -78,3 +78,22 @@ def test_missing_and_empty_files_are_reported(tmp_path: Path) -> None:
         tmp_path / "gone": "No such file or directory",
         tmp_path: "Is a directory",
     }
+
+
+def test_a_killed_run_keeps_what_it_has_hashed(files: Path, tmp_path: Path) -> None:
+    class Killed(LocalImageFolder):
+        def sha256(self, uri: str) -> str:
+            if uri == last:
+                raise KeyboardInterrupt
+            return super().sha256(uri)
+
+    paths = [_write_old(files / f"{index:04}", b"%d" % index) for index in range(1200)]
+    cache, last = tmp_path / "cache.json", str(paths[-1])
+    with pytest.raises(KeyboardInterrupt):
+        content_hashes(Killed(files), map(str, paths), cache, min_age_seconds=0)
+    with cache.open("ab") as file:
+        file.write(b'{"cut')
+    with opened_files(files) as opened:
+        hashes, failed = _hashes(paths, cache)
+    assert sorted(opened) == paths[1000:]
+    assert (hashes, failed) == ({path: sha256_bytes(path.read_bytes()) for path in paths}, {})
