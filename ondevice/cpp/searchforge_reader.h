@@ -98,6 +98,23 @@ SF_API const char* sf_file_name(const sf_index* index, size_t number, uint64_t* 
 /* Copies `length` bytes of a file inside the searcher from `offset` on to `target`. */
 SF_API sf_status sf_read_file(const sf_index* index, size_t number, uint64_t offset, size_t length, void* target);
 
+/* A tokenizer: from a text to the input tensors of a text encoder. sf_tokenize may be called on it from several threads at once. */
+typedef struct sf_tokenizer sf_tokenizer;
+
+/* Makes the Task Library's BertTokenizer of a vocabulary, the `size` bytes of the model's vocab.txt, which are copied. */
+SF_API sf_status sf_open_bert_tokenizer(const void* vocabulary, size_t size, sf_tokenizer** tokenizer);
+
+/* Closes a tokenizer, which no other thread may be using. NULL is allowed. */
+SF_API void sf_close_tokenizer(sf_tokenizer* tokenizer);
+
+/* Tokenizes the `size` bytes of a text, which should be UTF-8. What does not fit into the tensors is cut off.
+ *
+ * ids, mask, segment_ids: input tensors of the encoder, [length] each; mask and segment_ids may be NULL.
+ * used: receives the number of tokens before the padding.
+ */
+SF_API sf_status sf_tokenize(const sf_tokenizer* tokenizer, const char* text, size_t size, size_t length, int32_t* ids,
+                             int32_t* mask, int32_t* segment_ids, size_t* used);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

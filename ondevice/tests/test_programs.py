@@ -102,6 +102,10 @@ def test_messages_say_what_is_wrong_with_a_file(task_library: isolated.Session, 
         Index(table)
 
 
+def test_any_bytes_are_a_vocabulary_and_a_text() -> None:
+    run("tokens", 1_000, 1)
+
+
 def run(program: str, *arguments: object) -> None:
     ran = subprocess.run([PROGRAMS / program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-4_000:]

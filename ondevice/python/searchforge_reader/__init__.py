@@ -2,5 +2,6 @@
 
 from searchforge_reader.errors import DamagedFile, ReaderError, UnsupportedFile
 from searchforge_reader.index import Hit, Index
+from searchforge_reader.tokenizer import Tokenizer, Tokens
 
-__all__ = ["DamagedFile", "Hit", "Index", "ReaderError", "UnsupportedFile"]
+__all__ = ["DamagedFile", "Hit", "Index", "ReaderError", "Tokenizer", "Tokens", "UnsupportedFile"]

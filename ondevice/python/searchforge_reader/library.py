@@ -83,6 +83,12 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "sf_verify": (ctypes.c_int, (index,)),
         "sf_file_count": (size, (index,)),
         "sf_file_name": (ctypes.c_char_p, (index, size, ctypes.POINTER(ctypes.c_uint64))),
+        "sf_open_bert_tokenizer": (ctypes.c_int, (ctypes.c_char_p, size, ctypes.POINTER(ctypes.c_void_p))),
+        "sf_close_tokenizer": (None, (ctypes.c_void_p,)),
+        "sf_tokenize": (
+            ctypes.c_int,
+            (ctypes.c_void_p, ctypes.c_char_p, size, size, *[ctypes.c_void_p] * 3, size_pointer),
+        ),
         "sf_read_file": (ctypes.c_int, (index, size, ctypes.c_uint64, size, ctypes.c_void_p)),
     }
     for name, (result, arguments) in signatures.items():
