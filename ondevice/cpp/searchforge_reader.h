@@ -115,6 +115,31 @@ SF_API void sf_close_tokenizer(sf_tokenizer* tokenizer);
 SF_API sf_status sf_tokenize(const sf_tokenizer* tokenizer, const char* text, size_t size, size_t length, int32_t* ids,
                              int32_t* mask, int32_t* segment_ids, size_t* used);
 
+typedef enum sf_filter { SF_FILTER_BILINEAR = 0, SF_FILTER_BICUBIC = 1 } sf_filter;
+
+/* How images become the input of an image encoder. */
+typedef struct sf_preprocessing {
+  uint32_t height; /* of the input, in pixels */
+  uint32_t width;
+  uint32_t filter;        /* sf_filter */
+  float mean[3], std[3]; /* of red, green and blue: the input is (value - mean) / std */
+} sf_preprocessing;
+
+/* Parses a preprocessing string such as `decode|resize(224,224,bilinear)|scale(-1,1)`. */
+SF_API sf_status sf_parse_preprocessing(const char* text, sf_preprocessing* preprocessing);
+
+/* Stretches an image to the size of an encoder's input.
+ *
+ * pixels: rows of red, green and blue bytes from top to bottom, `stride` bytes from one row to the next.
+ * resized: [preprocessing->height, preprocessing->width, 3].
+ */
+SF_API sf_status sf_resize_image(const sf_preprocessing* preprocessing, const uint8_t* pixels, uint32_t width, uint32_t height,
+                                 size_t stride, uint8_t* resized);
+
+/* Stretches and scales an image to an encoder's input `tensor`, [preprocessing->height, preprocessing->width, 3]. */
+SF_API sf_status sf_preprocess_image(const sf_preprocessing* preprocessing, const uint8_t* pixels, uint32_t width,
+                                     uint32_t height, size_t stride, float* tensor);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

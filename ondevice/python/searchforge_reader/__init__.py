@@ -2,6 +2,7 @@
 
 from searchforge_reader.errors import DamagedFile, ReaderError, UnsupportedFile
 from searchforge_reader.index import Hit, Index
+from searchforge_reader.preprocessing import Preprocessing
 from searchforge_reader.tokenizer import Tokenizer, Tokens
 
-__all__ = ["DamagedFile", "Hit", "Index", "ReaderError", "Tokenizer", "Tokens", "UnsupportedFile"]
+__all__ = ["DamagedFile", "Hit", "Index", "Preprocessing", "ReaderError", "Tokenizer", "Tokens", "UnsupportedFile"]

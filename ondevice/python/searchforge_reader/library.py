@@ -29,6 +29,18 @@ class Shape(ctypes.Structure):
     )
 
 
+class RawPreprocessing(ctypes.Structure):
+    """`sf_preprocessing`."""
+
+    _fields_ = (
+        ("height", ctypes.c_uint32),
+        ("width", ctypes.c_uint32),
+        ("filter", ctypes.c_uint32),
+        ("mean", ctypes.c_float * 3),
+        ("std", ctypes.c_float * 3),
+    )
+
+
 class RawHit(ctypes.Structure):
     """`sf_hit`."""
 
@@ -68,6 +80,7 @@ def check(status: int) -> None:
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     index, size, size_pointer = ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_size_t)
+    image = (ctypes.POINTER(RawPreprocessing), ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, size, ctypes.c_void_p)
     signatures = {
         "sf_error_message": (ctypes.c_char_p, ()),
         "sf_open_path": (ctypes.c_int, (ctypes.c_char_p, ctypes.POINTER(index))),
@@ -89,6 +102,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
             ctypes.c_int,
             (ctypes.c_void_p, ctypes.c_char_p, size, size, *[ctypes.c_void_p] * 3, size_pointer),
         ),
+        "sf_parse_preprocessing": (ctypes.c_int, (ctypes.c_char_p, ctypes.POINTER(RawPreprocessing))),
+        "sf_resize_image": (ctypes.c_int, image),
+        "sf_preprocess_image": (ctypes.c_int, image),
         "sf_read_file": (ctypes.c_int, (index, size, ctypes.c_uint64, size, ctypes.c_void_p)),
     }
     for name, (result, arguments) in signatures.items():
