@@ -46,7 +46,7 @@ uint32_t ExtendByTables(uint32_t crc, const uint8_t* data, size_t size) {
 
 #if defined(__x86_64__)
 
-__attribute__((target("sse4.2"))) uint32_t ExtendByInstruction(uint32_t crc, const uint8_t* data, size_t size) {
+__attribute__((target("sse4.2,crc32"))) uint32_t ExtendByInstruction(uint32_t crc, const uint8_t* data, size_t size) {
   uint64_t wide = crc;
   for (; size >= 8; data += 8, size -= 8) wide = _mm_crc32_u64(wide, Load<uint64_t>(data));
   uint32_t narrow = static_cast<uint32_t>(wide);

@@ -5,6 +5,7 @@
 #include "model_file.h"
 
 #include <optional>
+#include <utility>
 
 #include "flatbuffer.h"
 #include "table.h"
@@ -105,9 +106,14 @@ Result<ModelFile> ReadModelFile(const Source& source) {
   if (!metadata.ok()) return metadata.status();
   std::string name;
   SF_ASSIGN_OR_RETURN(name, IndexName(metadata.value()));
-  SF_ASSIGN_OR_RETURN(model.files, ReadArchive(source));
-  for (const ArchivedFile& file : model.files) {
-    if (file.name == name) model.index = file;
+  std::vector<ArchivedFile> files;
+  SF_ASSIGN_OR_RETURN(files, ReadArchive(source));
+  for (ArchivedFile& file : files) {
+    if (file.name == name) {
+      model.index = std::move(file);
+    } else {
+      model.files.push_back(std::move(file));
+    }
   }
   if (model.index.size == 0) return Damaged("associated file " + name + " is missing; download the file again");
   return model;

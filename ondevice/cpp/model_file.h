@@ -12,7 +12,7 @@
 namespace searchforge {
 
 struct ModelFile {
-  std::vector<ArchivedFile> files;
+  std::vector<ArchivedFile> files;  // the associated files without the index
   ArchivedFile index;  // where the LevelDB table of the index is
 };
 

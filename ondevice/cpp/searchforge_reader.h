@@ -89,7 +89,7 @@ SF_API sf_status sf_metadata(const sf_index* index, uint32_t item, void* target,
 /* Reads the whole index and verifies every checksum, every code, and that every item has metadata. */
 SF_API sf_status sf_verify(const sf_index* index);
 
-/* Number of files inside the searcher, such as the tokenizer's vocabulary. 0 for an .ldb file. */
+/* Number of files inside the searcher without its index, such as the tokenizer's vocabulary. 0 for an .ldb file. */
 SF_API size_t sf_file_count(const sf_index* index);
 
 /* Returns the name of a file inside the searcher, valid until sf_close, and its size; NULL if there are fewer files. */

@@ -35,6 +35,7 @@ Result<Bytes> Source::Read(uint64_t offset, uint64_t length, std::vector<uint8_t
                    ", but has " + std::to_string(size_) + "; download it again");
   }
   const size_t count = static_cast<size_t>(length);
+  if (count != length) return Unsupported("the file has a part that is larger than this system's memory; use a smaller index");
   if (memory_ != nullptr) return Bytes{memory_ + offset, count};
   if (buffer.size() < count) buffer.resize(count);
   if (count > 0) {

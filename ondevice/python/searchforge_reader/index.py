@@ -121,8 +121,6 @@ class Index:
         for number in range(self._library.sf_file_count(self._opened())):
             size = ctypes.c_uint64()
             name = self._library.sf_file_name(self._opened(), number, ctypes.byref(size)).decode(errors="replace")
-            if name.endswith(".ldb"):
-                continue
             target = ctypes.create_string_buffer(size.value)
             check(self._library.sf_read_file(self._opened(), number, 0, size.value, target))
             contents[name] = target.raw
