@@ -14,7 +14,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from indexer.device.index_writer import write_index
 from indexer.encoding.encoded_shards import EncodedCorpus
+from searchforge.config import LutType
 from searchforge.processes import isolated
 from searchforge_reader import Index
 from tests import lookup_encoder
@@ -37,21 +38,24 @@ BASE, GROUPS = 7_000, 200
 @click.option("--code-bytes", default=96, show_default=True)
 @click.option("--partitions", default=4_000, show_default=True)
 @click.option("--searched", default=55, show_default=True, help="Partitions that a query searches.")
+@click.option("--lut-type", default="float", show_default=True, type=click.Choice(get_args(LutType)))
 @click.option("--queries", default=500, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Keeps the index here, and uses it again.")
-def main(count: int, code_bytes: int, partitions: int, searched: int, queries: int, folder: Path | None) -> None:
+def main(
+    count: int, code_bytes: int, partitions: int, searched: int, lut_type: LutType, queries: int, folder: Path | None
+) -> None:
     with tempfile.TemporaryDirectory(prefix="searchforge-bench-") as temporary:
         folder = folder or Path(temporary)
         folder.mkdir(exist_ok=True)
-        path = folder / f"{count}-{code_bytes}-{partitions}-{searched}.ldb"
+        path = folder / f"{count}-{code_bytes}-{partitions}-{searched}-{lut_type}.ldb"
         base, asked = _base(), folder / "queries.npy"
         np.save(asked, _queries(base, queries))
         if not path.is_file():
-            _write(np.concatenate(list(grow(base, count))), code_bytes, partitions, searched, path)
-            _write(base[:1], code_bytes, 1, 1, folder / "one.ldb")
+            _write(np.concatenate(list(grow(base, count))), code_bytes, partitions, searched, lut_type, path)
+            _write(base[:1], code_bytes, 1, 1, lut_type, folder / "one.ldb")
         report = _compare(path, folder / "one.ldb", np.load(asked), folder)
     shape = {"items": count, "code_bytes": code_bytes, "partitions": partitions, "searched": searched}
-    click.echo(json.dumps({**shape, **report}, indent=2))
+    click.echo(json.dumps({**shape, "lut_type": lut_type, **report}, indent=2))
 
 
 def _compare(path: Path, one: Path, queries: npt.NDArray[np.float32], folder: Path) -> dict[str, Any]:
@@ -123,7 +127,9 @@ def _normalised(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _write(vectors: npt.NDArray[np.float32], code_bytes: int, partitions: int, searched: int, path: Path) -> None:
+def _write(
+    vectors: npt.NDArray[np.float32], code_bytes: int, partitions: int, searched: int, lut_type: LutType, path: Path
+) -> None:
     """Writes an index whose centroids are vectors of the corpus, and whose codebooks are vectors' blocks."""
     rng = np.random.default_rng(2)
     centroids = vectors[rng.choice(len(vectors), partitions, replace=False)]
@@ -153,7 +159,7 @@ def _write(vectors: npt.NDArray[np.float32], code_bytes: int, partitions: int, s
         order=np.arange(len(vectors)),
         squared_error=0.0,
     )
-    write_index(encoded, centroids, codebooks, "float", (searched - 0.5) / partitions, True, "", path)
+    write_index(encoded, centroids, codebooks, lut_type, (searched - 0.5) / partitions, True, "", path)
 
 
 if __name__ == "__main__":
