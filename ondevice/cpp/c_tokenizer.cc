@@ -14,17 +14,26 @@ namespace {
 
 using searchforge::Bytes;
 using searchforge::Guarded;
+using searchforge::Result;
 using searchforge::Status;
+using searchforge::Tokenizer;
+
+Bytes View(const void* data, size_t size) { return {static_cast<const uint8_t*>(data), size}; }
+
+Status Open(Result<std::unique_ptr<Tokenizer>> made, sf_tokenizer** tokenizer) {
+  if (!made.ok()) return made.status();
+  *tokenizer = new sf_tokenizer{std::move(made.value())};
+  return {};
+}
 
 }  // namespace
 
 sf_status sf_open_bert_tokenizer(const void* vocabulary, size_t size, sf_tokenizer** tokenizer) {
-  return Guarded([=]() -> Status {
-    auto opened = std::make_unique<sf_tokenizer>();
-    SF_ASSIGN_OR_RETURN(opened->tokenizer, searchforge::NewBertTokenizer(Bytes{static_cast<const uint8_t*>(vocabulary), size}));
-    *tokenizer = opened.release();
-    return {};
-  });
+  return Guarded([=] { return Open(searchforge::NewBertTokenizer(View(vocabulary, size)), tokenizer); });
+}
+
+sf_status sf_open_regex_tokenizer(const char* pattern, const void* vocabulary, size_t size, sf_tokenizer** tokenizer) {
+  return Guarded([=] { return Open(searchforge::NewRegexTokenizer(pattern, View(vocabulary, size)), tokenizer); });
 }
 
 void sf_close_tokenizer(sf_tokenizer* tokenizer) { delete tokenizer; }

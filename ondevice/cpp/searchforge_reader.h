@@ -104,6 +104,10 @@ typedef struct sf_tokenizer sf_tokenizer;
 /* Makes the Task Library's BertTokenizer of a vocabulary, the `size` bytes of the model's vocab.txt, which are copied. */
 SF_API sf_status sf_open_bert_tokenizer(const void* vocabulary, size_t size, sf_tokenizer** tokenizer);
 
+/* Makes the Task Library's RegexTokenizer of a regular expression for what is between tokens, and a vocabulary whose lines have a
+ * word and its id. Expressions are those of RE2 that match no empty string, without assertions, flags and Unicode classes. */
+SF_API sf_status sf_open_regex_tokenizer(const char* pattern, const void* vocabulary, size_t size, sf_tokenizer** tokenizer);
+
 /* Closes a tokenizer, which no other thread may be using. NULL is allowed. */
 SF_API void sf_close_tokenizer(sf_tokenizer* tokenizer);
 

@@ -25,13 +25,18 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // Fills the tensors; what does not fit is cut off. A text may be any bytes, and ends at its first zero byte, if any. Returns
-  // how many tokens it has in the tensors: those behind are padding.
+  // Fills the tensors; what does not fit is cut off. A text may be any bytes. Returns how many tokens it has in the
+  // tensors: those behind are padding.
   virtual Result<size_t> Tokenize(std::string_view text, const TokenTensors& target) const = 0;
 };
 
 // Returns the BertTokenizer of a vocabulary with one word a line: [CLS], the word pieces of the lower-cased text, [SEP], padding.
+// A text ends at its first zero byte, if it has any.
 Result<std::unique_ptr<Tokenizer>> NewBertTokenizer(Bytes vocabulary);
+
+// Returns the RegexTokenizer of a regular expression, which matches what is between tokens, and a vocabulary with a word and its id
+// a line: <START> if the vocabulary has it, the tokens of the text, <PAD>.
+Result<std::unique_ptr<Tokenizer>> NewRegexTokenizer(std::string_view pattern, Bytes vocabulary);
 
 }  // namespace searchforge
 

@@ -1,24 +1,9 @@
 // Searches a file again and again, and counts the allocations once memory has been warmed up: there must be none.
 //
 //   allocations FILE
-#include <atomic>
-#include <new>
 
+#include "counted_allocations.h"
 #include "program.h"
-
-namespace {
-
-std::atomic<long> allocations{0};
-
-}  // namespace
-
-void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 

@@ -106,6 +106,10 @@ def test_any_bytes_are_a_vocabulary_and_a_text() -> None:
     run("tokens", 1_000, 1)
 
 
+def test_any_bytes_are_a_regular_expression_or_an_error() -> None:
+    run("regexes", 3_000, 1)
+
+
 def test_any_string_is_preprocessing_or_an_error_and_colours_survive_resizing() -> None:
     run("images", 200, 1)
 

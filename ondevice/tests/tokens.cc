@@ -1,25 +1,10 @@
 // Tokenizes random bytes with vocabularies of random bytes: each call must give tokens of the vocabulary, and allocate nothing.
 //
 //   tokens COUNT SEED
-#include <atomic>
-#include <new>
 #include <random>
 
+#include "counted_allocations.h"
 #include "program.h"
-
-namespace {
-
-std::atomic<long> allocations{0};
-
-}  // namespace
-
-void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 

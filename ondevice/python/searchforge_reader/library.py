@@ -97,6 +97,10 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "sf_file_count": (size, (index,)),
         "sf_file_name": (ctypes.c_char_p, (index, size, ctypes.POINTER(ctypes.c_uint64))),
         "sf_open_bert_tokenizer": (ctypes.c_int, (ctypes.c_char_p, size, ctypes.POINTER(ctypes.c_void_p))),
+        "sf_open_regex_tokenizer": (
+            ctypes.c_int,
+            (ctypes.c_char_p, ctypes.c_char_p, size, ctypes.POINTER(ctypes.c_void_p)),
+        ),
         "sf_close_tokenizer": (None, (ctypes.c_void_p,)),
         "sf_tokenize": (
             ctypes.c_int,

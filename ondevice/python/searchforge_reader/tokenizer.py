@@ -44,6 +44,19 @@ class Tokenizer:
         check(load().sf_open_bert_tokenizer(vocabulary, len(vocabulary), ctypes.byref(handle)))
         return cls(handle)
 
+    @classmethod
+    def regex(cls, pattern: str, vocabulary: bytes) -> Tokenizer:
+        """Returns the RegexTokenizer of a pattern for what is between tokens, and a vocabulary of words with their ids.
+
+        Raises:
+          ValueError: The pattern is not a regular expression.
+          UnsupportedFile: The pattern has assertions, flags, Unicode classes, or may match the empty string.
+          DamagedFile: A line of the vocabulary is not a word and a number, or <PAD> or <UNKNOWN> is missing.
+        """
+        handle = ctypes.c_void_p()
+        check(load().sf_open_regex_tokenizer(pattern.encode(), vocabulary, len(vocabulary), ctypes.byref(handle)))
+        return cls(handle)
+
     def tokenize(self, text: str | bytes, length: int) -> Tokens:
         """Tokenizes a text.
 
