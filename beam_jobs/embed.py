@@ -12,6 +12,7 @@ from typing import Any
 
 from beam_jobs.corpus.corpus import list_images, list_texts
 from beam_jobs.corpus.items import Item
+from beam_jobs.corpus.patterns import Exclusion
 from beam_jobs.embedding.embedder import EmbedOptions
 from beam_jobs.embedding.models import choose_backend
 from beam_jobs.embedding.pipeline import run_pipeline, threads_per_worker
@@ -119,13 +120,14 @@ def finished_run(config: Config, encoder: str, modality: Modality, listing: Corp
 
 
 def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
-    """Yields the items of `corpus.source` in the splits `corpus.splits`, with a progress count.
+    """Yields the items of `corpus.source` in the splits `corpus.splits`, and logs how many are left out.
 
     Raises:
       UsageError: There are no such items.
     """
     source = corpus_source(config)
-    items: Iterable[Item] = list_images(source) if modality == "images" else list_texts(source)
+    exclusion = Exclusion(config.corpus.exclude)
+    items: Iterable[Item] = (list_images if modality == "images" else list_texts)(source, exclusion)
     selected = None
     if config.corpus.splits:
         images = load_captions(config).images
@@ -137,8 +139,14 @@ def list_corpus(config: Config, modality: Modality) -> Iterator[Item]:
         if selected is None or item.id in selected:
             kept += 1
             yield item
+    if exclusion.count:
+        left_out = f"{exclusion.count} files and folders are left out, such as {exclusion.example}"
+        logger.info(f"corpus: {left_out} (corpus.exclude)")
+    if kept < listed:
+        logger.info(f"corpus: {listed - kept} of {listed} {modality} are in other splits (corpus.splits)")
     if not listed:
-        raise UsageError(f"corpus {source} is empty; check the path")
+        why = ": all of it is left out by corpus.exclude" if exclusion.count else "; check the path"
+        raise UsageError(f"corpus {source} is empty{why}")
     if not kept:
         raise UsageError(
             f"no item of corpus {source} is in split {', '.join(config.corpus.splits)}; "

@@ -145,6 +145,8 @@ class CorpusConfig(Section):
       source: Folder, glob, archive (TFRecords, tar) or list (text, CSV, TSV, JSONL), local or gs://. Default:
         `data.images`.
       splits: Splits of `data.captions` to keep; all if empty.
+      exclude: Names of files and folders to leave out, with wildcards: at any depth, or paths relative to the corpus if
+        they contain `/`. What a list names is not left out.
       max_bytes, max_pixels: Limits above which files and images are rejected without being decoded.
       max_reject_fraction: Largest accepted fraction of rejected items.
       max_unread_fraction: Largest accepted fraction of items that cannot be read for a reason that may pass, such as a
@@ -153,6 +155,7 @@ class CorpusConfig(Section):
 
     source: str | None = None
     splits: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = (".*", "@eaDir", "#recycle", "__MACOSX", "Thumbs.db", "desktop.ini")
     max_bytes: Count = 64 * 2**20
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = DEFAULT_MAX_PIXELS
     max_reject_fraction: Fraction = 0.5

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from beam_jobs.corpus.archives import is_archive, list_archive
-from beam_jobs.corpus.files import File, describe_file, find_files
+from beam_jobs.corpus.files import File, describe_file, find_files, local_path
 from beam_jobs.corpus.items import Item
+from beam_jobs.corpus.patterns import Exclusion
 from beam_jobs.corpus.reading import open_file
 from beam_jobs.corpus.tables import Row, is_table, read_rows
 from searchforge.errors import UsageError
@@ -29,38 +30,41 @@ _REQUESTS = 32
 """Number of concurrent lookups of remote files."""
 
 
-def list_images(source: str) -> Iterator[Item]:
+def list_images(source: str, exclusion: Exclusion | None = None) -> Iterator[Item]:
     """Yields every image of a corpus, in no particular order. Images known to be unusable have `reject` set.
 
     Args:
       source: A folder, a glob, an archive (.tar, .tfrecord), or a list of paths or URIs (plain lines, .csv, .tsv,
         .jsonl); local, gs://, or in any file system that Beam supports. Archives in folders and lists are opened.
+      exclusion: Names of files, folders and members of archives to leave out; what a list names is never left out.
 
     Raises:
       UsageError: The source does not exist, contains a compressed archive, or is a list that is not text or has no
         column of paths.
       JobError: A folder or a bucket cannot be listed.
     """
-    found = find_files(source)
+    exclusion = exclusion or Exclusion()
+    found = find_files(source, exclusion)
     if not isinstance(found, File):
-        return (item for file in found for item in _images_in(file, {}))
+        return (item for file in found for item in _images_in(file, {}, exclusion))
     if is_archive(found.path):
-        return list_archive(found, {})
+        return _images_in(found, {}, exclusion)
     expected = "a folder, a glob, an archive (.tar, .tfrecord) or a list of paths or URIs"
-    return _require_readable(_images_in_list(found), source, expected)
+    return _require_readable(_images_in_list(found, exclusion), source, expected)
 
 
-def list_texts(source: str) -> Iterator[Item]:
+def list_texts(source: str, exclusion: Exclusion | None = None) -> Iterator[Item]:
     """Yields every text of a corpus, one per line or table row, in no particular order.
 
     Args:
       source: A file (plain lines, .csv, .tsv, .jsonl), or a folder or glob of such files; local, gs://, or in any file
         system that Beam supports.
+      exclusion: Names of files and folders to leave out.
 
     Raises:
       UsageError, JobError: See `list_images`.
     """
-    found = find_files(source)
+    found = find_files(source, exclusion or Exclusion())
     if isinstance(found, File):
         expected = "a file with one text per line, a CSV, TSV or JSONL file, or a folder of such files"
         # Row numbers alone could equal ids that other rows of the table have.
@@ -88,15 +92,17 @@ def _require_readable(items: Iterator[Item], source: str, expected: str) -> Iter
         raise UsageError(f"corpus {source} cannot be used ({error.detail}); expected {expected}") from None
 
 
-def _images_in(file: File, metadata: dict[str, object]) -> Iterator[Item]:
+def _images_in(file: File, metadata: dict[str, object], exclusion: Exclusion) -> Iterator[Item]:
     if file.reject:
         return iter((_rejected_file(file),))
     if is_archive(file.path):
-        return list_archive(file, metadata)
+        members = len(file.id) + 1
+        items = list_archive(file, metadata)
+        return (item for item in items if item.id == file.id or not exclusion.excludes(item.id[members:]))
     return iter((Item(file.id, file.path, file.path, file.version, file.size, None, file.content, metadata),))
 
 
-def _images_in_list(listing: File) -> Iterator[Item]:
+def _images_in_list(listing: File, exclusion: Exclusion) -> Iterator[Item]:
     """Yields the images that a list of paths or URIs names."""
     folder = listing.path.rpartition("/")[0] or "/"
     rows = _rows(listing, PATH_COLUMNS)
@@ -110,16 +116,17 @@ def _images_in_list(listing: File) -> Iterator[Item]:
                     yield _rejected_row(listing, f"{listing.id}:{row.line}", row, "bad_line", "no path or URI")
                 else:
                     file = described.get(path) or describe_file(path)
-                    yield from _images_in_row(file._replace(id=row.id or row.value), row)
+                    yield from _images_in_row(file._replace(id=row.id or row.value), row, exclusion)
 
 
-def _images_in_row(file: File, row: Row) -> Iterator[Item]:
-    for item in _images_in(file, row.metadata):
+def _images_in_row(file: File, row: Row, exclusion: Exclusion) -> Iterator[Item]:
+    for item in _images_in(file, row.metadata, exclusion):
         yield replace(item, metadata_error=row.metadata_error) if row.metadata_error else item
 
 
 def _resolve(folder: str, value: str) -> str:
     """Returns the path or URI that a list in `folder` gives as `value`."""
+    value = local_path(value)
     if "://" in value or not value:
         return value
     return f"{folder}/{value}" if "://" in folder else os.path.normpath(os.path.join(folder, value))  # noqa: PTH118

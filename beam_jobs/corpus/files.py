@@ -6,22 +6,21 @@ Files are yielded as a stream, in the order of the file system, so that large fo
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import BadRequest, Forbidden
 
+from beam_jobs.corpus.patterns import WILDCARD, Exclusion, Glob
 from searchforge.errors import JobError, UsageError
 from searchforge.storage import buckets
 from searchforge.storage.base import GCS_SCHEME
 
 _NO_PERMISSION = "no permission to list the folder, whose files are left out; change its permissions or move it"
-
-_WILDCARD = re.compile(r"[*?\[]")
 
 
 class File(NamedTuple):
@@ -45,8 +44,10 @@ class File(NamedTuple):
     may_pass: bool = False
 
 
-def find_files(source: str) -> File | Iterator[File]:
+def find_files(source: str, exclusion: Exclusion) -> File | Iterator[File]:
     """Returns the file named `source`, or an iterator over the files in that folder or matching that glob.
+
+    A single file is never excluded.
 
     In a glob, `*` and `?` match within a folder, `**` across folders, and `[...]` matches one of several characters.
     A path that exists is not treated as a glob, and neither are the leading folders of a local glob that exist.
@@ -57,22 +58,46 @@ def find_files(source: str) -> File | Iterator[File]:
       UsageError: The file, folder or bucket does not exist, or `source` is not UTF-8.
       JobError: A folder or a bucket cannot be listed.
     """
+    source = local_path(source)
     if source.startswith(GCS_SCHEME):
-        return _bucket_source(source)
+        return _without(_bucket_source(source), exclusion)
     if "://" in source:
-        return _beam_source(source)
+        return _without(_beam_source(source), exclusion)
     path = os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111 (Path.resolve would follow links)
     if not _is_utf8(path):
         raise UsageError(f"corpus {_printable(path)} is not UTF-8; rename the file or folder")
     if os.path.isdir(path):  # noqa: PTH112
-        return _walk(path.rstrip("/"), None)
+        return _walk(path.rstrip("/"), None, exclusion)
     root = _existing_root(path)
-    if _WILDCARD.search(path[len(root) :]) and not os.path.lexists(path):
-        pattern = _Glob(path, root)
+    if WILDCARD.search(path[len(root) :]) and not os.path.lexists(path):
+        pattern = Glob(path, root)
         if not os.path.isdir(pattern.root or "/"):  # noqa: PTH112
             raise UsageError(f"corpus {source}: folder {pattern.root} does not exist; check the path")
-        return _walk(pattern.root, pattern)
+        return _walk(pattern.root, pattern, exclusion)
     return _local_source(source, path)
+
+
+def local_path(uri: str) -> str:
+    """Returns the path of a file:// URI (RFC 8089), and anything else unchanged."""
+    if not uri.startswith("file://"):
+        return uri
+    host, slash, path = uri.removeprefix("file://").partition("/")
+    return unquote(slash + path) if host in ("", "localhost") else uri
+
+
+def scheme_advice(uri: str) -> str:
+    """Returns what to do about a URI whose scheme Beam does not know."""
+    scheme = uri.partition("://")[0]
+    if scheme in ("http", "https"):
+        return "web addresses are not read; download the images, for example with img2dataset, and list the files"
+    extra = {"s3": "aws", "azfs": "azure"}.get(scheme)
+    if extra:
+        return f"{scheme}:// needs a file system for Beam: pip install 'apache-beam[{extra}]'"
+    return f"{scheme}:// is not supported; expected a path, file:///path or gs://bucket/name"
+
+
+def _without(found: File | Iterator[File], exclusion: Exclusion) -> File | Iterator[File]:
+    return found if isinstance(found, File) else (file for file in found if not exclusion.excludes(file.id))
 
 
 def describe_file(path: str) -> File:
@@ -93,65 +118,17 @@ def describe_file(path: str) -> File:
     return File(path, path, status.st_size, _local_version(status))
 
 
-class _Glob:
-    """A path with wildcards. Names are matched relative to `root`; default: the folder above the first wildcard."""
-
-    def __init__(self, path: str, root: str | None = None) -> None:
-        self.root = _WILDCARD.split(path)[0].rpartition("/")[0] if root is None else root
-        below = path[len(self.root) + 1 :]
-        self._matches = re.compile(_translate(below), re.DOTALL).fullmatch
-        parts = below.split("/")[:-1]
-        fixed_depth = next((depth for depth, part in enumerate(parts) if "**" in part), len(parts))
-        self._folders = [
-            re.compile(_translate("/".join(parts[: depth + 1])), re.DOTALL) for depth in range(fixed_depth)
-        ]
-        self._any_depth = "**" in below
-
-    def matches(self, name: str) -> bool:
-        """Returns whether a file matches."""
-        return self._matches(name) is not None
-
-    def enters(self, folder: str) -> bool:
-        """Returns whether files in or below a folder can match; other folders need not be listed."""
-        depth = folder.count("/")
-        if depth < len(self._folders):
-            return self._folders[depth].fullmatch(folder) is not None
-        return self._any_depth
-
-
 def _existing_root(path: str) -> str:
     """Returns the folder above the first part of a local path that has a wildcard and is not the name of a folder."""
     root, *parts = path.split("/")
     for part in parts[:-1]:
-        if _WILDCARD.search(part) and not os.path.isdir(f"{root}/{part}"):  # noqa: PTH112
+        if WILDCARD.search(part) and not os.path.isdir(f"{root}/{part}"):  # noqa: PTH112
             break
         root = f"{root}/{part}"
     return root
 
 
-def _translate(pattern: str) -> str:
-    """Translates a glob into a regular expression."""
-    tokens = re.compile(r"(\*\*/)|(\*\*)|(\*)|(\?)|\[([!^]?)(\]?[^\]]*)\]|(.)", re.DOTALL)
-
-    def expression(token: re.Match[str]) -> str:
-        double_star_slash, double_star, star, question_mark, negated, characters, literal = token.groups()
-        if double_star_slash:
-            return "(?:.*/)?"
-        if double_star:
-            return ".*"
-        if star:
-            return "[^/]*"
-        if question_mark:
-            return "[^/]"
-        if literal:
-            return re.escape(literal)
-        escaped = re.sub(r"([\\\[\]^&|~])", r"\\\1", characters)
-        return f"[{'^/' if negated else ''}{escaped}]"
-
-    return tokens.sub(expression, pattern)
-
-
-def _walk(root: str, pattern: _Glob | None) -> Iterator[File]:
+def _walk(root: str, pattern: Glob | None, exclusion: Exclusion) -> Iterator[File]:
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -162,9 +139,9 @@ def _walk(root: str, pattern: _Glob | None) -> Iterator[File]:
                     name = folder + entry.name
                     # A link to a folder could form a cycle: it is listed instead, and rejected when it is read.
                     if entry.is_dir(follow_symlinks=False):
-                        if pattern is None or pattern.enters(name):
+                        if (pattern is None or pattern.enters(name)) and not exclusion.excludes(name):
                             subfolders.append(f"{name}/")
-                    elif pattern is None or pattern.matches(name):
+                    elif (pattern is None or pattern.matches(name)) and not exclusion.excludes(name):
                         yield _local_file(name, entry)
         except OSError as error:
             if folder and isinstance(error, PermissionError):
@@ -236,11 +213,13 @@ def _describe_object(uri: str) -> File:
 def _bucket_source(source: str) -> File | Iterator[File]:
     with buckets.converted_errors(source):
         found = None if source.endswith("/") else buckets.find_object(source)
+        if found and not found.size and next(buckets.list_objects(f"{source}/"), None):
+            found = None  # an empty object that some tools create for a folder
     if found:
         return File(source.rpartition("/")[2], source, found.size, found.generation, found.content)
-    if _WILDCARD.search(source):
-        pattern = _Glob(source)
-        files = _list_bucket(_WILDCARD.split(source)[0], f"{pattern.root}/")
+    if WILDCARD.search(source):
+        pattern = Glob(source)
+        files = _list_bucket(WILDCARD.split(source)[0], f"{pattern.root}/")
         return (file for file in files if pattern.matches(file.id))
     folder = f"{source.rstrip('/')}/"
     return _list_bucket(folder, folder)
@@ -253,14 +232,14 @@ def _list_bucket(prefix: str, root: str) -> Iterator[File]:
 
 
 def _beam_source(source: str) -> File | Iterator[File]:
-    root = _Glob(source).root if _WILDCARD.search(source) else source.rstrip("/")
+    root = Glob(source).root if WILDCARD.search(source) else source.rstrip("/")
     try:
-        (result,) = FileSystems.match([source if _WILDCARD.search(source) else f"{root}/**"])
-    except ValueError as error:
-        raise UsageError(f"corpus {source} is in a file system that Beam does not support: {error}") from None
+        (result,) = FileSystems.match([source if WILDCARD.search(source) else f"{root}/**"])
+    except ValueError:
+        raise UsageError(f"corpus {source} cannot be used: {scheme_advice(source)}") from None
     except (BeamIOError, OSError) as error:
         raise JobError(f"corpus {source} cannot be listed: {error}") from None
-    if result.metadata_list or _WILDCARD.search(source):
+    if result.metadata_list or WILDCARD.search(source):
         found = (file for file in result.metadata_list if not file.path.endswith("/"))
         return (_file_from_metadata(file.path.removeprefix(f"{root}/"), file) for file in found)
     try:

@@ -1,6 +1,6 @@
 """Reads items and whole files from local disk, gs://, or any file system that Beam supports.
 
-Nothing is decompressed, whatever the name of the file.
+Nothing is decompressed, whatever the name of the file, except objects that are stored with `Content-Encoding: gzip`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from google.api_core.exceptions import NotFound
 
+from beam_jobs.corpus.files import scheme_advice
 from searchforge.image_decoding import RejectedInput
 from searchforge.storage import buckets
 from searchforge.storage.base import GCS_SCHEME
@@ -78,6 +79,8 @@ def open_file(file: str, version: str) -> Iterator[BinaryIO]:
                     yield io.BufferedReader(stream, _BUFFER)  # type: ignore[type-var]
             except NotFound as error:
                 raise RejectedInput("missing", str(error), may_pass=True) from error
+            except buckets.DECOMPRESSION_ERRORS as error:
+                raise RejectedInput("unreadable", f"{file}: {error}") from error
     else:
         with _open_with_beam(file) as other:
             yield other
@@ -141,6 +144,8 @@ def _open_with_beam(uri: str) -> BinaryIO:
         file: BinaryIO = FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
     except FileNotFoundError as error:
         raise RejectedInput("missing", str(error), may_pass=True) from error
-    except (BeamIOError, OSError, ValueError) as error:  # ValueError: Beam does not know the scheme
+    except (BeamIOError, OSError) as error:
         raise _unreadable(error) from error
+    except ValueError as error:  # Beam does not know the scheme
+        raise RejectedInput("unreadable", scheme_advice(uri)) from error
     return file

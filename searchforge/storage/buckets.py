@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from google.api_core.exceptions import Forbidden, NotFound, RequestRangeNotSatisfiable, Unauthorized
 from google.auth.exceptions import GoogleAuthError
@@ -16,6 +18,14 @@ from searchforge.storage.gcs_client import ERRORS, RetryPolicy, gcs_client, spli
 
 POLICY = RetryPolicy(timeout_seconds=(5.0, 30.0), retry_seconds=45.0)
 """Enough for a busy service, without waiting for minutes for each item when it cannot be reached."""
+
+
+DECOMPRESSION_ERRORS = (gzip.BadGzipFile, zlib.error, EOFError)
+"""Errors that reading a compressed object may raise if it is damaged."""
+
+_GZIP = "gzip"
+_MAX_DECOMPRESSED = 2**30
+"""Size limit in bytes of a decompressed object for which the caller gives none."""
 
 
 class BucketObject(NamedTuple):
@@ -63,25 +73,38 @@ def find_object(uri: str) -> BucketObject | None:
 def read_object(uri: str, start: int = 0, stop: int | None = None) -> bytes:
     """Returns the bytes from `start` up to `stop`, or fewer if the object ends earlier; by default all of them.
 
+    An object that is stored with `Content-Encoding: gzip` is decompressed.
+
     Raises:
       The same errors as `find_object`; a missing object is NotFound, one of `ERRORS`.
+      ValueError: The object is compressed and `start` is not 0.
     """
     bucket, name = split_uri(uri)
     blob = gcs_client().bucket(bucket).blob(name)
-    try:  # raw: objects stored with Content-Encoding gzip are not decompressed
+    try:  # raw, because the client would decompress without a limit
         end = None if stop is None else stop - 1
         data: bytes = blob.download_as_bytes(start=start, end=end, raw_download=True, **POLICY.options)
     except RequestRangeNotSatisfiable:  # the object ends before `start`
         return b""
+    if blob.content_encoding == _GZIP and start:
+        raise ValueError(
+            f"{uri} is stored with Content-Encoding: gzip, so parts of it cannot be read; store it uncompressed"
+        )
+    if blob.content_encoding == _GZIP:
+        data = _decompressed(data, stop or _MAX_DECOMPRESSED)
     return data if stop is None else data[: stop - start]
 
 
 def open_object(uri: str, generation: str) -> BinaryIO:
-    """Opens one generation of an object for sequential reading; reads raise one of `ERRORS`."""
+    """Opens one generation of an object for sequential reading; reads raise one of `ERRORS`.
+
+    An object that is stored with `Content-Encoding: gzip` is decompressed; reads then also raise DECOMPRESSION_ERRORS.
+    """
     bucket, name = split_uri(uri)
     blob = gcs_client().bucket(bucket).blob(name, generation=int(generation) if generation else None)
+    blob.reload(**POLICY.options)
     file: BinaryIO = blob.open("rb", chunk_size=POLICY.chunk_bytes, raw_download=True, **POLICY.options)
-    return file
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if blob.content_encoding == _GZIP else file
 
 
 @contextmanager
@@ -109,6 +132,16 @@ def converted_errors(uri: str) -> Iterator[None]:
         raise JobError(
             f"{bucket} cannot be reached ({_first_line(error)}); check the network, then run again"
         ) from None
+
+
+def _decompressed(data: bytes, limit: int) -> bytes:
+    """Returns at most `limit` decompressed bytes; returns damaged or truncated data unchanged."""
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        found = stream.decompress(data, limit)
+    except zlib.error:
+        return data
+    return found if stream.eof or len(found) == limit else data
 
 
 def _object(bucket: str, blob: Any) -> BucketObject:

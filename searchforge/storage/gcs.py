@@ -243,7 +243,8 @@ class GcsStorage(Storage):
             data = blob.download_as_bytes(checksum="crc32c", **self.policy.options)
         except NotFound as error:
             raise FileNotFoundError(f"{self.root}/{path}") from error
-        if crc32c(data) != blob.crc32c:  # the client does not verify resumed downloads
+        # The client does not verify resumed downloads. A checksum is that of the stored bytes, which may be compressed.
+        if not blob.content_encoding and crc32c(data) != blob.crc32c:
             raise _RetryableError("the download was damaged")
         return data, str(blob.generation)
 

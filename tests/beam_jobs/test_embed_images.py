@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -155,6 +156,21 @@ def test_an_empty_corpus_is_refused(workspace: Workspace, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="is empty"):
         embed_images(embed_config(workspace, tmp_path / "empty"), "tiny")
+
+
+def test_what_is_left_out_by_name_is_counted(
+    workspace: Workspace, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos / ".thumbnails").mkdir()
+    (photos / ".thumbnails" / "00.png").write_bytes(png(1))
+    (photos / "sub" / "._01.png").write_bytes(b"resource fork")
+    config = embed_config(workspace, photos)
+    with caplog.at_level("INFO"):
+        assert len(list(list_corpus(config, "images"))) == 20
+    assert re.search(r"2 files and folders are left out, such as \S+ \(corpus.exclude\)", caplog.text)
+    assert len(list(list_corpus(embed_config(workspace, photos, corpus__exclude=[]), "images"))) == 22
+    with pytest.raises(UsageError, match=r"is empty: all of it is left out by corpus.exclude"):
+        list(list_corpus(embed_config(workspace, photos, corpus__exclude=["*"]), "images"))
 
 
 def test_of_items_with_one_id_the_first_is_embedded_and_the_others_are_rejects(

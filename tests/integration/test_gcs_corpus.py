@@ -12,6 +12,7 @@ import pytest
 
 from beam_jobs.corpus.corpus import list_images, list_texts
 from beam_jobs.corpus.items import Item
+from beam_jobs.corpus.patterns import Exclusion
 from beam_jobs.corpus.reading import read_bytes
 from beam_jobs.embed import EmbedMethod
 from beam_jobs.embed_images import embed_images
@@ -114,12 +115,9 @@ def test_archives_can_be_in_a_bucket(bucket: str) -> None:
     assert _bytes(items["cut.tar/0.jpg"]) == images["0.jpg"]
 
 
-def test_objects_are_read_without_decompression(bucket: str) -> None:
-    data = gzip.compress(b"text" * 100, mtime=0)
-    blob = gcs_client().bucket(bucket.removeprefix("gs://")).blob("a.txt")
-    blob.content_encoding = "gzip"
-    blob.upload_from_string(data)
-    _write(bucket, {"empty": b""})
+def test_parts_of_objects_are_read(bucket: str) -> None:
+    data = random.Random(0).randbytes(400)
+    _write(bucket, {"a.txt": data, "empty": b""})
     assert read_bytes(f"{bucket}/a.txt", 1000) == data
     assert read_bytes(f"{bucket}/a.txt", 1000, 3, 5) == data[3:8]
     assert read_bytes(f"{bucket}/empty", 10) == b""
@@ -132,6 +130,42 @@ def test_objects_are_read_without_decompression(bucket: str) -> None:
     }.items():
         with pytest.raises(RejectedInput, match=reason):
             read_bytes(*arguments)  # type: ignore[arg-type]
+
+
+def test_objects_that_are_stored_with_gzip_are_decompressed_up_to_the_limit(bucket: str) -> None:
+    def write(name: str, data: bytes) -> None:
+        blob = gcs_client().bucket(bucket.removeprefix("gs://")).blob(name)
+        blob.content_encoding = "gzip"
+        blob.upload_from_string(data)
+
+    photo, damaged = png(1), gzip.compress(random.Random(0).randbytes(10**5))[:50_000]
+    write("photos/a.png", gzip.compress(photo))
+    write("photos/bomb.png", gzip.compress(b"0" * 10**7))
+    write("photos/damaged.png", damaged)
+    write("list.csv", gzip.compress(f"path,id\n{bucket}/photos/a.png,7\n".encode()))
+    write("damaged.csv", damaged)
+    assert read_bytes(f"{bucket}/photos/a.png", 10**6) == open_storage(bucket).read("photos/a.png") == photo
+    assert read_bytes(f"{bucket}/photos/damaged.png", 10**6) == damaged
+    with pytest.raises(RejectedInput, match="too_large"):
+        read_bytes(f"{bucket}/photos/bomb.png", 10**6)
+    with pytest.raises(RejectedInput, match="stored with Content-Encoding: gzip"):
+        read_bytes(f"{bucket}/photos/a.png", 1000, 3, 5)
+    assert _images(f"{bucket}/list.csv").keys() == {"7"}
+    with pytest.raises(UsageError, match=r"corpus \S+/damaged.csv cannot be used"):
+        _images(f"{bucket}/damaged.csv")
+
+
+def test_an_empty_object_with_the_name_of_a_folder_does_not_hide_it(bucket: str) -> None:
+    _write(bucket, {"photos": b"", "photos/": b"", "photos/a.jpg": b"a", "empty.txt": b""})
+    assert _images(f"{bucket}/photos").keys() == {"a.jpg"}
+    assert _images(f"{bucket}/empty.txt") == {}
+
+
+def test_names_to_leave_out_apply_to_objects(bucket: str) -> None:
+    _write(bucket, dict.fromkeys(["a.jpg", ".thumbs/a.jpg", "b/@eaDir/c.jpg/x.jpg", "b/c.jpg"], b"x"))
+    exclusion = Exclusion((".*", "@eaDir"))
+    assert {item.id for item in list_images(bucket, exclusion)} == {"a.jpg", "b/c.jpg"}
+    assert exclusion.count == 2
 
 
 def test_a_missing_bucket_is_reported(bucket: str) -> None:

@@ -16,12 +16,15 @@ from apache_beam.io.localfilesystem import LocalFileSystem
 
 from beam_jobs.corpus.corpus import list_images, list_texts
 from beam_jobs.corpus.items import Item
+from beam_jobs.corpus.patterns import Exclusion
 from beam_jobs.corpus.reading import read_bytes
 from searchforge.captions.formats import MAX_LINE
+from searchforge.config import load_config
 from searchforge.errors import JobError, UsageError
 from searchforge.image_decoding import RejectedInput
 from searchforge.storage import buckets
 from searchforge.storage.gcs_client import RetryPolicy
+from tests.beam_jobs.corpus.test_archives import tar_bytes
 
 
 def _images(source: Path | str) -> dict[str, Item]:
@@ -55,6 +58,45 @@ def test_a_folder_lists_every_file_below_it(tmp_path: Path) -> None:
         assert item.uri == item.file == str(tmp_path / id)
         assert (item.size, item.version) == (status.st_size, f"{status.st_size}:{status.st_mtime_ns}")
         assert (item.offset, item.content, item.metadata, item.reject, item.text) == (None, "", {}, "", None)
+
+
+def test_files_and_folders_are_left_out_by_name(tmp_path: Path) -> None:
+    kept = {"a.jpg", "sub/b.jpg", "sub/deep/raw/x.jpg", "eaDir/c.jpg"}
+    thumbnails = {".thumbnails/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "sub/@eaDir/b.jpg"}
+    _write(tmp_path, *kept, *thumbnails, "._a.jpg", "Thumbs.db", "sub/Thumbs.db", "raw/y.jpg", "sub/draft-1.jpg")
+    exclusion = Exclusion((*load_config(None, {}).corpus.exclude, "raw/*", "sub/draft-*.jpg/"))
+    assert {item.id for item in list_images(str(tmp_path), exclusion)} == kept
+    assert exclusion.count == 8, "a folder counts once"
+    globbed = Exclusion(("@eaDir",))
+    assert {item.id for item in list_images(f"{tmp_path}/**/b.jpg", globbed)} == {"sub/b.jpg"}
+
+
+def test_names_to_leave_out_apply_to_members_of_archives_but_not_to_lists(tmp_path: Path) -> None:
+    members = [("a.jpg", b"a"), ("__MACOSX/._a.jpg", b"b"), ("sub/.b.jpg", b"c")]
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+    (tmp_path / ".hidden.jpg").write_bytes(b"d")
+    (tmp_path / "list.txt").write_text(".hidden.jpg\n")
+    kept = {"x.tar": {"x.tar/a.jpg"}, "": {"x.tar/a.jpg", "list.txt"}, "list.txt": {".hidden.jpg"}}
+    for source, ids in kept.items():
+        assert {item.id for item in list_images(str(tmp_path / source), Exclusion((".*", "__MACOSX")))} == ids
+
+
+def test_a_pattern_that_is_not_valid_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"pattern '\*\*/\[z-a\]' is not valid"):
+        Exclusion(("[z-a]",))
+    with pytest.raises(UsageError, match=r"pattern '\[z-a\].jpg' is not valid"):
+        _images(tmp_path / "[z-a].jpg")
+
+
+def test_file_uris_are_paths_and_other_schemes_get_advice(tmp_path: Path) -> None:
+    _write(tmp_path, "a b.jpg")
+    lines = [f"file://{tmp_path}/a%20b.jpg", "https://example.org/c.jpg", "s3://bucket/d.jpg", "odd://e.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    items = _images(f"file://{tmp_path}/list.txt")
+    assert read_bytes(items[lines[0]].file, 100) == b"a b.jpg"
+    for line, advice in zip(lines[1:], ("download the images", r"apache-beam\[aws\]", "odd:// is not"), strict=True):
+        with pytest.raises(RejectedInput, match=advice):
+            read_bytes(items[line].file, 100)
 
 
 def test_a_version_changes_with_the_file(tmp_path: Path) -> None:
@@ -220,7 +262,9 @@ def test_a_missing_corpus_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UsageError, match=message):
             _images(tmp_path / name)
-    with pytest.raises(UsageError, match="file system that Beam does not support"):
+    with pytest.raises(
+        UsageError, match="nothing:// is not supported; expected a path, file:///path or gs://bucket/name"
+    ):
         _images("nothing://here")
 
 
