@@ -82,16 +82,18 @@ def test_mistaken_queries_are_refused(tmp_path: Path) -> None:
     with Index(small_indexes.write(case, tmp_path)) as index:
         with pytest.raises(ValueError, match="the query has 47 dimensions, expected 48"):
             index.search(query[1:])
-        with pytest.raises(ValueError, match="41 partitions were asked for, but the index has 40"):
-            index.search(query, partitions=41)
+        for partitions in (0, 41, 2**32 + 1):
+            with pytest.raises(ValueError, match=f"partitions {partitions}, expected .* None or 1 to 40"):
+                index.search(query, partitions=partitions)
         with pytest.raises(ValueError, match="k 0"):
             index.search(query, k=0)
         with pytest.raises(ValueError, match="NaN or infinity"):
             index.search(np.full_like(query, np.nan))
         with pytest.raises(ValueError, match="too large for scores"):
             index.search(np.full_like(query, 3e38))
-        with pytest.raises(ValueError, match="item 3000 was asked for, but the index has 3000 items"):
-            index.metadata(3_000)
+        for item in (-1, 3_000, 2**32):
+            with pytest.raises(ValueError, match=f"item {item} was asked for, but the index has 3000 items"):
+                index.metadata(item)
     with pytest.raises(ValueError, match="the index is closed"):
         index.search(query)
 

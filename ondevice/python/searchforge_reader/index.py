@@ -87,9 +87,9 @@ class Index:
           DamagedFile: A part of the file that the query needs is damaged.
         """
         query = np.ascontiguousarray(vector, np.float32)
-        if query.ndim != 1 or k < 1 or (partitions is not None and partitions < 1):
+        if query.ndim != 1 or k < 1 or not (partitions is None or 1 <= partitions <= self.partitions):
             raise ValueError(
-                f"a vector of shape {query.shape}, k {k} and partitions {partitions}, expected [{self.dim}], "
+                f"a vector of shape {list(query.shape)}, k {k} and partitions {partitions}, expected [{self.dim}], "
                 f"1 or more, and None or 1 to {self.partitions}"
             )
         hits, found = (RawHit * min(k, max(self.items, 1)))(), ctypes.c_size_t()
@@ -107,6 +107,8 @@ class Index:
           ValueError: There are fewer items.
           DamagedFile: The metadata is damaged.
         """
+        if not 0 <= item < self.items:
+            raise ValueError(f"item {item} was asked for, but the index has {self.items} items, numbered from 0")
         room = _METADATA_BYTES
         while True:
             target, length = ctypes.create_string_buffer(room), ctypes.c_size_t()
