@@ -3,12 +3,9 @@
 #include <utility>
 
 #include "c_error.h"
+#include "c_handles.h"
+#include "model_tokenizer.h"
 #include "searchforge_reader.h"
-#include "tokenizer.h"
-
-struct sf_tokenizer {
-  std::unique_ptr<searchforge::Tokenizer> tokenizer;
-};
 
 namespace {
 
@@ -27,6 +24,10 @@ Status Open(Result<std::unique_ptr<Tokenizer>> made, sf_tokenizer** tokenizer) {
 }
 
 }  // namespace
+
+sf_status sf_open_tokenizer(const sf_index* index, sf_tokenizer** tokenizer) {
+  return Guarded([=] { return Open(searchforge::ReadTokenizer(index->index->source(), index->index->files()), tokenizer); });
+}
 
 sf_status sf_open_bert_tokenizer(const void* vocabulary, size_t size, sf_tokenizer** tokenizer) {
   return Guarded([=] { return Open(searchforge::NewBertTokenizer(View(vocabulary, size)), tokenizer); });

@@ -87,6 +87,14 @@ Result<FlatTable> FlatTable::Element(const FlatVector& vector, uint32_t number) 
   return FlatTable(region_, position);
 }
 
+Result<std::optional<FlatTable>> FlatTable::Child(unsigned field) const {
+  uint64_t position;
+  SF_ASSIGN_OR_RETURN(position, Field(field));
+  if (position == 0) return std::optional<FlatTable>();
+  SF_ASSIGN_OR_RETURN(position, Follow(position));
+  return std::optional<FlatTable>(FlatTable(region_, position));
+}
+
 Result<std::string> FlatTable::Text(unsigned field) const {
   FlatVector text;
   SF_ASSIGN_OR_RETURN(text, Vector(field, 1));

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,8 @@ class FlatTable {
   Result<FlatVector> Vector(unsigned field, unsigned width) const;
   // Returns element `number` < count of a vector of tables.
   Result<FlatTable> Element(const FlatVector& vector, uint32_t number) const;
+  // Returns the table to which a field refers, if it is present.
+  Result<std::optional<FlatTable>> Child(unsigned field) const;
   // Returns a vector of bytes as a region of its own.
   Result<FlatRegion> Nested(unsigned field) const;
 

@@ -6,12 +6,8 @@
 #include <utility>
 
 #include "c_error.h"
-#include "index.h"
+#include "c_handles.h"
 #include "source.h"
-
-struct sf_index {
-  std::unique_ptr<searchforge::Index> index;
-};
 
 namespace {
 

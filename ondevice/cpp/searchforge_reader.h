@@ -101,6 +101,10 @@ SF_API sf_status sf_read_file(const sf_index* index, size_t number, uint64_t off
 /* A tokenizer: from a text to the input tensors of a text encoder. sf_tokenize may be called on it from several threads at once. */
 typedef struct sf_tokenizer sf_tokenizer;
 
+/* Makes the tokenizer of a searcher's encoder. SF_UNSUPPORTED if it has none, or one that this library lacks. The index may be closed
+ * before the tokenizer is. */
+SF_API sf_status sf_open_tokenizer(const sf_index* index, sf_tokenizer** tokenizer);
+
 /* Makes the Task Library's BertTokenizer of a vocabulary, the `size` bytes of the model's vocab.txt, which are copied. */
 SF_API sf_status sf_open_bert_tokenizer(const void* vocabulary, size_t size, sf_tokenizer** tokenizer);
 

@@ -65,6 +65,19 @@ int ReadCopy(void* context, uint64_t offset, size_t length, void* target) {
   return 0;
 }
 
+// Tokenizes a text, if the file has an intact tokenizer.
+void UseTokenizer(const sf_index* index) {
+  sf_tokenizer* tokenizer;
+  if (sf_open_tokenizer(index, &tokenizer) != SF_OK) return;
+  constexpr size_t kLength = 8;
+  const std::string text = "q1, q0 q10";
+  int32_t ids[kLength];
+  size_t used;
+  const sf_status status = sf_tokenize(tokenizer, text.data(), text.size(), kLength, ids, nullptr, nullptr, &used);
+  REQUIRE(status == SF_OK && used <= kLength, "%s", sf_error_message());
+  sf_close_tokenizer(tokenizer);
+}
+
 // Opens and uses a copy whose memory ends where the file does. Returns whether every step succeeded.
 bool Survives(const FileBytes& file, bool in_memory, Answer* answer) {
   const std::unique_ptr<uint8_t[]> copy(new uint8_t[file.size()]);
@@ -85,6 +98,7 @@ bool Survives(const FileBytes& file, bool in_memory, Answer* answer) {
     std::vector<uint8_t> content(size);
     REQUIRE(sf_read_file(index, number, 0, size, content.data()) == SF_OK, "%s", sf_error_message());
   }
+  UseTokenizer(index);
   const bool verified = sf_verify(index) == SF_OK;
   sf_close(index);
   return searched && all && verified;

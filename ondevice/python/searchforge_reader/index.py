@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from searchforge_reader.library import RawHit, check, load
+from searchforge_reader.tokenizer import Tokenizer
 
 _LOOKUP_TYPES = ("float", "int16", "int8")
 _METADATA_BYTES = 1024
@@ -127,6 +128,17 @@ class Index:
             check(self._library.sf_read_file(self._opened(), number, 0, size.value, target))
             contents[name] = target.raw
         return contents
+
+    def tokenizer(self) -> Tokenizer:
+        """Returns the tokenizer of a text searcher's encoder, which outlives the index.
+
+        Raises:
+          UnsupportedFile: The file has no tokenizer, or one that the library lacks.
+          DamagedFile: The tokenizer is damaged.
+        """
+        tokenizer = ctypes.c_void_p()
+        check(self._library.sf_open_tokenizer(self._opened(), ctypes.byref(tokenizer)))
+        return Tokenizer(tokenizer)
 
     def verify(self) -> None:
         """Reads the whole index and verifies every checksum, every code, and that every item has metadata.

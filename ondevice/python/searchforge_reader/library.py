@@ -96,6 +96,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "sf_verify": (ctypes.c_int, (index,)),
         "sf_file_count": (size, (index,)),
         "sf_file_name": (ctypes.c_char_p, (index, size, ctypes.POINTER(ctypes.c_uint64))),
+        "sf_open_tokenizer": (ctypes.c_int, (index, ctypes.POINTER(ctypes.c_void_p))),
         "sf_open_bert_tokenizer": (ctypes.c_int, (ctypes.c_char_p, size, ctypes.POINTER(ctypes.c_void_p))),
         "sf_open_regex_tokenizer": (
             ctypes.c_int,
