@@ -67,7 +67,7 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
         return workspace.marker("searchers", id)
     encoders = _verified_encoders(workspace.local("encoders", bundle.id), bundle)
     logger.info(
-        f"indexing {manifest.records:,} images of embeddings {manifest.id}; a full build takes about "
+        f"indexing {manifest.records:,} {manifest.modality} of embeddings {manifest.id}; a full build takes about "
         f"{_estimated_seconds(manifest.records, texts):.0f} s on two cores"
     )
     stopwatch = Stopwatch()
@@ -113,9 +113,9 @@ def summary(report: dict[str, Any]) -> str:
     sizes = {kind: report["sizes"].get(name) for kind, name in SEARCHERS.items()}
     searchers = ", ".join(f"{kind} searcher {size / 1e6:.1f} MB" for kind, size in sizes.items() if size)
     return (
-        f"searchers/{report['id']}: {report['images']:,} images, {recall}"
+        f"searchers/{report['id']}: {report['images']:,} items, {recall}"
         f"{IndexParameters(**report['parameters']).summary}, "
-        f"{report['bytes_per_image']:.0f} bytes per image, "
+        f"{report['bytes_per_image']:.0f} bytes per item, "
         f"{searchers}; {report['seconds']['total']:.1f} s"
     )
 

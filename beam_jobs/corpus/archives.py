@@ -170,7 +170,11 @@ def _items_of_sample(archive: File, metadata: dict[str, Any], sample: _Sample) -
         yield _item(archive, image.name, image.offset, image.size, metadata=found, metadata_error=error)
     if not sample.images:
         for member in sample.metadata_members:
-            detail = "no image with this stem is near; store the members of a sample next to each other"
+            stem = member.name.rpartition(".")[0]
+            detail = (
+                f"no neighbouring member is an image {stem}.<extension>, with the same name up to the last dot; store "
+                "the members of a sample next to each other"
+            )
             yield _rejected(archive, member, "orphan_metadata", detail)
 
 

@@ -55,10 +55,10 @@ def open_corpus(workspace: Workspace, manifest: Manifest, download: bool = True)
 
 
 def require_images(manifest: Manifest) -> None:
-    """Raises UsageError if an embedding run contains no images."""
+    """Raises UsageError if an embedding run contains no items."""
     if not manifest.records:
         raise UsageError(
-            f"embeddings {manifest.id} contain no images ({manifest.inputs} inputs, {manifest.rejected} rejected: "
+            f"embeddings {manifest.id} contain no items ({manifest.inputs} inputs, {manifest.rejected} rejected: "
             f"{manifest.rejected_by_reason}); there is nothing to index"
         )
 

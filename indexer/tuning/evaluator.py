@@ -60,7 +60,7 @@ class TradeoffPoint:
     def summary(self) -> str:
         """Human-readable description."""
         return (
-            f"recall@10 {self.recall:.3f}, {self.bytes_per_image:.0f} bytes per image, {self.search_ms:.2f} ms per "
+            f"recall@10 {self.recall:.3f}, {self.bytes_per_image:.0f} bytes per item, {self.search_ms:.2f} ms per "
             f"search ({self.parameters.summary})"
         )
 

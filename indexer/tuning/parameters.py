@@ -54,7 +54,7 @@ def require_valid_settings(config: IndexConfig, items: int, dim: int) -> None:
     """Raises UsageError if configured parameters contradict the corpus."""
     if config.partitions and config.partitions > items:
         raise UsageError(
-            f"index.partitions is {config.partitions}, but the corpus has {items} images; set it to at most {items}, "
+            f"index.partitions is {config.partitions}, but the corpus has {items} items; set it to at most {items}, "
             "or omit it"
         )
     if config.code_bytes and config.code_bytes > dim:

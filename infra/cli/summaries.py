@@ -69,7 +69,7 @@ def release(found: Release) -> str:
     figures = found.figures
     live = f" is live in {', '.join(found.channels)}" if found.live else ""
     rejects = f", {describe_rejects(found.rejected)}" if found.rejected else ""
-    lines = [f"release {found.id}{live}", f"  images          {figures.get('images', '?')}{rejects}"]
+    lines = [f"release {found.id}{live}", f"  items           {figures.get('images', '?')}{rejects}"]
     for name, (label, meaning) in _FIGURES.items():
         if figures.get(name) is not None:
             lines.append(f"  {label:<15} {figures[name]:.4g} {meaning}")
@@ -82,7 +82,7 @@ _FIGURES = {
     "r_at_5": ("R@5", "of held-out captions"),
     "r_at_10": ("R@10", "of held-out captions"),
     "latency_p50_ms": ("latency", "ms per query on one thread (median)"),
-    "bytes_per_image": ("size", "bytes per image"),
+    "bytes_per_image": ("size", "bytes per item"),
 }
 """Labels and meanings of the figures shown, by name."""
 
@@ -92,7 +92,7 @@ def releases(found: ReleaseListing) -> str:
     lines = []
     if found.releases:
         lines.append(
-            f"{'release':<18}{'published':<21}{'images':>9}{'recall@10':>11}{'ms':>8}{'MB':>8}  {'encoder':<18}channels"
+            f"{'release':<18}{'published':<21}{'items':>9}{'recall@10':>11}{'ms':>8}{'MB':>8}  {'encoder':<18}channels"
         )
     for entry in found.releases:
         live = ", ".join([*entry.channels, *(f"withdrawn from {channel}" for channel in entry.withdrawn)])
@@ -135,7 +135,7 @@ def status(found: Status) -> str:
         lines.append(f"  {label:<15} {text}")
 
     for channel, release in found.live.items():
-        size = release.damaged or f"{release.figures.get('images', '?')} images, {_ago(release.created, found.time)}"
+        size = release.damaged or f"{release.figures.get('images', '?')} items, {_ago(release.created, found.time)}"
         line(f"live {channel}", f"{release.id}, {printable(size)}")
     if not found.live:
         line("live", "no release yet")

@@ -83,7 +83,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     for release in served.values():
-        logger.info(f"release {release.id}: {release.release.figures.get('images', '?')} images")
+        logger.info(f"release {release.id}: {release.release.figures.get('images', '?')} items")
     logger.info(f"opening the searchers in {service.pool.workers} workers")
     opening: asyncio.Future[Any] = asyncio.ensure_future(asyncio.to_thread(service.pool.start))
     stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from searchforge.artifacts.workspace import Workspace
-from searchforge.captions.caption_files import CaptionsFile, find_captions_files
+from searchforge.captions.caption_files import find_captions_files
 from searchforge.captions.content_hashes import content_hashes
 from searchforge.captions.formats import CaptionRow, CaptionRows, Reject
 from searchforge.captions.image_folder import ImageFolder, open_image_folder
@@ -95,14 +95,18 @@ class Split:
 
 def has_captions(data: DataConfig) -> bool:
     """Returns whether captioned images are configured."""
-    return bool(data.captions and (data.images or all(is_tfrecord(name) for name in data.captions)))
+    return bool(data.captions and (data.images or _contain_images(data)))
+
+
+def _contain_images(data: DataConfig) -> bool:
+    return all(is_tfrecord(name) for name in data.captions)
 
 
 def image_folder(config: Config) -> str:
     """Returns the folder of the captioned images: `data.images`, or the folder that TFRecords are unpacked to.
 
     Raises:
-      UsageError: Neither is configured, or a captions file does not exist.
+      UsageError: Neither is configured, or TFRecords cannot be read.
     """
     data = config.data
     if not has_captions(data):
@@ -110,8 +114,10 @@ def image_folder(config: Config) -> str:
             "captioned images are required; set data.captions (--captions: COCO captions JSON, CSV, TSV, JSON Lines or "
             "TFRecords) and, except for TFRecords, data.images (--images)"
         )
-    files = find_captions_files(data.captions, _cache(config))
-    return _unpacked(files, config) or str(data.images)
+    if not _contain_images(data):
+        return str(data.images)
+    cache = _cache(config)
+    return str(unpack([file.path for file in find_captions_files(data.captions, cache)], cache))
 
 
 def image_reader(config: Config) -> ImageReader:
@@ -272,17 +278,11 @@ def _cache(config: Config) -> Path:
     return Workspace(config.workspace).cache("captions")
 
 
-def _unpacked(files: Sequence[CaptionsFile], config: Config) -> str | None:
-    """Returns the folder that TFRecords are unpacked to; None for other captions files."""
-    return str(unpack([file.path for file in files], _cache(config))) if is_tfrecord(files[0].name) else None
-
-
 def _rows(config: Config, folder: ImageFolder) -> CaptionRows:
-    files = find_captions_files(config.data.captions, _cache(config))
-    if is_tfrecord(files[0].name):
+    if _contain_images(config.data):
         yield from read_unpacked(Path(folder.root))
         return
-    for file in files:
+    for file in find_captions_files(config.data.captions, _cache(config)):
         split = _split_of(file.path, config.data)
         for item in file.rows():
             if split and isinstance(item, CaptionRow):

@@ -203,13 +203,13 @@ def test_a_shard_with_a_flipped_bit_is_an_error(corpus: TinyCorpus) -> None:
 
 @pytest.mark.parametrize("parameters", [{"partitions": COUNT + 1}, {"partitions": COUNT + 1, "preset": "recipe2022"}])
 def test_fewer_vectors_than_partitions_are_rejected(corpus: TinyCorpus, parameters: dict[str, Any]) -> None:
-    message = f"index.partitions is {COUNT + 1}, but the corpus has {COUNT} images"
+    message = f"index.partitions is {COUNT + 1}, but the corpus has {COUNT} items"
     assert_refused(_with(corpus.config, **parameters), "corpus", UsageError, message)
 
 
 def test_an_empty_corpus_is_rejected(corpus: TinyCorpus) -> None:
     commit_embeddings(corpus.workspace, [], "empty")
-    assert_refused(corpus.config, "empty", UsageError, "embeddings empty contain no images")
+    assert_refused(corpus.config, "empty", UsageError, "embeddings empty contain no items")
 
 
 def test_an_index_with_one_partition_per_vector_works(corpus: TinyCorpus) -> None:

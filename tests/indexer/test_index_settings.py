@@ -112,7 +112,7 @@ def test_an_infeasible_recall_fails_and_shows_the_trade_off(
     assert f"{name} {value}" in lines[0]
     points = [line for line in lines if line.startswith("  recall@10 ")]
     assert points
-    assert all(" bytes per image, " in line and " ms per search " in line for line in points)
+    assert all(" bytes per item, " in line and " ms per search " in line for line in points)
     assert lines[-1].startswith("lower index.recall_at_10, or raise index.")
     assert corpus.workspace.ids("searchers") == before
     assert list((Path(corpus.workspace.root) / ".staging").iterdir()) == []
@@ -128,7 +128,7 @@ def test_a_recall_that_only_small_codes_reach_within_the_limit_is_reached(build:
 def test_an_error_shows_the_smallest_index_that_reaches_the_recall(corpus: TinyCorpus, build: Build) -> None:
     tradeoff = json.loads((_folder(corpus, build(recall_at_10=0.9)) / TRADEOFF_JSON).read_text())["points"]
     smallest = min(point["bytes_per_image"] for point in tradeoff if point["recall_at_10"] >= 0.9)
-    with pytest.raises(JobError, match=f"smallest index that reaches it: .* {smallest:.0f} bytes per image"):
+    with pytest.raises(JobError, match=f"smallest index that reaches it: .* {smallest:.0f} bytes per item"):
         build(recall_at_10=0.9, max_bytes_per_image=1.0)
 
 

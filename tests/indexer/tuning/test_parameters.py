@@ -26,7 +26,7 @@ def test_the_fraction_makes_the_device_search_exactly_that_many_partitions() -> 
 
 
 def test_an_error_about_too_many_partitions_names_both_numbers_and_the_remedy() -> None:
-    with pytest.raises(UsageError, match=r"partitions is 64, but the corpus has 10 images; .*at most 10"):
+    with pytest.raises(UsageError, match=r"partitions is 64, but the corpus has 10 items; .*at most 10"):
         require_valid_settings(IndexConfig(partitions=64), 10, 128)
 
 
