@@ -149,7 +149,7 @@ def status(found: Status) -> str:
             line("died", f"{where} at {running.stage}, {_ago(running.renewed, found.time)}; the next run takes over")
         else:
             line("running", f"{where}, stage {running.stage}, started {_ago(running.since, found.time)}")
-    line("next run", _time(found.next_run) if found.next_run else "no schedule.cron is configured")
+    line("next run", _next_run(found))
     if found.failures:
         stopped = "; stopped until `searchforge reindex --resume`" if found.stopped else ""
         line("failures", f"{found.failures} in a row{stopped}")
@@ -157,6 +157,14 @@ def status(found: Status) -> str:
         lines += ["", f"{'run':<35}{'trigger':<10}{'seconds':>8}  state"]
         lines += [_run_line(run, found.state(run)) for run in found.runs]
     return "\n".join(lines)
+
+
+def _next_run(found: Status) -> str:
+    if found.schedule and found.next_run:
+        where = f"process {found.schedule.pid} on {found.schedule.host}"
+        return f"{_time(found.next_run)}, by the schedule {found.schedule.settings.cron!r} ({where})"
+    configured = f"; `searchforge schedule` starts one at {found.configured!r}" if found.configured else ""
+    return f"none, since no schedule runs{configured}"
 
 
 def _lag(lag: Lag) -> str:

@@ -76,7 +76,7 @@ class LeaseState(BaseModel):
     @property
     def holder_is_dead(self) -> bool:
         """Whether the holder's process ran on this machine and has ended; False if that cannot be determined."""
-        return bool(self.machine) and self.machine == _machine() and _process(self.pid) != self.process
+        return bool(self.machine) and self.machine == machine() and process_start(self.pid) != self.process
 
 
 class Lease:
@@ -213,8 +213,8 @@ def acquire(
                 run=run,
                 host=socket.gethostname(),
                 pid=os.getpid(),
-                machine=_machine(),
-                process=_process(os.getpid()),
+                machine=machine(),
+                process=process_start(os.getpid()),
                 since=journal.now(),
                 lease_seconds=lease_seconds,
             )
@@ -258,8 +258,8 @@ def _parse(data: bytes | None) -> LeaseState | None:
         return None
 
 
-def _machine() -> str:
-    """Identifies this machine, its boot and its process namespace; empty if that is not possible."""
+def machine() -> str:
+    """Returns the identity of this machine, its boot and its process namespace; empty if that is not possible."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -267,7 +267,7 @@ def _machine() -> str:
         return ""
 
 
-def _process(pid: int) -> str:
+def process_start(pid: int) -> str:
     """Returns a process's start time, which distinguishes it from a later one with the same pid; empty if it ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

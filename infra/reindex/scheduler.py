@@ -22,7 +22,7 @@ from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import Counter
 
-from infra.reindex import cron, journal, lease, metrics
+from infra.reindex import cron, journal, lease, metrics, schedule_record
 from infra.stages import require_publishable
 from searchforge.config import Config
 from searchforge.errors import SearchforgeError
@@ -98,7 +98,8 @@ def schedule(
         max_instances=1,
     )
     stop_event = contextlib.nullcontext(stop) if stop else _stop_on_signals()
-    with metrics.serve(registry, settings.metrics_port), stop_event as stop:
+    record = schedule_record.kept(open_storage(config.workspace), settings)
+    with metrics.serve(registry, settings.metrics_port), record, stop_event as stop:
         logger.info(f"re-indexing {config.workspace} at {settings.cron} ({settings.timezone}); press Ctrl-C to stop")
         if due < _now():
             logger.info(f"the run of {_format_time(due)} was missed and starts now")

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from infra.reindex import cron, journal, lease
+from infra.reindex import cron, journal, lease, schedule_record
 from infra.reindex.journal import ItemsEntry, PlanEntry, Run
 from infra.reindex.plan import ReindexPlan
+from infra.reindex.schedule_record import ScheduleRecord
 from infra.releases.releases import Release, list_releases, open_target
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config
@@ -81,7 +82,9 @@ class Status:
       stopped: Whether `reindex` refuses to start without `--resume`.
       lag: Unreleased changes according to the latest plan, or to a current listing; None if there was no plan yet.
       items: Outcome of every item of the corpus in the latest run that embedded it; None if there was none yet.
-      next_run: Next time of the configured schedule, ISO 8601; None if there is no schedule.
+      schedule: The schedule that runs for this workspace; None if none runs.
+      next_run: Next time of that schedule, ISO 8601; None if none runs.
+      configured: Expression of the configured schedule, if any.
       live: Live release of each channel.
     """
 
@@ -94,7 +97,9 @@ class Status:
     stopped: bool
     lag: Lag | None
     items: ItemsEntry | None
+    schedule: ScheduleRecord | None
     next_run: str | None
+    configured: str | None
     live: dict[str, Release]
 
     def state(self, run: Run) -> str:
@@ -135,6 +140,11 @@ def read_status(config: Config, count: int = 10, read: Reader = journal.read) ->
     running = _running(storage, recent)
     failures = _consecutive_failures(recent, running)
     now = datetime.now(timezone.utc)
+    schedule = schedule_record.read(storage)
+    if schedule and not schedule.is_running(now):
+        schedule = None
+    if config.schedule.cron:
+        cron.CronTrigger(config.schedule)  # refuses an invalid expression
     return Status(
         workspace=storage.root,
         time=now.isoformat(timespec="seconds"),
@@ -145,7 +155,9 @@ def read_status(config: Config, count: int = 10, read: Reader = journal.read) ->
         stopped=failures >= config.reindex.max_failures,
         lag=next((_lag(run, run.plan, live) for run in planned if run.plan), None),
         items=next((run.items for run in embedded if run.items), None),
-        next_run=cron.next_due(config.schedule, now).isoformat() if config.schedule.cron else None,
+        schedule=schedule,
+        next_run=cron.next_due(schedule.settings, now).isoformat() if schedule else None,
+        configured=config.schedule.cron,
         live=live,
     )
 

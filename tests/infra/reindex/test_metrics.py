@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.cli.main import main
-from infra.reindex import journal, lease, metrics
+from infra.reindex import journal, lease, metrics, schedule_record
 from infra.reindex.journal import ItemsEntry
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, ReindexConfig, ScheduleConfig
@@ -58,7 +58,8 @@ def test_metrics_agree_with_the_journal_and_the_releases(workspace: Workspace) -
     write_run(workspace, "unchanged", 6, release=release.id)
     success = write_run(workspace, "unchanged", 5, release=release.id)
     failed = write_run(workspace, "failed", 2, failures=2, stages=(stage("index", 7.0, "disk full"),))
-    samples = _samples(metrics.text(_config(workspace)))
+    with schedule_record.kept(workspace.storage, ScheduleConfig(cron="0 3 * * *")):
+        samples = _samples(metrics.text(_config(workspace)))
     assert _value(samples, "status_read") == 1
     assert _value(samples, "reindex_consecutive_failures") == 2
     assert _value(samples, "reindex_stopped") == 1 and _value(samples, "reindex_running") == 0
@@ -173,7 +174,8 @@ def test_documented_metrics_exist(workspace: Workspace) -> None:
     write_run(workspace, "published", 1, release=release.id, stages=(stage("embed", 1.0),), items=items)
     registry = metrics.registry(_config(workspace))
     metrics.schedule_counters(registry)
-    told = {name for name, _ in _samples(metrics.exposition(registry))}
+    with schedule_record.kept(workspace.storage, ScheduleConfig(cron="0 3 * * *")):
+        told = {name for name, _ in _samples(metrics.exposition(registry))}
     page = (ROOT / "docs" / "operations.md").read_text()
     named = set(re.findall(r"searchforge_([a-z0-9_]+)", page))
     assert named and named <= told

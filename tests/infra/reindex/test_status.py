@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from infra.cli.main import main
-from infra.reindex import journal, lease
+from infra.reindex import journal, lease, schedule_record
 from infra.reindex.status import Lag, parse_age, read_status
 from infra.releases.releases import rollback
 from searchforge.artifacts.workspace import Workspace
@@ -37,7 +38,7 @@ def _status(workspace: Workspace, *arguments: str) -> Result:
 def test_a_workspace_without_runs_has_a_status(workspace: Workspace) -> None:
     result = _status(workspace)
     assert result.exit_code == 0, result.output
-    assert "no release yet" in result.output and "no schedule.cron is configured" in result.output
+    assert "no release yet" in result.output and "none, since no schedule runs" in result.output
 
 
 def test_runs_are_shown_latest_first_with_their_results(workspace: Workspace) -> None:
@@ -57,7 +58,7 @@ def test_live_releases_are_shown_with_their_age(workspace: Workspace) -> None:
     release = publish(workspace)
     status = read_status(_config(workspace))
     assert {channel: live.id for channel, live in status.live.items()} == {"production": release.id}
-    assert f"live production {release.id}, 10 images, 0 seconds ago" in _status(workspace).output
+    assert f"live production {release.id}, 10 items, 0 seconds ago" in _status(workspace).output
 
 
 @pytest.mark.parametrize(
@@ -129,11 +130,33 @@ def test_a_killed_run_is_shown_as_died(workspace: Workspace) -> None:
     assert "died at embed" in output.splitlines()[-1] and "running" not in output
 
 
-def test_the_next_run_follows_the_configured_schedule(workspace: Workspace) -> None:
-    next_run = read_status(_config(workspace, cron="30 3 * * *", timezone="Asia/Kolkata")).next_run
-    assert next_run and next_run.endswith("T03:30:00+05:30")
+def test_the_next_run_is_that_of_the_running_schedule(workspace: Workspace) -> None:
+    configured = _config(workspace, cron="0 5 * * *")
+    assert read_status(configured).next_run is None
+    assert "none, since no schedule runs" in _status(workspace).output
+    running = ScheduleConfig(cron="30 3 * * *", timezone="Asia/Kolkata")
+    with schedule_record.kept(workspace.storage, running):
+        next_run = read_status(configured).next_run
+        assert next_run and next_run.endswith("T03:30:00+05:30")
+        output = _status(workspace).output
+        assert "03:30+05:30, by the schedule '30 3 * * *' (process " in output
+    assert read_status(configured).next_run is None
     result = _status(workspace, "--set", "schedule.cron=61 3 * * *")
     assert result.exit_code == 2 and "'61' is not a valid minute" in result.output
+
+
+def test_the_record_of_a_killed_schedule_is_not_shown(workspace: Workspace) -> None:
+    with schedule_record.kept(workspace.storage, ScheduleConfig(cron="30 3 * * *")):
+        record = schedule_record.read(workspace.storage)
+    assert record
+    killed = record.model_copy(update={"process": "1"})
+    elsewhere = record.model_copy(update={"machine": "other"})
+    silent = elsewhere.model_copy(update={"renewed": record.renewed - timedelta(hours=1)})
+    for each, shown in ((record, True), (elsewhere, True), (killed, False), (silent, False)):
+        workspace.storage.write(schedule_record.RECORD, each.model_dump_json().encode())
+        assert (read_status(_config(workspace)).next_run is not None) is shown
+    workspace.storage.write(schedule_record.RECORD, b"{")
+    assert read_status(_config(workspace)).next_run is None
 
 
 def test_stopped_runs_and_an_old_index_fail_the_check(workspace: Workspace) -> None:
