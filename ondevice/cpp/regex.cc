@@ -1,21 +1,9 @@
 // Searches for matches by running all ways through the automaton at once, one character at a time.
 #include "regex.h"
 
-#include <algorithm>
-
 #include "utf8.h"
 
 namespace searchforge {
-namespace {
-
-bool Contains(const CharacterClass& ranges, uint32_t code) {
-  const auto range = std::lower_bound(ranges.begin(), ranges.end(), code,
-                                      [](const CodeRange& candidate, uint32_t value) { return candidate.last < value; });
-  return range != ranges.end() && code >= range->first;
-}
-
-}  // namespace
-
 void RegexSearch::Add(const Regex& regex, Thread thread, std::vector<Thread>* threads) {
   using Kind = RegexInstruction::Kind;
   pending_.assign(1, thread.instruction);

@@ -8,17 +8,10 @@
 #include <string_view>
 #include <vector>
 
+#include "character_class.h"
 #include "status.h"
 
 namespace searchforge {
-
-// Code points from `first` to `last`.
-struct CodeRange {
-  uint32_t first, last;
-};
-
-// Sorted ranges that do not touch.
-using CharacterClass = std::vector<CodeRange>;
 
 // An instruction of the nondeterministic automaton that an expression is compiled to (Pike's virtual machine; Cox, "Regular
 // Expression Matching: the Virtual Machine Approach", 2009). Jumps are relative to the instruction.
@@ -26,7 +19,7 @@ struct RegexInstruction {
   enum class Kind : uint8_t { kClass, kFork, kJump, kMatch };
 
   Kind kind;
-  uint32_t character_class;     // kClass: the number of the class that the next character must be in
+  uint32_t character_class;  // kClass: the number of the class that the next character must be in
   int32_t preferred, other;  // kFork: where to go on, the preferred way first; kJump: `preferred` only
 };
 

@@ -13,40 +13,9 @@ namespace {
 using Program = std::vector<RegexInstruction>;
 using Kind = RegexInstruction::Kind;
 
-constexpr uint32_t kLastCodePoint = 0x10ffff;
 constexpr size_t kMaxInstructions = 2000;
 constexpr int kMaxDepth = 50;  // of groups
 constexpr uint32_t kMaxRepetitions = 1000;
-
-const CharacterClass kDigits = {{'0', '9'}};
-const CharacterClass kWordCharacters = {{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
-const CharacterClass kBlanks = {{'\t', '\n'}, {'\f', '\r'}, {' ', ' '}};
-
-// Returns the sorted union of ranges.
-CharacterClass Merged(CharacterClass ranges) {
-  std::sort(ranges.begin(), ranges.end(), [](const CodeRange& a, const CodeRange& b) { return a.first < b.first; });
-  CharacterClass merged;
-  for (const CodeRange& range : ranges) {
-    if (!merged.empty() && range.first <= merged.back().last + 1) {
-      merged.back().last = std::max(merged.back().last, range.last);
-    } else {
-      merged.push_back(range);
-    }
-  }
-  return merged;
-}
-
-// Returns all code points that are not in sorted ranges.
-CharacterClass Negated(const CharacterClass& ranges) {
-  CharacterClass others;
-  uint32_t next = 0;
-  for (const CodeRange& range : ranges) {
-    if (range.first > next) others.push_back({next, range.first - 1});
-    next = range.last + 1;
-  }
-  if (next <= kLastCodePoint) others.push_back({next, kLastCodePoint});
-  return others;
-}
 
 // A compiled part of an expression.
 struct Part {
@@ -261,12 +230,12 @@ class Parser {
     uint32_t code;
     SF_ASSIGN_OR_RETURN(code, TakeCharacter());
     switch (code) {
-      case 'd': return kDigits;
-      case 'D': return Negated(kDigits);
-      case 'w': return kWordCharacters;
-      case 'W': return Negated(kWordCharacters);
-      case 's': return kBlanks;
-      case 'S': return Negated(kBlanks);
+      case 'd': return Digits();
+      case 'D': return Negated(Digits());
+      case 'w': return WordCharacters();
+      case 'W': return Negated(WordCharacters());
+      case 's': return Blanks();
+      case 'S': return Negated(Blanks());
       case 'a': return CharacterClass{{'\a', '\a'}};
       case 'f': return CharacterClass{{'\f', '\f'}};
       case 'n': return CharacterClass{{'\n', '\n'}};
