@@ -52,7 +52,7 @@ def load() -> ctypes.CDLL:
     """Returns the library: the one that the environment names, the package's own, or the one built in this checkout.
 
     Raises:
-      ReaderError: There is none.
+      ReaderError: There is none, or it is of another version.
     """
     here = Path(__file__).parent
     places = [here / _NAME, here.parent.parent / "build" / _NAME]
@@ -113,6 +113,11 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "sf_read_file": (ctypes.c_int, (index, size, ctypes.c_uint64, size, ctypes.c_void_p)),
     }
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
+        try:
+            function = getattr(library, name)
+        except AttributeError:
+            raise ReaderError(
+                f"{library._name} has no {name}, so it is of another version than this package; build it again"
+            ) from None
         function.restype, function.argtypes = result, arguments
     return library
