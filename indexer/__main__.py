@@ -13,6 +13,7 @@ from searchforge.console.options import config_options, reports_errors, show
 @click.option("--encoder", help="Id of the encoder; default: that of the embeddings.")
 @click.option("--captions", "data__captions", multiple=True, help="Caption file to tune with; repeatable.")
 @click.option("--images", "data__images", help="Folder of the captioned images.")
+@click.option("--queries", "data__queries", help="Query log to tune with where there are no captions.")
 @click.option(
     "--preset", "index__preset", type=click.Choice(["best", "recipe2022"]), help="Preset for keys that are not set."
 )

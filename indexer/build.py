@@ -8,12 +8,14 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from indexer.corpus.queries import QueryTexts, choose_texts
+from indexer.corpus.queries import QUERY_KINDS, QueryTexts, choose_texts, embed_texts
 from indexer.corpus.shards import require_images
 from indexer.device import worker
 from indexer.device.index_writer import write_index
@@ -60,10 +62,10 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
     manifest.require_fingerprint(bundle.fingerprint, of=bundle.id)
     require_images(manifest)
     require_valid_settings(config.index, manifest.records, manifest.dim)
-    texts = choose_texts(config) if "text" in bundle.kinds else None
+    texts = _choose_texts(config, workspace, manifest, bundle)
     id = _searcher_id(config, manifest, bundle, texts)
     if workspace.committed("searchers", id):
-        logger.info(f"searcher {id} already exists: same embeddings, encoder, settings and captions")
+        logger.info(f"searcher {id} already exists: same embeddings, encoder, settings and queries")
         return workspace.marker("searchers", id)
     encoders = _verified_encoders(workspace.local("encoders", bundle.id), bundle)
     logger.info(
@@ -109,7 +111,10 @@ def build_index(config: Config, embeddings: str, encoder: str | None = None) -> 
 def summary(report: dict[str, Any]) -> str:
     """Returns a one-line summary of a build."""
     measured = report["training"]["tuning"].get("recall_at_10")
-    recall = f"recall@10 {measured['verification']['recall_at_10']:.3f}, " if measured else ""
+    recall = ""
+    if measured:
+        kind = QUERY_KINDS[report["training"]["tuning"]["query_kind"]]
+        recall = f"recall@10 {measured['verification']['recall_at_10']:.3f} on {kind}, "
     sizes = {kind: report["sizes"].get(name) for kind, name in SEARCHERS.items()}
     searchers = ", ".join(f"{kind} searcher {size / 1e6:.1f} MB" for kind, size in sizes.items() if size)
     return (
@@ -118,6 +123,18 @@ def summary(report: dict[str, Any]) -> str:
         f"{report['bytes_per_image']:.0f} bytes per item, "
         f"{searchers}; {report['seconds']['total']:.1f} s"
     )
+
+
+def _choose_texts(config: Config, workspace: Workspace, manifest: Manifest, bundle: EncoderInfo) -> QueryTexts | None:
+    """Returns the texts to tune with; of a text corpus without captions, its own texts serve as queries."""
+    if "text" not in bundle.kinds:
+        return None
+
+    def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        encoder = _verified_encoders(workspace.local("encoders", bundle.id), bundle)[TEXT_SEARCHER]
+        return embed_texts(encoder, texts, workspace.cache("queries"))
+
+    return choose_texts(config, embed if manifest.modality == "images" else None)
 
 
 def _write(
@@ -187,8 +204,8 @@ def _folded_encoder(session: isolated.Session, encoder: Path, quantizer: Quantiz
 
 def _estimated_seconds(items: int, texts: QueryTexts | None) -> float:
     """Returns the seconds of a build, fitted to builds of 1,000 to 10,000,000 items."""
-    captions = len(texts.training) + len(texts.tuning) + len(texts.verification) if texts else 0
-    return 6 + 50e-6 * items + 2.7e-3 * captions
+    queries = len(texts.training) + len(texts.tuning) + len(texts.verification) if texts else 0
+    return 6 + 50e-6 * items + 2.7e-3 * queries
 
 
 def _searcher_id(config: Config, manifest: Manifest, bundle: EncoderInfo, texts: QueryTexts | None) -> str:

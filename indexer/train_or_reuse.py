@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from indexer.corpus.queries import QueryTexts, embed_queries
+from indexer.corpus.queries import QUERY_KINDS, QueryTexts, embed_queries
 from indexer.corpus.shards import Shard, open_corpus
 from indexer.encoding.drift import index_statistics, measure_drift, share_changed
 from indexer.encoding.encoded_shards import EncodedCorpus
@@ -55,8 +55,8 @@ class CorpusEncoder:
     """Encodes an embedding run; trains a quantizer unless an earlier one still fits.
 
     Args:
-      texts: Captions to tune with, or None.
-      text_encoder: TFLite file that embeds the captions; needed if there are any.
+      texts: Texts to tune with, or None.
+      text_encoder: TFLite file that embeds the texts; needed if there are any.
     """
 
     def __init__(
@@ -79,12 +79,26 @@ class CorpusEncoder:
             # Workers of a Beam runner read the shards themselves; no machine needs room for all embeddings.
             shards = open_corpus(self._workspace, self._manifest, download=not self._config.runner)
         if earlier:
-            content = self._encode_reused(earlier, shards, metadata_file)
+            content = None if self._has_better_queries(earlier) else self._encode_reused(earlier, shards, metadata_file)
             if content:
                 return content
         if self._config.preset == "recipe2022":
             return self._encode_recipe(shards, metadata_file)
         return self._encode_tuned(shards, metadata_file)
+
+    def _has_better_queries(self, earlier: ReusableBuild) -> bool:
+        """Returns whether there are queries of a better kind than those that an earlier index was tuned with."""
+        before = earlier.tuning.get("query_kind")
+        if self._texts is None or before is None:
+            return False
+        kinds = list(QUERY_KINDS)
+        better = kinds.index(self._texts.kind) < kinds.index(before)
+        if better:
+            logger.info(
+                f"retraining: the quantizer was tuned with {QUERY_KINDS[before]}; now there are "
+                f"{QUERY_KINDS[self._texts.kind]}"
+            )
+        return better
 
     def _encode_reused(self, earlier: ReusableBuild, shards: list[Shard], metadata_file: Path) -> IndexContent | None:
         encoded = self._encode(earlier.quantizer, shards, metadata_file)

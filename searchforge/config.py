@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from searchforge.errors import UsageError
+from searchforge.queries.query_log import read_query_log
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -110,6 +111,8 @@ class DataConfig(Section):
       captions: COCO captions JSON, CSV, TSV, JSON Lines or TFRecord files, local or gs://; file names may contain `*`.
       images: Folder that the file names in the captions are relative to, local or gs://; TFRecords contain their
         images.
+      queries: Query log, local or gs://, see searchforge.queries.query_log. The index is tuned and checked with it if
+        there are no captions.
       train_splits, heldout_splits: Values of an image's `split` that select it for training or for evaluation. Images
         of other splits are not used. If no image is held out, `holdout` applies.
       holdout: Fraction of the training images to hold out, chosen by a hash of their content.
@@ -119,6 +122,7 @@ class DataConfig(Section):
 
     captions: tuple[str, ...] = ()
     images: str | None = None
+    queries: str | None = None
     train_splits: tuple[str, ...] = ("train", "train2014", "train2017")
     heldout_splits: tuple[str, ...] = ("dev", "val", "validation", "test", "val2014", "val2017")
     holdout: Fraction = 0.1
@@ -327,7 +331,7 @@ class CheckConfig(Section):
     """Gates that a searcher must pass before publication. Gates that are null are measured but not enforced.
 
     Attributes:
-      queries: Number of held-out captions used to measure recall; without captions, images or texts of the corpus.
+      queries: Number of held-out captions used to measure recall; without captions, of others (docs/checking.md).
       images: Number of corpus images that are embedded again and searched for.
       hostile_megapixels: Size of the largest hostile query image. Time and memory grow with it: about one second and
         300 MB at 50 megapixels.
@@ -494,7 +498,8 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
       overrides: Values by dotted key (`train.epochs`), which take precedence over the file.
 
     Raises:
-      UsageError: The file cannot be read, or a key is unknown or invalid; the message lists all of them.
+      UsageError: The file cannot be read, a key is unknown or invalid (the message lists all of them), or a local
+        query log is unusable.
     """
     values = _read_yaml(Path(path)) if path else {}
     for key, value in (overrides or {}).items():
@@ -512,10 +517,13 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         if section in preset and isinstance(values.setdefault(section, {}), dict):
             values[section] = {**preset[section], **values[section]}
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
         raise UsageError(f"{prefix}invalid configuration:\n{faults}") from None
+    if config.data.queries and "://" not in config.data.queries:
+        read_query_log(config.data.queries)  # a fault is reported before any work starts
+    return config
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -558,6 +566,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ("", "workspace"),
         ("", "releases"),
         ("data", "images"),
+        ("data", "queries"),
         ("corpus", "source"),
     ):
         holder = values.get(section) if section else values

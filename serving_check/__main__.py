@@ -12,6 +12,9 @@ from searchforge.console.options import config_options, reports_errors, show
 
 @click.command()
 @click.option("--searcher", required=True, help="Id of the searcher to check.")
+@click.option("--captions", "data__captions", multiple=True, help="Caption file to ask with; repeatable.")
+@click.option("--images", "data__images", help="Folder of the captioned images.")
+@click.option("--queries", "data__queries", help="Query log to ask with where there are no captions.")
 @reports_errors
 @config_options
 def main(config: Config, searcher: str, as_json: bool) -> None:

@@ -14,10 +14,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from searchforge.artifacts.encoder import EncoderInfo, InputKind
+from searchforge.artifacts.encoder import TEXT_TFLITE, EncoderInfo, InputKind
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.searcher import SEARCHERS
 from searchforge.artifacts.workspace import Workspace
+from searchforge.captions.dataset import has_captions
 from searchforge.config import CheckConfig, Config
 from searchforge.errors import UsageError
 from searchforge.hashing import content_id, sha256_file
@@ -31,6 +32,7 @@ from serving_check.measurement.queries import (
     caption_queries,
     held_out,
     image_queries,
+    other_texts,
     probe_images,
     text_queries,
     unrelated_queries,
@@ -81,13 +83,21 @@ def check(
         if (path := folder / name).is_file()
     }
     live = live if live and live.searcher != searcher else None
+    encoders = workspace.local("encoders", bundle.id)
     captioned = held_out(config, build.get("config", {}).get("seed", config.index.seed))
+    wanted, seed = config.check.queries, config.check.seed
+    uncaptioned = Queries([], [], [])
+    if not has_captions(config.data) and "text" in bundle.kinds and manifest.modality == "images":
+        source = other_texts(config, encoders / TEXT_TFLITE)
+        if source:
+            uncaptioned = unrelated_queries(list(source.sample("check", wanted, seed)), source.source)
     content = {
         "version": REPORT_VERSION,
         "searcher": searcher,
         "files": files,
         "check": config.check.changed(),
         "captions": captioned.content(),
+        **({"texts": uncaptioned.values} if len(uncaptioned) else {}),
     }
     id, passed_before = _choose_id(workspace, content, live)
     if passed_before:
@@ -95,13 +105,14 @@ def check(
         return workspace.marker("checks", id)
     with _timed(seconds, "corpus"):
         corpus = load_corpus(workspace, manifest, captioned.uris)
-        wanted, seed = config.check.queries, config.check.seed
-        texts = text_queries(corpus, wanted, seed) if corpus.texts else caption_queries(captioned, corpus, wanted, seed)
+        if corpus.texts:
+            texts = text_queries(corpus, wanted, seed)
+        else:
+            texts = uncaptioned if len(uncaptioned) else caption_queries(captioned, corpus, wanted, seed)
     logger.info(
         f"checking searcher {searcher} of {len(corpus.ids):,} {manifest.modality} with {len(texts)} text queries; "
         f"about {15 + 0.04 * (len(texts) or wanted) + 5e-5 * len(corpus.ids):.0f} s"
     )
-    encoders = workspace.local("encoders", bundle.id)
     artifacts = CheckedArtifacts(folder, encoders, build, manifest, bundle, corpus, config.check)
     with tempfile.TemporaryDirectory(prefix="searchforge-check-") as scratch, workspace.create("checks", id) as staging:
         inspection, comparison, gates = _inspect(artifacts, texts, live, Path(scratch), seconds, allow_removal)
@@ -161,7 +172,7 @@ def _inspect(
         with _timed(seconds, "image_searcher"):
             probes["image"] = probe_images(scratch)
             if not corpus.texts:
-                # Recall is measured with images if there are no captions.
+                # Recall is measured with images if there are no texts.
                 count = config.images if len(texts) else max(config.images, config.queries)
                 images, sampled = image_queries(corpus, count, config.seed, scratch)
             inspection.inspect_searcher("image", images, probes["image"])

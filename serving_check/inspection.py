@@ -37,7 +37,7 @@ from serving_check.measurement.corpus import Corpus, metadata_digest
 from serving_check.measurement.examples import choose_examples
 from serving_check.measurement.queries import NO_ITEM, Queries
 from serving_check.measurement.search import Searcher
-from serving_check.schema import Example, Histogram, HostileQuery
+from serving_check.schema import WITHOUT_ANSWERS, Example, Histogram, HostileQuery
 
 logger = logging.getLogger(__name__)
 
@@ -352,7 +352,8 @@ class Inspection:
                 if "image" in self._artifacts.bundle.kinds
                 else "not verified: the encoder does not embed images"
             )
-        kind: InputKind = "text" if len(text) >= min(MIN_CAPTIONS, len(image)) and len(text) else "image"
+        enough = len(text) >= min(MIN_CAPTIONS, len(image)) or text.kind in WITHOUT_ANSWERS
+        kind: InputKind = "text" if enough and len(text) else "image"
         if kind == "image":
             for name in ("recall_at_1", "recall_at_10", "recall_at_100"):
                 self.figures[name] = self.figures.get(f"image_{name}")
@@ -362,7 +363,7 @@ class Inspection:
         self.figures |= {
             "images": count,
             "gallery": count,
-            "query_kind": "corpus_text" if corpus.texts and kind == "text" else kind,
+            "query_kind": text.kind if kind == "text" else kind,
             "queries": len(text if kind == "text" else image),
             "queries_seen_by_tuner": text.seen_by_tuner if kind == "text" else 0,
             "images_sampled": images_sampled,

@@ -6,12 +6,27 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from searchforge.reporting.charts import is_number
 from serving_check.gate import Gate
 
 REPORT_VERSION: Literal[2] = 2
 """Version of report.json, incremented when a field is removed or changes its meaning."""
 
 Figure = float | int | str | None
+
+QueryKind = Literal["text", "query_log", "everyday_text", "image", "corpus_text"]
+
+QUERY_KINDS: dict[QueryKind, str] = {
+    "text": "held-out captions",
+    "query_log": "queries of the query log",
+    "everyday_text": "everyday texts",
+    "image": "images of the corpus",
+    "corpus_text": "texts of the corpus, which should find themselves",
+}
+"""Kinds of queries that recall is measured with (the figure `query_kind`), with the words for them."""
+
+WITHOUT_ANSWERS = ("query_log", "everyday_text")
+"""Kinds of queries without an answer key: no item of the corpus is known to be the right one."""
 
 
 class _ReportModel(BaseModel):
@@ -179,8 +194,26 @@ class Report(_ReportModel):
 
 
 def summary(report: Report) -> str:
-    """Returns the verdict and every gate as text."""
+    """Returns the verdict, the queries and every gate as text."""
     lines = [f"checks/{report.id}: {'passed' if report.passed else 'FAILED'}"]
+    if text := conditions(report):
+        lines.append(f"  {text}")
     for gate in report.gates:
         lines.append(f"  {'ok    ' if gate.passed else 'FAILED'} {gate.name}: {gate.detail}")
     return "\n".join(lines)
+
+
+def conditions(report: Report) -> str:
+    """Returns a sentence (without a full stop) with the number and kind of the queries and the searched items."""
+    found, text = report.figures, ""
+    kind = str(found.get("query_kind"))
+    if is_number(found.get("queries")):
+        words = next((words for known, words in QUERY_KINDS.items() if known == kind), "queries")
+        text = f"Measured with {found['queries']:,} {words}"
+    if text and found.get("queries_seen_by_tuner"):
+        text += f" ({found['queries_seen_by_tuner']:,} of which the tuner had seen)"
+    if is_number(found.get("gallery")):
+        text += f" among {found['gallery']:,} {report.corpus.modality}"
+    if text and kind in WITHOUT_ANSWERS:
+        text += " (R@k is not measured: these queries have no answer key)"
+    return text

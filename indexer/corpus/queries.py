@@ -1,16 +1,18 @@
-"""Text queries for tuning: captions, embedded with the TFLite file that ships to devices."""
+"""Text queries for tuning: captions or other texts, embedded with the TFLite file that ships to devices."""
 
 from __future__ import annotations
 
 import heapq
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ from searchforge.captions.dataset import (
     split_heldout,
     split_queries,
 )
+from searchforge.captions.query_texts import SAMPLE, choose_source
 from searchforge.config import Config
 from searchforge.errors import JobError
 from searchforge.hashing import sha256_bytes, sha256_file
@@ -30,30 +33,43 @@ from searchforge.processes import isolated, task_library
 from searchforge.progress import track
 from searchforge.storage.files import atomic_write
 
+logger = logging.getLogger(__name__)
+
+QueryKind = Literal["caption", "query_log", "everyday_text", "item"]
+
+QUERY_KINDS: dict[QueryKind, str] = {
+    "caption": "held-out captions",
+    "query_log": "queries of the query log",
+    "everyday_text": "everyday texts",
+    "item": "items of the corpus",
+}
+"""Kinds of queries that an index is tuned with, the best one first, with the words for them."""
+
 _BATCH = 64
 """Number of texts per request: less than a second of work, so that all processes finish at about the same time."""
 
 _TRAINING_PER_HELDOUT = 3
-"""Number of training captions per held-out caption."""
+"""Number of training texts per text for tuning and verification."""
 
 
 @dataclass(frozen=True)
 class QueryTexts:
-    """Captions by purpose; no image has captions in two of the sets.
+    """Texts by purpose; none is in two of the sets, and no image has captions in two of them.
 
     Attributes:
-      training: Captions of training images.
-      tuning: Captions of held-out images.
-      verification: Captions of other held-out images.
+      training: Captions of training images, or other texts.
+      tuning: Captions of held-out images, or other texts.
+      verification: Captions of other held-out images, or other texts.
     """
 
     training: tuple[str, ...]
     tuning: tuple[str, ...]
     verification: tuple[str, ...]
+    kind: QueryKind = "caption"
 
     @property
     def id(self) -> str:
-        """SHA-256 of all captions."""
+        """SHA-256 of all texts."""
         return sha256_bytes(json.dumps([self.training, self.tuning, self.verification]).encode())
 
 
@@ -64,25 +80,35 @@ class QueryEmbeddings:
     training: npt.NDArray[np.float32]
     tuning: npt.NDArray[np.float32]
     verification: npt.NDArray[np.float32]
+    kind: QueryKind = "caption"
 
 
-def choose_texts(config: Config) -> QueryTexts | None:
-    """Samples the captions of `config.data`, independent of the order in which they are read.
+def choose_texts(
+    config: Config, embed: Callable[[Sequence[str]], npt.NDArray[np.float32]] | None = None
+) -> QueryTexts | None:
+    """Samples the captions of `config.data`; without captions, its query log; without one, everyday texts.
 
-    The sample has at most `index.queries` training captions and a third as many held-out ones, see
-    searchforge.captions.dataset.split_queries.
+    The sample has at most `index.queries` training texts and a third as many for tuning and verification. It does not
+    depend on the order in which texts are read. Captions are split by image, see
+    searchforge.captions.dataset.split_queries; other texts by their hash, see searchforge.captions.query_texts.
+
+    Args:
+      embed: Returns the embeddings [n, dim] of texts, to recognise an encoder that embeds other texts than captions
+        alike. If None, only captions are considered.
 
     Returns:
-      None if no captions are configured, `index.queries` is 0, or no caption is usable.
+      None if no text is usable, or `index.queries` is 0.
 
     Raises:
-      UsageError: The captions cannot be read.
+      UsageError: The captions or the query log cannot be read.
     """
-    if not has_captions(config.data) or not config.index.queries:
+    if not config.index.queries:
         return None
     seed, training = config.index.seed, config.index.queries
-    images = split_queries(split_heldout(load_captions(config), config, training=False), seed)
     each = max(1, training // _TRAINING_PER_HELDOUT // 2)
+    if not has_captions(config.data):
+        return _choose_other_texts(config, embed, each) if embed else None
+    images = split_queries(split_heldout(load_captions(config), config, training=False), seed)
     texts = QueryTexts(
         _sample(images.training, training, seed),
         _sample(images.tuning, each, seed),
@@ -91,11 +117,31 @@ def choose_texts(config: Config) -> QueryTexts | None:
     return texts if texts.training or texts.tuning else None
 
 
+def _choose_other_texts(
+    config: Config, embed: Callable[[Sequence[str]], npt.NDArray[np.float32]], each: int
+) -> QueryTexts | None:
+    seed = config.index.seed
+    source = choose_source(
+        config.data,
+        lambda source: embed(source.sample("tuning", SAMPLE, seed)),
+        lambda reason: logger.warning(f"other queries are used to tune the index: {reason}"),
+    )
+    if source is None:
+        return None
+    return QueryTexts(
+        source.sample("training", config.index.queries, seed),
+        source.sample("tuning", each, seed),
+        source.sample("verification", each, seed),
+        source.source,
+    )
+
+
 def embed_queries(encoder: Path, texts: QueryTexts, cache: Path) -> QueryEmbeddings:
     """Embeds all texts with `embed_texts`."""
     sets = (texts.training, texts.tuning, texts.verification)
-    vectors = embed_texts(encoder, [text for captions in sets for text in captions], cache)
-    return QueryEmbeddings(*np.split(vectors, np.cumsum([len(captions) for captions in sets])[:-1]))
+    vectors = embed_texts(encoder, [text for part in sets for text in part], cache)
+    training, tuning, verification = np.split(vectors, np.cumsum([len(part) for part in sets])[:-1])
+    return QueryEmbeddings(training, tuning, verification, texts.kind)
 
 
 def embed_texts(encoder: Path, texts: Sequence[str], cache: Path) -> npt.NDArray[np.float32]:
@@ -133,7 +179,7 @@ def _embed(encoder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     starts = range(0, len(texts), _BATCH)
     processes = min(len(os.sched_getaffinity(0)), len(starts))
     idle: SimpleQueue[isolated.Session] = SimpleQueue()
-    with ExitStack() as sessions, track("embedding captions", len(texts)) as advance:
+    with ExitStack() as sessions, track("embedding queries", len(texts)) as advance:
         for _ in range(processes):
             idle.put(sessions.enter_context(isolated.Session(task_library.MODULE)))
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.corpus.corpus_scan import ExactNeighbors, exact_search, scan_corpus
-from indexer.corpus.queries import QueryEmbeddings
+from indexer.corpus.queries import QUERY_KINDS, QueryEmbeddings, QueryKind
 from indexer.corpus.shard_reader import read_shard
 from indexer.corpus.shards import Shard
 from indexer.quantization.quantizer import Quantizer
@@ -24,7 +24,7 @@ from searchforge.errors import JobError
 logger = logging.getLogger(__name__)
 
 _ITEM_QUERIES = 500
-"""Number of corpus items that serve as queries, for tuning and again for verification, if there are no captions."""
+"""Number of corpus items that serve as queries, for tuning and again for verification, if there are no texts."""
 
 _PAIRS_PER_QUERY = 10
 """Number of nearest items that each training query is paired with to fit the query direction."""
@@ -48,10 +48,10 @@ class QuantizerTrainer:
 
     Args:
       items: Number of live records in the shards.
-      queries: Caption embeddings. If None, corpus items serve as queries and the map is not query-aware.
+      queries: Embeddings of texts. If None, corpus items serve as queries and the map is not query-aware.
 
     Attributes:
-      query_kind: `caption` or `item`.
+      query_kind: Kind of the queries for tuning and verification.
       tuning: Ground truth that parameters are tuned on.
       verification: Ground truth that the tuner does not see.
 
@@ -70,8 +70,9 @@ class QuantizerTrainer:
         threads: int,
     ) -> None:
         self._config = config
+        self.query_kind: QueryKind
         if queries and len(queries.tuning) and len(queries.verification):
-            self.query_kind = "caption"
+            self.query_kind = queries.kind
             tuning, verification = queries.tuning, queries.verification
         else:
             self.query_kind = "item"
@@ -110,7 +111,7 @@ class QuantizerTrainer:
           JobError: No parameters reach the recall within the limits; the message shows the nearest ones.
         """
         goal = "the highest recall@10" if recall is None else f"recall@10 {recall:.3f}"
-        logger.info(f"tuning for {goal} on {len(self.tuning.queries):,} {self.query_kind} queries")
+        logger.info(f"tuning for {goal} on {len(self.tuning.queries):,} {QUERY_KINDS[self.query_kind]}")
         config = self._config.model_copy(update={"recall_at_10": recall})
         chosen = tune(self._evaluator, config)
         if chosen is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from infra.cli.option_groups import ALLOW_REMOVAL, BEAM, CORPUS, DATA, ENCODER, INDEX, PUBLISH, TRAIN, options
+from infra.cli.option_groups import ALLOW_REMOVAL, BEAM, CORPUS, DATA, ENCODER, INDEX, PUBLISH, QUERIES, TRAIN, options
 from searchforge.console.options import answers_soon, config_options, echo, repeated_options, reports_errors, show
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@options(*DATA, *TRAIN, *ENCODER, *CORPUS, *BEAM, *INDEX, *PUBLISH)
+@options(*DATA, *QUERIES, *TRAIN, *ENCODER, *CORPUS, *BEAM, *INDEX, *PUBLISH)
 @click.option("--channel", "reindex__channel", help="Release channel; default: production.")
 @click.option(
     "--wait", "reindex__wait_seconds", type=float, metavar="SECONDS", help="Time to wait for a running re-index."
@@ -46,7 +46,7 @@ def reindex(config: Config, as_json: bool, dry_run: bool, resume: bool, allow_re
 
 
 @click.command()
-@options(*DATA, *TRAIN, *ENCODER, *CORPUS, *BEAM, *INDEX, *PUBLISH)
+@options(*DATA, *QUERIES, *TRAIN, *ENCODER, *CORPUS, *BEAM, *INDEX, *PUBLISH)
 @click.option("--cron", "schedule__cron", help='Cron expression, for example "0 3 * * *" for daily at 3:00.')
 @click.option("--timezone", "schedule__timezone", help="IANA time zone of the cron expression; default: UTC.")
 @click.option(

@@ -43,6 +43,13 @@ DATA = (
     ),
     click.option("--images", "data__images", help="Folder of the captioned images."),
 )
+QUERIES = (
+    click.option(
+        "--queries",
+        "data__queries",
+        help="Query log: one query a line, a tab and its count allowed; used where there are no captions.",
+    ),
+)
 TRAIN = (
     click.option(
         "--preset", "train__preset", type=click.Choice(["best", "recipe2022"]), help="Preset of the training settings."

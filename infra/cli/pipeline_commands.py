@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from infra.cli.option_groups import ALLOW_REMOVAL, BEAM, CORPUS, DATA, ENCODER, INDEX, PUBLISH, TEXTS, TRAIN, options
+from infra.cli.option_groups import (
+    ALLOW_REMOVAL,
+    BEAM,
+    CORPUS,
+    DATA,
+    ENCODER,
+    INDEX,
+    PUBLISH,
+    QUERIES,
+    TEXTS,
+    TRAIN,
+    options,
+)
 from searchforge.console.options import config_options, reports_errors, show
 
 if TYPE_CHECKING:
@@ -16,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@options(*DATA, *TRAIN, *ENCODER, *CORPUS, *BEAM, *INDEX, *PUBLISH)
+@options(*DATA, *QUERIES, *TRAIN, *ENCODER, *CORPUS, *BEAM, *INDEX, *PUBLISH)
 @ALLOW_REMOVAL
 @reports_errors
 @config_options
@@ -108,7 +120,7 @@ def compact(config: Config, as_json: bool, embeddings: str | None) -> None:
 
 
 @click.command()
-@options(*DATA, *INDEX)
+@options(*DATA, *QUERIES, *INDEX)
 @click.option("--embeddings", help="Id of the embedding run; default: the only one in the workspace.")
 @reports_errors
 @config_options
@@ -123,7 +135,7 @@ def index(config: Config, as_json: bool, embeddings: str | None) -> None:
 
 
 @click.command()
-@options(*DATA)
+@options(*DATA, *QUERIES)
 @click.option("--searcher", help="Id of the searcher; default: the only one in the workspace.")
 @ALLOW_REMOVAL
 @reports_errors

@@ -22,7 +22,7 @@ from serving_check.measurement.corpus import Corpus
 from serving_check.measurement.queries import NO_ITEM, Queries
 from serving_check.measurement.retrieval import K
 from serving_check.measurement.search import Searcher
-from serving_check.schema import FigurePair, LiveComparison
+from serving_check.schema import QUERY_KINDS, FigurePair, LiveComparison
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +160,12 @@ def _comparison(
 ) -> LiveComparison:
     from_checks = ("images", "recall_at_10", "bytes_per_image", "searcher_bytes")
     rows = {name: (figures.get(name), live.figures.get(name)) for name in from_checks}
+    ours, theirs = (str(release.get("query_kind", "")) for release in (figures, live.figures))
+    if ours and theirs and ours != theirs:
+        del rows["recall_at_10"]  # it depends on the queries
+        asked = f"this check asked with {_words(ours)}, that of the live release with {_words(theirs)}"
+        other = f"recall@10 is not compared: {asked}"
+        note = "; ".join(filter(None, (note, other)))
     return LiveComparison(
         release=live.id,
         created=live.created,
@@ -171,6 +177,10 @@ def _comparison(
         ),
         note=note,
     )
+
+
+def _words(kind: str) -> str:
+    return next((words for known, words in QUERY_KINDS.items() if known == kind), kind)
 
 
 def _search(turn: int, query: str, searchers: Sequence[Searcher]) -> list[Any]:

@@ -1,8 +1,9 @@
-"""Chooses the queries of a check: held-out captions, items of the corpus, and probes that suit any corpus."""
+"""Chooses the queries of a check: held-out captions, other texts, items of the corpus, and probes for any corpus."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,14 @@ import numpy as np
 from PIL import Image
 
 from searchforge.captions.dataset import CaptionedImage, has_captions, load_captions, split_heldout, split_queries
+from searchforge.captions.query_texts import SAMPLE, TextsByUse, choose_source
 from searchforge.config import Config
+from searchforge.errors import JobError
+from searchforge.processes import task_library
 from serving_check.measurement.corpus import Corpus
+from serving_check.schema import QueryKind
+
+logger = logging.getLogger(__name__)
 
 NO_ITEM = -1
 """Row that stands for no item of the corpus."""
@@ -48,12 +55,14 @@ class Queries:
       targets: row of the item that each query describes or is, or NO_ITEM.
       groups: number of the image that each query describes; queries of one image are not independent.
       seen_by_tuner: number of queries that the index was tuned with.
+      kind: where the queries are from.
     """
 
     values: list[str]
     targets: list[int]
     groups: list[int]
     seen_by_tuner: int = 0
+    kind: QueryKind = "text"
 
     def __len__(self) -> int:
         return len(self.values)
@@ -133,15 +142,35 @@ def caption_queries(images: HeldOutImages, corpus: Corpus, count: int, seed: int
     )
 
 
+def other_texts(config: Config, encoder: Path) -> TextsByUse | None:
+    """Returns the texts to ask with where there are no captions: a query log's, else everyday texts.
+
+    Args:
+      encoder: TFLite file of the bundle's text encoder.
+
+    Returns:
+      None if the encoder embeds all texts alike, or cannot be run, which the gates report.
+    """
+    try:
+        return choose_source(
+            config.data,
+            lambda source: task_library.embed_texts(encoder, source.sample("check", SAMPLE, config.check.seed))[0],
+            lambda reason: logger.warning(f"other queries are used to measure recall: {reason}"),
+        )
+    except JobError as error:
+        logger.warning(f"images of the corpus are used to measure recall: {error}")
+        return None
+
+
 def text_queries(corpus: Corpus, count: int, seed: int) -> Queries:
     """Returns a seeded sample of the texts of a text corpus, each of which should find itself."""
     rows = list(_sample(len(corpus.texts), count, seed))
-    return Queries([corpus.texts[row] for row in rows], rows, rows)
+    return Queries([corpus.texts[row] for row in rows], rows, rows, kind="corpus_text")
 
 
-def unrelated_queries(values: list[str]) -> Queries:
+def unrelated_queries(values: list[str], kind: QueryKind = "text") -> Queries:
     """Returns texts or image files as queries that describe no item of the corpus."""
-    return Queries(values, [NO_ITEM] * len(values), list(range(len(values))))
+    return Queries(values, [NO_ITEM] * len(values), list(range(len(values))), kind=kind)
 
 
 def image_queries(corpus: Corpus, count: int, seed: int, folder: Path) -> tuple[Queries, int]:
@@ -156,7 +185,7 @@ def image_queries(corpus: Corpus, count: int, seed: int, folder: Path) -> tuple[
         if (data := corpus.read(row)) is not None:
             (folder / str(row)).write_bytes(data)
             rows.append(row)
-    return Queries([str(folder / str(row)) for row in rows], rows, rows), len(sample)
+    return Queries([str(folder / str(row)) for row in rows], rows, rows, kind="image"), len(sample)
 
 
 def probe_images(folder: Path) -> list[str]:

@@ -17,13 +17,7 @@ from searchforge.reporting.page import Thumbnails, render_page
 from serving_check.report import charts, figures
 from serving_check.report.figures import formatted
 from serving_check.report.gates import gate_row
-from serving_check.schema import HostileQuery, Report
-
-_QUERY_KINDS = {
-    "text": "held-out captions",
-    "image": "images of the corpus",
-    "corpus_text": "texts of the corpus, which should find themselves",
-}
+from serving_check.schema import HostileQuery, Report, conditions
 
 _CARDS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
     "recall_at_10": ("Recall@10", "", (("recall_at_1", "@1"), ("recall_at_100", "@100"))),
@@ -107,7 +101,7 @@ def render(report: Report, pictures: Callable[[str], bytes | None]) -> str:
         sections=[name for name, content in sections.items() if content],
         gates=[gate_row(gate) for gate in report.gates],
         cards=[card for name in _CARDS if (card := _card(report, name))],
-        conditions=_conditions(report),
+        conditions=conditions(report),
         figure_rows=_figure_rows(report),
         tradeoff=sections["trade-off"],
         latency_charts=sections["latency"],
@@ -133,19 +127,6 @@ def utc(created: str) -> str:
     if time.tzinfo is not None:
         time = time.astimezone(timezone.utc)
     return f"{time.day} {time:%B %Y, %H:%M} UTC"
-
-
-def _conditions(report: Report) -> str:
-    """Returns a sentence (without a full stop) with the number and type of the queries and the searched items."""
-    found, text = report.figures, ""
-    if is_number(found.get("queries")):
-        kind = _QUERY_KINDS.get(str(found.get("query_kind")), "queries")
-        text = f"Measured with {formatted('queries', found['queries'])} {kind}"
-    if text and found.get("queries_seen_by_tuner"):
-        text += f" ({formatted('queries', found['queries_seen_by_tuner'])} of which the tuner had seen)"
-    if is_number(found.get("gallery")):
-        text += f" among {formatted('gallery', found['gallery'])} {report.corpus.modality}"
-    return text
 
 
 def _card(report: Report, name: str) -> Card | None:
