@@ -23,7 +23,7 @@ from beam_jobs.planning.plan import EmbedPlan
 from beam_jobs.planning.shards import ShardReport, read_report, rejected_by_reason, remove_temporary_files
 from searchforge import progress
 from searchforge.artifacts.encoder import EncoderInfo
-from searchforge.artifacts.manifest import METADATA_ERRORS, Manifest, Modality, ShardInfo
+from searchforge.artifacts.manifest import METADATA_ERRORS, Manifest, Modality, ShardInfo, describe_reasons
 from searchforge.artifacts.workspace import MARKERS, Workspace
 from searchforge.captions.dataset import corpus_source, load_captions
 from searchforge.config import Config
@@ -343,7 +343,7 @@ class _EmbedRun(EmbedMethod):
     def _require_few_rejects(self, manifest: Manifest, plan: EmbedPlan, reports: Sequence[ShardReport]) -> None:
         """Raises JobError if too many items were rejected; the next run processes their shards again."""
         corpus = self.config.corpus
-        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected_by_reason.items())
+        reasons = describe_reasons(manifest.rejected_by_reason)
         listed = f"rejects-*.jsonl in {self.workspace.url('embeddings', manifest.id)} lists each of them"
         fault = ""
         if not manifest.records or manifest.rejected > corpus.max_reject_fraction * manifest.inputs:

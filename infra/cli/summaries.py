@@ -12,7 +12,7 @@ import click
 
 from infra.reindex.status import seconds_between
 from searchforge.artifacts.encoder import TFLITE_FILES, EncoderInfo
-from searchforge.artifacts.manifest import describe_rejects
+from searchforge.artifacts.manifest import Manifest, describe_rejects
 
 if TYPE_CHECKING:
     from infra.api import RunReport
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 
 def run(report: RunReport) -> str:
-    """Returns the figures of the published release and the time that each stage took."""
+    """Returns the figures of the published release, the counts of the corpus and the time that each stage took."""
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
-    return f"{release(report.release)}\n  time            {stages}"
+    corpus = Manifest.model_validate(report.reports["embed"]).counts
+    return f"{release(report.release)}\n  corpus          {corpus}\n  time            {stages}"
 
 
 def reindex(done: Run) -> str:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from searchforge.artifacts.manifest import Manifest, describe_rejects
+from searchforge.artifacts.manifest import Manifest, describe_outcomes
 from searchforge.storage.base import Storage, list_records
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,7 @@ class ItemsEntry(_Entry):
     def summary(self) -> str:
         """Human-readable counts in one line."""
         listed = f", listed in embeddings/{self.embeddings}/rejects-*.jsonl" if self.rejected else ""
-        rejects = describe_rejects(self.rejected)
-        return f"{self.items:,} items: {self.embedded:,} embedded, {self.reused:,} reused, {rejects}{listed}"
+        return describe_outcomes("items", self.embedded, self.reused, self.rejected) + listed
 
 
 class StageEntry(_Entry):

@@ -127,12 +127,13 @@ class Manifest(BaseModel):
     @property
     def summary(self) -> str:
         """Human-readable summary in one line."""
-        reasons = "".join(f", {count} {reason}" for reason, count in self.rejected_by_reason.items())
-        without = f"; {self.metadata_errors} without unreadable metadata" if self.metadata_errors else ""
-        return (
-            f"embeddings/{self.id}: {self.inputs} {self.modality} = {self.embedded} embedded + {self.reused} reused + "
-            f"{self.rejected} rejected{reasons}{without}; {self.seconds:.1f} s"
-        )
+        return f"embeddings/{self.id} of {self.counts}; {self.seconds:.1f} s"
+
+    @property
+    def counts(self) -> str:
+        """Human-readable counts of the inputs by outcome, such as `2 texts: 2 embedded, 0 reused, 0 rejected`."""
+        without = f"; {self.metadata_errors:,} without unreadable metadata" if self.metadata_errors else ""
+        return describe_outcomes(self.modality, self.embedded, self.reused, self.rejected_by_reason) + without
 
     def require_fingerprint(self, fingerprint: str, of: str) -> None:
         """Raises UsageError unless the encoder with this fingerprint computed the embeddings."""
@@ -143,10 +144,21 @@ class Manifest(BaseModel):
             )
 
 
+def describe_outcomes(noun: str, embedded: int, reused: int, rejected: Mapping[str, int]) -> str:
+    """Returns the counts of items by outcome, such as `5 items: 1 embedded, 3 reused, 1 rejected (1 missing)`."""
+    total = embedded + reused + sum(rejected.values())
+    return f"{total:,} {noun}: {embedded:,} embedded, {reused:,} reused, {describe_rejects(rejected)}"
+
+
 def describe_rejects(by_reason: Mapping[str, int]) -> str:
     """Returns the number of rejected items and their reasons, such as `3 rejected (2 truncated, 1 missing)`."""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
+    reasons = describe_reasons(by_reason)
     return f"{sum(by_reason.values()):,} rejected{f' ({reasons})' if reasons else ''}"
+
+
+def describe_reasons(by_reason: Mapping[str, int]) -> str:
+    """Returns the number of rejected items by reason, such as `2 truncated, 1 missing`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
 
 
 def read_shards(workspace: Workspace, manifest: Manifest) -> Iterator[EmbeddingRecord]:

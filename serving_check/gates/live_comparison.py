@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from searchforge.artifacts.encoder import InputKind
+from searchforge.artifacts.manifest import describe_reasons
 from searchforge.artifacts.searcher import SEARCHERS
 from searchforge.config import CheckConfig
 from searchforge.errors import SearchforgeError
@@ -139,7 +140,7 @@ def live_gates(
     if config.max_items_drop is not None and theirs is not None:
         gate = at_least("live_images", ours, theirs - int(theirs * config.max_items_drop))
         if not gate.passed:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in (rejected or {}).items())
+            reasons = describe_reasons(rejected or {})
             advice = "allowed by --allow-removal" if allow_removal else "--allow-removal accepts this for one run"
             detail = "; ".join(filter(None, (gate.detail, reasons and f"rejected: {reasons}", advice)))
             gate = replace(gate, passed=allow_removal and ours is not None, detail=detail)

@@ -342,6 +342,6 @@ def test_the_command_imports_a_folder(workspace: Workspace, tmp_path: Path) -> N
     arguments = ["embeddings", "import", str(tmp_path / "files"), "--encoder", "tiny", "--workspace", workspace.root]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert "5 images = 5 embedded + 0 reused + 0 rejected" in result.stdout
+    assert "5 images: 5 embedded, 0 reused, 0 rejected" in result.stdout
     result = CliRunner().invoke(main, [*arguments, "--modality", "sounds"])
     assert result.exit_code == 2 and "sounds" in result.output

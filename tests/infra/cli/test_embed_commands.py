@@ -50,7 +50,7 @@ def test_texts_are_embedded(tmp_path: Path) -> None:
     arguments = ["embed", "--texts", "--corpus", str(tmp_path / "texts.txt"), "--workspace", workspace.root]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert "2 texts = 2 embedded + 0 reused + 0 rejected" in result.stdout
+    assert "2 texts: 2 embedded, 0 reused, 0 rejected" in result.stdout
 
 
 @pytest.mark.parametrize(

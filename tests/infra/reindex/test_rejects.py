@@ -17,6 +17,7 @@ from infra.reindex.journal import ItemsEntry
 from infra.reindex.run import StageFunctions, reindex
 from infra.reindex.status import read_status
 from infra.releases.releases import publish, read_release
+from searchforge.artifacts.manifest import Manifest, ShardInfo
 from searchforge.artifacts.workspace import Workspace
 from searchforge.config import Config, load_config
 from tests.infra.reindex.sample_journal import write_run
@@ -50,6 +51,29 @@ def test_metrics_count_rejected_items_by_reason(workspace: Workspace) -> None:
     lines = metrics.text(Config(workspace=workspace.root)).splitlines()
     assert "searchforge_corpus_rejected_items 3.0" in lines
     assert 'searchforge_corpus_rejected_items_by_reason{reason="truncated"} 2.0' in lines
+
+
+def test_the_result_of_all_stages_shows_the_outcome_of_every_item(workspace: Workspace) -> None:
+    commit_searcher(workspace, "a")
+    release = publish(workspace, workspace, commit_check(workspace, "check-a", "a")["id"])
+    manifest = Manifest(
+        id="abc",
+        encoder="encoder",
+        fingerprint="aaaa",
+        preprocessing="",
+        dim=4,
+        source="photos",
+        inputs=103,
+        embedded=5,
+        reused=95,
+        rejected=3,
+        rejected_by_reason=REJECTED,
+        shards=(ShardInfo(name="data-00000-of-00001.tfrecord", count=100, bytes=0, sha256=""),),
+        rejects=(),
+        seconds=1.0,
+    )
+    report = api.RunReport({"embed": 1.0}, release, {"embed": manifest.model_dump()})
+    assert f"\n  corpus          {COUNTS.replace('items', 'images')}\n" in summaries.run(report)
 
 
 def test_releases_show_which_items_they_lack(workspace: Workspace) -> None:

@@ -103,6 +103,13 @@ def test_a_missing_shard_is_rejected(workspace: Workspace, shard: Path) -> None:
         list(read_shards(workspace, manifest))
 
 
+def test_the_summary_counts_every_input(shard: Path) -> None:
+    changes = {"id": "abc", "inputs": 1002, "rejected": 1000, "rejected_by_reason": {"empty": 999, "missing": 1}}
+    counts = "1,002 texts: 2 embedded, 0 reused, 1,000 rejected (999 empty, 1 missing)"
+    assert _manifest(shard, modality="texts", **changes).summary == f"embeddings/abc of {counts}; 1.0 s"
+    assert _manifest(shard, metadata_errors=1).counts.endswith("1 rejected (1 empty); 1 without unreadable metadata")
+
+
 def test_a_shard_name_cannot_leave_the_folder(shard: Path) -> None:
     with pytest.raises(ValidationError):
         ShardInfo(name="../../etc/passwd", count=0, bytes=0, sha256="")
