@@ -128,18 +128,6 @@ def test_a_killed_writer_leaves_no_lock(tmp_path: Path) -> None:
     assert storage.read("x") == b"new"
 
 
-def test_an_object_is_deleted_only_at_the_version_that_was_read(tmp_path: Path) -> None:
-    storage = LocalStorage(str(tmp_path))
-    storage.write("x", b"1")
-    _, version = storage.read_version("x")
-    storage.replace("x", b"2", version)
-    storage.delete("x", version)
-    assert storage.read("x") == b"2"
-    storage.delete("x", storage.read_version("x")[1])
-    storage.delete("x", version)
-    assert not storage.exists("x") and list(tmp_path.iterdir()) == [], "the lock file is also deleted"
-
-
 def test_deleting_a_lock_never_admits_two_writers(tmp_path: Path) -> None:
     inside, most = [0], [0]
 

@@ -102,7 +102,7 @@ def test_equal_content_is_the_same_version(storage: Storage) -> None:
     assert storage.read_version("x")[1] == version
 
 
-def test_an_object_is_deleted_only_at_the_version_that_was_read(storage: Storage) -> None:
+def test_an_object_is_deleted_only_at_the_version_that_was_read(storage: Storage, tmp_path: Path) -> None:
     storage.write("a/x", b"1")
     _, version = storage.read_version("a/x")
     storage.replace("a/x", b"2", version)
@@ -111,7 +111,8 @@ def test_an_object_is_deleted_only_at_the_version_that_was_read(storage: Storage
     storage.delete("a/x", storage.read_version("a/x")[1])
     storage.delete("a/x", version)
     storage.delete("a/x")
-    assert not storage.exists("a/x") and storage.list_files("a") == [], "the lock file is also deleted"
+    assert not storage.exists("a/x") and storage.list_files("a") == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [], "the lock file is also deleted"
 
 
 def test_one_of_several_racing_writers_wins(storage: Storage) -> None:
