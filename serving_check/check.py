@@ -57,14 +57,14 @@ def check(
     release has gone live since. A failed check is repeated.
 
     Args:
-      live: release that the searcher would replace.
-      allow_removal: whether it may have fewer items than `check.max_items_drop` allows.
+      live: Release that the searcher would replace.
+      allow_removal: Whether it may have fewer items than `check.max_items_drop` allows.
 
     Returns:
       Contents of report.json; see serving_check.schema.
 
     Raises:
-      UsageError: the workspace lacks the searcher, its embeddings or its encoder.
+      UsageError: The workspace lacks the searcher, its embeddings or its encoder.
     """
     seconds: dict[str, float] = {}
     workspace = Workspace(config.workspace)

@@ -11,9 +11,9 @@ class Gate:
     """The outcome of one gate.
 
     Attributes:
-      measured: measured value; None if it could not be measured, which fails the gate.
-      limit: value that was required.
-      detail: one sentence with the measured value and the limit, or with what was found.
+      measured: Measured value; None if it could not be measured, which fails the gate.
+      limit: Value that was required.
+      detail: One sentence with the measured value and the limit, or with what was found.
     """
 
     name: str

@@ -85,9 +85,9 @@ class CheckedArtifacts:
     """A searcher and what it was made from.
 
     Attributes:
-      folder: folder of the searcher.
-      encoders: folder of the encoder bundle.
-      build: contents of build.json.
+      folder: Folder of the searcher.
+      encoders: Folder of the encoder bundle.
+      build: Contents of build.json.
     """
 
     folder: Path
@@ -103,7 +103,7 @@ class Inspection:
     """Collects faults and figures of all searchers. A fault of one does not end the inspection.
 
     Attributes:
-      figures, intervals, latency, sizes, hostile, examples: see serving_check.schema.Report.
+      figures, intervals, latency, sizes, hostile, examples: See serving_check.schema.Report.
     """
 
     def __init__(self, artifacts: CheckedArtifacts, scratch: Path) -> None:
@@ -253,8 +253,8 @@ class Inspection:
         """Opens a searcher and runs queries, first ordinary ones, then hostile ones.
 
         Args:
-          queries: queries with known answers.
-          probes: texts or images without known answers, which fill up if there are too few queries.
+          queries: Queries with known answers.
+          probes: Texts or images without known answers, which fill up if there are too few queries.
         """
         name = SEARCHERS[kind]
         path, encoder_path = self._artifacts.folder / name, self._artifacts.encoders / TFLITE_FILES[kind]

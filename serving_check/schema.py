@@ -56,12 +56,12 @@ class Example(_ReportModel):
     """A query of the check and its results.
 
     Attributes:
-      kind: type of the query.
-      query: the text; for an image query, the id of the item whose image was the query.
-      own: id of the item that the query describes or is; empty if it is not in the corpus.
-      hits: results of the searcher, best first, with the index's approximate scores.
-      exact: results of exact search over the full-precision embeddings, best first.
-      recall_at_10: share of the exact top ten that the searcher returned.
+      kind: Type of the query.
+      query: The text; for an image query, the id of the item whose image was the query.
+      own: Id of the item that the query describes or is; empty if it is not in the corpus.
+      hits: Results of the searcher, best first, with the index's approximate scores.
+      exact: Results of exact search over the full-precision embeddings, best first.
+      recall_at_10: Share of the exact top ten that the searcher returned.
     """
 
     kind: Literal["text", "image"]
@@ -76,10 +76,10 @@ class HostileQuery(_ReportModel):
     """The outcome of a query that is designed to cause trouble.
 
     Attributes:
-      searcher: file name of the searcher.
-      name: what makes the query hostile.
+      searcher: File name of the searcher.
+      name: What makes the query hostile.
       outcome: `refused` is an error with a reason; `failed` is a crash, a timeout, or hits outside the corpus.
-      detail: reason of the refusal or failure.
+      detail: Reason of the refusal or failure.
     """
 
     searcher: str
@@ -92,7 +92,7 @@ class CorpusCounts(_ReportModel):
     """Counts of the embedding run: inputs = embedded + reused + rejected.
 
     Attributes:
-      source: location of the corpus.
+      source: Location of the corpus.
     """
 
     modality: Literal["images", "texts"]
@@ -108,7 +108,7 @@ class FigurePair(_ReportModel):
     """A figure of the candidate and of the live release; None where it was not measured.
 
     Attributes:
-      name: key of `Report.figures`.
+      name: Key of `Report.figures`.
     """
 
     name: str
@@ -120,12 +120,12 @@ class LiveComparison(_ReportModel):
     """Comparison of the candidate with the live release.
 
     Attributes:
-      release, created: id and time of publication (ISO 8601) of the live release.
-      queries: number of text queries that both searchers were asked in turns.
-      shared_queries: number of those whose own item is in both; R@k is measured on these.
-      overlap_at_10: mean share of the live release's top ten that the candidate also returns in its top ten.
-      figures: retrieval and latency as measured in this check; recall of the live release is from its own check.
-      note: reason why a part could not be compared; empty if everything was.
+      release, created: Id and time of publication (ISO 8601) of the live release.
+      queries: Number of text queries that both searchers were asked in turns.
+      shared_queries: Number of those whose own item is in both; R@k is measured on these.
+      overlap_at_10: Mean share of the live release's top ten that the candidate also returns in its top ten.
+      figures: Retrieval and latency as measured in this check; recall of the live release is from its own check.
+      note: Reason why a part could not be compared; empty if everything was.
     """
 
     release: str
@@ -142,29 +142,29 @@ class Report(_ReportModel):
 
     Attributes:
       created: UTC time of the check, ISO 8601.
-      passed: whether every gate passed.
-      fingerprint: fingerprint of the encoder that embedded the corpus.
-      gates: outcomes in the order of display.
-      figures: measured values by name; docs/checking.md lists them with their units. A figure that could not be
+      passed: Whether every gate passed.
+      fingerprint: Fingerprint of the encoder that embedded the corpus.
+      gates: Outcomes in the order of display.
+      figures: Measured values by name; docs/checking.md lists them with their units. A figure that could not be
         measured is None or absent.
       intervals: 95 percent confidence intervals (low, high) of figures that are shares or medians over queries.
-      latency: histograms of a search's milliseconds, for `text` and `image`.
-      sizes: bytes by part for each searcher file: `model`, `vocabulary`, `codes`, `centroids_and_codebooks`,
+      latency: Histograms of a search's milliseconds, for `text` and `image`.
+      sizes: Bytes by part for each searcher file: `model`, `vocabulary`, `codes`, `centroids_and_codebooks`,
         `metadata` and `other`, which add up to the file's size.
-      hostile: outcomes of all hostile queries.
-      examples: queries with their results, those with the lowest recall first.
+      hostile: Outcomes of all hostile queries.
+      examples: Queries with their results, those with the lowest recall first.
       training: `history` (see searchforge.reporting.charts) and `settings` of the encoder's training, as far as the
         bundle has them.
       tradeoff: tradeoff.json of the searcher: `chosen`, and `points` with `recall_at_10`, `search_ms`, `code_bytes`,
         `bytes_per_image`; None if the index was not tuned.
-      live: comparison with the live release; None if no other searcher is live.
+      live: Comparison with the live release; None if no other searcher is live.
       files: `bytes` and `sha256` by file name.
-      parameters: parameters of the index.
-      config: the `check` section of the configuration.
-      provenance: ids of the `encoder`, the `embeddings` and the `searcher`.
+      parameters: Parameters of the index.
+      config: The `check` section of the configuration.
+      provenance: Ids of the `encoder`, the `embeddings` and the `searcher`.
       build: `created`, `seconds` and the `config` of the index, from the searcher's build.json.
-      versions: versions of Python and of the packages that affect the figures.
-      seconds: wall time of the check by step, and in `total`.
+      versions: Versions of Python and of the packages that affect the figures.
+      seconds: Wall time of the check by step, and in `total`.
     """
 
     version: Literal[2] = REPORT_VERSION

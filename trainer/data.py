@@ -43,8 +43,8 @@ class Rejection:
 
     Attributes:
       key: SHA-256 of the input's content.
-      reason: a reason of RejectedInput, or UNREADABLE_ON_WORKER.
-      detail: explanation for the user.
+      reason: A reason of RejectedInput, or UNREADABLE_ON_WORKER.
+      detail: Explanation for the user.
     """
 
     key: str
@@ -57,10 +57,10 @@ class TrainingData:
     """Captioned images, split into training and held-out images.
 
     Attributes:
-      train, heldout: images of each side, with their content hashes.
-      captions, split: the captions as read, and the result of splitting them.
+      train, heldout: Images of each side, with their content hashes.
+      captions, split: The captions as read, and the result of splitting them.
       rejected: `id`, `reason` and `detail` of each unreadable image.
-      reader: reads the images.
+      reader: Reads the images.
     """
 
     train: list[CaptionedImage]
@@ -99,7 +99,7 @@ def load_data(config: Config) -> TrainingData:
     """Loads the captioned images of `config.data`.
 
     Raises:
-      UsageError: see `load_captions` and `split_heldout`.
+      UsageError: See `load_captions` and `split_heldout`.
     """
     captions = load_captions(config)
     split = split_heldout(captions, config)
@@ -111,13 +111,13 @@ def reread_pixels(uri: str, sha256: str, reader: ImageReader, preprocessing: Pre
     """Reads an image whose features were extracted earlier in the same run.
 
     Args:
-      uri, sha256: path or URI of the image, and the hash of its bytes.
+      uri, sha256: Path or URI of the image, and the hash of its bytes.
 
     Returns:
       uint8 [height, width, 3].
 
     Raises:
-      JobError: the image has become unreadable.
+      JobError: The image has become unreadable.
     """
     try:
         return preprocessing.pixels(reader.read(uri, sha256), DEFAULT_MAX_PIXELS)
@@ -154,11 +154,11 @@ def drop_rejected(data: TrainingData, rejections: Sequence[Rejection], max_fract
     """Returns the data without the images that have no features.
 
     Args:
-      rejections: rejected images; their keys are content hashes.
-      max_fraction: maximum fraction of all images that may be rejected.
+      rejections: Rejected images; their keys are content hashes.
+      max_fraction: Maximum fraction of all images that may be rejected.
 
     Raises:
-      UsageError: more images than that are rejected.
+      UsageError: More images than that are rejected.
     """
     by_hash = {rejection.key: rejection for rejection in rejections}
     rejected = [*data.rejected]

@@ -43,10 +43,10 @@ class MachineSpeed:
     """Wall time in seconds of the basic operations, with all cores available.
 
     Attributes:
-      start: starting one Python process per worker at once, but at most one per core.
-      image: decoding one image and running it through its tower.
-      text: running one caption through its tower.
-      operation: one floating-point operation of the heads.
+      start: Starting one Python process per worker at once, but at most one per core.
+      image: Decoding one image and running it through its tower.
+      text: Running one caption through its tower.
+      operation: One floating-point operation of the heads.
     """
 
     start: float
@@ -60,11 +60,11 @@ class Workload:
     """Amount of work of a training run.
 
     Attributes:
-      image_passes: number of image tower passes, one per image and augmentation.
-      captions: number of captions to run through the text tower.
-      images: number of training images.
-      batch: number of images per step.
-      steps: number of steps per epoch.
+      image_passes: Number of image tower passes, one per image and augmentation.
+      captions: Number of captions to run through the text tower.
+      images: Number of training images.
+      batch: Number of images per step.
+      steps: Number of steps per epoch.
     """
 
     image_passes: int
@@ -80,11 +80,11 @@ def measure_speed(
     """Measures this machine; takes a second or two when it is otherwise idle.
 
     Args:
-      read_image: reads one of the training images; the decoding time of an unreadable one counts as zero.
-      texts: one or more captions.
+      read_image: Reads one of the training images; the decoding time of an unreadable one counts as zero.
+      texts: One or more captions.
 
     Raises:
-      tf.errors.OpError, ValueError: a tower does not accept a batch of INPUTS.
+      tf.errors.OpError, ValueError: A tower does not accept a batch of INPUTS.
     """
     preprocessing = towers[0].preprocessing
     pixels = tf.zeros([INPUTS, preprocessing.height, preprocessing.width, 3])
@@ -110,7 +110,7 @@ def estimate_seconds(settings: TrainConfig, work: Workload, widths: tuple[int, i
     """Returns the estimated wall time of training.
 
     Args:
-      widths: lengths of the image features and of the text features.
+      widths: Lengths of the image features and of the text features.
     """
     total = RAY * speed.start
     if work.image_passes or work.captions:

@@ -68,14 +68,14 @@ def evaluate_bundle(config: Config, encoder: str | None = None, compare_forms: b
     returned unchanged.
 
     Args:
-      encoder: id of a bundle in the workspace; see `choose_encoder` for the default.
-      compare_forms: also export the text encoder in every quantization and measure each (see
+      encoder: Id of a bundle in the workspace; see `choose_encoder` for the default.
+      compare_forms: Also export the text encoder in every quantization and measure each (see
         trainer.export.quantization_comparison). This needs the text tower and the training captions.
 
     Raises:
-      UsageError: the encoder does not exist or was imported, no image is held out or readable, or the text encoder
+      UsageError: The encoder does not exist or was imported, no image is held out or readable, or the text encoder
         cannot be restored for the comparison.
-      JobError: the bundle cannot be loaded, or its embeddings are not finite.
+      JobError: The bundle cannot be loaded, or its embeddings are not finite.
     """
     workspace = Workspace(config.workspace)
     info = EncoderInfo.model_validate(workspace.marker("encoders", encoder or choose_encoder(workspace, config)))
@@ -164,7 +164,7 @@ def choose_encoder(workspace: Workspace, config: Config) -> str:
     """Returns the id of the workspace's only encoder, or else of the only one trained with `config.train`.
 
     Raises:
-      UsageError: there is no such encoder, or more than one.
+      UsageError: There is no such encoder, or more than one.
     """
     ids = workspace.ids("encoders")
     if not ids:
@@ -189,7 +189,7 @@ def retrieval_metrics(ranks: retrieval.Ints, images: retrieval.Ints, gallery: in
     Args:
       ranks: int64 [m], rank of each query's match.
       images: int64 [m], index of the image that each query belongs to.
-      gallery: number of ranked items.
+      gallery: Number of ranked items.
     """
     recalls = {
         f"r_at_{k}": _estimate(float((ranks <= k).mean()), share_interval(ranks <= k, images)) for k in retrieval.KS

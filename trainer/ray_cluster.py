@@ -41,11 +41,11 @@ def ray_cluster(config: TrainConfig, gpus: int | None = None) -> Iterator[None]:
     RAY_ADDRESS), else a local one that listens only on 127.0.0.1 and sends no usage statistics.
 
     Args:
-      gpus: number of GPUs of a local cluster; by default those that TensorFlow can use, where Ray itself would count
+      gpus: Number of GPUs of a local cluster; by default those that TensorFlow can use, where Ray itself would count
         all of the machine's.
 
     Raises:
-      JobError: the cluster is unreachable or cannot be started.
+      JobError: The cluster is unreachable or cannot be started.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Keep Ray from shipping the working directory of a `uv run` command to its workers.
@@ -184,10 +184,10 @@ class Allocation:
     """Workers and the resources that Ray reserves for them.
 
     Attributes:
-      workers: number of workers.
-      cpus: number of CPUs, and of threads, per worker.
-      gpus: number of GPUs per worker, 0 or 1.
-      idle_gpus: number of GPUs of the cluster that no worker uses.
+      workers: Number of workers.
+      cpus: Number of CPUs, and of threads, per worker.
+      gpus: Number of GPUs per worker, 0 or 1.
+      idle_gpus: Number of GPUs of the cluster that no worker uses.
     """
 
     workers: int
@@ -199,7 +199,7 @@ class Allocation:
         """Returns a sentence on the resources that are used, and why.
 
         Args:
-          requested: number of workers in the configuration.
+          requested: Number of workers in the configuration.
         """
         each = " each" if self.workers > 1 else ""
         text = (
@@ -219,9 +219,9 @@ def allocate(workers: int, nodes: Sequence[Mapping[str, float]], available_cpus:
     Processes do not share a GPU: NCCL, which adds up their gradients, requires one GPU for each of them.
 
     Args:
-      workers: maximum number of workers.
-      nodes: total resources of each node, by Ray's names `CPU` and `GPU`.
-      available_cpus: number of CPUs of the cluster that no other job has reserved.
+      workers: Maximum number of workers.
+      nodes: Total resources of each node, by Ray's names `CPU` and `GPU`.
+      available_cpus: Number of CPUs of the cluster that no other job has reserved.
     """
     places = [int(min(node.get("CPU", 0), node.get("GPU", 0))) for node in nodes]
     gpus = sum(places)

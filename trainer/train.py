@@ -54,9 +54,9 @@ class _TrainedEncoders:
     """Trained encoders before export.
 
     Attributes:
-      data: the images that were usable.
+      data: The images that were usable.
       fingerprint: SHA-256 of both towers, both heads and the preprocessing.
-      report: training's part of the bundle's report.
+      report: Training's part of the bundle's report.
     """
 
     data: TrainingData
@@ -77,8 +77,8 @@ def train(config: Config) -> EncoderInfo:
       parity of the TFLite models with TensorFlow, sizes and times.
 
     Raises:
-      UsageError: the captions, the images or a tower are unusable.
-      JobError: training failed, or a TFLite encoder deviates from its SavedModel.
+      UsageError: The captions, the images or a tower are unusable.
+      JobError: Training failed, or a TFLite encoder deviates from its SavedModel.
     """
     # This process and the workers of a local cluster share GPUs, whose whole memory TensorFlow reserves by default.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

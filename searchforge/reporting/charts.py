@@ -53,10 +53,10 @@ def svg(
     """Returns an `<svg>` element without scripts or external references.
 
     Args:
-      draw: draws into the axes; whatever has TEXT_COLOUR gets the colour of the page's text.
-      name: name of the chart, unique within its page; ids inside the element derive from it.
-      size: width and height in inches.
-      keep_aspect_ratio: whether the chart keeps its proportions when it is scaled.
+      draw: Draws into the axes; whatever has TEXT_COLOUR gets the colour of the page's text.
+      name: Name of the chart, unique within its page; ids inside the element derive from it.
+      size: Width and height in inches.
+      keep_aspect_ratio: Whether the chart keeps its proportions when it is scaled.
     """
     file = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": name}):

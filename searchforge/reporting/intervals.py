@@ -23,7 +23,7 @@ def share_interval(shares: npt.NDArray[Any], images: Ints, trials: int = 1) -> t
     Args:
       shares: [m] share of `trials` correct answers of each query, in 0..1; booleans for a single trial.
       images: [m] int64, number of the image that each query belongs to.
-      trials: number of answers of each query.
+      trials: Number of answers of each query.
     """
     return _wilson(float(shares.mean()), _effective(shares, images, trials))
 

@@ -34,9 +34,9 @@ def render_page(package: str, template: str, **values: Any) -> str:
     """Renders a template that extends page.html.
 
     Args:
-      package: package with the template in its folder `templates`.
-      template: file name of the template.
-      values: variables of the template; page.html needs `thumbnails`.
+      package: Package with the template in its folder `templates`.
+      template: File name of the template.
+      values: Variables of the template; page.html needs `thumbnails`.
     """
     return environment(package).get_template(template).render(values)
 

@@ -10,7 +10,7 @@ def pareto(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the points with a higher recall than all faster ones, in ascending order of both.
 
     Args:
-      points: settings that the tuner tried, each with `search_ms` and `recall_at_10`.
+      points: Settings that the tuner tried, each with `search_ms` and `recall_at_10`.
     """
     front: list[dict[str, Any]] = []
     for point in sorted(points, key=lambda point: (point["search_ms"], -point["recall_at_10"])):

@@ -11,8 +11,8 @@ def encode_jpeg(image: Image.Image, quality: int, smallest: bool = False) -> byt
     """Returns an RGB image as a JPEG without metadata such as comments and GPS positions.
 
     Args:
-      image: image, which loses its metadata.
-      smallest: whether to spend more time on a smaller file of the same quality.
+      image: Image, which loses its metadata.
+      smallest: Whether to spend more time on a smaller file of the same quality.
     """
     image.info.clear()  # Pillow would write it to the JPEG
     file = io.BytesIO()

@@ -33,11 +33,11 @@ class Index:
       codebooks: [entries, dimensions of the block] float32 for each block of dimensions.
       codes: [items, blocks] uint8, ordered by partition.
       partition_sizes: [partitions] int64.
-      search_fraction: fraction of the partitions that is searched, rounded to float32 as on the device.
-      lut_type: type of the device's look-up tables.
-      metadata: metadata of each item.
-      user_info: the indexer's USER_INFO.
-      sizes: bytes of `codes`, `centroids_and_codebooks` and `metadata` before compression.
+      search_fraction: Fraction of the partitions that is searched, rounded to float32 as on the device.
+      lut_type: Type of the device's look-up tables.
+      metadata: Metadata of each item.
+      user_info: The indexer's USER_INFO.
+      sizes: Bytes of `codes`, `centroids_and_codebooks` and `metadata` before compression.
     """
 
     centroids: npt.NDArray[np.float32]
@@ -65,7 +65,7 @@ def read_index(table: bytes) -> Index:
     """Reads an index from its LevelDB table.
 
     Raises:
-      ValueError: the table is damaged or inconsistent; the message says where.
+      ValueError: The table is damaged or inconsistent; the message says where.
     """
     values = dict(read_table(table))
     config = values.pop(_CONFIG, None)

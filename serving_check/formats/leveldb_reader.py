@@ -25,7 +25,7 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yields every (key, value) of a table in ascending order of keys.
 
     Raises:
-      ValueError: the bytes are not a complete, undamaged LevelDB table.
+      ValueError: The bytes are not a complete, undamaged LevelDB table.
     """
     if len(table) < _FOOTER_LENGTH or not table.endswith(MAGIC):
         raise ValueError(f"{len(table)} bytes are not a LevelDB table: the last 8 bytes are not its magic number")

@@ -33,16 +33,16 @@ class SearcherFile:
     """Contents of a searcher or an encoder.
 
     Attributes:
-      size: bytes of the file.
-      model_bytes: bytes of its flatbuffer.
-      inputs, outputs: name, shape and TensorType of each tensor.
-      weights: number of occurrences of each constant, by SHA-256.
+      size: Bytes of the file.
+      model_bytes: Bytes of its flatbuffer.
+      inputs, outputs: Name, shape and TensorType of each tensor.
+      weights: Number of occurrences of each constant, by SHA-256.
       operators: BuiltinOperator of each operator of the first graph.
       last_kernel: [dim_out, dim] float32, matrix of the last operator; None if that is not a plain matrix product.
       metadata: ModelMetadata as nested dictionaries and lists; None if the file has none.
-      files: associated files by name, without the index.
+      files: Associated files by name, without the index.
       index: LevelDB table of the index; None if the file has none.
-      index_name: name of the index among the associated files.
+      index_name: Name of the index among the associated files.
     """
 
     size: int
@@ -62,8 +62,8 @@ def open_file(path: Path) -> SearcherFile:
     """Reads a file.
 
     Raises:
-      ValueError: the file is not a TFLite file, or its archive is damaged.
-      OSError: the file cannot be read.
+      ValueError: The file is not a TFLite file, or its archive is damaged.
+      OSError: The file cannot be read.
     """
     size = path.stat().st_size
     files: dict[str, bytes] = {}

@@ -56,8 +56,8 @@ class CodeErrors:
     Attributes:
       items: [items] squared errors, relative to the nearest code's or to the median item's nearest code's, whichever
         is larger.
-      median_loss: median over the items of the squared error as a share of the vector's squared length.
-      useless_blocks: blocks whose codebook represents nothing.
+      median_loss: Median over the items of the squared error as a share of the vector's squared length.
+      useless_blocks: Blocks whose codebook represents nothing.
     """
 
     items: Values
@@ -69,7 +69,7 @@ class Fidelity:
     """Compares an index with the vectors that it was built from.
 
     Args:
-      index: index of the searcher.
+      index: Index of the searcher.
       vectors: [items, dim] float32, vectors of the items in the order of the index.
       query_map: [dim, dim] float32, A^-T, the matrix by which the searcher maps queries.
 
@@ -77,7 +77,7 @@ class Fidelity:
       transform: [dim, dim] float32, A.
 
     Raises:
-      ValueError: the query map has another shape or is not invertible.
+      ValueError: The query map has another shape or is not invertible.
     """
 
     def __init__(self, index: Index, vectors: Matrix, query_map: Matrix) -> None:

@@ -47,7 +47,7 @@ def hostile_images(folder: Path, megapixels: float) -> Iterator[tuple[str, Path]
     """Yields (name, file), written into `folder`.
 
     Args:
-      megapixels: size of the largest images.
+      megapixels: Size of the largest images.
     """
     large, small = _size(megapixels), (64, 48)
     drawn: tuple[tuple[str, str, tuple[int, int], Any, str], ...] = (
@@ -85,10 +85,10 @@ def run_hostile_queries(searcher: Searcher, corpus: Corpus, folder: Path, megapi
     """Runs every hostile query of the searcher's kind, and opens the searcher again after each failure.
 
     Args:
-      folder, megapixels: see `hostile_images`.
+      folder, megapixels: See `hostile_images`.
 
     Raises:
-      SearchforgeError: the searcher cannot be opened again.
+      SearchforgeError: The searcher cannot be opened again.
     """
     images = ((name, str(image)) for name, image in hostile_images(folder, megapixels))
     outcomes = []

@@ -42,10 +42,10 @@ class LiveRelease:
     """The release that is live.
 
     Attributes:
-      created: time of publication, ISO 8601.
-      searcher: id of the searcher that was published.
-      folder: local folder with its files.
-      figures: figures of its own check.
+      created: Time of publication, ISO 8601.
+      searcher: Id of the searcher that was published.
+      folder: Local folder with its files.
+      figures: Figures of its own check.
     """
 
     id: str
@@ -67,9 +67,9 @@ def compare_with_live(
     The text searchers are compared if both have one, else the image searchers.
 
     Args:
-      candidate: folder of the candidate's searcher.
-      queries: queries of each kind.
-      figures: figures of the candidate, as measured in this check.
+      candidate: Folder of the candidate's searcher.
+      queries: Queries of each kind.
+      figures: Figures of the candidate, as measured in this check.
     """
     logger.info(f"  comparing with the live release {live.id}")
     folders = candidate, live.folder
@@ -117,8 +117,8 @@ def live_gates(
     """Returns the gates of a comparison. Figures that could not be compared have no gate.
 
     Args:
-      rejected: number of items of the corpus that could not be embedded, by reason.
-      allow_removal: whether a smaller number of items than `max_items_drop` allows passes.
+      rejected: Number of items of the corpus that could not be embedded, by reason.
+      allow_removal: Whether a smaller number of items than `max_items_drop` allows passes.
     """
     found = {figure.name: (figure.candidate, figure.live) for figure in comparison.figures}
     gates = []

@@ -48,7 +48,7 @@ def model_faults(searcher: SearcherFile, encoder: SearcherFile, dim: int) -> lis
     """Returns how a searcher's model differs from the encoder followed by at most one matrix, the query map.
 
     Args:
-      dim: number of dimensions of the index; 0 if it is unknown.
+      dim: Number of dimensions of the index; 0 if it is unknown.
     """
     faults = differences(searcher.inputs, encoder.inputs, "inputs")
     missing = sum((encoder.weights - searcher.weights).values())

@@ -25,9 +25,9 @@ class Corpus:
     Attributes:
       vectors: [n, dim] float32.
       metadata: [n] uint64, digest of the metadata that the device returns for each item; see `metadata_digest`.
-      texts: texts of a text corpus; empty for images.
-      row_of: row of each id.
-      row_of_uri: row of each URI that `load_corpus` was given.
+      texts: Texts of a text corpus; empty for images.
+      row_of: Row of each id.
+      row_of_uri: Row of each URI that `load_corpus` was given.
     """
 
     ids: list[str]
@@ -68,7 +68,7 @@ def load_corpus(workspace: Workspace, manifest: Manifest, uris: Collection[str] 
       uris: URIs to include in `Corpus.row_of_uri`.
 
     Raises:
-      JobError: a shard is missing or damaged.
+      JobError: A shard is missing or damaged.
     """
     of_texts = manifest.modality == "texts"
     vectors = np.empty((manifest.records, manifest.dim), np.float32)

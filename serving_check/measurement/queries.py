@@ -51,11 +51,11 @@ class Queries:
     """Queries of one kind.
 
     Attributes:
-      values: texts, or paths of image files.
-      targets: row of the item that each query describes or is, or NO_ITEM.
-      groups: number of the image that each query describes; queries of one image are not independent.
-      seen_by_tuner: number of queries that the index was tuned with.
-      kind: where the queries are from.
+      values: Texts, or paths of image files.
+      targets: Row of the item that each query describes or is, or NO_ITEM.
+      groups: Number of the image that each query describes; queries of one image are not independent.
+      seen_by_tuner: Number of queries that the index was tuned with.
+      kind: Where the queries are from.
     """
 
     values: list[str]
@@ -78,8 +78,8 @@ class HeldOutImages:
     """Held-out images with captions.
 
     Attributes:
-      unseen: images whose captions the tuner did not see.
-      tuning: images whose captions tuned the index (searchforge.captions.dataset).
+      unseen: Images whose captions the tuner did not see.
+      tuning: Images whose captions tuned the index (searchforge.captions.dataset).
     """
 
     unseen: list[CaptionedImage]
@@ -104,7 +104,7 @@ def held_out(config: Config, seed: int) -> HeldOutImages:
     """Returns the held-out images of `config.data`; none if it has no captions.
 
     Args:
-      seed: seed by which the index chose the captions for tuning.
+      seed: Seed by which the index chose the captions for tuning.
     """
     if not has_captions(config.data):
         return HeldOutImages([], [])

@@ -44,8 +44,8 @@ class SearchResults:
     """Results and timings of all queries.
 
     Attributes:
-      hits: the K hits of each query, best first.
-      wide: the ids of the WIDE hits of each query, best first.
+      hits: The K hits of each query, best first.
+      wide: The ids of the WIDE hits of each query, best first.
       embeddings: [queries, dim] float32, embeddings of the queries by the bundle's encoder.
       search_ms, embed_ms: [queries] milliseconds on one thread; a search includes the encoding of its query.
     """
@@ -77,7 +77,7 @@ class ExactComparison:
     """A searcher's results compared with exact search.
 
     Attributes:
-      figures: see `compare_with_exact`.
+      figures: See `compare_with_exact`.
       intervals: 95 percent confidence intervals of some figures.
       recall_at_10: [queries] recall of each query.
       exact: [queries, up to K] rows of the exact results, best first.
@@ -95,11 +95,11 @@ def run_queries(searcher: Searcher, encoder: Path, queries: Sequence[str], label
     """Runs queries one at a time.
 
     Args:
-      encoder: encoder of the bundle, which embeds queries for exact search; the searcher's embeddings may be mapped.
-      label: label of the progress display.
+      encoder: Encoder of the bundle, which embeds queries for exact search; the searcher's embeddings may be mapped.
+      label: Label of the progress display.
 
     Raises:
-      QueryError: the process crashed on a query, or answered with an error.
+      QueryError: The process crashed on a query, or answered with an error.
     """
     searched, embedded, wide = [], [], []
     with track(label, 3 * len(queries)) as advance:

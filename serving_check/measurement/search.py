@@ -26,9 +26,9 @@ class Hit:
     """One result.
 
     Attributes:
-      id: id of the item.
-      score: dot product of query and item as the index approximates it; higher is better.
-      metadata: metadata of the item.
+      id: Id of the item.
+      score: Dot product of query and item as the index approximates it; higher is better.
+      metadata: Metadata of the item.
     """
 
     id: str
@@ -41,17 +41,17 @@ class Searcher:
 
     Args:
       path: text_searcher.tflite or image_searcher.tflite.
-      kind: type of queries; by default it follows from the file name.
-      threads: number of threads of the interpreter.
+      kind: Type of queries; by default it follows from the file name.
+      threads: Number of threads of the interpreter.
 
     Attributes:
-      path: absolute path of the file.
+      path: Absolute path of the file.
       user_info: JSON that the indexer stored: fingerprint, counts, parameters.
-      load_seconds: time to open the file.
+      load_seconds: Time to open the file.
 
     Raises:
-      UsageError: the file does not exist.
-      JobError: the Task Library cannot open the file.
+      UsageError: The file does not exist.
+      JobError: The Task Library cannot open the file.
     """
 
     def __init__(self, path: Path, kind: Literal["text", "image"] | None = None, threads: int = 1) -> None:
@@ -95,7 +95,7 @@ class Searcher:
         """Returns the k nearest items of an image file, best first.
 
         Raises:
-          UsageError: the file is not an image that can be decoded.
+          UsageError: The file is not an image that can be decoded.
         """
         self._require("image")
         return self.timed_search(str(path), k)[0]
@@ -104,8 +104,8 @@ class Searcher:
         """Returns the hits of a query (a text, or the path of an image) and its milliseconds, including the encoding.
 
         Raises:
-          JobError: the Task Library refuses the query.
-          ChildCrash: native code crashed or hung on this query.
+          JobError: The Task Library refuses the query.
+          ChildCrash: Native code crashed or hung on this query.
         """
         if k < 1:
             raise UsageError(f"{k} hits were requested; request 1 or more")

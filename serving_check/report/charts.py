@@ -37,8 +37,8 @@ class Tradeoff:
     """The chart of recall by latency, and its legend.
 
     Attributes:
-      fronts: colour, bytes per code and index bytes per item of each code size, in ascending order.
-      chosen: point that the tuner chose; None if it is not among the points.
+      fronts: Colour, bytes per code and index bytes per item of each code size, in ascending order.
+      chosen: Point that the tuner chose; None if it is not among the points.
     """
 
     svg: Markup
@@ -50,7 +50,7 @@ def tradeoff(content: Mapping[str, Any] | None) -> Tradeoff | None:
     """Draws recall by latency, with a Pareto front for each code size; returns None without points.
 
     Args:
-      content: contents of tradeoff.json.
+      content: Contents of tradeoff.json.
     """
     points, chosen = (content or {}).get("points"), (content or {}).get("chosen")
     drawn = [point for point in points if _is_point(point)] if isinstance(points, Sequence) else []
@@ -71,8 +71,8 @@ def latency(name: str, histogram: Histogram, marks: Mapping[str, float]) -> Mark
     """Draws the histogram of search times; returns None if no search was counted.
 
     Args:
-      name: name of the chart.
-      marks: milliseconds of vertical lines, by label.
+      name: Name of the chart.
+      marks: Milliseconds of vertical lines, by label.
     """
     edges, counts = histogram.edges, histogram.counts
     if len(edges) != len(counts) + 1 or not any(counts) or not all(map(is_number, edges)):

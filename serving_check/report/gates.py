@@ -36,11 +36,11 @@ class GateRow:
     """A gate as the page shows it.
 
     Attributes:
-      name: key of the gate in report.json.
-      title: human-readable name.
-      measured: measured value with its unit; empty if there is nothing to show.
-      limit: requirement, such as "at least 90 %"; empty if there is nothing to show.
-      detail: sentence about the gate; empty if it would repeat the value and the limit.
+      name: Key of the gate in report.json.
+      title: Human-readable name.
+      measured: Measured value with its unit; empty if there is nothing to show.
+      limit: Requirement, such as "at least 90 %"; empty if there is nothing to show.
+      detail: Sentence about the gate; empty if it would repeat the value and the limit.
     """
 
     name: str

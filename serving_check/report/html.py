@@ -51,10 +51,10 @@ class Card:
     """A main figure.
 
     Attributes:
-      failed: whether a gate on the figure failed.
+      failed: Whether a gate on the figure failed.
       interval: 95 percent interval; empty if there is none.
-      track: for a share, its position, interval and limit on a line, each in percent.
-      related: labels and values of related figures.
+      track: For a share, its position, interval and limit on a line, each in percent.
+      related: Labels and values of related figures.
     """
 
     title: str
@@ -80,7 +80,7 @@ def render(report: Report, pictures: Callable[[str], bytes | None]) -> str:
     """Returns the page, without the sections for which the report has no data.
 
     Args:
-      pictures: returns the encoded image of an item by its id; None for a text, or an image that cannot be read.
+      pictures: Returns the encoded image of an item by its id; None for a text, or an image that cannot be read.
     """
     sections: dict[str, Any] = {
         "figures": report.figures,

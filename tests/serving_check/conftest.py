@@ -22,7 +22,7 @@ class Built:
     """A tiny corpus of COUNT captioned images and its searcher.
 
     Attributes:
-      report: report of its check, which passed.
+      report: Report of its check, which passed.
     """
 
     corpus: TinyCorpus

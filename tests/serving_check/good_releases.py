@@ -80,7 +80,7 @@ def _of_settings(name: str, recall: float | None, count: int = IMAGES, **setting
     """Adds a kind of release of captioned images with settings of the index.
 
     Args:
-      recall: minimum recall@10 of the check.
+      recall: Minimum recall@10 of the check.
     """
     index = {f"index__{key}": value for key, value in settings.items()}
 
@@ -271,7 +271,7 @@ def _records(
 
     Args:
       pixels: [n, 8, 8, 3] uint8.
-      name: id of an item without `ids`, with {} for its number.
+      name: Id of an item without `ids`, with {} for its number.
     """
     encoder, _, _ = tiny_encoder()
     return [

@@ -21,7 +21,7 @@ def failed_gates(config: Config, searcher: str, *run: InputKind) -> dict[str, st
     """Returns the details of the failed gates by name.
 
     Args:
-      run: the searchers to run as well; without any, only FILE_GATES can fail.
+      run: The searchers to run as well; without any, only FILE_GATES can fail.
     """
     workspace, settings = Workspace(config.workspace), config.check
     build = workspace.marker("searchers", searcher)

@@ -53,11 +53,11 @@ class Index:
 
     Attributes:
       scann: ScannOnDeviceConfig with centroids, codebooks, look-up type and search fraction.
-      kind: embedding type of the codes.
-      code_bytes: bytes of a code.
-      offsets: number of the first item of each partition.
+      kind: Embedding type of the codes.
+      code_bytes: Bytes of a code.
+      offsets: Number of the first item of each partition.
       codes: [n, code_bytes] uint8 codes of each partition.
-      metadata: metadata of each item.
+      metadata: Metadata of each item.
     """
 
     scann: Any
@@ -146,8 +146,8 @@ class SearcherFile:
     """A parsed searcher file.
 
     Attributes:
-      model: the flatbuffer.
-      files: files of the archive by name.
+      model: The flatbuffer.
+      files: Files of the archive by name.
     """
 
     model: bytes

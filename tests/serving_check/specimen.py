@@ -41,9 +41,9 @@ class Specimen:
     """A searcher to damage.
 
     Attributes:
-      searcher: id of the searcher.
-      other: id of a searcher of the same number of other images, with the same settings.
-      random: generator of this corruption, seeded with its name.
+      searcher: Id of the searcher.
+      other: Id of a searcher of the same number of other images, with the same settings.
+      random: Generator of this corruption, seeded with its name.
     """
 
     config: Config
@@ -128,10 +128,10 @@ class Corruption:
     """A way in which a searcher can be invalid.
 
     Attributes:
-      gate: gate that must catch the corruption.
-      apply: damages a specimen.
-      signed: whether build.json lists the damaged files.
-      runs: whether the searcher is opened and queried, because only that reveals the fault or because it might crash.
+      gate: Gate that must catch the corruption.
+      apply: Damages a specimen.
+      signed: Whether build.json lists the damaged files.
+      runs: Whether the searcher is opened and queried, because only that reveals the fault or because it might crash.
     """
 
     name: str
@@ -150,8 +150,8 @@ def caught_by(
     """Registers a function that damages a specimen, with the gate that must catch the damage.
 
     Args:
-      signed, runs: see Corruption; a corruption that no file gate catches is always run.
-      name: name of the corruption; by default that of the function.
+      signed, runs: See Corruption; a corruption that no file gate catches is always run.
+      name: Name of the corruption; by default that of the function.
     """
 
     def register(apply: Callable[[Specimen], None]) -> Callable[[Specimen], None]:

@@ -20,7 +20,7 @@ def write(folder: Path, history: History) -> None:
     """Writes LOGS and PNG to a folder.
 
     Args:
-      history: metrics of each epoch; see trainer.fit.loop.TrainingResult.
+      history: Metrics of each epoch; see trainer.fit.loop.TrainingResult.
     """
     _write_events(folder / LOGS, history)
     drawn = recorded_curves(history)

@@ -26,11 +26,11 @@ class RetrievalMetrics(_EvaluationModel):
     """Retrieval metrics of a set of queries, by exact search.
 
     Attributes:
-      queries: number of queries.
-      images: number of distinct images that the queries belong to.
-      gallery: number of ranked items: images for caption queries, captions for image queries.
-      r_at_1, r_at_5, r_at_10: recall at k, the fraction in 0..1 of queries whose match is among the first k hits.
-      median_rank: median rank of the match; 1 is best.
+      queries: Number of queries.
+      images: Number of distinct images that the queries belong to.
+      gallery: Number of ranked items: images for caption queries, captions for image queries.
+      r_at_1, r_at_5, r_at_10: Recall at k, the fraction in 0..1 of queries whose match is among the first k hits.
+      median_rank: Median rank of the match; 1 is best.
     """
 
     queries: int
@@ -65,10 +65,10 @@ class WorstQuery(_EvaluationModel):
     """A caption that ranks other images before its own.
 
     Attributes:
-      caption: the query.
-      own: the image that the caption belongs to.
-      rank: rank of that image; 1 is best.
-      hits: the highest-ranked images, best first.
+      caption: The query.
+      own: The image that the caption belongs to.
+      rank: Rank of that image; 1 is best.
+      hits: The highest-ranked images, best first.
     """
 
     caption: str
@@ -81,8 +81,8 @@ class RejectedImage(_EvaluationModel):
     """A held-out image that could not be read; the metrics leave out the image and its captions.
 
     Attributes:
-      reason, detail: see searchforge.preprocessing.RejectedInput.
-      captions: number of the image's captions.
+      reason, detail: See searchforge.preprocessing.RejectedInput.
+      captions: Number of the image's captions.
     """
 
     id: str
@@ -95,11 +95,11 @@ class QuantizedTextEncoder(_EvaluationModel):
     """The text encoder in one TFLite quantization (see trainer.export.encoders), run by the Task Library.
 
     Attributes:
-      bytes: size of the file.
-      ms: median milliseconds per query on one thread.
-      r_at_10: recall at 10, a fraction.
-      mean_cosine: mean cosine similarity to TensorFlow's embeddings.
-      error: reason why the quantization cannot be exported or run; the other fields are then None.
+      bytes: Size of the file.
+      ms: Median milliseconds per query on one thread.
+      r_at_10: Recall at 10, a fraction.
+      mean_cosine: Mean cosine similarity to TensorFlow's embeddings.
+      error: Reason why the quantization cannot be exported or run; the other fields are then None.
     """
 
     bytes: int | None = None
@@ -113,11 +113,11 @@ class QuantizationComparison(_EvaluationModel):
     """Comparison of the text encoder's TFLite quantizations on the same held-out captions.
 
     Attributes:
-      queries: number of captions.
-      gallery: number of images that are searched.
+      queries: Number of captions.
+      gallery: Number of images that are searched.
       tensorflow: R@10 of the SavedModel on the same captions, a fraction.
-      chosen: quantization of the bundle's TFLite model.
-      forms: results by quantization.
+      chosen: Quantization of the bundle's TFLite model.
+      forms: Results by quantization.
     """
 
     queries: int
@@ -131,19 +131,19 @@ class EvaluationReport(_EvaluationModel):
     """Contents of evaluations/<id>/report.json.
 
     Attributes:
-      version: schema version, incremented when a field is removed or changes its meaning.
-      id: hash of the encoder, the held-out images and captions, and whether quantizations were compared.
-      encoder: contents of the bundle's encoder.json, including the report of its training.
-      data: origin of the images: `captions` files, `images` folder, `heldout_splits`.
-      text_to_image: metrics with captions as queries and images as the gallery.
-      image_to_text: metrics with images as queries and captions as the gallery; each image's best caption counts.
-      by_length: metrics by the captions' number of whitespace-separated words.
-      by_category: metrics by the images' categories, most captions first; empty without categories.
-      worst: captions with the worst ranks, at most one per image, worst first.
-      rejected: images that could not be read.
-      forms: comparison of the text encoder's quantizations; None if it was not requested.
-      versions: versions of Python and of the packages that affect the metrics.
-      seconds: wall time of embedding `images` and `captions`, of comparing `forms` if requested, and in `total`.
+      version: Schema version, incremented when a field is removed or changes its meaning.
+      id: Hash of the encoder, the held-out images and captions, and whether quantizations were compared.
+      encoder: Contents of the bundle's encoder.json, including the report of its training.
+      data: Origin of the images: `captions` files, `images` folder, `heldout_splits`.
+      text_to_image: Metrics with captions as queries and images as the gallery.
+      image_to_text: Metrics with images as queries and captions as the gallery; each image's best caption counts.
+      by_length: Metrics by the captions' number of whitespace-separated words.
+      by_category: Metrics by the images' categories, most captions first; empty without categories.
+      worst: Captions with the worst ranks, at most one per image, worst first.
+      rejected: Images that could not be read.
+      forms: Comparison of the text encoder's quantizations; None if it was not requested.
+      versions: Versions of Python and of the packages that affect the metrics.
+      seconds: Wall time of embedding `images` and `captions`, of comparing `forms` if requested, and in `total`.
     """
 
     version: Literal[1] = 1

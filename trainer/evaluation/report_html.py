@@ -14,7 +14,7 @@ def render(report: EvaluationReport, pictures: Mapping[str, Callable[[], bytes]]
     """Returns the page.
 
     Args:
-      pictures: functions that read the images, by id; an image that is absent or cannot be decoded is shown as an
+      pictures: Functions that read the images, by id; an image that is absent or cannot be decoded is shown as an
         empty frame.
     """
     return render_page(

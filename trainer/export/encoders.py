@@ -100,13 +100,13 @@ class TextEncoder(tf.Module):
         """Writes the TFLite model with metadata for the TextEmbedder and the TextSearcher.
 
         Args:
-          path: the file to write.
-          quantization: see the module's documentation.
-          calibration: representative queries, from which `int8` takes its activation ranges.
+          path: The file to write.
+          quantization: See the module's documentation.
+          calibration: Representative queries, from which `int8` takes its activation ranges.
 
         Raises:
-          UsageError: the quantization is not available for this tower.
-          JobError: the tower uses operations that the Task Library does not support.
+          UsageError: The quantization is not available for this tower.
+          JobError: The tower uses operations that the Task Library does not support.
         """
         tokenizer = self._tower.tokenizer
         length = self._tower.sequence_length
@@ -165,7 +165,7 @@ def export(folder: Path, images: ImageEncoder, texts: TextEncoder) -> None:
     """Writes both SavedModels and the image encoder's TFLite model; for text see `TextEncoder.save_tflite`.
 
     Raises:
-      JobError: the image tower cannot be converted for the Task Library.
+      JobError: The image tower cannot be converted for the Task Library.
     """
     images.save(folder / IMAGE_SAVED_MODEL)
     texts.save(folder / TEXT_SAVED_MODEL)

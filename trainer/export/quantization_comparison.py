@@ -38,8 +38,8 @@ def compare_texts(
     """Exports and measures a text encoder in all its quantizations.
 
     Args:
-      chosen: quantization and file of the bundle's TFLite model, which is not exported again.
-      calibration: see `TextEncoder.save_tflite`.
+      chosen: Quantization and file of the bundle's TFLite model, which is not exported again.
+      calibration: See `TextEncoder.save_tflite`.
       captions: n held-out captions, of which at most QUERIES are used, evenly spaced.
       owners: int64 [n], row of the gallery that each caption belongs to.
       expected: float32 [n, dim], embeddings of the captions by TensorFlow.

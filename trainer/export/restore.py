@@ -20,12 +20,12 @@ def restore_text_encoder(info: EncoderInfo, bundle: Path) -> TextEncoder:
     """Rebuilds the text encoder that a bundle was exported from, and loads the bundle's weights into it.
 
     Args:
-      info: the bundle's description.
-      bundle: local folder of the bundle.
+      info: The bundle's description.
+      bundle: Local folder of the bundle.
 
     Raises:
-      UsageError: the description lacks valid training settings, or the tower is no longer available.
-      JobError: the bundle's weights do not match the tower and the heads of the settings.
+      UsageError: The description lacks valid training settings, or the tower is no longer available.
+      JobError: The bundle's weights do not match the tower and the heads of the settings.
     """
     try:
         settings = TrainConfig.model_validate(info.report["settings"])

@@ -32,7 +32,7 @@ def check_texts(bundle: Path, texts: Sequence[str]) -> dict[str, Any]:
       `inputs`, `mean_cosine`, `min_cosine` and `ms`, the median milliseconds per text on one thread.
 
     Raises:
-      JobError: a cosine is below its minimum, or the Task Library cannot run the model.
+      JobError: A cosine is below its minimum, or the Task Library cannot run the model.
     """
     signature = tf.saved_model.load(str(bundle / TEXT_SAVED_MODEL)).signatures["serving_default"]
     expected = signature(tf.constant(list(texts)))["embedding"].numpy()

@@ -49,8 +49,8 @@ def draw_batch(
     Every worker must call this with a generator in the same state.
 
     Args:
-      rows: images of the first ensemble member's global batch; the other members permute the images.
-      part: this worker's part of the rows.
+      rows: Images of the first ensemble member's global batch; the other members permute the images.
+      part: This worker's part of the rows.
 
     Returns:
       images float32 [n, members, image width], texts float32 [n, members, k, text width] and text ids

@@ -34,7 +34,7 @@ class FeatureCache:
     """A folder of cached features, shared by all towers.
 
     Args:
-      root: the folder; it is created on the first write.
+      root: The folder; it is created on the first write.
     """
 
     def __init__(self, root: Path) -> None:
@@ -74,7 +74,7 @@ class FeatureCache:
           values: float32 [n, width].
 
         Raises:
-          JobError: the folder is not writable.
+          JobError: The folder is not writable.
         """
         folder = self._root / name
         path = folder / f"{content_id(list(keys))}.npz"

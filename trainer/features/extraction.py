@@ -51,12 +51,12 @@ class ExtractionRequest:
     """A set of inputs for one tower.
 
     Attributes:
-      spec: the tower.
-      fingerprint: fingerprint of the tower and its preprocessing; part of the cache folder's name.
-      inputs: paths or URIs of images, or texts, by key (SHA-256 of the content).
-      augmentations: names of one or more image augmentations; texts are never augmented.
-      weights: weights of a fine-tuned tower (see Tower.assign); the fingerprint must include them.
-      reader: reads the images.
+      spec: The tower.
+      fingerprint: Fingerprint of the tower and its preprocessing; part of the cache folder's name.
+      inputs: Paths or URIs of images, or texts, by key (SHA-256 of the content).
+      augmentations: Names of one or more image augmentations; texts are never augmented.
+      weights: Weights of a fine-tuned tower (see Tower.assign); the fingerprint must include them.
+      reader: Reads the images.
     """
 
     spec: TowerSpec
@@ -80,11 +80,11 @@ class Features:
     """Features of the inputs of one request.
 
     Attributes:
-      rows: row in the feature arrays, by key; rejected inputs are absent.
+      rows: Row in the feature arrays, by key; rejected inputs are absent.
       by_augmentation: float32 [n, width] by augmentation; see trainer.features.augmentations.
-      rejected: inputs that could not be read.
-      computed: number of inputs that were not fully cached.
-      seconds: time that the workers spent on these inputs, including the loading of the tower, divided by the number of
+      rejected: Inputs that could not be read.
+      computed: Number of inputs that were not fully cached.
+      seconds: Time that the workers spent on these inputs, including the loading of the tower, divided by the number of
         workers involved. This is the wall time of a fully busy pool, without its start.
     """
 
@@ -112,11 +112,11 @@ def extract(
     where the tower runs, so every node must see the images under the same path or be allowed to read their bucket.
 
     Args:
-      allocation: number of workers, spread over the cluster, and their resources.
-      chunk: maximum number of inputs per chunk, by modality. Small sets use smaller chunks, to keep all workers busy.
+      allocation: Number of workers, spread over the cluster, and their resources.
+      chunk: Maximum number of inputs per chunk, by modality. Small sets use smaller chunks, to keep all workers busy.
 
     Raises:
-      JobError: a tower failed in a worker, or a node does not see an image; a PermanentError if another attempt would
+      JobError: A tower failed in a worker, or a node does not see an image; a PermanentError if another attempt would
         not change that.
     """
     states = [_RequestState(request, cache) for request in requests]
@@ -148,8 +148,8 @@ class _TowerJob:
     """Inputs of one request that lack the same augmentations in the cache.
 
     Attributes:
-      number: index of the request.
-      items: pairs of key and input.
+      number: Index of the request.
+      items: Pairs of key and input.
     """
 
     number: int
@@ -166,10 +166,10 @@ class _ChunkResult:
     """Result of a chunk.
 
     Attributes:
-      keys: keys of the n inputs with features.
+      keys: Keys of the n inputs with features.
       values: float32 [n, width] by augmentation.
-      rejected: inputs that could not be read.
-      seconds: time that the worker spent on the chunk.
+      rejected: Inputs that could not be read.
+      seconds: Time that the worker spent on the chunk.
     """
 
     keys: list[str]
@@ -281,8 +281,8 @@ class Extractor:
     """Runs towers in a Ray Data worker; each tower is loaded on first use.
 
     Args:
-      jobs: the jobs that chunks refer to by number.
-      threads: number of threads for TensorFlow and for decoding.
+      jobs: The jobs that chunks refer to by number.
+      threads: Number of threads for TensorFlow and for decoding.
     """
 
     def __init__(self, jobs: Sequence[_TowerJob], threads: int) -> None:
@@ -314,10 +314,10 @@ class TowerRunner:
     """Loads a tower and runs it on images or texts.
 
     Args:
-      spec: the tower.
-      threads: number of threads for TensorFlow and for decoding; None keeps TensorFlow's setting.
-      weights: weights of a fine-tuned tower.
-      reader: reads the images.
+      spec: The tower.
+      threads: Number of threads for TensorFlow and for decoding; None keeps TensorFlow's setting.
+      weights: Weights of a fine-tuned tower.
+      reader: Reads the images.
     """
 
     def __init__(
@@ -350,7 +350,7 @@ class TowerRunner:
 
         Args:
           inputs: n paths or URIs of images, or n texts.
-          augmentations: names of image augmentations.
+          augmentations: Names of image augmentations.
           hashes: SHA-256 of each image, if known, by which the reader's cache finds it.
 
         Returns:

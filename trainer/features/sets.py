@@ -29,9 +29,9 @@ class FeatureSets:
     """Features keyed by the content hash of an image or the `caption_key` of a caption.
 
     Attributes:
-      train: features of training images, with all augmentations.
-      heldout: features of held-out images, unaugmented.
-      captions: features of the captions of all images.
+      train: Features of training images, with all augmentations.
+      heldout: Features of held-out images, unaugmented.
+      captions: Features of the captions of all images.
     """
 
     train: Features
@@ -92,9 +92,9 @@ def extract_all(
     """Extracts all features that are not cached; see `extract`.
 
     Args:
-      allocation: see `extract`.
-      cache: folder of the feature cache.
-      data, towers, specs, augmentations, weights: see `extraction_requests`.
+      allocation: See `extract`.
+      cache: Folder of the feature cache.
+      data, towers, specs, augmentations, weights: See `extraction_requests`.
     """
     requests = extraction_requests(data, towers, specs, augmentations, weights)
     return FeatureSets(*extract(requests, FeatureCache(cache), allocation))
@@ -110,9 +110,9 @@ def extraction_requests(
     """Returns the requests of a training run: training images, held-out images and captions.
 
     Args:
-      towers, specs: image tower and text tower.
-      augmentations: number of augmentations of the training images, including the unaugmented image.
-      weights: weights of fine-tuned towers.
+      towers, specs: Image tower and text tower.
+      augmentations: Number of augmentations of the training images, including the unaugmented image.
+      weights: Weights of fine-tuned towers.
     """
     image_key = f"{towers[0].fingerprint} {towers[0].preprocessing}"
     image_weights, text_weights = weights or ({}, {})

@@ -13,10 +13,10 @@ class CheckpointStore:
 
     Attributes:
       filesystem: pyarrow filesystem; it can be pickled.
-      path: path of the folder on that filesystem.
+      path: Path of the folder on that filesystem.
 
     Args:
-      root: root of the workspace: a local folder that all nodes see under the same path, or gs://bucket/prefix.
+      root: Root of the workspace: a local folder that all nodes see under the same path, or gs://bucket/prefix.
     """
 
     def __init__(self, root: str) -> None:

@@ -42,9 +42,9 @@ class FinetuningResult:
     """Result of fine-tuning.
 
     Attributes:
-      heads: weights of the dual encoder; see DualEncoder.state.
-      towers: weights for Tower.assign, by modality; empty for a frozen tower.
-      history: see loop.TrainingResult.
+      heads: Weights of the dual encoder; see DualEncoder.state.
+      towers: Weights for Tower.assign, by modality; empty for a frozen tower.
+      history: See loop.TrainingResult.
     """
 
     heads: dict[str, Array]
@@ -64,7 +64,7 @@ def tunable_variables(tower: Any, part: str) -> dict[str, Any]:
       part: `frozen`, `full`, or `last_<k>_blocks` or `last_<k>_layers`.
 
     Raises:
-      UsageError: the tower has no such part.
+      UsageError: The tower has no such part.
     """
     if part == FROZEN:
         return {}
@@ -103,12 +103,12 @@ class FinetuningTask:
     """Fine-tuning of towers and heads; see loop.TrainingTask.
 
     Attributes:
-      data: features of the frozen towers; not used for towers that are fine-tuned.
-      specs: image tower and text tower.
-      uris, texts: images (paths or URIs) and captions, in the order of the rows of `data`.
-      heads: initial weights; see DualEncoder.state.
+      data: Features of the frozen towers; not used for towers that are fine-tuned.
+      specs: Image tower and text tower.
+      uris, texts: Images (paths or URIs) and captions, in the order of the rows of `data`.
+      heads: Initial weights; see DualEncoder.state.
       hashes: SHA-256 of each image by URI, by which the reader's cache finds it.
-      reader: reads the images.
+      reader: Reads the images.
     """
 
     config: TrainConfig
@@ -214,8 +214,8 @@ class FinetuningRun:
         """Returns the global batch's loss, and its gradients for the heads and for each fine-tuned tower.
 
         Args:
-          images, texts, text_ids: the result of `FinetuningTask.batch`.
-          seed: dropout seed, int32 [2], or None for no dropout.
+          images, texts, text_ids: The result of `FinetuningTask.batch`.
+          seed: Dropout seed, int32 [2], or None for no dropout.
         """
         inputs: dict[str, Any] = {}
         if "image" in self._towers:
@@ -281,9 +281,9 @@ class MicroBatchedTower:
     On a GPU, the layers of trainer.towers.layers multiply in bfloat16.
 
     Args:
-      tower: function from a batch of inputs to features, float32 [n, width].
-      variables: variables to train, by name.
-      size: number of inputs per micro-batch.
+      tower: Function from a batch of inputs to features, float32 [n, width].
+      variables: Variables to train, by name.
+      size: Number of inputs per micro-batch.
     """
 
     def __init__(self, tower: Callable[[Any], Any], variables: dict[str, Any], size: int) -> None:

@@ -48,7 +48,7 @@ class TrainingRun(Protocol):
     """State of a training task in one worker.
 
     Attributes:
-      step: function that trains on a batch with a dropout seed, int32 [2], and returns the global batch's loss.
+      step: Function that trains on a batch with a dropout seed, int32 [2], and returns the global batch's loss.
     """
 
     step: Callable[..., Any]
@@ -96,8 +96,8 @@ class TrainingTask(Protocol):
         Every worker must call this with a generator in the same state.
 
         Args:
-          rows: images of the global batch.
-          part: this worker's part of the rows.
+          rows: Images of the global batch.
+          part: This worker's part of the rows.
         """
 
 
@@ -106,8 +106,8 @@ class TrainingResult:
     """Result of training.
 
     Attributes:
-      weights: trained weights by name, as the task defines them.
-      history: for each epoch, `epoch` (from 1), the mean `loss`, the final `learning_rate` and `temperature`, and
+      weights: Trained weights by name, as the task defines them.
+      history: For each epoch, `epoch` (from 1), the mean `loss`, the final `learning_rate` and `temperature`, and
         `seconds`.
     """
 
@@ -122,13 +122,13 @@ def fit(task: TrainingTask, store: CheckpointStore, name: str, allocation: Alloc
     an error that would occur again ends training at once.
 
     Args:
-      store: storage of checkpoints.
-      name: name of the run, derived from everything that determines its result.
-      allocation: resources of the `task.config.workers` workers.
+      store: Storage of checkpoints.
+      name: Name of the run, derived from everything that determines its result.
+      allocation: Resources of the `task.config.workers` workers.
 
     Raises:
-      PermanentError: the loss is no longer finite, or a worker raised an error that another attempt would not change.
-      JobError: workers failed more than MAX_FAILURES times.
+      PermanentError: The loss is no longer finite, or a worker raised an error that another attempt would not change.
+      JobError: Workers failed more than MAX_FAILURES times.
     """
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -177,8 +177,8 @@ def _fit(trainer: Callable[[], Any], label: str) -> Any:
     """Returns the result of Ray Train; after failures of workers that may pass, continues from the last checkpoint.
 
     Args:
-      trainer: function that returns a trainer.
-      label: label of the task.
+      trainer: Function that returns a trainer.
+      label: Label of the task.
     """
     from ray.train import WorkerGroupError
 
@@ -272,14 +272,14 @@ def run_epochs(task: TrainingTask, run: TrainingRun, done: int, rank: int) -> It
     """Trains one worker's part of all epochs after the first `done` ones.
 
     Args:
-      run: state after `done` epochs.
-      rank: rank of this worker; all workers must run in step.
+      run: State after `done` epochs.
+      rank: Rank of this worker; all workers must run in step.
 
     Yields:
       After each epoch, its number (from 1), mean loss, learning rate, temperature and seconds.
 
     Raises:
-      DivergedError: the loss is no longer finite.
+      DivergedError: The loss is no longer finite.
     """
     config = task.config
     share, steps = batch_plan(config, task.images)

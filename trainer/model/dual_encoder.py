@@ -51,7 +51,7 @@ class DualEncoder(tf.Module):
         """Sets the feature statistics of heads that standardize their input.
 
         Args:
-          image_features, text_features: features of the training set, float32 [n, d].
+          image_features, text_features: Features of the training set, float32 [n, d].
         """
         for heads, features in ((self.image_heads, image_features), (self.text_heads, text_features)):
             mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)

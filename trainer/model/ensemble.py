@@ -43,7 +43,7 @@ class EnsembleHead(tf.Module):
     """The heads of one modality, combined by concatenation and projection; subclasses add the hubness dimension.
 
     Args:
-      heads: trained heads of one modality.
+      heads: Trained heads of one modality.
       axes: float32 [heads * dim of a head, dim]; None for a single head without projection.
     """
 
@@ -79,8 +79,8 @@ class _ImageHead(EnsembleHead):
     """Image head whose hubness dimension is the negative similarity to the bank, relative to the mean.
 
     Args:
-      strength: fraction of the similarity that is subtracted from a score.
-      temperature: temperature of the soft maximum over the bank; at least MIN_TEMPERATURE is used.
+      strength: Fraction of the similarity that is subtracted from a score.
+      temperature: Temperature of the soft maximum over the bank; at least MIN_TEMPERATURE is used.
       bank: float32 [captions, dim - 1], caption embeddings without the hubness dimension.
       images: float32 [n, dim - 1], image embeddings that determine the mean similarity.
     """
@@ -123,10 +123,10 @@ def combine_heads(
     """Combines the head pairs of a trained model into one image head and one text head.
 
     Args:
-      images, texts: features of the training set, float32 [n, d] and [m, d]; images are unaugmented.
-      dim: dimension of the combined embeddings.
-      hubness_correction: strength of the correction; with 0, a single pair of heads is returned unchanged.
-      seed: seed for sampling images and captions.
+      images, texts: Features of the training set, float32 [n, d] and [m, d]; images are unaugmented.
+      dim: Dimension of the combined embeddings.
+      hubness_correction: Strength of the correction; with 0, a single pair of heads is returned unchanged.
+      seed: Seed for sampling images and captions.
     """
     if _stays_single(model.image_heads, hubness_correction):
         return EnsembleHead(model.image_heads, None, "image"), EnsembleHead(model.text_heads, None, "text")

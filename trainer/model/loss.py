@@ -19,7 +19,7 @@ def info_nce(images: tf.Tensor, texts: tf.Tensor, text_ids: tf.Tensor, temperatu
       images: float32 [n, d], L2-normalised.
       texts: float32 [n, k, d], L2-normalised; texts[i] belong to images[i].
       text_ids: int32 [n, k], equal for identical texts.
-      temperature: scalar.
+      temperature: Scalar.
 
     Returns:
       Scalar, the mean of both directions.

@@ -16,10 +16,10 @@ class AdamW:
     """Updates variables by Adam with decoupled weight decay.
 
     Args:
-      variables: the variables to train.
-      rate: learning rate schedule.
-      decay: function from the step to the fraction by which weights decay in that step.
-      no_decay: variables without weight decay.
+      variables: The variables to train.
+      rate: Learning rate schedule.
+      decay: Function from the step to the fraction by which weights decay in that step.
+      no_decay: Variables without weight decay.
     """
 
     def __init__(

@@ -25,8 +25,8 @@ class Head(tf.Module):
     NumPy generates the initial weights from `seed`, so that all workers start with the same ones.
 
     Args:
-      dim: dimension of the shared space.
-      seed: seed of the initial weights.
+      dim: Dimension of the shared space.
+      seed: Seed of the initial weights.
       name: `image` or `text`; part of the weights' names.
     """
 
@@ -79,8 +79,8 @@ class WideHead(Head):
     """Head of the `best` preset: the sum of a linear map and a wide hidden layer, applied to standardized features.
 
     Args:
-      inputs: width of the features.
-      input_dropout, hidden_dropout: dropout rates.
+      inputs: Width of the features.
+      input_dropout, hidden_dropout: Dropout rates.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ def load_image_tower(spec: TowerSpec) -> ImageTower:
     """Loads an image tower.
 
     Raises:
-      UsageError: the package, handle, folder or file is missing, its weights have an unexpected hash, or the model does
+      UsageError: The package, handle, folder or file is missing, its weights have an unexpected hash, or the model does
         not take images.
     """
     from trainer.towers import keras_applications, packaged, saved_models
@@ -68,7 +68,7 @@ def choose_sequence_length(name: str, texts: Sequence[str]) -> int:
     The result has no effect for a tower with a built-in tokenizer.
 
     Raises:
-      UsageError: see `load_text_tower`.
+      UsageError: See `load_text_tower`.
     """
     from trainer.towers import packaged
 
@@ -83,7 +83,7 @@ def tower_specs(settings: TrainConfig, texts: Sequence[str]) -> tuple[TowerSpec,
     """Returns the specifications of the configured image tower and text tower.
 
     Args:
-      texts: captions, which determine the sequence length if `train.sequence_length` is not set.
+      texts: Captions, which determine the sequence length if `train.sequence_length` is not set.
     """
     layers: Layers = "last" if settings.preset == "recipe2022" else "several"
     return (

@@ -27,9 +27,9 @@ class TowerSpec:
 
     Attributes:
       modality: `image` or `text`.
-      name: name in the configuration; see trainer.towers.
-      layers: see Layers; applies only to packaged towers.
-      sequence_length: maximum number of tokens that a text tower reads.
+      name: Name in the configuration; see trainer.towers.
+      layers: See Layers; applies only to packaged towers.
+      sequence_length: Maximum number of tokens that a text tower reads.
     """
 
     modality: Literal["image", "text"]
@@ -42,8 +42,8 @@ class Tower(tf.Module):
     """Base class of image towers and text towers.
 
     Attributes:
-      width: length of a feature vector.
-      fingerprint: hash of the weights and of the computation.
+      width: Length of a feature vector.
+      fingerprint: Hash of the weights and of the computation.
     """
 
     width: int
@@ -53,10 +53,10 @@ class Tower(tf.Module):
         """Returns the variables that fine-tuning may change, by name.
 
         Args:
-          last: number of blocks or layers at the tower's end; None for the whole tower.
+          last: Number of blocks or layers at the tower's end; None for the whole tower.
 
         Raises:
-          UsageError: the tower has no such part, or no trainable variables.
+          UsageError: The tower has no such part, or no trainable variables.
         """
         raise UsageError("this tower cannot be fine-tuned; leave it frozen (train.tune_image, train.tune_text)")
 
@@ -74,7 +74,7 @@ class ImageTower(Tower):
     """Maps images to features.
 
     Attributes:
-      preprocessing: preprocessing of this tower's input.
+      preprocessing: Preprocessing of this tower's input.
     """
 
     preprocessing: Preprocessing
@@ -88,8 +88,8 @@ class TextTower(Tower):
     """Maps texts to features.
 
     Attributes:
-      sequence_length: maximum number of tokens; 0 for a model with a built-in tokenizer.
-      tokenizer: tokenizer of the texts; None for a model with a built-in tokenizer.
+      sequence_length: Maximum number of tokens; 0 for a model with a built-in tokenizer.
+      tokenizer: Tokenizer of the texts; None for a model with a built-in tokenizer.
     """
 
     sequence_length: int = 0

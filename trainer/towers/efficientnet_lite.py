@@ -39,14 +39,14 @@ class EfficientNetLite(tf.Module):
     """EfficientNet-Lite without its classifier.
 
     Args:
-      weights: tensors by their PyTorch names (`_blocks.0._bn1.weight`), in PyTorch's layouts.
-      depth: depth coefficient; 1.0 for Lite0.
+      weights: Tensors by their PyTorch names (`_blocks.0._bn1.weight`), in PyTorch's layouts.
+      depth: Depth coefficient; 1.0 for Lite0.
 
     Attributes:
-      widths: lengths of the vectors that `stages` returns, by name.
+      widths: Lengths of the vectors that `stages` returns, by name.
 
     Raises:
-      UsageError: the weights have a different depth.
+      UsageError: The weights have a different depth.
     """
 
     def __init__(self, weights: Mapping[str, Array], depth: float) -> None:

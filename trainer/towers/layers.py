@@ -37,7 +37,7 @@ class ActivationRanges:
     """Maximum absolute values of the inputs and outputs of dense layers.
 
     Attributes:
-      layers: pairs (float32 [inputs], float32 [outputs]), one per layer in the order of calls.
+      layers: Pairs (float32 [inputs], float32 [outputs]), one per layer in the order of calls.
     """
 
     layers: list[tuple[Array, Array]] = field(default_factory=list)
@@ -48,9 +48,9 @@ class _Pass:
     """State of one pass through a network.
 
     Attributes:
-      ranges: activation ranges to observe, or to quantize with; None for layers without static quantization.
-      observing: whether the pass observes ranges, instead of tracing for export.
-      called: number of dense layers called so far.
+      ranges: Activation ranges to observe, or to quantize with; None for layers without static quantization.
+      observing: Whether the pass observes ranges, instead of tracing for export.
+      called: Number of dense layers called so far.
     """
 
     ranges: ActivationRanges | None

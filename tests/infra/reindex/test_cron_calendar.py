@@ -33,10 +33,10 @@ class Expression:
     """An expression and what it means.
 
     Attributes:
-      text: five fields.
-      fields: minutes, hours, days, months and weekdays (Sunday is 0).
-      either: whether the day of the month or that of the week is enough.
-      dense: whether it is due many times a day; it is then compared in the days around each change of the clock.
+      text: Five fields.
+      fields: Minutes, hours, days, months and weekdays (Sunday is 0).
+      either: Whether the day of the month or that of the week is enough.
+      dense: Whether it is due many times a day; it is then compared in the days around each change of the clock.
     """
 
     text: str

@@ -21,8 +21,8 @@ def sample(text: str = "a dog", failed: bool = False, **changes: Any) -> Report:
     """Returns the report of a passed check, or of one with three failed gates.
 
     Args:
-      text: text of every query, id, detail, reason and setting.
-      changes: fields to replace.
+      text: Text of every query, id, detail, reason and setting.
+      changes: Fields to replace.
     """
     gates = (
         Gate("codes", 2.0 if failed else 0.0, 0.0, not failed, text),

@@ -17,8 +17,8 @@ def run(strategy: Any, folder: Path, rank: int, workers: int, tower: str) -> Non
     """Writes this worker's results to a folder.
 
     Args:
-      strategy: strategy that spans all workers.
-      tower: folder of a tiny image tower and of its images.
+      strategy: Strategy that spans all workers.
+      tower: Folder of a tiny image tower and of its images.
     """
     import tensorflow as tf
 
