@@ -121,11 +121,19 @@ def pruned(found: PruneResult) -> str:
     verb = "would be deleted" if found.dry_run else "deleted"
     lines = [f"{verb}: release {id}" for id in found.releases]
     lines += [f"{verb}: incomplete release {id}" for id in found.unfinished]
-    lines.append(
-        f"{len(found.releases) + len(found.unfinished)} releases ({found.bytes / 1e6:.1f} MB), {found.refusals} "
-        f"refusals and {found.temporary} temporary files {verb}; {found.kept} releases kept"
-    )
+    counts = []
+    if releases := len(found.releases) + len(found.unfinished):
+        counts.append(f"{_count(releases, 'release')} ({found.bytes / 1e6:.1f} MB)")
+    if found.refusals:
+        counts.append(_count(found.refusals, "record") + " of refused publications")
+    if found.temporary:
+        counts.append(_count(found.temporary, "temporary file"))
+    lines.append(f"{verb}: {', '.join(counts) or 'nothing'}; kept: {_count(found.kept, 'release')}")
     return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def status(found: Status) -> str:

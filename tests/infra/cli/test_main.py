@@ -162,7 +162,7 @@ def test_releases_are_listed_promoted_and_pruned(tmp_path: Path) -> None:
     assert re.search(rf"{ids[0]} .* 0.970 .* production, staging\n  check check-c-True passed all its gates", output)
     assert re.search(r"check-d-False .* staging .* did not pass its check.*\n  recall_at_10: 0.97", output)
     assert _invoke("prune", *options, "--min-age", "soon").exit_code == 2
-    assert "0 releases" in _invoke("prune", *options, "--keep", "1", "--min-age", "1h").output
+    assert "deleted: nothing" in _invoke("prune", *options, "--keep", "1", "--min-age", "1h").output
     arguments = ["prune", *options, "--keep", "1", "--min-age", "0d"]
     assert f"would be deleted: release {ids[2]}" in _invoke(*arguments, "--dry-run").output
     assert json.loads(_invoke(*arguments, "--json").stdout)["releases"] == [ids[2]]

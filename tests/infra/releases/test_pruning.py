@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.cli import summaries
 from infra.releases import channels, tombstones
 from infra.releases.pruning import prune
 from infra.releases.releases import list_refusals, list_releases, live_release, promote, publish
@@ -130,6 +131,15 @@ def test_refusals_are_pruned_too(workspace: Workspace) -> None:
     assert prune(workspace, keep=1, min_age_days=1).refusals == 0
     assert prune(workspace, keep=1, min_age_days=0).refusals == 2
     assert [refusal.check for refusal in list_refusals(workspace)] == ["check-c-False"]
+
+
+def test_the_result_names_only_what_was_deleted(workspace: Workspace) -> None:
+    oldest, _ = _publish(workspace, "a", "b")
+    assert summaries.pruned(prune(workspace, keep=1, min_age_days=0)) == "deleted: nothing; kept: 2 releases"
+    _publish(workspace, "c")
+    lines = summaries.pruned(prune(workspace, keep=1, min_age_days=0, dry_run=True)).splitlines()
+    assert lines[0] == f"would be deleted: release {oldest}"
+    assert lines[1].startswith("would be deleted: 1 release (") and lines[1].endswith(" MB); kept: 2 releases")
 
 
 def test_a_damaged_release_is_pruned(workspace: Workspace) -> None:
