@@ -110,8 +110,9 @@ def _offset(zone: ZoneInfo, time: datetime) -> int:
 
 def _matches(expression: Expression, clock: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Returns which of the minutes that a clock shows match the expression's fields."""
-    days, first = np.unique(clock // 1440, return_inverse=True)
-    dates = [datetime(1970, 1, 1) + timedelta(days=int(day)) for day in days]
+    days = clock // 1440
+    first = int(days.min())
+    dates = [datetime(1970, 1, 1) + timedelta(days=day) for day in range(first, int(days.max()) + 1)]
     minutes, hours, month_days, months, weekdays = expression.fields
     either = any if expression.either else all
     due = [
@@ -119,7 +120,7 @@ def _matches(expression: Expression, clock: npt.NDArray[np.int64]) -> npt.NDArra
     ]
     daily = np.zeros(1440, bool)
     daily[[60 * hour + minute for hour in hours for minute in minutes]] = True
-    return np.array(due)[first] & daily[clock % 1440]
+    return np.array(due)[days - first] & daily[clock % 1440]
 
 
 def _calendar(expression: Expression, clock: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
