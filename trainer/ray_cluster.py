@@ -8,8 +8,10 @@ import math
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10
 """Timeout for connecting to a cluster."""
+
+MIN_FREE_BYTES = 100_000_000
+"""Free space that a local cluster needs in the folder for temporary files, for logs and sockets."""
 
 ATTEMPTS = 3
 """Maximum number of attempts to start a local cluster."""
@@ -45,7 +50,7 @@ def ray_cluster(config: TrainConfig, gpus: int | None = None) -> Iterator[None]:
         all of the machine's.
 
     Raises:
-      JobError: The cluster is unreachable or cannot be started.
+      JobError: The cluster is unreachable or cannot be started, or the disk of a local one is full.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Keep Ray from shipping the working directory of a `uv run` command to its workers.
@@ -74,6 +79,8 @@ def ray_cluster(config: TrainConfig, gpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if not address:
+        require_free_space()
     handlers = _signal_handlers()
     variables = {"PYTHONPATH": python_path(), "TF_CPP_MIN_LOG_LEVEL": "3"}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -100,6 +107,21 @@ def ray_cluster(config: TrainConfig, gpus: int | None = None) -> Iterator[None]:
     finally:
         ray.shutdown()
         _restore_handlers(handlers)
+
+
+def require_free_space() -> None:
+    """Checks that the folder for temporary files has room, without which Ray's processes fail and restart forever.
+
+    Raises:
+      JobError: It has not.
+    """
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        raise JobError(
+            f"{folder} has {free / 1e6:.0f} MB left, and Ray needs {MIN_FREE_BYTES / 1e6:.0f} MB for its files; free "
+            "some space there, or set TMPDIR to another folder"
+        )
 
 
 def _usable_gpus() -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import tensorflow as tf
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.train import WorkerGroupError
 
-from searchforge.errors import UsageError
-from trainer.ray_cluster import Allocation, allocate, failure_may_pass
+from searchforge.errors import JobError, UsageError
+from trainer.ray_cluster import Allocation, allocate, failure_may_pass, require_free_space
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,13 @@ def test_the_log_says_what_is_used_and_how_to_use_the_rest(allocation: Allocatio
 
 def _aborted() -> Exception:
     return tf.errors.AbortedError(None, None, "Collective ops is aborted")
+
+
+def test_a_full_folder_for_temporary_files_is_reported_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_free_space()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    with pytest.raises(JobError, match=r"has 0 MB left, and Ray needs 100 MB for its files; free some space there"):
+        require_free_space()
 
 
 def test_lost_workers_may_be_replaced_whatever_the_others_raised() -> None:

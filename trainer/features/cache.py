@@ -8,6 +8,7 @@ the cache need computing.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -78,12 +79,16 @@ class FeatureCache:
         """
         folder = self._root / name
         path = folder / f"{content_id(list(keys))}.npz"
+        content = io.BytesIO()  # NumPy's writer prints a stack trace if the disk is full
+        np.savez(content, keys=np.array(keys, "S64"), values=values)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
-                np.savez(file, keys=np.array(keys, "S64"), values=values)
+                file.write(content.getbuffer())
         except OSError as error:
-            raise JobError(f"cannot write features to {folder}: {error.strerror}") from error
+            raise JobError(
+                f"features cannot be written to {folder}: {error.strerror}; free some space in the workspace"
+            ) from error
         return {key: (path, row) for row, key in enumerate(keys)}
 
     def gather(self, keys: Sequence[str], rows: Mapping[str, tuple[Path, int]]) -> Array:
