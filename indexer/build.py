@@ -33,6 +33,7 @@ from searchforge.artifacts.encoder import TFLITE_FILES, EncoderInfo
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.searcher import IMAGE_SEARCHER, INDEX, SEARCHERS, TEXT_SEARCHER
 from searchforge.artifacts.workspace import Workspace
+from searchforge.captions.query_texts import uses_texts
 from searchforge.config import Config, IndexConfig
 from searchforge.errors import JobError
 from searchforge.hashing import content_id, sha256_file
@@ -126,7 +127,8 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def _choose_texts(config: Config, workspace: Workspace, manifest: Manifest, bundle: EncoderInfo) -> QueryTexts | None:
-    """Returns the texts to tune with; of a text corpus without captions, its own texts serve as queries."""
+    """Returns the texts to tune with, or None if items of the corpus serve as queries."""
+    others = uses_texts(config.data, bundle.kinds, manifest.modality)
     if "text" not in bundle.kinds:
         return None
 
@@ -134,7 +136,7 @@ def _choose_texts(config: Config, workspace: Workspace, manifest: Manifest, bund
         encoder = _verified_encoders(workspace.local("encoders", bundle.id), bundle)[TEXT_SEARCHER]
         return embed_texts(encoder, texts, workspace.cache("queries"))
 
-    return choose_texts(config, embed if manifest.modality == "images" else None)
+    return choose_texts(config, embed if others else None)
 
 
 def _write(

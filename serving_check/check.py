@@ -18,7 +18,7 @@ from searchforge.artifacts.encoder import TEXT_TFLITE, EncoderInfo, InputKind
 from searchforge.artifacts.manifest import Manifest
 from searchforge.artifacts.searcher import SEARCHERS
 from searchforge.artifacts.workspace import Workspace
-from searchforge.captions.dataset import has_captions
+from searchforge.captions.query_texts import uses_texts
 from searchforge.config import CheckConfig, Config
 from searchforge.errors import UsageError
 from searchforge.hashing import content_id, sha256_file
@@ -87,7 +87,7 @@ def check(
     captioned = held_out(config, build.get("config", {}).get("seed", config.index.seed))
     wanted, seed = config.check.queries, config.check.seed
     uncaptioned = Queries([], [], [])
-    if not has_captions(config.data) and "text" in bundle.kinds and manifest.modality == "images":
+    if uses_texts(config.data, bundle.kinds, manifest.modality):
         source = other_texts(config, encoders / TEXT_TFLITE)
         if source:
             uncaptioned = unrelated_queries(list(source.sample("check", wanted, seed)), source.source)

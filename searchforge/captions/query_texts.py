@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from searchforge.captions.dataset import random_rank
+from searchforge.artifacts.encoder import InputKind
+from searchforge.artifacts.manifest import Modality
+from searchforge.captions.dataset import has_captions, random_rank
 from searchforge.config import DataConfig
 from searchforge.hashing import sha256_bytes
 from searchforge.queries.everyday_texts import everyday_texts
 from searchforge.queries.query_log import normal_form, read_query_log
+
+logger = logging.getLogger(__name__)
 
 TextSource = Literal["query_log", "everyday_text"]
 """Where texts come from."""
@@ -92,6 +97,26 @@ def degeneracy(embeddings: npt.NDArray[np.float32]) -> str | None:
     if count > 1 and cosine > _MAX_COSINE:
         return f"the encoder embeds all of these texts alike (mean cosine {cosine:.3f})"
     return None
+
+
+def uses_texts(data: DataConfig, kinds: Collection[InputKind], modality: Modality) -> bool:
+    """Returns whether an index is tuned and checked with one of these sources; logs if a query log is not used.
+
+    Args:
+      kinds: Kinds of input that the encoder embeds.
+      modality: What the corpus consists of.
+    """
+    if "text" not in kinds:
+        reason = "the encoder does not embed texts"
+    elif has_captions(data):
+        reason = "there are captions"
+    elif modality == "texts":
+        reason = "the texts of the corpus are the queries"
+    else:
+        return True
+    if data.queries:
+        logger.warning(f"query log {data.queries} is not used: {reason}")
+    return False
 
 
 def choose_source(

@@ -141,6 +141,14 @@ def test_an_index_is_tuned_again_when_better_queries_are_known(corpus: TinyCorpu
     assert again["quantizer"] == better["quantizer"]
 
 
+def test_a_query_log_that_is_not_used_is_reported(tmp_path: Path, log: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = make_corpus(tmp_path, COUNT, data__queries=str(log))
+    with caplog.at_level(logging.WARNING):
+        build = build_index(made.config, "corpus")
+    assert build["training"]["tuning"]["query_kind"] == "caption"
+    assert f"query log {log} is not used: there are captions" in caplog.text
+
+
 def test_commands_take_a_query_log(corpus: TinyCorpus, log: Path) -> None:
     options = ["--workspace", corpus.workspace.root, "--queries", str(log)]
     built = CliRunner().invoke(main, ["index", *options])

@@ -116,6 +116,20 @@ def test_both_are_queried_and_another_live_release_requires_another_check(built:
     assert check(corpus.config, good, release(corpus, good, "r3", **before["figures"])) == before
 
 
+def test_recall_of_other_queries_is_not_compared(built: Built) -> None:
+    """The recall of queries of one kind says nothing about that of another."""
+    good, before = built.searcher, built.check()
+    few = built.corpus.config.index.model_copy(update={"partitions": 20, "recall_at_10": 0.9})
+    other = build_index(built.corpus.config.model_copy(update={"index": few}), "corpus")["id"]
+    figures = {**before["figures"], "query_kind": "image", "recall_at_10": 1.0}
+    report = check(built.corpus.config, other, release(built.corpus, good, **figures))
+    assert "live_recall_at_10" not in {gate["name"] for gate in report["gates"]}
+    assert report["live"]["note"] == (
+        "recall@10 is not compared: this check asked with held-out captions, that of the live release with images of "
+        "the corpus"
+    )
+
+
 def test_an_unreachable_live_release_is_logged_and_fails_no_gate(
     built: Built, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
