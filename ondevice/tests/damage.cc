@@ -9,10 +9,10 @@
 #include <memory>
 #include <random>
 
-#include "bytes.h"
-#include "crc32c.h"
+#include "base/bytes.h"
+#include "table/crc32c.h"
 #include "program.h"
-#include "table.h"
+#include "table/table.h"
 
 namespace {
 

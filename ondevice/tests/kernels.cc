@@ -1,5 +1,5 @@
 // Compares the kernels of every instruction set that this processor has with the portable ones, which must be equal bit by bit.
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,4 +1,4 @@
-"""Writes cpp/delimiters.inc: the characters beyond ASCII that the Task Library's BertTokenizer splits off.
+"""Writes cpp/text/delimiters.inc: the characters beyond ASCII that the Task Library's BertTokenizer splits off.
 
 They are the punctuation of Unicode 15 (categories P*) and the blocks of Chinese characters in its regular expression.
 Run as `python ondevice/tools/write_delimiters.py`.
@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-OUTPUT = Path(__file__).parent.parent / "cpp" / "delimiters.inc"
+OUTPUT = Path(__file__).parent.parent / "cpp" / "text" / "delimiters.inc"
 
 CHINESE = (
     (0x3400, 0x4DBF),
