@@ -141,13 +141,17 @@ def _calendar(expression: Expression, clock: Clock) -> npt.NDArray[np.int64]:
 
 
 def _compare(zone: str, days: int, expressions: tuple[Expression, ...], clock: Clock) -> int:
-    """Compares the due times in a zone; returns their number."""
+    """Compares the due times in a zone, in the first two years and around each later change; returns their number."""
     count, end = 0, 1440 * (days - 2)
+    two_years = min(end, 1440 * 731)
     for expression in expressions:
         calendar = _calendar(expression, clock)
         trigger = cron.CronTrigger(ScheduleConfig(cron=expression.text, timezone=zone))
-        spans = [(max(0, change - 1440), min(end, change + 1440)) for change in clock.changes()]
-        for first, last in spans if expression.dense else [(0, end)]:
+        around = 1440 * (1 if expression.dense else 32)
+        spans = [(max(0, change - around), min(end, change + around)) for change in clock.changes()]
+        if not expression.dense:
+            spans = [(0, two_years), *(span for span in spans if span[1] > two_years)]
+        for first, last in spans:
             wanted = calendar[(calendar > first) & (calendar <= last)]
             minutes = ((due - START) // timedelta(minutes=1) for due in trigger.times(START + timedelta(minutes=first)))
             found = list(itertools.takewhile(last.__ge__, minutes))
