@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from indexer.corpus.shard_file import ShardFile, StoredShard
 from indexer.corpus.shard_reader import read_shard
-from searchforge.artifacts.manifest import Manifest, ShardInfo, verified_shards
+from searchforge.artifacts.manifest import Manifest, ShardInfo, describe_rejects, verified_shards
 from searchforge.artifacts.workspace import Workspace
 from searchforge.errors import UsageError
 
@@ -58,8 +58,8 @@ def require_images(manifest: Manifest) -> None:
     """Raises UsageError if an embedding run contains no items."""
     if not manifest.records:
         raise UsageError(
-            f"embeddings {manifest.id} contain no items ({manifest.inputs} inputs, {manifest.rejected} rejected: "
-            f"{manifest.rejected_by_reason}); there is nothing to index"
+            f"embeddings {manifest.id} contain no items ({manifest.inputs} inputs, "
+            f"{describe_rejects(manifest.rejected_by_reason)}); there is nothing to index"
         )
 
 

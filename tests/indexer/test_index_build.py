@@ -109,7 +109,7 @@ def test_embeddings_from_another_encoder_are_rejected(tmp_path: Path) -> None:
 
 def test_more_partitions_than_images_are_rejected(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path, count=20, index__partitions=21)
-    with pytest.raises(UsageError, match="partitions is 21, but the corpus has 20 images"):
+    with pytest.raises(UsageError, match="partitions is 21, but the corpus has 20 items"):
         build_index(corpus.config, "corpus")
 
 
@@ -121,7 +121,7 @@ def test_the_command_builds_a_searcher_and_reports_errors(tmp_path: Path) -> Non
     assert json.loads(built.stdout)["parameters"]["lut_type"] == "int8"
     refused = CliRunner().invoke(main, [*arguments, "--partitions", "21"])
     assert refused.exit_code == 2
-    assert "partitions is 21, but the corpus has 20 images" in refused.output
+    assert "partitions is 21, but the corpus has 20 items" in refused.output
     unknown = CliRunner().invoke(main, ["--workspace", corpus.workspace.root, "--embeddings", "other"])
     assert unknown.exit_code == 2
     assert "existing: corpus" in unknown.output

@@ -32,7 +32,7 @@ def shared_keys(shards: Sequence[Shard]) -> np.ndarray:
 
 
 def test_an_empty_corpus_is_rejected(workspace: Workspace) -> None:
-    with pytest.raises(UsageError, match="contain no images"):
+    with pytest.raises(UsageError, match="contain no items"):
         open_corpus(workspace, commit_embeddings(workspace, [], shards=1))
 
 

@@ -23,7 +23,7 @@ def test_scenes_are_a_captioned_corpus(tmp_path: Path) -> None:
     assert (len(read.images), len(split.train), len(split.heldout)) == (50, 45, 5)
     for image in read.images:
         assert len(set(image.captions)) == 5
-        with Image.open(image.path) as picture:
+        with Image.open(image.uri) as picture:
             assert (picture.size, picture.mode) == ((224, 224), "RGB")
 
 
