@@ -91,10 +91,10 @@ Status Index::Search(const float* query, size_t dim, size_t k, uint32_t partitio
                            "; embed it with the encoder of this index");
   }
   if (partitions > shape_.partitions) {
-    return InvalidArgument(std::to_string(partitions) + " partitions were asked for, but the index has " +
-                           std::to_string(shape_.partitions) + "; ask for 1 to that, or for 0, the index's own number");
+    return InvalidArgument(std::to_string(partitions) + " partitions to search were given, expected 1 to " +
+                           std::to_string(shape_.partitions) + ", or 0 for the index's own number");
   }
-  if (k == 0) return InvalidArgument("0 hits were asked for; ask for 1 or more");
+  if (k == 0) return InvalidArgument("k is 0, expected 1 or more");
   if (!std::all_of(query, query + dim, [](float number) { return std::isfinite(number); })) {
     return InvalidArgument("the query contains NaN or infinity; check the encoder's output");
   }
